@@ -1,0 +1,158 @@
+//! Adam with PyTorch's semantics and a state that can be saved.
+
+use std::collections::BTreeMap;
+
+use candle_core::backprop::GradStore;
+use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor, Var, bail};
+use rayon::prelude::*;
+
+use crate::cpu;
+
+/// Adam's settings; the defaults are PyTorch's (no weight decay).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamConfig {
+    /// Learning rate.
+    pub lr: f64,
+    /// Decay of the running mean of the gradients.
+    pub beta1: f64,
+    /// Decay of the running mean of the squared gradients.
+    pub beta2: f64,
+    /// Added to the denominator.
+    pub eps: f64,
+    /// L2 penalty, added to the gradient (`torch.optim.Adam`, not AdamW).
+    pub weight_decay: f64,
+}
+
+impl Default for AdamConfig {
+    fn default() -> Self {
+        Self { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 }
+    }
+}
+
+/// What Adam remembers of one parameter; each vector has an entry for each element, row-major.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Moments {
+    /// Running mean of the gradients.
+    pub first: Vec<f32>,
+    /// Running mean of the squared gradients.
+    pub second: Vec<f32>,
+}
+
+/// Adam (Kingma and Ba, 2015, algorithm 1), as `torch.optim.Adam` computes it.
+///
+/// All of its state is public, by parameter name, so that a run can be saved and go on exactly.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Adam {
+    /// The settings; `lr` may be changed between steps.
+    pub config: AdamConfig,
+    /// Steps taken so far.
+    pub steps: u64,
+    /// The moments of each parameter, by name; a parameter gets its entry at its first step.
+    pub moments: BTreeMap<String, Moments>,
+}
+
+impl Adam {
+    /// An optimiser that has not taken a step.
+    pub fn new(config: AdamConfig) -> Self {
+        Self { config, ..Self::default() }
+    }
+
+    /// Takes one step: changes every parameter that has a gradient.
+    ///
+    /// # Errors
+    /// When a parameter is not a contiguous f32 tensor on the CPU, or saved moments don't have its size.
+    pub fn step(&mut self, parameters: &BTreeMap<String, Var>, grads: &GradStore) -> Result<()> {
+        self.steps += 1;
+        for (name, parameter) in parameters {
+            let Some(grad) = grads.get(parameter.as_tensor()) else { continue };
+            let moments = match self.moments.get_mut(name) {
+                Some(moments) => moments,
+                None => self.moments.entry(name.clone()).or_default(),
+            };
+            let len = parameter.elem_count();
+            if moments.first.is_empty() {
+                moments.first.resize(len, 0.0);
+                moments.second.resize(len, 0.0);
+            }
+            if moments.first.len() != len || moments.second.len() != len {
+                bail!(
+                    "adam: the saved moments of {name} have {} and {} elements, the parameter has {len}",
+                    moments.first.len(),
+                    moments.second.len()
+                );
+            }
+            cpu::with_slice("adam", grad, |grad| {
+                update(parameter, grad, moments, self.steps, &self.config)
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// One parameter's step.
+fn update(
+    parameter: &Tensor,
+    grad: &[f32],
+    moments: &mut Moments,
+    step: u64,
+    config: &AdamConfig,
+) -> Result<()> {
+    let step = i32::try_from(step).unwrap_or(i32::MAX);
+    let op = AdamUpdate {
+        grad,
+        moments: std::sync::Mutex::new(moments),
+        step_size: config.lr / (1.0 - config.beta1.powi(step)),
+        bias_correction2_sqrt: (1.0 - config.beta2.powi(step)).sqrt(),
+        config,
+    };
+    parameter.inplace_op1(&op)
+}
+
+struct AdamUpdate<'a> {
+    grad: &'a [f32],
+    // `cpu_fwd` gets the operation by shared reference.
+    moments: std::sync::Mutex<&'a mut Moments>,
+    step_size: f64,
+    bias_correction2_sqrt: f64,
+    config: &'a AdamConfig,
+}
+
+/// Elements a thread takes at a time.
+const CHUNK: usize = 1 << 14;
+
+impl InplaceOp1 for AdamUpdate<'_> {
+    fn name(&self) -> &'static str {
+        "adam"
+    }
+
+    fn cpu_fwd(&self, parameter: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let CpuStorage::F32(parameter) = parameter else { bail!("adam: expected f32 parameters") };
+        let Some((from, to)) = layout.contiguous_offsets() else {
+            bail!("adam: a parameter of shape {:?} is not contiguous", layout.shape())
+        };
+        let parameter = &mut parameter[from..to];
+        let (beta1, beta2) = (self.config.beta1 as f32, self.config.beta2 as f32);
+        let (rest1, rest2) = ((1.0 - self.config.beta1) as f32, (1.0 - self.config.beta2) as f32);
+        let weight_decay = self.config.weight_decay as f32;
+        let eps = self.config.eps as f32;
+        let step_size = self.step_size as f32;
+        let root = self.bias_correction2_sqrt as f32;
+        let mut moments = self.moments.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let Moments { first, second } = &mut **moments;
+        parameter
+            .par_chunks_mut(CHUNK)
+            .zip(self.grad.par_chunks(CHUNK))
+            .zip(first.par_chunks_mut(CHUNK))
+            .zip(second.par_chunks_mut(CHUNK))
+            .for_each(|(((parameter, grad), first), second)| {
+                let elements = parameter.iter_mut().zip(grad).zip(first).zip(second);
+                for (((parameter, &grad), first), second) in elements {
+                    let grad = grad + weight_decay * *parameter;
+                    *first = beta1 * *first + rest1 * grad;
+                    *second = beta2 * *second + rest2 * grad * grad;
+                    *parameter -= step_size * *first / (second.sqrt() / root + eps);
+                }
+            });
+        Ok(())
+    }
+}

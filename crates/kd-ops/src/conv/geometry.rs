@@ -1,0 +1,95 @@
+//! The sizes of one convolution.
+
+use candle_core::{Result, bail};
+
+use super::Conv2dConfig;
+
+/// All sizes of one convolution, checked.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Geometry {
+    pub(crate) batch: usize,
+    pub(crate) in_channels: usize,
+    pub(crate) height: usize,
+    pub(crate) width: usize,
+    pub(crate) out_channels: usize,
+    pub(crate) kernel_height: usize,
+    pub(crate) kernel_width: usize,
+    pub(crate) stride: usize,
+    pub(crate) padding: usize,
+    pub(crate) dilation: usize,
+    pub(crate) out_height: usize,
+    pub(crate) out_width: usize,
+}
+
+impl Geometry {
+    pub(crate) fn new(x: &[usize], weight: &[usize], config: &Conv2dConfig) -> Result<Self> {
+        let (&[batch, in_channels, height, width], &[out_channels, weight_in, kh, kw]) =
+            (x, weight)
+        else {
+            bail!(
+                "conv2d: expected x [N, I, H, W] and weight [O, I, kh, kw], got x {x:?} and weight {weight:?}"
+            )
+        };
+        let &Conv2dConfig { stride, padding, dilation, .. } = config;
+        if in_channels != weight_in {
+            bail!("conv2d: x has {in_channels} channels, weight {weight:?} takes {weight_in}");
+        }
+        if stride == 0 || dilation == 0 {
+            bail!(
+                "conv2d: stride and dilation must be at least 1, got stride {stride} and dilation {dilation}"
+            );
+        }
+        if kh == 0 || kw == 0 || in_channels == 0 || out_channels == 0 {
+            bail!("conv2d: a weight of shape {weight:?} has no entries");
+        }
+        let out = |size: usize, kernel: usize| {
+            let window = dilation.checked_mul(kernel - 1)?.checked_add(1)?;
+            let padded = padding.checked_mul(2)?.checked_add(size)?;
+            Some(padded.checked_sub(window)? / stride + 1)
+        };
+        let (Some(out_height), Some(out_width)) = (out(height, kh), out(width, kw)) else {
+            bail!(
+                "conv2d: a {kh}x{kw} window with dilation {dilation} does not fit in {height}x{width} pixels with padding {padding}"
+            )
+        };
+        Ok(Self {
+            batch,
+            in_channels,
+            height,
+            width,
+            out_channels,
+            kernel_height: kh,
+            kernel_width: kw,
+            stride,
+            padding,
+            dilation,
+            out_height,
+            out_width,
+        })
+    }
+
+    /// Numbers in one image.
+    pub(crate) fn in_len(&self) -> usize {
+        self.in_channels * self.height * self.width
+    }
+
+    /// Pixels of one output map.
+    pub(crate) fn out_pixels(&self) -> usize {
+        self.out_height * self.out_width
+    }
+
+    /// Numbers in one output image.
+    pub(crate) fn out_len(&self) -> usize {
+        self.out_channels * self.out_pixels()
+    }
+
+    /// Entries of one output channel's weight.
+    pub(crate) fn window_len(&self) -> usize {
+        self.in_channels * self.kernel_height * self.kernel_width
+    }
+
+    /// Numbers in the weight.
+    pub(crate) fn weight_len(&self) -> usize {
+        self.out_channels * self.window_len()
+    }
+}

@@ -1,0 +1,74 @@
+//! Dropout whose masks come from a seed, so that a run can be repeated and resumed.
+
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use crate::cpu;
+
+/// What the masks of one training step depend on: the same key gives the same masks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DropoutKey {
+    /// The run's seed.
+    pub seed: u64,
+    /// The number of the training step, counted from the start of the run.
+    pub step: u64,
+}
+
+/// Sets each element to zero with probability `p` and divides the others by `1 - p`.
+///
+/// The mask depends on `key`, on `layer` (a number of its own for each dropout layer of a
+/// network) and on the element's position alone. `x` is f32, of any shape. Use it in training
+/// only: in evaluation a dropout layer does nothing.
+///
+/// Srivastava et al., "Dropout" (2014), in the "inverted" form that PyTorch uses.
+///
+/// # Errors
+/// When `p` is not in [0, 1) or `x` is not f32.
+pub fn dropout(x: &Tensor, p: f64, key: DropoutKey, layer: u64) -> Result<Tensor> {
+    if !(0.0..1.0).contains(&p) {
+        bail!("dropout: expected a probability in [0, 1), got {p}");
+    }
+    if p == 0.0 {
+        return Ok(x.clone());
+    }
+    x.contiguous()?.apply_op1(Dropout { p, key, layer })
+}
+
+struct Dropout {
+    p: f64,
+    key: DropoutKey,
+    layer: u64,
+}
+
+impl Dropout {
+    /// `x` times mask: the same in both directions.
+    fn apply(&self, x: &[f32]) -> Vec<f32> {
+        // A generator for the step: key from seed and step, stream from the layer.
+        let mut seed = [0; 32];
+        seed[..8].copy_from_slice(&self.key.seed.to_le_bytes());
+        seed[8..16].copy_from_slice(&self.key.step.to_le_bytes());
+        seed[16..].copy_from_slice(b"kd-ops dropout 1");
+        let mut rng = ChaCha8Rng::from_seed(seed);
+        rng.set_stream(self.layer);
+        let scale = (1.0 / (1.0 - self.p)) as f32;
+        let dropped_below = (self.p * (1u64 << 32) as f64) as u32;
+        x.iter().map(|x| if rng.next_u32() < dropped_below { 0.0 } else { x * scale }).collect()
+    }
+}
+
+impl CustomOp1 for Dropout {
+    fn name(&self) -> &'static str {
+        "dropout"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let x = cpu::slice(self.name(), storage, layout)?;
+        Ok((CpuStorage::F32(self.apply(x)), layout.shape().clone()))
+    }
+
+    fn bwd(&self, _x: &Tensor, y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let dx = cpu::with_slice(self.name(), dy, |dy| Ok(self.apply(dy)))?;
+        Ok(Some(cpu::tensor(dx, y.shape())?))
+    }
+}

@@ -1,0 +1,17 @@
+#![doc = include_str!("../README.md")]
+#![deny(missing_docs)]
+
+pub mod adam;
+mod conv;
+mod cpu;
+mod dropout;
+mod linear;
+mod matmul;
+mod max_pool;
+mod relu;
+
+pub use conv::{Conv2d, Conv2dConfig, conv2d};
+pub use dropout::{DropoutKey, dropout};
+pub use linear::linear;
+pub use max_pool::max_pool2d;
+pub use relu::relu;
