@@ -1,0 +1,498 @@
+//! Run folders as they lie on disk -> runs grouped by name over seeds.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::{Error, statistics};
+
+/// Everything read below one output folder.
+pub(super) struct Experiment {
+    /// The folder's name, short enough for a heading.
+    pub(super) label: String,
+    pub(super) dataset: Dataset,
+    pub(super) device: String,
+    /// Lower to higher; one without seed folders.
+    pub(super) seeds: Vec<u64>,
+    /// Trained alone first (the largest before the smaller), then distilled.
+    pub(super) arms: Vec<Arm>,
+}
+
+/// The runs of one name, over the seeds.
+pub(super) struct Arm {
+    pub(super) name: String,
+    /// One per seed that has it, in the seeds' order; at least one.
+    pub(super) runs: Vec<Run>,
+}
+
+/// One run folder.
+pub(super) struct Run {
+    pub(super) folder: PathBuf,
+    pub(super) start: Start,
+    /// In order, at least one, each once: after a resume the last report of an epoch counts.
+    pub(super) epochs: Vec<Epoch>,
+    pub(super) finished: bool,
+    /// Present when the run is finished.
+    pub(super) evaluation: Option<Evaluation>,
+    pub(super) weights_bytes: Option<u64>,
+    pub(super) recipe: toml::Table,
+    pub(super) recipe_text: String,
+}
+
+/// The first event of a run.
+#[derive(Deserialize)]
+pub(super) struct Start {
+    #[serde(alias = "name")]
+    pub(super) run: String,
+    pub(super) model: String,
+    #[serde(default)]
+    pub(super) method: Option<String>,
+    pub(super) parameters: u64,
+    #[serde(default)]
+    pub(super) multiply_adds: Option<u64>,
+    pub(super) device: String,
+    #[serde(default)]
+    pub(super) threads: Option<u64>,
+    #[serde(default)]
+    pub(super) machine: Option<String>,
+    #[serde(default)]
+    pub(super) version: Option<String>,
+    pub(super) seed: u64,
+    pub(super) dataset: Dataset,
+}
+
+#[derive(Deserialize, serde::Serialize, Clone, PartialEq)]
+pub(super) struct Dataset {
+    pub(super) name: String,
+    /// Images trained on, after any limit.
+    pub(super) train: u64,
+    pub(super) test: u64,
+    pub(super) sha256: String,
+    /// What is doubtful about the data, e.g. an archive whose checksum is not the published one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) warning: Option<String>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct Epoch {
+    /// From 1.
+    pub(super) epoch: u64,
+    pub(super) train_loss: f64,
+    pub(super) test_loss: f64,
+    pub(super) test_accuracy: f64,
+    pub(super) seconds: f64,
+    pub(super) images_per_second: f64,
+    /// Parts of the training loss by name, before their weights.
+    #[serde(default)]
+    pub(super) parts: BTreeMap<String, f64>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct Evaluation {
+    format: u64,
+    pub(super) accuracy: f64,
+    pub(super) classes: Vec<String>,
+    /// Rows: the true class; columns: the predicted one.
+    pub(super) confusion: Vec<Vec<u32>>,
+    pub(super) per_class_accuracy: Vec<f64>,
+}
+
+impl Dataset {
+    pub(super) fn title(&self) -> &str {
+        match self.name.as_str() {
+            "cifar10" => "CIFAR-10",
+            "cifar100" => "CIFAR-100",
+            "synthetic" => "Synthetic pictures",
+            other => other,
+        }
+    }
+
+    fn same_data(&self, other: &Dataset) -> bool {
+        (&self.name, &self.sha256, self.test) == (&other.name, &other.sha256, other.test)
+    }
+
+    fn describe(&self) -> String {
+        let start: String = self.sha256.chars().take(12).collect();
+        format!(
+            "{} ({} test images, sha256 {start}...)",
+            self.name, self.test
+        )
+    }
+}
+
+impl Run {
+    /// The last epoch's, as in the source.
+    pub(super) fn test_accuracy(&self) -> f64 {
+        self.last().test_accuracy
+    }
+
+    pub(super) fn test_loss(&self) -> f64 {
+        self.last().test_loss
+    }
+
+    pub(super) fn best_test_accuracy(&self) -> f64 {
+        let accuracies = self.epochs.iter().map(|epoch| epoch.test_accuracy);
+        accuracies.fold(0.0, f64::max)
+    }
+
+    pub(super) fn seconds(&self) -> f64 {
+        self.epochs.iter().map(|epoch| epoch.seconds).sum()
+    }
+
+    /// Mean over the epochs, each weighted by its time: images over seconds of the whole run.
+    pub(super) fn images_per_second(&self) -> f64 {
+        let images = |epoch: &Epoch| epoch.images_per_second * epoch.seconds;
+        let seconds = self.seconds();
+        if seconds > 0.0 {
+            self.epochs.iter().map(images).sum::<f64>() / seconds
+        } else {
+            0.0
+        }
+    }
+
+    fn last(&self) -> &Epoch {
+        &self.epochs[self.epochs.len() - 1]
+    }
+}
+
+impl Arm {
+    pub(super) fn first(&self) -> &Run {
+        &self.runs[0]
+    }
+
+    pub(super) fn model(&self) -> &str {
+        &self.first().start.model
+    }
+
+    pub(super) fn method(&self) -> Option<&str> {
+        self.first().start.method.as_deref()
+    }
+
+    pub(super) fn values(&self, of: impl Fn(&Run) -> f64) -> Vec<f64> {
+        self.runs.iter().map(of).collect()
+    }
+
+    pub(super) fn mean(&self, of: impl Fn(&Run) -> f64) -> f64 {
+        statistics::mean(&self.values(of)).unwrap_or(f64::NAN)
+    }
+
+    pub(super) fn unfinished(&self) -> bool {
+        self.runs.iter().any(|run| !run.finished)
+    }
+
+    /// This arm's value minus the other's, seed by seed, over the seeds that both have.
+    pub(super) fn paired(&self, other: &Arm, of: impl Fn(&Run) -> Option<f64>) -> Vec<f64> {
+        let value = |run: &Run| {
+            let twin = other.runs.iter().find(|o| o.start.seed == run.start.seed)?;
+            Some(of(run)? - of(twin)?)
+        };
+        self.runs.iter().filter_map(value).collect()
+    }
+
+    /// Confusion counts summed over the seeds, with the class names; `None` before a run ends.
+    pub(super) fn confusion(&self) -> Option<(&[String], Vec<Vec<u64>>)> {
+        let found = self.runs.iter().filter_map(|run| run.evaluation.as_ref());
+        let classes = &found.clone().next()?.classes;
+        let mut sum = vec![vec![0; classes.len()]; classes.len()];
+        for evaluation in found.filter(|other| other.classes == *classes) {
+            for (row, other) in sum.iter_mut().zip(&evaluation.confusion) {
+                for (cell, count) in row.iter_mut().zip(other) {
+                    *cell += u64::from(*count);
+                }
+            }
+        }
+        Some((classes, sum))
+    }
+}
+
+impl Experiment {
+    /// The same network trained on the labels alone, which a distilled one is measured against.
+    pub(super) fn alone(&self, arm: &Arm) -> Option<&Arm> {
+        arm.method()?;
+        let mut alone: Vec<&Arm> = self
+            .arms
+            .iter()
+            .filter(|other| other.method().is_none() && other.model() == arm.model())
+            .collect();
+        // Where a network is its own teacher, both are there.
+        alone.sort_by_key(|other| other.name == "teacher");
+        alone.first().copied()
+    }
+
+    /// The network that the distilled ones learnt from, if it was trained here.
+    pub(super) fn teacher(&self) -> Option<&Arm> {
+        let mut alone = self.arms.iter().filter(|arm| arm.method().is_none());
+        alone.find(|arm| arm.name == "teacher" || arm.model() == "teacher")
+    }
+
+    /// The run that stands for the distilled student: plain soft targets where there are any.
+    pub(super) fn distilled(&self) -> Option<&Arm> {
+        let named = self.arms.iter().find(|arm| arm.name == "kd");
+        named.or_else(|| self.arms.iter().find(|arm| arm.method().is_some()))
+    }
+
+    /// The student trained on the labels alone.
+    pub(super) fn student(&self) -> Option<&Arm> {
+        match self.distilled() {
+            Some(distilled) => self.alone(distilled),
+            None => {
+                let teacher = self.teacher().map(|arm| &arm.name);
+                self.arms
+                    .iter()
+                    .find(|arm| arm.method().is_none() && Some(&arm.name) != teacher)
+            }
+        }
+    }
+}
+
+/// Reads each folder; labels are the folders' names, or their paths where names repeat.
+pub(super) fn read_all(outs: &[PathBuf]) -> Result<Vec<Experiment>, Error> {
+    let mut experiments = Vec::with_capacity(outs.len());
+    for out in outs {
+        let mut experiment = read(out)?;
+        let same_name = |other: &&PathBuf| folder_name(other) == folder_name(out);
+        experiment.label = match outs.iter().filter(same_name).count() {
+            0 | 1 => folder_name(out),
+            _ => out.display().to_string(),
+        };
+        experiments.push(experiment);
+    }
+    Ok(experiments)
+}
+
+fn folder_name(path: &Path) -> String {
+    let whole = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let name = whole.file_name().map(|name| name.to_string_lossy().into());
+    name.unwrap_or_else(|| path.display().to_string())
+}
+
+fn read(out: &Path) -> Result<Experiment, Error> {
+    if out.join("events.jsonl").exists() {
+        return Err(Error::RunFolder(out.to_owned()));
+    }
+    let mut seed_folders: Vec<PathBuf> = folders(out)?
+        .into_iter()
+        .filter(|folder| {
+            let name = folder_name(folder);
+            let number = name.strip_prefix("seed-");
+            number.is_some_and(|number| number.parse::<u64>().is_ok())
+        })
+        .collect();
+    if seed_folders.is_empty() {
+        seed_folders.push(out.to_owned());
+    }
+    let mut runs = Vec::new();
+    for above in &seed_folders {
+        for folder in folders(above)? {
+            if folder.join("events.jsonl").exists()
+                && let Some(run) = read_run(&folder)?
+            {
+                runs.push(run);
+            }
+        }
+    }
+    let Some(first) = runs.first() else {
+        return Err(Error::NoRuns(out.to_owned()));
+    };
+    let different = |run: &&Run| !run.start.dataset.same_data(&first.start.dataset);
+    if let Some(run) = runs.iter().find(different) {
+        return Err(Error::DifferentData {
+            path: run.folder.clone(),
+            found: run.start.dataset.describe(),
+            other: first.folder.clone(),
+            expected: first.start.dataset.describe(),
+        });
+    }
+    let dataset = first.start.dataset.clone();
+    let device = first.start.device.clone();
+    let mut seeds: Vec<u64> = runs.iter().map(|run| run.start.seed).collect();
+    seeds.sort_unstable();
+    seeds.dedup();
+
+    let mut by_name: BTreeMap<String, Vec<Run>> = BTreeMap::new();
+    for run in runs {
+        by_name.entry(run.start.run.clone()).or_default().push(run);
+    }
+    let mut arms = Vec::new();
+    for (name, mut runs) in by_name {
+        runs.sort_by_key(|run| run.start.seed);
+        if let Some(pair) = runs.windows(2).find(|w| w[0].start.seed == w[1].start.seed) {
+            let found = format!(
+                "run {name:?} with seed {} is also in {}; keep one of them",
+                pair[1].start.seed,
+                pair[0].folder.display()
+            );
+            return Err(corrupt(&pair[1].folder, None, found));
+        }
+        arms.push(Arm { name, runs });
+    }
+    arms.sort_by_key(|arm| {
+        let size = std::cmp::Reverse(arm.first().start.parameters);
+        let known = ["kd", "cosine", "regressor"];
+        let place = known.iter().position(|name| *name == arm.name);
+        (arm.method().is_some(), size, place.unwrap_or(known.len()))
+    });
+    Ok(Experiment {
+        label: String::new(),
+        dataset,
+        device,
+        seeds,
+        arms,
+    })
+}
+
+/// The folders directly below one, by name.
+fn folders(above: &Path) -> Result<Vec<PathBuf>, Error> {
+    let failed = |source| Error::Io {
+        path: above.to_owned(),
+        source,
+    };
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(above).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        if path.is_dir() {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// `None` for a run that has not come to the end of its first epoch.
+fn read_run(folder: &Path) -> Result<Option<Run>, Error> {
+    let recipe_path = folder.join("recipe.toml");
+    let recipe_text = read_text(&recipe_path, "each run folder holds the recipe it ran")?;
+    let recipe: toml::Table = recipe_text.parse().map_err(|error: toml::de::Error| {
+        let text = error.message();
+        corrupt(&recipe_path, None, format!("not a recipe: {text}"))
+    })?;
+    let (start, epochs, finished) = read_events(&folder.join("events.jsonl"))?;
+    let (Some(start), false) = (start, epochs.is_empty()) else {
+        return Ok(None);
+    };
+    let evaluation = if finished {
+        Some(read_evaluation(&folder.join("evaluation.json"))?)
+    } else {
+        None
+    };
+    let weights = folder.with_file_name(format!("{}.safetensors", start.run));
+    Ok(Some(Run {
+        folder: folder.to_owned(),
+        weights_bytes: std::fs::metadata(weights).ok().map(|data| data.len()),
+        start,
+        epochs,
+        finished,
+        evaluation,
+        recipe,
+        recipe_text,
+    }))
+}
+
+fn read_events(path: &Path) -> Result<(Option<Start>, Vec<Epoch>, bool), Error> {
+    let text = read_text(path, "each run folder holds its events")?;
+    let mut start: Option<Start> = None;
+    let mut epochs: BTreeMap<u64, Epoch> = BTreeMap::new();
+    let mut finished = false;
+    let mut lines = text.split_inclusive('\n').enumerate().peekable();
+    while let Some((index, line)) = lines.next() {
+        let line_number = index + 1;
+        let bad = |error: serde_json::Error| {
+            corrupt(path, Some(line_number), format!("not an event: {error}"))
+        };
+        // A run that is killed may leave half a line, and only as the last one.
+        if lines.peek().is_none() && !line.ends_with('\n') {
+            break;
+        }
+        if line.trim().is_empty() {
+            continue;
+        }
+        let event: serde_json::Value = serde_json::from_str(line).map_err(bad)?;
+        match event.get("event").and_then(|kind| kind.as_str()) {
+            Some("start") => {
+                start = Some(serde_json::from_value(event).map_err(bad)?);
+                finished = false;
+            }
+            Some("epoch") => {
+                let epoch: Epoch = serde_json::from_value(event).map_err(bad)?;
+                if !(0.0..=1.0).contains(&epoch.test_accuracy) {
+                    let found = format!(
+                        "test_accuracy is {}; expected a number from 0 to 1",
+                        epoch.test_accuracy
+                    );
+                    return Err(corrupt(path, Some(line_number), found));
+                }
+                epochs.insert(epoch.epoch, epoch);
+                finished = false;
+            }
+            Some("end") => finished = true,
+            Some(_) => {}
+            None => {
+                let found = "no field \"event\" with the kind of event".to_owned();
+                return Err(corrupt(path, Some(line_number), found));
+            }
+        }
+    }
+    if start.is_none() && !epochs.is_empty() {
+        let found = "epochs without a \"start\" event before them".to_owned();
+        return Err(corrupt(path, None, found));
+    }
+    Ok((start, epochs.into_values().collect(), finished))
+}
+
+fn read_evaluation(path: &Path) -> Result<Evaluation, Error> {
+    let advice = "the run's events say that it ended; run it again to evaluate it";
+    let text = read_text(path, advice)?;
+    let evaluation: Evaluation = serde_json::from_str(&text)
+        .map_err(|error| corrupt(path, None, format!("not an evaluation: {error}")))?;
+    let bad = |found: String| Err(corrupt(path, None, found));
+    if evaluation.format != 1 {
+        return bad(format!("format {}; expected 1", evaluation.format));
+    }
+    let classes = evaluation.classes.len();
+    let confusion = &evaluation.confusion;
+    if confusion.len() != classes || confusion.iter().any(|row| row.len() != classes) {
+        let widths: Vec<usize> = confusion.iter().map(Vec::len).collect();
+        return bad(format!(
+            "confusion has {} rows of {widths:?} columns; expected {classes} of {classes}, one per class",
+            confusion.len()
+        ));
+    }
+    if evaluation.per_class_accuracy.len() != classes {
+        let found = evaluation.per_class_accuracy.len();
+        return bad(format!(
+            "{found} per_class_accuracy values; expected {classes}, one per class"
+        ));
+    }
+    let total: u64 = confusion.iter().flatten().copied().map(u64::from).sum();
+    let right: u64 = (0..classes).map(|class| u64::from(confusion[class][class])).sum();
+    let counted = right as f64 / total.max(1) as f64;
+    if !((counted - evaluation.accuracy).abs() < 1e-4) {
+        return bad(format!(
+            "accuracy {} is not the confusion matrix's, {right} of {total} ({counted:.4})",
+            evaluation.accuracy
+        ));
+    }
+    Ok(evaluation)
+}
+
+fn read_text(path: &Path, advice: &'static str) -> Result<String, Error> {
+    std::fs::read_to_string(path).map_err(|source| match source.kind() {
+        std::io::ErrorKind::NotFound => Error::Missing {
+            path: path.to_owned(),
+            advice,
+        },
+        _ => Error::Io {
+            path: path.to_owned(),
+            source,
+        },
+    })
+}
+
+fn corrupt(path: &Path, line: Option<usize>, found: String) -> Error {
+    Error::Corrupt {
+        path: path.to_owned(),
+        line,
+        found,
+    }
+}

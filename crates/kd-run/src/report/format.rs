@@ -1,0 +1,87 @@
+//! Numbers as people read them.
+
+use super::statistics;
+
+pub(super) fn seeds(seeds: &[u64]) -> String {
+    let list: Vec<String> = seeds.iter().map(u64::to_string).collect();
+    let noun = if seeds.len() == 1 { "seed" } else { "seeds" };
+    format!("{noun} {}", list.join(", "))
+}
+
+/// Shares as "70.12" or "70.12 ± 0.31" per cent.
+pub(super) fn percent_spread(shares: &[f64]) -> String {
+    let percent: Vec<f64> = shares.iter().map(|share| share * 100.0).collect();
+    let mean = statistics::mean(&percent).unwrap_or(f64::NAN);
+    match statistics::standard_deviation(&percent) {
+        Some(sd) => format!("{mean:.2} ± {sd:.2}"),
+        None => format!("{mean:.2}"),
+    }
+}
+
+/// Differences of shares as "+0.52" or "+0.52 ± 0.31" percentage points, with a true minus sign.
+pub(super) fn points_spread(differences: &[f64]) -> String {
+    let points: Vec<f64> = differences.iter().map(|share| share * 100.0).collect();
+    let mean = signed(statistics::mean(&points).unwrap_or(f64::NAN), 2);
+    match statistics::standard_deviation(&points) {
+        Some(sd) => format!("{mean} ± {sd:.2}"),
+        None => mean,
+    }
+}
+
+/// With its sign, a true minus; no sign on what rounds to zero.
+pub(super) fn signed(value: f64, decimals: usize) -> String {
+    let text = format!("{value:+.decimals$}");
+    if text.bytes().all(|byte| b"+-.0".contains(&byte)) {
+        return text[1..].to_owned();
+    }
+    text.replace('-', "−")
+}
+
+/// 1186986 -> "1,186,986".
+pub(super) fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+pub(super) fn duration(seconds: f64) -> String {
+    let whole = seconds.round() as u64;
+    match whole {
+        0..10 => format!("{seconds:.1} s"),
+        10..60 => format!("{whole} s"),
+        60..3600 => format!("{} min {} s", whole / 60, whole % 60),
+        _ => format!("{} h {} min", whole / 3600, whole % 3600 / 60),
+    }
+}
+
+/// 38_600_000 -> "38.6 M".
+pub(super) fn millions(number: u64) -> String {
+    match number {
+        0..10_000 => grouped(number),
+        10_000..1_000_000 => format!("{:.0} k", number as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} M", number as f64 / 1e6),
+        _ => format!("{:.2} G", number as f64 / 1e9),
+    }
+}
+
+pub(super) fn bytes(number: u64) -> String {
+    match number {
+        0..1_000_000 => format!("{:.1} kB", number as f64 / 1e3),
+        _ => format!("{:.2} MB", number as f64 / 1e6),
+    }
+}
+
+/// Images per second: whole above ten.
+pub(super) fn rate(per_second: f64) -> String {
+    if per_second < 10.0 {
+        format!("{per_second:.1}")
+    } else {
+        grouped(per_second.round() as u64)
+    }
+}
