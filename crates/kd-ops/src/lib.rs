@@ -9,6 +9,7 @@ mod linear;
 mod matmul;
 mod max_pool;
 mod relu;
+mod simd;
 
 pub use conv::{Conv2d, Conv2dConfig, conv2d};
 pub use dropout::{DropoutKey, dropout};

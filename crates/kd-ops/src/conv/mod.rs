@@ -3,14 +3,22 @@
 //! Tensors are NCHW outside. Inside, one image at a time is turned into NHWC in scratch memory
 //! that stays in the cache, worked on there (vectors run over channels), and turned back.
 
-mod general;
+mod direct;
 mod geometry;
+mod kernels;
+mod passes;
+mod transforms;
+mod winograd;
+
+use std::sync::OnceLock;
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use candle_nn::Module;
 
-use crate::{cpu, max_pool2d};
+use crate::cpu;
+use crate::simd::Isa;
 use geometry::Geometry;
+use passes::{Ask, Fused, Passes};
 
 /// How a convolution moves over the image, and what follows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,9 +64,13 @@ pub fn conv2d(
         Some(bias) => bias.clone(),
         None => Tensor::zeros(geometry.out_channels, x.dtype(), x.device())?,
     };
-    let op = Conv2dOp { geometry, relu: config.relu };
-    let y = x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, op)?;
-    if config.max_pool2 { max_pool2d(&y, 2, 2) } else { Ok(y) }
+    let fused = Fused { relu: config.relu, max_pool2: config.max_pool2 };
+    let op = Conv2dOp {
+        geometry,
+        passes: Passes::new(Isa::detect(), geometry, fused),
+        winners: OnceLock::new(),
+    };
+    x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, op)
 }
 
 /// A convolution layer; drops in for `candle_nn::Conv2d`.
@@ -80,7 +92,9 @@ impl Module for Conv2d {
 
 struct Conv2dOp {
     geometry: Geometry,
-    relu: bool,
+    passes: Passes,
+    /// The pool's winners, kept from the forward pass for the backward pass.
+    winners: OnceLock<Vec<u8>>,
 }
 
 impl CustomOp3 for Conv2dOp {
@@ -100,9 +114,12 @@ impl CustomOp3 for Conv2dOp {
         let x = cpu::slice(self.name(), x, x_layout)?;
         let weight = cpu::slice(self.name(), weight, weight_layout)?;
         let bias = cpu::slice(self.name(), bias, bias_layout)?;
-        let g = &self.geometry;
-        let y = general::forward(g, x, weight, bias, self.relu);
-        Ok((CpuStorage::F32(y), Shape::from((g.batch, g.out_channels, g.out_height, g.out_width))))
+        let forward = self.passes.forward(x, weight, bias);
+        // The forward pass of an operation runs once, so the cell is empty.
+        let _ = self.winners.set(forward.winners);
+        let size = self.passes.result_size();
+        let shape = (self.geometry.batch, size.channels, size.height, size.width);
+        Ok((CpuStorage::F32(forward.y), Shape::from(shape)))
     }
 
     fn bwd(
@@ -114,49 +131,41 @@ impl CustomOp3 for Conv2dOp {
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let name = self.name();
-        let g = &self.geometry;
-        let dy = if self.relu {
-            cpu::with_slice(name, y, |y| {
-                cpu::with_slice(name, dy, |dy| Ok(crate::relu::masked(y, dy)))
-            })?
-        } else {
-            cpu::with_slice(name, dy, |dy| Ok(dy.to_vec()))?
+        let Some(winners) = self.winners.get() else { bail!("conv2d: backward before forward") };
+        let ask = Ask { data: x.track_op(), weight: weight.track_op() };
+        let (x_data, weight_data) = (x.contiguous()?, weight.contiguous()?);
+        let gradients = cpu::with_slice(name, &x_data, |x| {
+            cpu::with_slice(name, &weight_data, |weight| {
+                cpu::with_slice(name, y, |y| {
+                    cpu::with_slice(name, dy, |dy| {
+                        Ok(self.passes.backward(x, weight, (y, winners), dy, ask))
+                    })
+                })
+            })
+        })?;
+        let tensor = |wanted: bool, values: Vec<f32>, like: &Tensor| match wanted {
+            true => cpu::tensor(values, like.shape()).map(Some),
+            false => Ok(None),
         };
-        let dx = match x.track_op() {
-            true => cpu::with_slice(name, weight, |weight| {
-                Ok(Some(cpu::tensor(general::data_gradient(g, weight, &dy), x.shape())?))
-            })?,
-            false => None,
-        };
-        let dweight = match weight.track_op() {
-            true => cpu::with_slice(name, x, |x| {
-                Ok(Some(cpu::tensor(general::weight_gradient(g, x, &dy), weight.shape())?))
-            })?,
-            false => None,
-        };
-        let dbias = match bias.track_op() {
-            true => Some(cpu::tensor(general::bias_gradient(g, &dy), bias.shape())?),
-            false => None,
-        };
-        Ok((dx, dweight, dbias))
+        Ok((
+            tensor(ask.data, gradients.data, x)?,
+            tensor(ask.weight, gradients.weight, weight)?,
+            tensor(bias.track_op(), gradients.bias, bias)?,
+        ))
     }
 }
 
-/// How many images a partial sum of the weight gradient covers: it depends on the batch alone, so
-/// the gradient is the same, bit for bit, for any number of threads.
-fn images_per_part(batch: usize) -> usize {
-    const PARTS: usize = 16;
-    batch.div_ceil(PARTS).max(1)
+/// Which gradients a backward pass over one image is to compute, and where they go.
+struct Wanted<'a> {
+    /// The packed weight, and the NHWC image of the data's gradient.
+    data: Option<(&'a [f32], &'a mut [f32])>,
+    /// The padded NHWC input, and the sums of the weight's gradient.
+    weight: Option<(&'a [f32], &'a mut [f32])>,
 }
 
-/// The sum of `parts`, in their order.
-fn sum_parts(parts: Vec<Vec<f32>>, len: usize) -> Vec<f32> {
-    let mut parts = parts.into_iter();
-    let mut sum = parts.next().unwrap_or_else(|| vec![0.0; len]);
-    for part in parts {
-        for (sum, part) in sum.iter_mut().zip(part) {
-            *sum += part;
-        }
-    }
-    sum
+/// Cuts the first `len` numbers off `memory`.
+fn carve<'a>(memory: &mut &'a mut [f32], len: usize) -> &'a mut [f32] {
+    let (piece, rest) = std::mem::take(memory).split_at_mut(len);
+    *memory = rest;
+    piece
 }

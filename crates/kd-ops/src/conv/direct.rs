@@ -1,0 +1,233 @@
+//! Convolution of any shape, each window read where it lies.
+//!
+//! The padded image is NHWC, so a line of a window is a run of contiguous numbers; the products
+//! of [`super::kernels`] take their rows from such runs.
+
+use super::geometry::Geometry;
+use super::kernels::{Nhwc, Rows, add_transposed_rows_times, packed_index, rows_times_packed};
+use super::{Wanted, carve};
+use crate::simd::Isa;
+
+pub(super) struct Direct {
+    isa: Isa,
+    g: Geometry,
+    /// Output channels, rounded up to whole vectors.
+    outputs: usize,
+    /// Each output pixel's window in the padded image, and the runs that a window is made of.
+    row_offsets: Vec<u32>,
+    segment_offsets: Vec<u32>,
+    segment_len: usize,
+    data: DataGradient,
+}
+
+/// How the data's gradient is computed.
+enum DataGradient {
+    /// Stride 1: a convolution of the padded `dz` with the weight turned round.
+    Convolution {
+        /// The padded `dz`, and the zeros before its first pixel, vertically and horizontally.
+        image: Nhwc,
+        before: (usize, usize),
+        row_offsets: Vec<u32>,
+        segment_offsets: Vec<u32>,
+        segment_len: usize,
+        /// Input channels, rounded up to whole vectors.
+        inputs: usize,
+    },
+    /// Any other: each output pixel's window of gradients, added where the window lies.
+    Windows {
+        /// Each output pixel's `dz`.
+        row_offsets: Vec<u32>,
+        /// Numbers of a window, rounded up to whole vectors.
+        window: usize,
+    },
+}
+
+impl Direct {
+    pub(super) fn new(isa: Isa, g: Geometry) -> Self {
+        let lanes = isa.lanes();
+        let outputs = g.out_channels.next_multiple_of(lanes);
+        let line = g.width + 2 * g.padding;
+        let (segment_offsets, segment_len) = segments(&g, line, g.in_channels);
+        let row_offsets = (0..g.out_pixels())
+            .map(|p| {
+                let (y, x) = (p / g.out_width, p % g.out_width);
+                ((y * g.stride * line + x * g.stride) * g.in_channels) as u32
+            })
+            .collect();
+        let reach = |kernel: usize| (kernel - 1) * g.dilation;
+        let (reach_y, reach_x) = (reach(g.kernel_height), reach(g.kernel_width));
+        let convolution = g.stride == 1 && g.padding <= reach_y.min(reach_x);
+        let data = if convolution {
+            let image =
+                Nhwc { rows: g.height + reach_y, line: g.width + reach_x, channels: outputs };
+            let (segment_offsets, segment_len) = segments(&g, image.line, outputs);
+            DataGradient::Convolution {
+                image,
+                before: (reach_y - g.padding, reach_x - g.padding),
+                row_offsets: (0..g.height * g.width)
+                    .map(|p| ((p / g.width * image.line + p % g.width) * outputs) as u32)
+                    .collect(),
+                segment_offsets,
+                segment_len,
+                inputs: g.in_channels.next_multiple_of(lanes),
+            }
+        } else {
+            DataGradient::Windows {
+                row_offsets: (0..g.out_pixels()).map(|p| (p * outputs) as u32).collect(),
+                window: g.window_len().next_multiple_of(lanes),
+            }
+        };
+        Self { isa, g, outputs, row_offsets, segment_offsets, segment_len, data }
+    }
+
+    fn rows(&self) -> Rows<'_> {
+        Rows {
+            row_offsets: &self.row_offsets,
+            segment_offsets: &self.segment_offsets,
+            segment_len: self.segment_len,
+        }
+    }
+
+    pub(super) fn input_image(&self) -> Nhwc {
+        let (rows, line) = (self.g.height + 2 * self.g.padding, self.g.width + 2 * self.g.padding);
+        Nhwc { rows, line, channels: self.g.in_channels }
+    }
+
+    pub(super) fn output_image(&self) -> Nhwc {
+        Nhwc { rows: self.g.out_height, line: self.g.out_width, channels: self.outputs }
+    }
+
+    pub(super) fn scratch_len(&self) -> usize {
+        match &self.data {
+            DataGradient::Convolution { image, inputs, .. } => {
+                image.len() + self.g.height * self.g.width * inputs
+            }
+            DataGradient::Windows { window, .. } => self.g.out_pixels() * window,
+        }
+    }
+
+    pub(super) fn sums_len(&self) -> usize {
+        self.g.window_len() * self.outputs
+    }
+
+    /// The weight, packed for [`Self::forward`], or for the data's gradient.
+    pub(super) fn pack(&self, weight: &[f32], gradient: bool) -> Vec<f32> {
+        let g = &self.g;
+        let lanes = self.isa.lanes();
+        let (rows, cols) = match (&self.data, gradient) {
+            (_, false) => (g.window_len(), self.outputs),
+            (DataGradient::Convolution { inputs, .. }, true) => {
+                (g.kernel_height * g.kernel_width * self.outputs, *inputs)
+            }
+            (DataGradient::Windows { window, .. }, true) => (self.outputs, *window),
+        };
+        let mut packed = vec![0.0; rows * cols];
+        let mut weight = weight.iter();
+        for o in 0..g.out_channels {
+            for i in 0..g.in_channels {
+                for ky in 0..g.kernel_height {
+                    for kx in 0..g.kernel_width {
+                        let tap = (ky * g.kernel_width + kx) * g.in_channels + i;
+                        let (row, col) = match (&self.data, gradient) {
+                            (_, false) => (tap, o),
+                            (DataGradient::Convolution { .. }, true) => {
+                                let (ky, kx) = (g.kernel_height - 1 - ky, g.kernel_width - 1 - kx);
+                                ((ky * g.kernel_width + kx) * self.outputs + o, i)
+                            }
+                            (DataGradient::Windows { .. }, true) => (o, tap),
+                        };
+                        if let Some(&value) = weight.next() {
+                            packed[packed_index(row, col, rows, cols, lanes)] = value;
+                        }
+                    }
+                }
+            }
+        }
+        packed
+    }
+
+    pub(super) fn forward(&self, image: &[f32], packed: &[f32], out: &mut [f32]) {
+        rows_times_packed(self.isa, image, self.rows(), packed, out, self.outputs);
+    }
+
+    pub(super) fn backward(&self, dz: &[f32], scratch: &mut [f32], wanted: Wanted<'_>) {
+        if let Some((image, sums)) = wanted.weight {
+            add_transposed_rows_times(self.isa, image, self.rows(), dz, sums, self.outputs);
+        }
+        if let Some((packed, dx)) = wanted.data {
+            self.data_gradient(dz, packed, scratch, dx);
+        }
+    }
+
+    fn data_gradient(&self, dz: &[f32], packed: &[f32], scratch: &mut [f32], dx: &mut [f32]) {
+        let g = &self.g;
+        let mut scratch = scratch;
+        match &self.data {
+            DataGradient::Convolution {
+                image,
+                before,
+                row_offsets,
+                segment_offsets,
+                segment_len,
+                inputs,
+            } => {
+                let padded = carve(&mut scratch, image.len());
+                let product = carve(&mut scratch, g.height * g.width * inputs);
+                padded.fill(0.0);
+                let lines = dz.chunks_exact((g.out_width * self.outputs).max(1));
+                for (y, line) in lines.take(g.out_height).enumerate() {
+                    let at = ((y + before.0) * image.line + before.1) * self.outputs;
+                    padded[at..at + line.len()].copy_from_slice(line);
+                }
+                let rows = Rows { row_offsets, segment_offsets, segment_len: *segment_len };
+                rows_times_packed(self.isa, padded, rows, packed, product, *inputs);
+                let line = g.width + 2 * g.padding;
+                for (p, pixel) in product.chunks_exact(*inputs).enumerate() {
+                    let (y, x) = (p / g.width + g.padding, p % g.width + g.padding);
+                    let at = (y * line + x) * g.in_channels;
+                    dx[at..at + g.in_channels].copy_from_slice(&pixel[..g.in_channels]);
+                }
+            }
+            DataGradient::Windows { row_offsets, window } => {
+                let windows = carve(&mut scratch, g.out_pixels() * window);
+                let rows = Rows { row_offsets, segment_offsets: &[0], segment_len: self.outputs };
+                rows_times_packed(self.isa, dz, rows, packed, windows, *window);
+                for (window, &offset) in windows.chunks_exact(*window).zip(&self.row_offsets) {
+                    let runs = window.chunks_exact(self.segment_len);
+                    for (run, &segment) in runs.zip(&self.segment_offsets) {
+                        let at = (offset + segment) as usize;
+                        for (dx, value) in dx[at..at + run.len()].iter_mut().zip(run) {
+                            *dx += value;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// The weight's gradient `[O, I, kh, kw]` from the summed sums.
+    pub(super) fn finish_weight(&self, sums: &[f32]) -> Vec<f32> {
+        let g = &self.g;
+        let mut dweight = Vec::with_capacity(g.weight_len());
+        for o in 0..g.out_channels {
+            for i in 0..g.in_channels {
+                for tap in 0..g.kernel_height * g.kernel_width {
+                    dweight.push(sums[(tap * g.in_channels + i) * self.outputs + o]);
+                }
+            }
+        }
+        dweight
+    }
+}
+
+/// The runs of a window in an image of `line` pixels of `channels` numbers: where they start and
+/// how long they are.
+fn segments(g: &Geometry, line: usize, channels: usize) -> (Vec<u32>, usize) {
+    let offset = |ky: usize, kx: usize| (g.dilation * (ky * line + kx) * channels) as u32;
+    if g.dilation == 1 {
+        ((0..g.kernel_height).map(|ky| offset(ky, 0)).collect(), g.kernel_width * channels)
+    } else {
+        let taps = (0..g.kernel_height).flat_map(|ky| (0..g.kernel_width).map(move |kx| (ky, kx)));
+        (taps.map(|(ky, kx)| offset(ky, kx)).collect(), channels)
+    }
+}

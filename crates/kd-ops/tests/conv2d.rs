@@ -1,0 +1,227 @@
+//! Convolution against a direct computation in f64: values and all three gradients, over shapes
+//! drawn at random.
+
+use candle_core::{Device, Result, Tensor, Var};
+use kd_ops::{Conv2dConfig, conv2d};
+use proptest::prelude::*;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+#[derive(Clone, Debug)]
+struct Case {
+    batch: usize,
+    inputs: usize,
+    outputs: usize,
+    height: usize,
+    width: usize,
+    kernel: (usize, usize),
+    config: Conv2dConfig,
+    seed: u64,
+}
+
+fn numbers(rng: &mut ChaCha8Rng, len: usize) -> Vec<f32> {
+    (0..len).map(|_| rng.next_u32() as f32 / u32::MAX as f32 * 2.0 - 1.0).collect()
+}
+
+impl Case {
+    fn out(&self) -> Option<(usize, usize)> {
+        let Conv2dConfig { stride, padding, dilation, .. } = self.config;
+        let out = |size: usize, kernel: usize| {
+            Some((size + 2 * padding).checked_sub(dilation * (kernel - 1) + 1)? / stride + 1)
+        };
+        Some((out(self.height, self.kernel.0)?, out(self.width, self.kernel.1)?))
+    }
+}
+
+/// The largest difference between the two, as a share of the largest expected magnitude.
+fn distance(found: &Tensor, expected: &[f64]) -> Result<f64> {
+    let found = found.flatten_all()?.to_vec1::<f32>()?;
+    assert_eq!(found.len(), expected.len());
+    let largest = expected.iter().fold(0.0f64, |m, e| m.max(e.abs())).max(1e-30);
+    let difference =
+        found.iter().zip(expected).fold(0.0f64, |m, (&f, e)| m.max((f64::from(f) - e).abs()));
+    assert!(found.iter().all(|f| f.is_finite()));
+    Ok(difference / largest)
+}
+
+/// Values and gradients of x, weight and bias, in f64, window by window.
+struct Reference {
+    y: Vec<f64>,
+    dx: Vec<f64>,
+    dweight: Vec<f64>,
+    dbias: Vec<f64>,
+}
+
+fn reference(case: &Case, x: &[f32], weight: &[f32], bias: &[f32], dy: &[f32]) -> Reference {
+    let Case { batch, inputs, outputs, height, width, kernel: (kh, kw), config, .. } = *case;
+    let (out_height, out_width) = case.out().unwrap();
+    let mut full = vec![0.0f64; batch * outputs * out_height * out_width];
+    let at = |n: usize, o: usize, y: usize, x: usize| {
+        ((n * outputs + o) * out_height + y) * out_width + x
+    };
+    // Calls `f(output, input, weight)` with the indices of every product.
+    let each = |f: &mut dyn FnMut(usize, usize, usize)| {
+        for n in 0..batch {
+            for o in 0..outputs {
+                for y in 0..out_height {
+                    for x in 0..out_width {
+                        for i in 0..inputs {
+                            for ky in 0..kh {
+                                for kx in 0..kw {
+                                    let iy = y * config.stride + ky * config.dilation;
+                                    let ix = x * config.stride + kx * config.dilation;
+                                    let (Some(iy), Some(ix)) = (
+                                        iy.checked_sub(config.padding).filter(|&iy| iy < height),
+                                        ix.checked_sub(config.padding).filter(|&ix| ix < width),
+                                    ) else {
+                                        continue;
+                                    };
+                                    f(
+                                        at(n, o, y, x),
+                                        ((n * inputs + i) * height + iy) * width + ix,
+                                        ((o * inputs + i) * kh + ky) * kw + kx,
+                                    );
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    };
+    each(&mut |y, i, w| full[y] += f64::from(x[i]) * f64::from(weight[w]));
+    let plane = out_height * out_width;
+    for (i, y) in full.iter_mut().enumerate() {
+        *y += f64::from(bias[i / plane % outputs]);
+        if config.relu {
+            *y = y.max(0.0);
+        }
+    }
+    // The gradient with respect to the full map, through pool and ReLU.
+    let mut dfull = vec![0.0f64; full.len()];
+    let y = if config.max_pool2 {
+        let mut pooled = Vec::new();
+        for n in 0..batch {
+            for o in 0..outputs {
+                for y in 0..out_height / 2 {
+                    for x in 0..out_width / 2 {
+                        let mut best = at(n, o, 2 * y, 2 * x);
+                        for (dy, dx) in [(0, 1), (1, 0), (1, 1)] {
+                            let next = at(n, o, 2 * y + dy, 2 * x + dx);
+                            if full[next] > full[best] {
+                                best = next;
+                            }
+                        }
+                        dfull[best] += f64::from(dy[pooled.len()]);
+                        pooled.push(full[best]);
+                    }
+                }
+            }
+        }
+        pooled
+    } else {
+        for (dfull, &dy) in dfull.iter_mut().zip(dy) {
+            *dfull = f64::from(dy);
+        }
+        full.clone()
+    };
+    if config.relu {
+        for (dfull, full) in dfull.iter_mut().zip(&full) {
+            if *full <= 0.0 {
+                *dfull = 0.0;
+            }
+        }
+    }
+    let mut dx = vec![0.0; x.len()];
+    let mut dweight = vec![0.0; weight.len()];
+    let mut dbias = vec![0.0; outputs];
+    each(&mut |y, i, w| {
+        dx[i] += dfull[y] * f64::from(weight[w]);
+        dweight[w] += dfull[y] * f64::from(x[i]);
+    });
+    for (i, dfull) in dfull.iter().enumerate() {
+        dbias[i / plane % outputs] += dfull;
+    }
+    Reference { y, dx, dweight, dbias }
+}
+
+fn check(case: &Case) -> Result<()> {
+    let Some((out_height, out_width)) = case.out() else { return Ok(()) };
+    let halved = if case.config.max_pool2 { 2 } else { 1 };
+    let out_shape = (case.batch, case.outputs, out_height / halved, out_width / halved);
+    let mut rng = ChaCha8Rng::seed_from_u64(case.seed);
+    let x = numbers(&mut rng, case.batch * case.inputs * case.height * case.width);
+    let weight = numbers(&mut rng, case.outputs * case.inputs * case.kernel.0 * case.kernel.1);
+    let bias = numbers(&mut rng, case.outputs);
+    let dy = numbers(&mut rng, out_shape.0 * out_shape.1 * out_shape.2 * out_shape.3);
+    let expected = reference(case, &x, &weight, &bias, &dy);
+
+    let device = &Device::Cpu;
+    let x = Var::from_vec(x, (case.batch, case.inputs, case.height, case.width), device)?;
+    let weight =
+        Var::from_vec(weight, (case.outputs, case.inputs, case.kernel.0, case.kernel.1), device)?;
+    let bias = Var::from_vec(bias, case.outputs, device)?;
+    let dy = Tensor::from_vec(dy, out_shape, device)?;
+    let y = conv2d(&x, &weight, Some(bias.as_tensor()), &case.config)?;
+    assert_eq!(y.dims(), dy.dims());
+    let grads = (y.clone() * dy)?.sum_all()?.backward()?;
+    let found = [
+        ("y", distance(&y, &expected.y)?),
+        ("dx", distance(grads.get(&x).unwrap(), &expected.dx)?),
+        ("dweight", distance(grads.get(&weight).unwrap(), &expected.dweight)?),
+        ("dbias", distance(grads.get(&bias).unwrap(), &expected.dbias)?),
+    ];
+    for (name, distance) in found {
+        assert!(distance < 1e-4, "{name} is off by {distance:e} in {case:?}");
+    }
+    Ok(())
+}
+
+prop_compose! {
+    fn cases()(
+        batch in 1usize..20,
+        inputs in prop_oneof![1usize..6, Just(8), Just(16), 15usize..40],
+        outputs in prop_oneof![1usize..6, Just(16), 15usize..40],
+        height in 1usize..13,
+        width in 1usize..13,
+        kernel in prop_oneof![Just((3, 3)), Just((3, 3)), Just((1, 1)), (1usize..5, 1usize..5)],
+        stride in prop_oneof![Just(1usize), Just(1), 1usize..4],
+        padding in 0usize..4,
+        dilation in prop_oneof![Just(1usize), Just(1), 1usize..3],
+        relu in any::<bool>(),
+        max_pool2 in any::<bool>(),
+        seed in any::<u64>(),
+    ) -> Case {
+        let config = Conv2dConfig { stride, padding, dilation, relu, max_pool2 };
+        Case { batch, inputs, outputs, height, width, kernel, config, seed }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn any_shape_agrees_with_f64(case in cases()) {
+        check(&case).unwrap();
+    }
+}
+
+fn layer(inputs: usize, outputs: usize, side: usize, max_pool2: bool) -> Case {
+    let config = Conv2dConfig { padding: 1, relu: true, max_pool2, ..Default::default() };
+    let (height, width) = (side, side);
+    Case { batch: 3, inputs, outputs, height, width, kernel: (3, 3), config, seed: 7 }
+}
+
+#[test]
+fn the_tutorials_layers_agree_with_f64() -> Result<()> {
+    for (inputs, outputs, side, max_pool2) in [
+        (3, 16, 32, true),
+        (16, 16, 16, true),
+        (3, 128, 32, false),
+        (128, 64, 32, true),
+        (64, 64, 16, false),
+        (64, 32, 16, true),
+    ] {
+        check(&layer(inputs, outputs, side, max_pool2))?;
+    }
+    Ok(())
+}
