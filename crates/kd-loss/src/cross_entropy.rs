@@ -1,0 +1,124 @@
+//! Cross-entropy with the labels, plain and smoothed.
+
+use candle_core::{D, Tensor};
+use serde::{Deserialize, Serialize};
+
+use crate::response::{self, Targets, log_softmax};
+use crate::{Inputs, Method, Needs, Result, check};
+
+/// `mean over images of -log softmax(z)_label`, a scalar.
+///
+/// `logits` is `[B, C]`, `labels` u32 `[B]`. It stays finite for any finite logits.
+///
+/// # Errors
+/// When the shapes don't fit or a label is no class. On a GPU the labels are not read back,
+/// which would make every step wait: there a label out of range makes the loss NaN.
+pub fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
+    cross_entropy_smoothed(logits, labels, 0.0)
+}
+
+/// Cross-entropy with `1 - smoothing` of each target on the label and `smoothing` spread evenly
+/// over all classes, the label's among them, as `torch.nn.CrossEntropyLoss(label_smoothing=...)`.
+///
+/// Szegedy et al., "Rethinking the Inception Architecture" (2016), section 7.
+///
+/// # Errors
+/// As [`cross_entropy`], and when `smoothing` is not in [0, 1].
+pub fn cross_entropy_smoothed(logits: &Tensor, labels: &Tensor, smoothing: f64) -> Result<Tensor> {
+    check::share("cross-entropy", "smoothing", smoothing)?;
+    let label_values = check::labels("cross-entropy", logits, labels)?;
+    match label_values {
+        Some(labels) if response::can_fuse(logits) => {
+            let targets = Targets::labels(&labels, logits.dim(1)?, smoothing);
+            Ok(response::fused(logits, targets, 1.0, "cross-entropy")?)
+        }
+        _ => Ok(with_candle_ops(logits, labels, smoothing)?),
+    }
+}
+
+/// The same by candle's operations, for any float type and device.
+fn with_candle_ops(
+    logits: &Tensor,
+    labels: &Tensor,
+    smoothing: f64,
+) -> candle_core::Result<Tensor> {
+    let classes = logits.dim(1)? as u32;
+    let log_p = log_softmax(logits)?;
+    // A label out of range must not reach `gather`; it marks the loss instead.
+    let in_range = labels.lt(classes)?;
+    let labels = labels.minimum(classes - 1)?;
+    let picked = log_p.gather(&labels.unsqueeze(1)?, 1)?.squeeze(1)?;
+    let nan = Tensor::full(f32::NAN, picked.shape(), picked.device())?.to_dtype(picked.dtype())?;
+    let picked = in_range.where_cond(&picked, &nan)?.mean_all()?;
+    if smoothing == 0.0 {
+        return picked.neg();
+    }
+    let even = log_p.mean(D::Minus1)?.mean_all()?;
+    (picked * (smoothing - 1.0))? - (even * smoothing)?
+}
+
+/// Options of [`LabelSmoothing`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LabelSmoothingConfig {
+    /// The share of each target that is spread over the classes, in [0, 1].
+    pub smoothing: f64,
+}
+
+impl Default for LabelSmoothingConfig {
+    fn default() -> Self {
+        Self { smoothing: 0.1 }
+    }
+}
+
+/// [`cross_entropy_smoothed`] as a [`Method`]: a control that has no teacher. Use it in place of
+/// the labels' own cross-entropy, whose weight is then 0.
+pub struct LabelSmoothing {
+    /// The options.
+    pub config: LabelSmoothingConfig,
+}
+
+impl Method for LabelSmoothing {
+    fn name(&self) -> &'static str {
+        "label-smoothing"
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::default()
+    }
+
+    fn loss(&self, inputs: &Inputs<'_>) -> Result<Tensor> {
+        cross_entropy_smoothed(inputs.student_logits, inputs.labels, self.config.smoothing)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{DType, Device, Var};
+
+    #[test]
+    fn the_fused_operation_agrees_with_candles() -> Result<()> {
+        let z = Tensor::new(&[[0.3f32, -1.2, 4.0], [2.0, 2.0, -7.5]], &Device::Cpu)?;
+        let labels = Tensor::new(&[2u32, 1], &Device::Cpu)?;
+        for smoothing in [0.0, 0.1, 1.0] {
+            let (fused, ops) = (Var::from_tensor(&z)?, Var::from_tensor(&z)?);
+            let a = cross_entropy_smoothed(&fused, &labels, smoothing)?;
+            let b = with_candle_ops(&ops, &labels, smoothing)?;
+            assert!((a.to_scalar::<f32>()? - b.to_scalar::<f32>()?).abs() < 1e-6);
+            let (a, b) = ((a * 3.0)?.backward()?, (b * 3.0)?.backward()?);
+            let (Some(a), Some(b)) = (a.get(&fused), b.get(&ops)) else { panic!("no gradient") };
+            let difference = (a - b)?.abs()?.max_all()?.to_scalar::<f32>()?;
+            assert!(difference < 1e-6, "smoothing {smoothing}: {difference}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn unread_labels_out_of_range_make_the_loss_nan() -> Result<()> {
+        let z = Tensor::zeros((2, 3), DType::F32, &Device::Cpu)?;
+        let labels = Tensor::new(&[2u32, 3], &Device::Cpu)?;
+        assert!(with_candle_ops(&z, &labels, 0.0)?.to_scalar::<f32>()?.is_nan());
+        Ok(())
+    }
+}

@@ -1,0 +1,117 @@
+//! KL divergence at a temperature: the soft targets of Hinton et al.
+
+use candle_core::{D, Tensor};
+use serde::{Deserialize, Serialize};
+
+use crate::response::{self, Targets, log_softmax};
+use crate::{Error, Inputs, Method, Needs, Result, alpha_weights, check, cross_entropy};
+
+/// `T² · mean over images of KL(softmax(teacher / T) ‖ softmax(student / T))`, a scalar.
+///
+/// Both logits are `[B, C]`. With q the teacher's and p the student's probabilities at temperature T,
+/// KL = Σ_j q_j (log q_j - log p_j): summed over classes, averaged over the batch. T² keeps the size
+/// of the gradient the same as T changes. The teacher gets no gradient. Value and gradient are
+/// finite for any finite logits.
+///
+/// Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network" (2015), section 2. PyTorch:
+/// `T*T * kl_div(log_softmax(s/T), log_softmax(t/T), reduction="batchmean", log_target=True)`.
+///
+/// # Errors
+/// When `temperature` is not a number above 0, or the shapes differ.
+pub fn kd(student_logits: &Tensor, teacher_logits: &Tensor, temperature: f64) -> Result<Tensor> {
+    check::temperature("kd", temperature)?;
+    check::same_logits("kd", student_logits, teacher_logits)?;
+    if response::can_fuse(student_logits) && response::can_fuse(teacher_logits) {
+        let targets = Targets::teacher(teacher_logits, temperature)?;
+        return Ok(response::fused(student_logits, targets, temperature, "kd")?);
+    }
+    Ok(with_candle_ops(student_logits, teacher_logits, temperature)?)
+}
+
+/// The same by candle's operations, for any float type and device.
+fn with_candle_ops(
+    student: &Tensor,
+    teacher: &Tensor,
+    temperature: f64,
+) -> candle_core::Result<Tensor> {
+    let log_p = log_softmax(&(student / temperature)?)?;
+    let log_q = log_softmax(&(teacher.detach() / temperature)?)?;
+    let kl = (log_q.exp()? * (log_q - log_p)?)?.sum(D::Minus1)?;
+    kl.mean_all()? * (temperature * temperature)
+}
+
+/// `alpha · CE(labels) + (1 - alpha) · kd`: the tutorial's loss for `alpha` 0.75 and temperature 2.
+///
+/// # Errors
+/// As [`kd`] and [`cross_entropy`], and when `alpha` is not in [0, 1].
+pub fn kd_with_labels(
+    student_logits: &Tensor,
+    teacher_logits: &Tensor,
+    labels: &Tensor,
+    temperature: f64,
+    alpha: f64,
+) -> Result<Tensor> {
+    let (labels_weight, kd_weight) = alpha_weights(alpha)?;
+    let kd = kd(student_logits, teacher_logits, temperature)?;
+    let labels = cross_entropy(student_logits, labels)?;
+    Ok(((labels * labels_weight)? + (kd * kd_weight)?)?)
+}
+
+/// Options of [`Kd`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct KdConfig {
+    /// What both logits are divided by, above 0: the higher, the softer the targets.
+    pub temperature: f64,
+}
+
+impl Default for KdConfig {
+    /// The tutorial's temperature of 2.
+    fn default() -> Self {
+        Self { temperature: 2.0 }
+    }
+}
+
+/// [`kd`] as a [`Method`].
+pub struct Kd {
+    /// The options.
+    pub config: KdConfig,
+}
+
+impl Method for Kd {
+    fn name(&self) -> &'static str {
+        "kd"
+    }
+
+    fn needs(&self) -> Needs {
+        Needs { teacher_logits: true, ..Needs::default() }
+    }
+
+    fn loss(&self, inputs: &Inputs<'_>) -> Result<Tensor> {
+        let missing = || Error::MissingTeacherLogits { method: self.name() };
+        let teacher = inputs.teacher_logits.ok_or_else(missing)?;
+        kd(inputs.student_logits, teacher, self.config.temperature)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{Device, Var};
+
+    #[test]
+    fn the_fused_operation_agrees_with_candles() -> Result<()> {
+        let s = Tensor::new(&[[0.3f32, -1.2, 4.0], [2.0, 2.0, -7.5]], &Device::Cpu)?;
+        let t = Tensor::new(&[[1.3f32, 1.2, -3.0], [0.0, 12.0, 7.5]], &Device::Cpu)?;
+        for temperature in [0.5, 1.0, 2.0, 10.0] {
+            let (fused, ops) = (Var::from_tensor(&s)?, Var::from_tensor(&s)?);
+            let (a, b) = (kd(&fused, &t, temperature)?, with_candle_ops(&ops, &t, temperature)?);
+            assert!((a.to_scalar::<f32>()? / b.to_scalar::<f32>()? - 1.0).abs() < 1e-5);
+            let (a, b) = (a.backward()?, b.backward()?);
+            let (Some(a), Some(b)) = (a.get(&fused), b.get(&ops)) else { panic!("no gradient") };
+            let difference = (a - b)?.abs()?.max_all()?.to_scalar::<f32>()?;
+            assert!(difference < 2e-6, "temperature {temperature}: {difference}");
+        }
+        Ok(())
+    }
+}

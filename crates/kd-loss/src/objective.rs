@@ -1,0 +1,107 @@
+//! The sum that training minimises.
+
+use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Inputs, Method, MethodConfig, Needs, Result, check, cross_entropy};
+
+/// A method with its weight, as a recipe's `[[run.method]]` table gives them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Term {
+    /// What the method's loss is multiplied with; not negative.
+    pub weight: f64,
+    /// The method: `name` and its options, in the same table.
+    #[serde(flatten)]
+    pub method: MethodConfig,
+}
+
+/// The weights of cross-entropy and method for `alpha`, the labels' share: `(alpha, 1 - alpha)`.
+///
+/// # Errors
+/// When `alpha` is not in [0, 1].
+pub fn alpha_weights(alpha: f64) -> Result<(f64, f64)> {
+    check::share("loss", "alpha", alpha)?;
+    Ok((alpha, 1.0 - alpha))
+}
+
+/// `labels_weight · CE + Σ weight_i · method_i`.
+pub struct Objective {
+    labels_weight: f64,
+    methods: Vec<(f64, Box<dyn Method>)>,
+}
+
+/// The loss of a batch.
+#[derive(Clone, Debug)]
+pub struct Loss {
+    /// The weighted sum, a scalar.
+    pub total: Tensor,
+    /// Each part before its weight: "labels", if it has a weight, then the methods in order.
+    pub parts: Vec<(&'static str, Tensor)>,
+}
+
+impl Objective {
+    /// The sum with these weights. Without methods it is the cross-entropy alone.
+    ///
+    /// # Errors
+    /// When a weight is negative or not finite, or all are zero.
+    pub fn new(labels_weight: f64, methods: Vec<(f64, Box<dyn Method>)>) -> Result<Self> {
+        check::weight("loss", "labels", labels_weight)?;
+        for (weight, method) in &methods {
+            check::weight(method.name(), "weight", *weight)?;
+        }
+        if labels_weight == 0.0 && methods.iter().all(|(weight, _)| *weight == 0.0) {
+            return Err(Error::Config {
+                method: "loss",
+                field: "labels",
+                found: "0, and no method has a weight".into(),
+                expected: "a weight above 0 somewhere: there is nothing to learn from",
+            });
+        }
+        Ok(Self { labels_weight, methods })
+    }
+
+    /// What all methods together need, each place once.
+    pub fn needs(&self) -> Needs {
+        let mut all = Needs::default();
+        for (_, method) in &self.methods {
+            let needs = method.needs();
+            all.student.extend(needs.student);
+            all.teacher.extend(needs.teacher);
+            all.teacher_logits |= needs.teacher_logits;
+        }
+        for places in [&mut all.student, &mut all.teacher] {
+            places.sort();
+            places.dedup();
+        }
+        all
+    }
+
+    /// The loss of a batch.
+    ///
+    /// # Errors
+    /// As the methods' and [`cross_entropy`]'s.
+    pub fn loss(&self, inputs: &Inputs<'_>) -> Result<Loss> {
+        let mut parts = Vec::with_capacity(1 + self.methods.len());
+        let mut weighted = Vec::with_capacity(parts.capacity());
+        if self.labels_weight > 0.0 {
+            let part = cross_entropy(inputs.student_logits, inputs.labels)?;
+            weighted.push((&part * self.labels_weight)?);
+            parts.push(("labels", part));
+        }
+        for (weight, method) in &self.methods {
+            let part = method.loss(inputs)?;
+            weighted.push((&part * *weight)?);
+            parts.push((method.name(), part));
+        }
+        let mut terms = weighted.into_iter();
+        let Some(mut total) = terms.next() else {
+            unreachable!("an objective has a label weight or a method")
+        };
+        for term in terms {
+            total = (total + term)?;
+        }
+        // The parts are for reading: they must not keep the batch's graph alive.
+        let parts = parts.into_iter().map(|(name, part)| (name, part.detach())).collect();
+        Ok(Loss { total, parts })
+    }
+}

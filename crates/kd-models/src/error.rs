@@ -1,0 +1,172 @@
+//! What can go wrong in this crate.
+
+use std::path::PathBuf;
+
+/// The result of this crate's functions.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What went wrong, in one sentence that says where and what was expected.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A model of this name does not exist.
+    #[error("there is no model \"{name}\"; the models are {known}")]
+    UnknownArchitecture {
+        /// The name asked for.
+        name: String,
+        /// The names that exist, separated by commas.
+        known: String,
+    },
+    /// A setting of a [`ModelConfig`](crate::ModelConfig) makes no sense.
+    #[error("model setting {field} is {found}; expected {expected}")]
+    Config {
+        /// The setting's name.
+        field: &'static str,
+        /// Its value.
+        found: String,
+        /// What it may be.
+        expected: &'static str,
+    },
+    /// The images have another shape than the network takes.
+    #[error("the {architecture} takes images of shape [B, 3, 32, 32], got {found:?}")]
+    Images {
+        /// The network.
+        architecture: &'static str,
+        /// The shape it was given.
+        found: Vec<usize>,
+    },
+    /// The network has no feature place of this name.
+    #[error("the {architecture} has no feature place \"{place}\"; its places are {known}")]
+    UnknownPlace {
+        /// The network.
+        architecture: &'static str,
+        /// The place asked for.
+        place: String,
+        /// The places that exist, separated by commas.
+        known: String,
+    },
+    /// A file can't be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file is no safetensors file, or is cut off.
+    #[error("{}: not a whole safetensors file: {reason}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, with offsets.
+        reason: String,
+    },
+    /// The network has a tensor that the file lacks.
+    #[error("{}: tensor {name} is missing; the {architecture} needs it with shape {expected:?}", path.display())]
+    MissingTensor {
+        /// The file.
+        path: PathBuf,
+        /// The network.
+        architecture: &'static str,
+        /// The tensor.
+        name: String,
+        /// The shape it should have.
+        expected: Vec<usize>,
+    },
+    /// The file has a tensor that the network lacks.
+    #[error("{}: the {architecture} has no tensor {name} (shape {found:?})", path.display())]
+    ExtraTensor {
+        /// The file.
+        path: PathBuf,
+        /// The network.
+        architecture: &'static str,
+        /// The tensor.
+        name: String,
+        /// Its shape.
+        found: Vec<usize>,
+    },
+    /// A tensor has another shape than the network's.
+    #[error("{}: tensor {name} has shape {found:?}; the {architecture} needs {expected:?}", path.display())]
+    TensorShape {
+        /// The file.
+        path: PathBuf,
+        /// The network.
+        architecture: &'static str,
+        /// The tensor.
+        name: String,
+        /// Its shape in the file.
+        found: Vec<usize>,
+        /// The network's shape.
+        expected: Vec<usize>,
+    },
+    /// A tensor is not f32.
+    #[error("{}: tensor {name} is {found}; expected F32", path.display())]
+    TensorDtype {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Its type in the file.
+        found: String,
+    },
+    /// A weight is NaN or infinite.
+    #[error("{}: tensor {name} has {value} at element {index}; weights must be finite", path.display())]
+    NotFinite {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// The element's position, row-major.
+        index: usize,
+        /// The value there.
+        value: f32,
+    },
+    /// The metadata entry "kd" of a file can't be understood.
+    #[error("{}: metadata entry \"kd\": {reason}", path.display())]
+    Metadata {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The weights are another network's.
+    #[error("{}: these are the weights of a {found}, not of a {expected}", path.display())]
+    WrongArchitecture {
+        /// The file.
+        path: PathBuf,
+        /// The network in the file.
+        found: &'static str,
+        /// The network asked for.
+        expected: &'static str,
+    },
+    /// The weights are for another number of classes.
+    #[error("{}: these weights tell {found} classes apart; the data has {expected}", path.display())]
+    ClassCount {
+        /// The file.
+        path: PathBuf,
+        /// The file's number of classes.
+        found: usize,
+        /// The number asked for.
+        expected: usize,
+    },
+    /// The weights were trained on differently normalised images.
+    #[error(
+        "{}: these weights were trained on images normalised with mean {found_mean:?} and std {found_std:?}; the data uses mean {mean:?} and std {std:?}",
+        path.display()
+    )]
+    Normalization {
+        /// The file.
+        path: PathBuf,
+        /// The file's mean.
+        found_mean: [f32; 3],
+        /// The file's standard deviation.
+        found_std: [f32; 3],
+        /// The data's mean.
+        mean: [f32; 3],
+        /// The data's standard deviation.
+        std: [f32; 3],
+    },
+    /// A tensor operation failed.
+    #[error(transparent)]
+    Candle(#[from] candle_core::Error),
+}

@@ -1,0 +1,22 @@
+#![doc = include_str!("../README.md")]
+#![deny(missing_docs)]
+
+mod architecture;
+mod classifier;
+mod cnn;
+mod error;
+mod init;
+mod parameters;
+mod student;
+mod teacher;
+pub mod weights;
+
+pub use architecture::{
+    Architecture, ModelConfig, build, multiply_adds, parameter_count, parameter_shapes, places,
+};
+pub use classifier::{Classifier, Mode, Output, Place};
+pub use error::{Error, Result};
+pub use init::{init, uniform};
+pub use parameters::{Parameters, frozen, var_builder};
+pub use student::StudentCnn;
+pub use teacher::TeacherCnn;

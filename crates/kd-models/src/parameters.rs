@@ -1,0 +1,25 @@
+//! Weights in memory: those that train and those that don't.
+
+use std::collections::{BTreeMap, HashMap};
+
+use candle_core::{DType, Device, Tensor, Var};
+use candle_nn::VarBuilder;
+
+/// Weights that train, by name and in the names' order.
+pub type Parameters = BTreeMap<String, Var>;
+
+/// Gives a network weights that train: gradients reach `parameters`.
+pub fn var_builder(parameters: &Parameters) -> VarBuilder<'static> {
+    builder(parameters.iter().map(|(name, var)| (name.clone(), var.as_tensor().clone())).collect())
+}
+
+/// Gives a network weights that don't train: a teacher's. No gradient reaches `tensors`, and a
+/// forward pass keeps nothing for one.
+pub fn frozen(tensors: &BTreeMap<String, Tensor>) -> VarBuilder<'static> {
+    builder(tensors.iter().map(|(name, tensor)| (name.clone(), tensor.detach())).collect())
+}
+
+fn builder(tensors: HashMap<String, Tensor>) -> VarBuilder<'static> {
+    let device = tensors.values().next().map_or(Device::Cpu, |tensor| tensor.device().clone());
+    VarBuilder::from_tensors(tensors, DType::F32, &device)
+}
