@@ -91,10 +91,7 @@ fn line_suffix(line: &Option<usize>) -> String {
 pub fn write(outs: &[PathBuf]) -> Result<String, Error> {
     let experiments = experiment::read_all(outs)?;
     for (out, experiment) in outs.iter().zip(&experiments) {
-        write_whole(
-            &out.join("report.html"),
-            &page::render(std::slice::from_ref(experiment))?,
-        )?;
+        write_whole(&out.join("report.html"), &page::render(std::slice::from_ref(experiment))?)?;
         write_whole(&out.join("summary.json"), &summary::to_json(experiment))?;
     }
     if let [first, _, ..] = outs {
@@ -105,10 +102,7 @@ pub fn write(outs: &[PathBuf]) -> Result<String, Error> {
 
 /// Writes beside the file and renames, so that a reader never finds half of it.
 fn write_whole(path: &Path, contents: &str) -> Result<(), Error> {
-    let failed = |source| Error::Io {
-        path: path.to_owned(),
-        source,
-    };
+    let failed = |source| Error::Io { path: path.to_owned(), source };
     let mut aside = path.as_os_str().to_owned();
     aside.push(".part");
     let mut file = std::fs::File::create(&aside).map_err(failed)?;

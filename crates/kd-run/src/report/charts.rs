@@ -162,8 +162,8 @@ fn open(text: &mut String, width: f64, height: f64, description: &str) {
 
 /// Values over epochs; `unit` follows each value that a pointer shows.
 pub(super) fn line_chart(description: &str, unit: &str, series: &[Series]) -> String {
-    let (width, height) = (440.0, 264.0);
-    let (left, right, top, bottom) = (44.0, width - 14.0, 12.0, height - 36.0);
+    let (width, height) = (340.0, 232.0);
+    let (left, right, top, bottom) = (36.0, width - 4.0, 8.0, height - 34.0);
     let points = || series.iter().flat_map(|line| &line.points);
     let low = points().map(|p| p.y - p.spread.unwrap_or(0.0));
     let high = points().map(|p| p.y + p.spread.unwrap_or(0.0));
@@ -213,11 +213,8 @@ pub(super) fn line_chart(description: &str, unit: &str, series: &[Series]) -> St
         height - 4.0
     );
     for line in series {
-        let band: Vec<(&Point, f64)> = line
-            .points
-            .iter()
-            .filter_map(|point| Some((point, point.spread?)))
-            .collect();
+        let band: Vec<(&Point, f64)> =
+            line.points.iter().filter_map(|point| Some((point, point.spread?))).collect();
         if band.len() > 1 {
             let upper = band.iter().map(|(p, sd)| (x.at(p.x), y.at(p.y + sd)));
             let lower = band.iter().rev().map(|(p, sd)| (x.at(p.x), y.at(p.y - sd)));
@@ -242,7 +239,7 @@ pub(super) fn line_chart(description: &str, unit: &str, series: &[Series]) -> St
             let (px, py) = at(point);
             let from_end = line.points.len() - 1 - index;
             let shape = if from_end.is_multiple_of(every) {
-                mark(line.slot, px, py, 3.6, "")
+                mark(line.slot, px, py, 3.2, "")
             } else {
                 String::new()
             };
@@ -271,11 +268,16 @@ impl std::fmt::Display for Short {
 
 /// Differences around a zero line, a row per label; with `lanes` the dots of a row lie below one
 /// another.
-pub(super) fn dot_plot(description: &str, axis_label: &str, rows: &[DotRow], lanes: bool) -> String {
-    let width = 440.0;
+pub(super) fn dot_plot(
+    description: &str,
+    axis_label: &str,
+    rows: &[DotRow],
+    lanes: bool,
+) -> String {
+    let width = 400.0;
     let longest = rows.iter().map(|row| row.label.chars().count()).max();
     let left = 18.0 + 6.6 * longest.unwrap_or(0).min(22) as f64;
-    let right = width - 16.0;
+    let right = width - 14.0;
     let most = rows.iter().map(|row| row.dots.len()).max().unwrap_or(1);
     let lane = 9.0;
     let pitch = if lanes { 12.0 + lane * most as f64 } else { 36.0 };
@@ -284,13 +286,7 @@ pub(super) fn dot_plot(description: &str, axis_label: &str, rows: &[DotRow], lan
     let dots = || rows.iter().flat_map(|row| &row.dots);
     let low = dots().map(|dot| dot.value - dot.spread.unwrap_or(0.0));
     let high = dots().map(|dot| dot.value + dot.spread.unwrap_or(0.0));
-    let x = Axis::rounded(
-        low.fold(0.0, f64::min),
-        high.fold(0.0, f64::max),
-        left,
-        right,
-        6.0,
-    );
+    let x = Axis::rounded(low.fold(0.0, f64::min), high.fold(0.0, f64::max), left, right, 6.0);
 
     let mut svg = String::new();
     open(&mut svg, width, height, description);
@@ -327,7 +323,11 @@ pub(super) fn dot_plot(description: &str, axis_label: &str, rows: &[DotRow], lan
         let middle_lane = (row.dots.len() as f64 - 1.0) / 2.0;
         for (place, dot) in row.dots.iter().enumerate() {
             let offset = (place as f64 - middle_lane) * lane;
-            let y = if lanes { middle + offset } else { middle };
+            let y = match (lanes, dot.faint) {
+                (true, _) => middle + offset,
+                (false, true) => middle + 11.0,
+                (false, false) => middle,
+            };
             let at = x.at(dot.value);
             svg.push_str("<g>");
             let colour = colour(dot.slot);
@@ -364,17 +364,17 @@ pub(super) fn dot_plot(description: &str, axis_label: &str, rows: &[DotRow], lan
 
 /// Rows are true classes, columns predicted ones; shade is the share of the row, right answers in
 /// one hue and mistakes in another.
-pub(super) fn confusion_matrix(description: &str, classes: &[String], counts: &[Vec<u64>]) -> String {
+pub(super) fn confusion_matrix(
+    description: &str,
+    classes: &[String],
+    counts: &[Vec<u64>],
+) -> String {
     let named = classes.len() <= 20;
     let longest = classes.iter().map(|class| class.chars().count()).max();
-    let names = if named {
-        12.0 + 6.0 * longest.unwrap_or(0).min(14) as f64
-    } else {
-        8.0
-    };
+    let names = if named { 12.0 + 6.0 * longest.unwrap_or(0).min(14) as f64 } else { 8.0 };
     let axis = 16.0;
     let start = axis + names;
-    let cell = ((440.0 - start) / classes.len().max(1) as f64).min(60.0);
+    let cell = ((420.0 - start) / classes.len().max(1) as f64).min(60.0);
     let side = start + cell * classes.len() as f64 + 2.0;
 
     let mut svg = String::new();

@@ -114,10 +114,7 @@ impl Dataset {
 
     fn describe(&self) -> String {
         let start: String = self.sha256.chars().take(12).collect();
-        format!(
-            "{} ({} test images, sha256 {start}...)",
-            self.name, self.test
-        )
+        format!("{} ({} test images, sha256 {start}...)", self.name, self.test)
     }
 }
 
@@ -144,11 +141,7 @@ impl Run {
     pub(super) fn images_per_second(&self) -> f64 {
         let images = |epoch: &Epoch| epoch.images_per_second * epoch.seconds;
         let seconds = self.seconds();
-        if seconds > 0.0 {
-            self.epochs.iter().map(images).sum::<f64>() / seconds
-        } else {
-            0.0
-        }
+        if seconds > 0.0 { self.epochs.iter().map(images).sum::<f64>() / seconds } else { 0.0 }
     }
 
     fn last(&self) -> &Epoch {
@@ -238,9 +231,7 @@ impl Experiment {
             Some(distilled) => self.alone(distilled),
             None => {
                 let teacher = self.teacher().map(|arm| &arm.name);
-                self.arms
-                    .iter()
-                    .find(|arm| arm.method().is_none() && Some(&arm.name) != teacher)
+                self.arms.iter().find(|arm| arm.method().is_none() && Some(&arm.name) != teacher)
             }
         }
     }
@@ -333,21 +324,12 @@ fn read(out: &Path) -> Result<Experiment, Error> {
         let place = known.iter().position(|name| *name == arm.name);
         (arm.method().is_some(), size, place.unwrap_or(known.len()))
     });
-    Ok(Experiment {
-        label: String::new(),
-        dataset,
-        device,
-        seeds,
-        arms,
-    })
+    Ok(Experiment { label: String::new(), dataset, device, seeds, arms })
 }
 
 /// The folders directly below one, by name.
 fn folders(above: &Path) -> Result<Vec<PathBuf>, Error> {
-    let failed = |source| Error::Io {
-        path: above.to_owned(),
-        source,
-    };
+    let failed = |source| Error::Io { path: above.to_owned(), source };
     let mut found = Vec::new();
     for entry in std::fs::read_dir(above).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
@@ -371,11 +353,8 @@ fn read_run(folder: &Path) -> Result<Option<Run>, Error> {
     let (Some(start), false) = (start, epochs.is_empty()) else {
         return Ok(None);
     };
-    let evaluation = if finished {
-        Some(read_evaluation(&folder.join("evaluation.json"))?)
-    } else {
-        None
-    };
+    let evaluation =
+        if finished { Some(read_evaluation(&folder.join("evaluation.json"))?) } else { None };
     let weights = folder.with_file_name(format!("{}.safetensors", start.run));
     Ok(Some(Run {
         folder: folder.to_owned(),
@@ -467,7 +446,7 @@ fn read_evaluation(path: &Path) -> Result<Evaluation, Error> {
     let total: u64 = confusion.iter().flatten().copied().map(u64::from).sum();
     let right: u64 = (0..classes).map(|class| u64::from(confusion[class][class])).sum();
     let counted = right as f64 / total.max(1) as f64;
-    if !((counted - evaluation.accuracy).abs() < 1e-4) {
+    if (counted - evaluation.accuracy).abs() > 1e-4 {
         return bad(format!(
             "accuracy {} is not the confusion matrix's, {right} of {total} ({counted:.4})",
             evaluation.accuracy
@@ -478,21 +457,11 @@ fn read_evaluation(path: &Path) -> Result<Evaluation, Error> {
 
 fn read_text(path: &Path, advice: &'static str) -> Result<String, Error> {
     std::fs::read_to_string(path).map_err(|source| match source.kind() {
-        std::io::ErrorKind::NotFound => Error::Missing {
-            path: path.to_owned(),
-            advice,
-        },
-        _ => Error::Io {
-            path: path.to_owned(),
-            source,
-        },
+        std::io::ErrorKind::NotFound => Error::Missing { path: path.to_owned(), advice },
+        _ => Error::Io { path: path.to_owned(), source },
     })
 }
 
 fn corrupt(path: &Path, line: Option<usize>, found: String) -> Error {
-    Error::Corrupt {
-        path: path.to_owned(),
-        line,
-        found,
-    }
+    Error::Corrupt { path: path.to_owned(), line, found }
 }

@@ -79,9 +79,5 @@ pub(super) fn bytes(number: u64) -> String {
 
 /// Images per second: whole above ten.
 pub(super) fn rate(per_second: f64) -> String {
-    if per_second < 10.0 {
-        format!("{per_second:.1}")
-    } else {
-        grouped(per_second.round() as u64)
-    }
+    if per_second < 10.0 { format!("{per_second:.1}") } else { grouped(per_second.round() as u64) }
 }

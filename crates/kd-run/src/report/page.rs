@@ -54,6 +54,7 @@ struct Card {
     name: String,
     colour: String,
     accuracy: String,
+    spread: Option<String>,
     gain: Option<String>,
     facts: Vec<Fact>,
 }
@@ -72,6 +73,8 @@ struct Section {
     title: &'static str,
     intro: Vec<String>,
     legend: Vec<Key>,
+    /// Three to a row where there is room, in place of two.
+    small: bool,
     figures: Vec<Figure>,
     tables: Vec<Table>,
 }
@@ -88,6 +91,8 @@ struct Figure {
     legend: Vec<Key>,
     svg: Value,
     numbers: Table,
+    /// Shows the numbers at once.
+    open: bool,
     /// The numbers as text, where a table would have thousands of cells.
     csv: Option<String>,
 }
@@ -117,7 +122,7 @@ pub(super) fn render(experiments: &[Experiment]) -> Result<String, Error> {
             experiment,
             arm,
             label: if several {
-                format!("{} / {}", experiment.label, arm.name)
+                format!("{}: {}", experiment.label, arm.name)
             } else {
                 arm.name.clone()
             },
@@ -128,7 +133,6 @@ pub(super) fn render(experiments: &[Experiment]) -> Result<String, Error> {
     let sections = [
         gains(&shown),
         curves(&shown),
-        classes(&shown),
         confusions(&shown),
         loss_parts(&shown),
         settings(&shown),
@@ -137,15 +141,15 @@ pub(super) fn render(experiments: &[Experiment]) -> Result<String, Error> {
     let first = experiments.first();
     let page = Page {
         title: match first {
+            Some(first) if !several && first.dataset.name == "synthetic" => {
+                "Distillation on synthetic pictures".to_owned()
+            }
             Some(first) if !several => format!("Distillation on {}", first.dataset.title()),
             _ => "Distillations compared".to_owned(),
         },
         css: Value::from_safe_string(include_str!("page.css").to_owned()),
         script: Value::from_safe_string(include_str!("page.js").to_owned()),
-        groups: experiments
-            .iter()
-            .map(|experiment| group(experiment, &shown, several))
-            .collect(),
+        groups: experiments.iter().map(|experiment| group(experiment, &shown, several)).collect(),
         runs: runs_table(&shown),
         notes: unique(experiments.iter().flat_map(terminal::notes)),
         sections: sections.into_iter().flatten().collect(),
@@ -160,12 +164,7 @@ pub(super) fn render(experiments: &[Experiment]) -> Result<String, Error> {
     };
     let mut environment = Environment::new();
     environment.set_undefined_behavior(minijinja::UndefinedBehavior::Strict);
-    environment.set_syntax(
-        SyntaxConfig::builder()
-            .trim_blocks(true)
-            .lstrip_blocks(true)
-            .build()?,
-    );
+    environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     // The name's ending turns escaping on.
     environment.add_template("page.html", include_str!("page.html"))?;
     Ok(environment.get_template("page.html")?.render(Serde(&page))?)
@@ -186,10 +185,7 @@ fn safe(svg: String) -> Value {
 }
 
 fn key(slot: usize, label: &str) -> Key {
-    Key {
-        mark: safe(charts::legend_key(slot)),
-        label: label.to_owned(),
-    }
+    Key { mark: safe(charts::legend_key(slot)), label: label.to_owned() }
 }
 
 fn legend<'a>(shown: impl Iterator<Item = &'a Shown<'a>>) -> Vec<Key> {
@@ -212,9 +208,8 @@ fn group(experiment: &Experiment, shown: &[Shown<'_>], several: bool) -> Group {
         ("Student alone", experiment.student()),
         ("Student distilled", experiment.distilled()),
     ];
-    let cards = roles
-        .into_iter()
-        .filter_map(|(role, arm)| Some(card(role, arm?, experiment, slot(arm?))));
+    let cards =
+        roles.into_iter().filter_map(|(role, arm)| Some(card(role, arm?, experiment, slot(arm?))));
     Group {
         label: several.then(|| experiment.label.clone()),
         data: format!(
@@ -242,10 +237,9 @@ fn group(experiment: &Experiment, shown: &[Shown<'_>], several: bool) -> Group {
 fn lede(experiment: &Experiment) -> Vec<String> {
     let accuracy = |arm: &Arm| format!("{:.1} %", 100.0 * arm.mean(Run::test_accuracy));
     let mut sentences = Vec::new();
-    if let (Some(teacher), Some(student)) = (
-        experiment.teacher(),
-        experiment.student().or(experiment.distilled()),
-    ) {
+    if let (Some(teacher), Some(student)) =
+        (experiment.teacher(), experiment.student().or(experiment.distilled()))
+    {
         let times =
             teacher.first().start.parameters as f64 / student.first().start.parameters as f64;
         if times > 1.05 {
@@ -260,7 +254,7 @@ fn lede(experiment: &Experiment) -> Vec<String> {
         if let Some(mean) = statistics::mean(&gains) {
             let points = mean * 100.0;
             let more = match points {
-                _ if points.abs() < 0.05 => "the same as".to_owned(),
+                _ if points.abs() < 0.05 => "about the same as".to_owned(),
                 _ if points > 0.0 => format!("{points:.1} points more than"),
                 _ => format!("{:.1} points fewer than", -points),
             };
@@ -322,7 +316,7 @@ fn card(role: &'static str, arm: &Arm, experiment: &Experiment, slot: usize) -> 
     }];
     if let Some(number) = run.start.multiply_adds {
         facts.push(Fact {
-            label: "Multiply-adds per image",
+            label: "Multiply-adds",
             value: millions(number),
             beside: beside(|run| Some(run.start.multiply_adds? as f64), "fewer"),
         });
@@ -340,7 +334,7 @@ fn card(role: &'static str, arm: &Arm, experiment: &Experiment, slot: usize) -> 
         beside: beside(|run| Some(run.seconds()), "shorter"),
     });
     facts.push(Fact {
-        label: "Images per second in training",
+        label: "Training images/s",
         value: rate(arm.mean(Run::images_per_second)),
         beside: None,
     });
@@ -348,20 +342,19 @@ fn card(role: &'static str, arm: &Arm, experiment: &Experiment, slot: usize) -> 
         role,
         name: arm.name.clone(),
         colour: charts::colour(slot),
-        accuracy: percent_spread(&arm.values(Run::test_accuracy)),
+        accuracy: percent(arm.mean(Run::test_accuracy)),
+        spread: statistics::standard_deviation(&arm.values(Run::test_accuracy)).map(percent),
         gain: terminal::gain(experiment, arm)
-            .map(|gain| format!("{} points over alone", points_spread(&gain))),
+            .map(|gain| format!("gain {} points", points_spread(&gain))),
         facts,
     }
 }
 
 fn runs_table(shown: &[Shown<'_>]) -> Table {
-    let with_source = shown
-        .iter()
-        .any(|shown| shown.experiment.dataset.name == "cifar10");
-    let mut head = vec!["Run", "Test accuracy %", "Best epoch %", "Gain, points"];
+    let with_source = shown.iter().any(|shown| shown.experiment.dataset.name == "cifar10");
+    let mut head = vec!["Run", "Accuracy\u{a0}%", "Best epoch\u{a0}%", "Gain, points"];
     if with_source {
-        head.extend(["Lecture %", "Tutorial %"]);
+        head.extend(["Lecture\u{a0}%", "Tutorial\u{a0}%"]);
     }
     head.extend(["Test loss", "Parameters", "Epochs", "Time", "Images/s"]);
     let dash = || "–".to_owned();
@@ -371,8 +364,7 @@ fn runs_table(shown: &[Shown<'_>]) -> Table {
             shown.label.clone(),
             percent_spread(&arm.values(Run::test_accuracy)),
             percent_spread(&arm.values(Run::best_test_accuracy)),
-            terminal::gain(shown.experiment, arm)
-                .map_or_else(dash, |gain| points_spread(&gain)),
+            terminal::gain(shown.experiment, arm).map_or_else(dash, |gain| points_spread(&gain)),
         ];
         if with_source {
             let own = shown.experiment.dataset.name == "cifar10";
@@ -401,16 +393,13 @@ fn runs_table(shown: &[Shown<'_>]) -> Table {
 fn gains(shown: &[Shown<'_>]) -> Option<Section> {
     let mut rows = Vec::new();
     let mut numbers = Table {
-        head: ["Run", "Seed", "Alone %", "Distilled %", "Gain, points"]
-            .map(str::to_owned)
-            .to_vec(),
+        head: ["Run", "Seed", "Alone %", "Distilled %", "Gain, points"].map(str::to_owned).to_vec(),
         ..Table::default()
     };
-    let mut over_seeds = false;
+    let (mut over_seeds, mut one_seed) = (false, false);
     for shown in shown {
         let (arm, experiment) = (shown.arm, shown.experiment);
-        let (Some(alone), Some(gain)) =
-            (experiment.alone(arm), terminal::gain(experiment, arm))
+        let (Some(alone), Some(gain)) = (experiment.alone(arm), terminal::gain(experiment, arm))
         else {
             continue;
         };
@@ -433,7 +422,12 @@ fn gains(shown: &[Shown<'_>]) -> Option<Section> {
                     slot: shown.slot,
                     value: points,
                     spread: None,
-                    title: format!("{}, seed {}: {}", shown.label, run.start.seed, signed(points, 2)),
+                    title: format!(
+                        "{}, seed {}: {}",
+                        shown.label,
+                        run.start.seed,
+                        signed(points, 2)
+                    ),
                     faint: true,
                 });
             }
@@ -450,11 +444,14 @@ fn gains(shown: &[Shown<'_>]) -> Option<Section> {
                 ]);
                 deviation
             }
-            None => statistics::difference_noise(
-                alone.first().test_accuracy(),
-                arm.first().test_accuracy(),
-                experiment.dataset.test,
-            ),
+            None => {
+                one_seed = true;
+                statistics::difference_noise(
+                    alone.first().test_accuracy(),
+                    arm.first().test_accuracy(),
+                    experiment.dataset.test,
+                )
+            }
         };
         dots.push(Dot {
             slot: shown.slot,
@@ -463,34 +460,41 @@ fn gains(shown: &[Shown<'_>]) -> Option<Section> {
             title: format!("{}: {} points", shown.label, points_spread(&gain)),
             faint: false,
         });
-        rows.push(DotRow {
-            label: shown.label.clone(),
-            dots,
-        });
+        rows.push(DotRow { label: shown.label.clone(), dots });
     }
     if rows.is_empty() {
         return None;
     }
-    let intro = if over_seeds {
-        "Test accuracy minus that of the same student trained on the labels alone. Small dots: single seeds; large: their mean; bar: one standard deviation either way."
-    } else {
-        "Test accuracy minus that of the same student trained on the labels alone. The bar is what the choice of test images alone can do (95 %): where it crosses zero, this one seed shows no difference."
-    };
+    let mut intro = vec![
+        "Test accuracy minus that of the same student trained on the labels alone.".to_owned(),
+    ];
+    if over_seeds {
+        intro.push("Over seeds: small marks are single seeds, the large one their mean, the bar one standard deviation either way.".to_owned());
+    }
+    if one_seed {
+        intro.push("One seed: the bar is what the choice of test images alone can do (95 %); where it crosses zero, this seed shows no difference.".to_owned());
+    }
+    let mut figures = vec![Figure {
+        title: "Gain in test accuracy".to_owned(),
+        svg: safe(charts::dot_plot(
+            "Gain in test accuracy of each distilled student over the student alone, in percentage points",
+            "percentage points",
+            &rows,
+            false,
+        )),
+        numbers,
+        open: true,
+        ..Figure::default()
+    }];
+    figures.extend(class_figures(shown));
+    if figures.len() > 1 {
+        intro.push("Per class: the share of its test images recognised, minus the same for the student alone. A class has few images, so single classes scatter more than the whole.".to_owned());
+    }
     Some(Section {
         id: "gain",
         title: "What the teacher's help was worth",
-        intro: vec![intro.to_owned()],
-        figures: vec![Figure {
-            title: "Gain in test accuracy".to_owned(),
-            svg: safe(charts::dot_plot(
-                "Gain in test accuracy of each distilled student over the student alone, in percentage points",
-                "percentage points",
-                &rows,
-                false,
-            )),
-            numbers,
-            ..Figure::default()
-        }],
+        intro,
+        figures,
         ..Section::default()
     })
 }
@@ -522,17 +526,9 @@ fn curve(
                 Some(spread) => format!("{mean:.decimals$} ± {spread:.decimals$}"),
                 None => format!("{mean:.decimals$}"),
             });
-            points.push(Point {
-                x: *epoch as f64,
-                y: mean,
-                spread,
-            });
+            points.push(Point { x: *epoch as f64, y: mean, spread });
         }
-        series.push(Series {
-            label: shown.label.clone(),
-            slot: shown.slot,
-            points,
-        });
+        series.push(Series { label: shown.label.clone(), slot: shown.slot, points });
     }
     let mut head = vec!["Epoch".to_owned()];
     head.extend(shown.iter().map(|shown| shown.label.clone()));
@@ -548,11 +544,7 @@ fn curve(
             unit,
             &series,
         )),
-        numbers: Table {
-            head,
-            rows: rows.collect(),
-            ..Table::default()
-        },
+        numbers: Table { head, rows: rows.collect(), ..Table::default() },
         ..Figure::default()
     }
 }
@@ -568,10 +560,9 @@ fn curves(shown: &[Shown<'_>]) -> Option<Section> {
         title: "Learning curves",
         intro,
         legend: legend(shown.iter()),
+        small: true,
         figures: vec![
-            curve(shown, "Test accuracy, %", " %", 2, |epoch| {
-                100.0 * epoch.test_accuracy
-            }),
+            curve(shown, "Test accuracy, %", " %", 2, |epoch| 100.0 * epoch.test_accuracy),
             curve(shown, "Test loss", "", 4, |epoch| epoch.test_loss),
             curve(shown, "Training loss", "", 4, |epoch| epoch.train_loss),
         ],
@@ -587,28 +578,17 @@ fn class_accuracy(arm: &Arm, class: usize) -> Option<f64> {
     statistics::mean(&values)
 }
 
-/// Which classes gain from distillation. One figure per experiment.
-fn classes(shown: &[Shown<'_>]) -> Option<Section> {
-    let mut figures = Vec::new();
-    let mut start = 0;
-    while let Some(first) = shown.get(start) {
-        let same = |shown: &&Shown<'_>| std::ptr::eq(shown.experiment, first.experiment);
-        let count = shown[start..].iter().take_while(same).count();
-        figures.extend(class_figure(first.experiment, &shown[start..start + count]));
-        start += count;
-    }
-    (!figures.is_empty()).then(|| Section {
-        id: "classes",
-        title: "Gain per class",
-        intro: vec!["Share of each class's test images recognised, minus the same for the student alone. A class has few images, so single classes scatter more than the whole.".to_owned()],
-        figures,
-        ..Section::default()
-    })
+/// Which classes gain from distillation: one figure per experiment.
+fn class_figures(shown: &[Shown<'_>]) -> Vec<Figure> {
+    let same = |a: &Shown<'_>, b: &Shown<'_>| std::ptr::eq(a.experiment, b.experiment);
+    let of_one = shown.chunk_by(same);
+    of_one.filter_map(class_figure).collect()
 }
 
-fn class_figure(experiment: &Experiment, shown: &[Shown<'_>]) -> Option<Figure> {
+fn class_figure(shown: &[Shown<'_>]) -> Option<Figure> {
     /// With more classes only the ends of the order are drawn.
     const DRAWN: usize = 20;
+    let experiment = shown.first()?.experiment;
     let distilled: Vec<&Shown<'_>> = shown
         .iter()
         .filter(|shown| experiment.alone(shown.arm).is_some() && shown.arm.confusion().is_some())
@@ -630,8 +610,10 @@ fn class_figure(experiment: &Experiment, shown: &[Shown<'_>]) -> Option<Figure> 
         of(*b).total_cmp(&of(*a))
     });
 
-    let mut numbers = Table::default();
-    numbers.head = vec!["Class".to_owned(), format!("{} %", alone.name)];
+    let mut numbers = Table {
+        head: vec!["Class".to_owned(), format!("{} %", alone.name)],
+        ..Table::default()
+    };
     for shown in &distilled {
         numbers.head.push(format!("{} %", shown.arm.name));
         numbers.head.push("gain".to_owned());
@@ -649,30 +631,24 @@ fn class_figure(experiment: &Experiment, shown: &[Shown<'_>]) -> Option<Figure> 
                 slot: shown.slot,
                 value: points,
                 spread: None,
-                title: format!(
-                    "{}, {}: {} points",
-                    names[class],
-                    shown.label,
-                    signed(points, 2)
-                ),
+                title: format!("{}, {}: {} points", names[class], shown.label, signed(points, 2)),
                 faint: false,
             }));
         }
         numbers.rows.push(row);
         if names.len() <= DRAWN || place < DRAWN / 2 || place >= names.len() - DRAWN / 2 {
-            rows.push(DotRow {
-                label: names[class].clone(),
-                dots,
-            });
+            rows.push(DotRow { label: names[class].clone(), dots });
         }
     }
     let ends = if names.len() > DRAWN {
-        ": the ten that gain most and the ten that gain least"
+        ", the ten that gain most and the ten that gain least"
     } else {
         ""
     };
     let subject = match shown.first() {
-        Some(first) if first.label != first.arm.name => format!("{}{ends}", experiment.label),
+        Some(first) if first.label != first.arm.name => {
+            format!("{}: gain per class{ends}", experiment.label)
+        }
         _ => format!("Gain per class{ends}"),
     };
     Some(Figure {
@@ -685,7 +661,7 @@ fn class_figure(experiment: &Experiment, shown: &[Shown<'_>]) -> Option<Figure> 
         title: subject,
         legend: legend(distilled.into_iter()),
         numbers,
-        csv: None,
+        ..Figure::default()
     })
 }
 
@@ -724,7 +700,7 @@ fn confusions(shown: &[Shown<'_>]) -> Option<Section> {
             )),
             numbers,
             csv,
-            legend: Vec::new(),
+            ..Figure::default()
         });
     }
     let several = shown.iter().any(|shown| shown.arm.runs.len() > 1);
@@ -753,6 +729,8 @@ fn loss_parts(shown: &[Shown<'_>]) -> Option<Section> {
         if names.len() < 2 {
             continue;
         }
+        // The labels' part first, in one colour on all charts.
+        names.sort_by_key(|name| name.as_str() != "labels");
         let mut numbers = Table::default();
         numbers.head.push("Epoch".to_owned());
         numbers.head.extend(names.iter().map(|name| (*name).clone()));
@@ -773,17 +751,13 @@ fn loss_parts(shown: &[Shown<'_>]) -> Option<Section> {
         let series: Vec<Series> = names
             .iter()
             .enumerate()
-            .map(|(slot, name)| Series {
+            .map(|(place, name)| Series {
                 label: (*name).clone(),
-                slot,
+                slot: if place == 0 { 0 } else { shown.slot + place - 1 },
                 points: epochs
                     .iter()
                     .filter_map(|epoch| {
-                        Some(Point {
-                            x: *epoch as f64,
-                            y: part(*epoch, name)?,
-                            spread: None,
-                        })
+                        Some(Point { x: *epoch as f64, y: part(*epoch, name)?, spread: None })
                     })
                     .collect(),
             })
@@ -797,13 +771,14 @@ fn loss_parts(shown: &[Shown<'_>]) -> Option<Section> {
                 &series,
             )),
             numbers,
-            csv: None,
+            ..Figure::default()
         });
     }
     (!figures.is_empty()).then(|| Section {
         id: "loss",
         title: "Parts of the loss",
         intro: vec!["Each part as it is before its weight, mean over the epoch's batches. The recipe below gives the weights.".to_owned()],
+        small: true,
         figures,
         ..Section::default()
     })
@@ -819,9 +794,17 @@ fn settings(shown: &[Shown<'_>]) -> Option<Section> {
             }
         }
     }
-    let shared = values
-        .into_iter()
-        .map(|(name, values)| vec![name, unique(values.into_iter()).join(" / ")]);
+    let mut shared: Vec<Vec<String>> = Vec::new();
+    for (name, values) in values {
+        let (part, setting) = name.split_once('.').unwrap_or(("", &name));
+        let text = format!("{setting} = {}", unique(values.into_iter()).join(" / "));
+        match shared.last_mut() {
+            Some(row) if row[0] == part => row[1] = format!("{}; {text}", row[1]),
+            _ => shared.push(vec![part.to_owned(), text]),
+        }
+    }
+    // Settings outside any part, such as the recipe's name, come first.
+    shared.sort_by_key(|row| !row[0].is_empty());
     let own = shown.iter().map(|shown| {
         let mut settings: BTreeMap<String, Vec<String>> = BTreeMap::new();
         let runs = shown.arm.first().recipe.get("run");
@@ -831,9 +814,8 @@ fn settings(shown: &[Shown<'_>]) -> Option<Section> {
                 flatten(name, value, &mut settings);
             }
         }
-        let settings = settings
-            .into_iter()
-            .map(|(name, values)| format!("{name} = {}", values.join(", ")));
+        let settings =
+            settings.into_iter().map(|(name, values)| format!("{name} = {}", values.join(", ")));
         vec![
             shown.label.clone(),
             shown.arm.model().to_owned(),
@@ -846,8 +828,8 @@ fn settings(shown: &[Shown<'_>]) -> Option<Section> {
         tables: vec![
             Table {
                 caption: "Shared by the runs".to_owned(),
-                head: vec!["Setting".to_owned(), "Value".to_owned()],
-                rows: shared.collect(),
+                head: vec!["Part".to_owned(), "Settings".to_owned()],
+                rows: shared,
             },
             Table {
                 caption: "Of each run".to_owned(),
@@ -873,6 +855,10 @@ fn flatten(name: &str, value: &toml::Value, into: &mut BTreeMap<String, Vec<Stri
             }
         }
         toml::Value::String(text) => into.entry(name.to_owned()).or_default().push(text.clone()),
+        // As short as it can be read back: 1e-8, not 0.00000001.
+        toml::Value::Float(number) => {
+            into.entry(name.to_owned()).or_default().push(format!("{number:?}"));
+        }
         other => into.entry(name.to_owned()).or_default().push(other.to_string()),
     }
 }
@@ -884,10 +870,7 @@ fn machine(shown: &[Shown<'_>]) -> Option<Section> {
         ("Machine", starts().filter_map(|s| s.machine.clone()).collect()),
         ("Threads", starts().filter_map(|s| Some(s.threads?.to_string())).collect()),
         ("kd", starts().filter_map(|s| s.version.clone()).collect()),
-        (
-            "Data, sha256 of the files",
-            starts().map(|s| s.dataset.sha256.clone()).collect(),
-        ),
+        ("Data, sha256 of the files", starts().map(|s| s.dataset.sha256.clone()).collect()),
     ];
     let mut rows: Vec<Vec<String>> = lines
         .into_iter()
@@ -899,11 +882,7 @@ fn machine(shown: &[Shown<'_>]) -> Option<Section> {
     Some(Section {
         id: "machine",
         title: "Machine",
-        tables: vec![Table {
-            head: vec!["".to_owned(), "".to_owned()],
-            rows,
-            ..Table::default()
-        }],
+        tables: vec![Table { head: vec!["".to_owned(), "".to_owned()], rows, ..Table::default() }],
         ..Section::default()
     })
 }

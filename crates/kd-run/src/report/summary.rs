@@ -107,17 +107,9 @@ pub(super) fn to_json(experiment: &Experiment) -> String {
         dataset: &experiment.dataset,
         device: &experiment.device,
         seed: experiment.seeds.first().copied().unwrap_or(0),
-        seeds: if several {
-            experiment.seeds.clone()
-        } else {
-            Vec::new()
-        },
+        seeds: if several { experiment.seeds.clone() } else { Vec::new() },
         runs,
-        over_seeds: if several {
-            over_seeds.collect()
-        } else {
-            Vec::new()
-        },
+        over_seeds: if several { over_seeds.collect() } else { Vec::new() },
     };
     let mut json = serde_json::to_string_pretty(&summary).unwrap_or_default();
     json.push('\n');

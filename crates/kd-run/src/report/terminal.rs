@@ -80,10 +80,7 @@ fn row(experiment: &Experiment, arm: &Arm, with_source: bool) -> Vec<String> {
 /// Sentences below the table: what the columns mean and how far chance goes.
 pub(super) fn notes(experiment: &Experiment) -> Vec<String> {
     let mut notes = Vec::new();
-    let gains = experiment
-        .arms
-        .iter()
-        .any(|arm| gain(experiment, arm).is_some());
+    let gains = experiment.arms.iter().any(|arm| gain(experiment, arm).is_some());
     if experiment.seeds.len() > 1 {
         notes.push(format!(
             "Mean ± standard deviation over {} seeds; accuracy is the last epoch's; time is one seed's.",
@@ -136,11 +133,7 @@ pub(super) fn epochs(arm: &Arm) -> String {
     let counts = arm.runs.iter().map(|run| run.epochs.len());
     let (low, high) = (counts.clone().min(), counts.max());
     let (low, high) = (low.unwrap_or(0), high.unwrap_or(0));
-    if low == high {
-        high.to_string()
-    } else {
-        format!("{low} to {high}")
-    }
+    if low == high { high.to_string() } else { format!("{low} to {high}") }
 }
 
 /// Names come from files: a control character must not steer the terminal.

@@ -4,9 +4,8 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-pub const CLASSES: [&str; 10] = [
-    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
-];
+pub const CLASSES: [&str; 10] =
+    ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"];
 
 /// One made-up run. The counts of right answers decide the accuracy.
 #[derive(Clone)]
@@ -82,9 +81,7 @@ impl FakeRun {
         );
         if let Some(method) = self.method {
             text.push_str("teacher = \"../teacher.safetensors\"\nlabels = 0.75\n");
-            text.push_str(&format!(
-                "\n[[run.method]]\nname = \"{method}\"\nweight = 0.25\n"
-            ));
+            text.push_str(&format!("\n[[run.method]]\nname = \"{method}\"\nweight = 0.25\n"));
             if method == "kd" {
                 text.push_str("temperature = 2.0\n");
             }
