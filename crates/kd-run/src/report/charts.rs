@@ -281,7 +281,7 @@ pub(super) fn dot_plot(
     let most = rows.iter().map(|row| row.dots.len()).max().unwrap_or(1);
     let lane = 9.0;
     let pitch = if lanes { 12.0 + lane * most as f64 } else { 36.0 };
-    let (top, bottom) = (6.0, 6.0 + pitch * rows.len() as f64);
+    let (top, bottom) = (6.0, 9.0 + pitch * rows.len() as f64);
     let height = bottom + 40.0;
     let dots = || rows.iter().flat_map(|row| &row.dots);
     let low = dots().map(|dot| dot.value - dot.spread.unwrap_or(0.0));

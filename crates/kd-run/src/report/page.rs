@@ -610,10 +610,8 @@ fn class_figure(shown: &[Shown<'_>]) -> Option<Figure> {
         of(*b).total_cmp(&of(*a))
     });
 
-    let mut numbers = Table {
-        head: vec!["Class".to_owned(), format!("{} %", alone.name)],
-        ..Table::default()
-    };
+    let mut numbers =
+        Table { head: vec!["Class".to_owned(), format!("{} %", alone.name)], ..Table::default() };
     for shown in &distilled {
         numbers.head.push(format!("{} %", shown.arm.name));
         numbers.head.push("gain".to_owned());
