@@ -11,7 +11,7 @@ mod max_pool;
 mod relu;
 mod simd;
 
-pub use conv::{Conv2d, Conv2dConfig, conv2d};
+pub use conv::{Conv2d, Conv2dConfig, conv2d, conv2d_chain};
 pub use dropout::{DropoutKey, dropout};
 pub use linear::linear;
 pub use max_pool::max_pool2d;

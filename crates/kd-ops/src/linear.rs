@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
 use crate::cpu;
-use crate::matmul::{Threads, View, matmul};
+use crate::matmul::{View, matmul};
 use crate::relu::masked;
 
 /// `y = x w^T + b`, then `max(y, 0)` with `relu`.
@@ -68,7 +68,6 @@ impl CustomOp3 for Linear {
             View::rows(x, inputs),
             View::transposed(weight, inputs),
             true,
-            Threads::All,
         );
         if self.relu {
             for y in &mut y {
@@ -98,7 +97,7 @@ impl CustomOp3 for Linear {
             true => cpu::with_slice(name, weight, |weight| {
                 let mut dx = vec![0.0; batch * inputs];
                 let (dy, weight) = (View::rows(&dy, outputs), View::rows(weight, inputs));
-                matmul(&mut dx, (batch, outputs, inputs), dy, weight, false, Threads::All);
+                matmul(&mut dx, (batch, outputs, inputs), dy, weight, false);
                 Ok(Some(cpu::tensor(dx, (batch, inputs))?))
             })?,
             false => None,
@@ -107,7 +106,7 @@ impl CustomOp3 for Linear {
             true => cpu::with_slice(name, x, |x| {
                 let mut dweight = vec![0.0; outputs * inputs];
                 let (dy, x) = (View::transposed(&dy, outputs), View::rows(x, inputs));
-                matmul(&mut dweight, (outputs, batch, inputs), dy, x, false, Threads::All);
+                matmul(&mut dweight, (outputs, batch, inputs), dy, x, false);
                 Ok(Some(cpu::tensor(dweight, (outputs, inputs))?))
             })?,
             false => None,

@@ -26,13 +26,6 @@ impl<'a> View<'a> {
     }
 }
 
-/// How many threads a product may use.
-#[derive(Clone, Copy)]
-pub(crate) enum Threads {
-    One,
-    All,
-}
-
 /// `out = a b`, or `out += a b` with `add`; `a` is `m` x `k`, `b` is `k` x `n`, `out` row-major.
 pub(crate) fn matmul(
     out: &mut [f32],
@@ -40,13 +33,9 @@ pub(crate) fn matmul(
     a: View<'_>,
     b: View<'_>,
     add: bool,
-    threads: Threads,
 ) {
     assert!(out.len() >= m * n && a.covers(m, k) && b.covers(k, n));
-    let parallelism = match threads {
-        Threads::One => gemm::Parallelism::None,
-        Threads::All => gemm::Parallelism::Rayon(rayon::current_num_threads()),
-    };
+    let parallelism = gemm::Parallelism::Rayon(rayon::current_num_threads());
     // SAFETY: the assertion above keeps every access inside the three slices; `out` is borrowed
     // mutably, so it overlaps neither `a` nor `b`.
     unsafe {

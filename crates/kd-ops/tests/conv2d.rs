@@ -2,7 +2,8 @@
 //! drawn at random.
 
 use candle_core::{Device, Result, Tensor, Var};
-use kd_ops::{Conv2dConfig, conv2d};
+use candle_nn::Module;
+use kd_ops::{Conv2d, Conv2dConfig, conv2d, conv2d_chain};
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -45,7 +46,11 @@ fn distance(found: &Tensor, expected: &[f64]) -> Result<f64> {
 }
 
 /// Values and gradients of x, weight and bias, in f64, window by window.
+///
+/// Where rounding may decide (a ReLU's input next to zero, a pool's two largest next to each
+/// other) the gradient is ambiguous: such entries of `dy` are set to zero.
 struct Reference {
+    dy: Vec<f32>,
     y: Vec<f64>,
     dx: Vec<f64>,
     dweight: Vec<f64>,
@@ -93,10 +98,9 @@ fn reference(case: &Case, x: &[f32], weight: &[f32], bias: &[f32], dy: &[f32]) -
     let plane = out_height * out_width;
     for (i, y) in full.iter_mut().enumerate() {
         *y += f64::from(bias[i / plane % outputs]);
-        if config.relu {
-            *y = y.max(0.0);
-        }
     }
+    let close = 1e-4 * full.iter().fold(0.0f64, |m, y| m.max(y.abs()));
+    let mut dy = dy.to_vec();
     // The gradient with respect to the full map, through pool and ReLU.
     let mut dfull = vec![0.0f64; full.len()];
     let y = if config.max_pool2 {
@@ -106,11 +110,20 @@ fn reference(case: &Case, x: &[f32], weight: &[f32], bias: &[f32], dy: &[f32]) -
                 for y in 0..out_height / 2 {
                     for x in 0..out_width / 2 {
                         let mut best = at(n, o, 2 * y, 2 * x);
+                        let mut second = f64::NEG_INFINITY;
                         for (dy, dx) in [(0, 1), (1, 0), (1, 1)] {
                             let next = at(n, o, 2 * y + dy, 2 * x + dx);
+                            second = second.max(full[next].min(full[best]));
                             if full[next] > full[best] {
                                 best = next;
                             }
+                        }
+                        let dead = config.relu && full[best] < -close;
+                        if !dead && full[best] - second < close {
+                            dy[pooled.len()] = 0.0;
+                        }
+                        if config.relu && full[best].abs() < close {
+                            dy[pooled.len()] = 0.0;
                         }
                         dfull[best] += f64::from(dy[pooled.len()]);
                         pooled.push(full[best]);
@@ -120,11 +133,15 @@ fn reference(case: &Case, x: &[f32], weight: &[f32], bias: &[f32], dy: &[f32]) -
         }
         pooled
     } else {
-        for (dfull, &dy) in dfull.iter_mut().zip(dy) {
-            *dfull = f64::from(dy);
+        for ((dfull, dy), full) in dfull.iter_mut().zip(&mut dy).zip(&full) {
+            if config.relu && full.abs() < close {
+                *dy = 0.0;
+            }
+            *dfull = f64::from(*dy);
         }
         full.clone()
     };
+    let y = y.into_iter().map(|y| if config.relu { y.max(0.0) } else { y }).collect();
     if config.relu {
         for (dfull, full) in dfull.iter_mut().zip(&full) {
             if *full <= 0.0 {
@@ -142,7 +159,7 @@ fn reference(case: &Case, x: &[f32], weight: &[f32], bias: &[f32], dy: &[f32]) -
     for (i, dfull) in dfull.iter().enumerate() {
         dbias[i / plane % outputs] += dfull;
     }
-    Reference { y, dx, dweight, dbias }
+    Reference { dy, y, dx, dweight, dbias }
 }
 
 fn check(case: &Case) -> Result<()> {
@@ -161,7 +178,7 @@ fn check(case: &Case) -> Result<()> {
     let weight =
         Var::from_vec(weight, (case.outputs, case.inputs, case.kernel.0, case.kernel.1), device)?;
     let bias = Var::from_vec(bias, case.outputs, device)?;
-    let dy = Tensor::from_vec(dy, out_shape, device)?;
+    let dy = Tensor::from_vec(expected.dy.clone(), out_shape, device)?;
     let y = conv2d(&x, &weight, Some(bias.as_tensor()), &case.config)?;
     assert_eq!(y.dims(), dy.dims());
     let grads = (y.clone() * dy)?.sum_all()?.backward()?;
@@ -222,6 +239,59 @@ fn the_tutorials_layers_agree_with_f64() -> Result<()> {
         (64, 32, 16, true),
     ] {
         check(&layer(inputs, outputs, side, max_pool2))?;
+    }
+    Ok(())
+}
+
+/// Three layers with pools, strides and odd sizes: as a chain and one by one.
+#[test]
+fn a_chain_gives_what_its_layers_give_one_by_one() -> Result<()> {
+    let device = &Device::Cpu;
+    let mut rng = ChaCha8Rng::seed_from_u64(3);
+    let pool = |relu| Conv2dConfig { padding: 1, relu, max_pool2: true, ..Default::default() };
+    let plain = |stride| Conv2dConfig { padding: 1, relu: true, stride, ..Default::default() };
+    for (channels, configs) in [
+        ([3, 20, 17, 16], [plain(1), plain(1), pool(true)]),
+        ([3, 8, 16, 24], [pool(true), pool(false), plain(1)]),
+        ([2, 5, 7, 3], [plain(2), pool(true), plain(1)]),
+        ([16, 16, 16, 16], [plain(1), plain(2), plain(1)]),
+    ] {
+        let x = Var::from_vec(
+            numbers(&mut rng, 9 * channels[0] * 17 * 15),
+            (9, channels[0], 17, 15),
+            device,
+        )?;
+        let mut variables = vec![x.clone()];
+        let mut layers = Vec::new();
+        for (l, config) in configs.into_iter().enumerate() {
+            let (i, o) = (channels[l], channels[l + 1]);
+            let weight = Var::from_vec(numbers(&mut rng, o * i * 9), (o, i, 3, 3), device)?;
+            let bias = Var::from_vec(numbers(&mut rng, o), o, device)?;
+            layers.push(Conv2d {
+                weight: weight.as_tensor().clone(),
+                bias: Some(bias.as_tensor().clone()),
+                config,
+            });
+            variables.extend([weight, bias]);
+        }
+        let chained = conv2d_chain(&x, &layers.iter().collect::<Vec<_>>())?;
+        let mut single = x.as_tensor().clone();
+        for layer in &layers {
+            single = layer.forward(&single)?;
+        }
+        let as_f64 = |t: &Tensor| -> Result<Vec<f64>> {
+            Ok(t.flatten_all()?.to_vec1::<f32>()?.into_iter().map(f64::from).collect())
+        };
+        assert!(distance(&chained, &as_f64(&single)?)? < 1e-5);
+        let weights =
+            Tensor::from_vec(numbers(&mut rng, single.elem_count()), single.shape(), device)?;
+        let chained = (chained * &weights)?.sum_all()?.backward()?;
+        let single = (single * &weights)?.sum_all()?.backward()?;
+        for variable in &variables {
+            let expected = as_f64(single.get(variable).unwrap())?;
+            let distance = distance(chained.get(variable).unwrap(), &expected)?;
+            assert!(distance < 1e-5, "{:?} is off by {distance:e}", variable.shape());
+        }
     }
     Ok(())
 }

@@ -68,19 +68,9 @@ impl Geometry {
         })
     }
 
-    /// Numbers in one image.
-    pub(crate) fn in_len(&self) -> usize {
-        self.in_channels * self.height * self.width
-    }
-
     /// Pixels of one output map.
     pub(crate) fn out_pixels(&self) -> usize {
         self.out_height * self.out_width
-    }
-
-    /// Numbers in one output image.
-    pub(crate) fn out_len(&self) -> usize {
-        self.out_channels * self.out_pixels()
     }
 
     /// Entries of one output channel's weight.

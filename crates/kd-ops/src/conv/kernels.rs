@@ -5,6 +5,10 @@
 //! `segment_offsets[s]` after the row's start. So a convolution reads its windows where they
 //! lie, and no im2col matrix is written.
 
+// Loops over register arrays are written with indices: they unroll whole, and read as the
+// formulas do.
+#![allow(clippy::needless_range_loop)]
+
 use crate::simd::{Simd, kernel};
 
 /// How the next rows of `left` are grouped: six rows by two vectors fill AVX2's registers, and
@@ -563,30 +567,29 @@ unsafe fn max_pool2_gradient_body<S: Simd>(
     }
 }
 
-/// `out = dy` where `y > 0`, else zero.
-pub(super) fn mask(isa: crate::simd::Isa, y: &[f32], dy: &[f32], out: &mut [f32]) {
-    assert!(y.len() == dy.len() && y.len() == out.len());
+/// `dy` becomes zero where `y` is not above zero.
+pub(super) fn mask(isa: crate::simd::Isa, y: &[f32], dy: &mut [f32]) {
+    assert!(y.len() == dy.len());
     // SAFETY: equal lengths.
-    unsafe { mask_kernel(isa, y, dy, out) }
+    unsafe { mask_kernel(isa, y, dy) }
 }
 
 kernel! {
-    fn mask_kernel(y: &[f32], dy: &[f32], out: &mut [f32]) = mask_body;
+    fn mask_kernel(y: &[f32], dy: &mut [f32]) = mask_body;
 }
 
 #[inline(always)]
-unsafe fn mask_body<S: Simd>(y: &[f32], dy: &[f32], out: &mut [f32]) {
+unsafe fn mask_body<S: Simd>(y: &[f32], dy: &mut [f32]) {
     let whole = y.len() / S::LANES * S::LANES;
     for i in (0..whole).step_by(S::LANES) {
         // SAFETY: `i + LANES <= len`.
         unsafe {
-            let dy = S::load(dy.as_ptr().add(i));
-            let v = S::where_positive(S::load(y.as_ptr().add(i)), dy);
-            S::store(out.as_mut_ptr().add(i), v);
+            let at = dy.as_mut_ptr().add(i);
+            S::store(at, S::where_positive(S::load(y.as_ptr().add(i)), S::load(at)));
         }
     }
     for i in whole..y.len() {
-        out[i] = if y[i] > 0.0 { dy[i] } else { 0.0 };
+        dy[i] = if y[i] > 0.0 { dy[i] } else { 0.0 };
     }
 }
 

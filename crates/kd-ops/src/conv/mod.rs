@@ -12,13 +12,13 @@ mod winograd;
 
 use std::sync::OnceLock;
 
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use candle_nn::Module;
 
 use crate::cpu;
 use crate::simd::Isa;
 use geometry::Geometry;
-use passes::{Ask, Fused, Passes};
+use passes::{Chain, Gradients, Layer, Parameters};
 
 /// How a convolution moves over the image, and what follows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,22 +54,9 @@ pub fn conv2d(
     bias: Option<&Tensor>,
     config: &Conv2dConfig,
 ) -> Result<Tensor> {
-    let geometry = Geometry::new(x.dims(), weight.dims(), config)?;
-    let bias = match bias {
-        Some(bias) if bias.dims() != [geometry.out_channels] => bail!(
-            "conv2d: expected a bias of shape [{}], got {:?}",
-            geometry.out_channels,
-            bias.shape()
-        ),
-        Some(bias) => bias.clone(),
-        None => Tensor::zeros(geometry.out_channels, x.dtype(), x.device())?,
-    };
-    let fused = Fused { relu: config.relu, max_pool2: config.max_pool2 };
-    let op = Conv2dOp {
-        geometry,
-        passes: Passes::new(Isa::detect(), geometry, fused),
-        winners: OnceLock::new(),
-    };
+    let (geometry, bias) = check(x.dims(), weight, bias, config)?;
+    let chain = Chain::new(Isa::detect(), geometry.batch, vec![chain_layer(geometry, config)]);
+    let op = Conv2dOp { chain, winners: OnceLock::new() };
     x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, op)
 }
 
@@ -90,9 +77,68 @@ impl Module for Conv2d {
     }
 }
 
+/// Several convolutions in a row, each layer's result the next one's input: the same values and
+/// gradients as [`conv2d`] called for each.
+///
+/// What lies between the layers is not stored: each image goes through all of them while it is
+/// in the cache, and the backward pass computes the maps in between again. That pays where all
+/// layers but the last are cheap and their maps large: in the tutorial's teacher the second layer
+/// costs 21 times the first, whose map of 64 MiB (batch 128) is then neither written nor read.
+///
+/// # Errors
+/// As [`conv2d`], and when `layers` is empty.
+pub fn conv2d_chain(x: &Tensor, layers: &[&Conv2d]) -> Result<Tensor> {
+    if let [layer] = layers {
+        return layer.forward(x);
+    }
+    let mut dims = x.dims().to_vec();
+    let mut chain = Vec::with_capacity(layers.len());
+    let mut sizes = Vec::with_capacity(layers.len());
+    let mut parameters = Vec::with_capacity(2 * layers.len());
+    for layer in layers {
+        let (geometry, bias) = check(&dims, &layer.weight, layer.bias.as_ref(), &layer.config)?;
+        let layer_of_chain = chain_layer(geometry, &layer.config);
+        let size = layer_of_chain.result_size();
+        dims = vec![geometry.batch, size.channels, size.height, size.width];
+        sizes.push((geometry.weight_len(), geometry.out_channels));
+        parameters.extend([layer.weight.flatten_all()?, bias]);
+        chain.push(layer_of_chain);
+    }
+    if chain.is_empty() {
+        bail!("conv2d_chain: expected at least one layer, got none");
+    }
+    let chain = Chain::new(Isa::detect(), dims[0], chain);
+    let op = ChainOp { chain, sizes, winners: OnceLock::new() };
+    x.contiguous()?.apply_op2(&Tensor::cat(&parameters, 0)?, op)
+}
+
+/// Checks one convolution; the bias is zeros where there is none.
+fn check(
+    x: &[usize],
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    config: &Conv2dConfig,
+) -> Result<(Geometry, Tensor)> {
+    let geometry = Geometry::new(x, weight.dims(), config)?;
+    let bias = match bias {
+        Some(bias) if bias.dims() != [geometry.out_channels] => bail!(
+            "conv2d: expected a bias of shape [{}], got {:?}",
+            geometry.out_channels,
+            bias.shape()
+        ),
+        Some(bias) => bias.clone(),
+        None => Tensor::zeros(geometry.out_channels, weight.dtype(), weight.device())?,
+    };
+    Ok((geometry, bias))
+}
+
+fn chain_layer(geometry: Geometry, config: &Conv2dConfig) -> Layer {
+    Layer::new(Isa::detect(), geometry, config.relu, config.max_pool2)
+}
+
+/// One convolution: data, weight, bias.
 struct Conv2dOp {
-    geometry: Geometry,
-    passes: Passes,
+    chain: Chain,
     /// The pool's winners, kept from the forward pass for the backward pass.
     winners: OnceLock<Vec<u8>>,
 }
@@ -114,12 +160,7 @@ impl CustomOp3 for Conv2dOp {
         let x = cpu::slice(self.name(), x, x_layout)?;
         let weight = cpu::slice(self.name(), weight, weight_layout)?;
         let bias = cpu::slice(self.name(), bias, bias_layout)?;
-        let forward = self.passes.forward(x, weight, bias);
-        // The forward pass of an operation runs once, so the cell is empty.
-        let _ = self.winners.set(forward.winners);
-        let size = self.passes.result_size();
-        let shape = (self.geometry.batch, size.channels, size.height, size.width);
-        Ok((CpuStorage::F32(forward.y), Shape::from(shape)))
+        Ok(result(&self.chain, &self.winners, self.chain.forward(x, &[(weight, bias)])))
     }
 
     fn bwd(
@@ -131,28 +172,119 @@ impl CustomOp3 for Conv2dOp {
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let name = self.name();
-        let Some(winners) = self.winners.get() else { bail!("conv2d: backward before forward") };
-        let ask = Ask { data: x.track_op(), weight: weight.track_op() };
-        let (x_data, weight_data) = (x.contiguous()?, weight.contiguous()?);
-        let gradients = cpu::with_slice(name, &x_data, |x| {
-            cpu::with_slice(name, &weight_data, |weight| {
-                cpu::with_slice(name, y, |y| {
-                    cpu::with_slice(name, dy, |dy| {
-                        Ok(self.passes.backward(x, weight, (y, winners), dy, ask))
-                    })
-                })
+        let gradients = cpu::with_slice(name, weight, |weight| {
+            cpu::with_slice(name, bias, |bias| {
+                backward(name, &self.chain, &self.winners, x, &[(weight, bias)], y, dy)
             })
         })?;
-        let tensor = |wanted: bool, values: Vec<f32>, like: &Tensor| match wanted {
-            true => cpu::tensor(values, like.shape()).map(Some),
-            false => Ok(None),
+        let data = match x.track_op() {
+            true => Some(cpu::tensor(gradients.data, x.shape())?),
+            false => None,
         };
-        Ok((
-            tensor(ask.data, gradients.data, x)?,
-            tensor(ask.weight, gradients.weight, weight)?,
-            tensor(bias.track_op(), gradients.bias, bias)?,
-        ))
+        match gradients.parameters.into_iter().next() {
+            Some((dweight, dbias)) => Ok((
+                data,
+                Some(cpu::tensor(dweight, weight.shape())?),
+                Some(cpu::tensor(dbias, bias.shape())?),
+            )),
+            None => bail!("conv2d: no gradient for the parameters"),
+        }
     }
+}
+
+/// Convolutions in a row: data, and all weights and biases as one flat tensor.
+struct ChainOp {
+    chain: Chain,
+    /// Each layer's numbers of weight and bias.
+    sizes: Vec<(usize, usize)>,
+    winners: OnceLock<Vec<u8>>,
+}
+
+impl ChainOp {
+    fn split<'a>(&self, mut flat: &'a [f32]) -> Vec<Parameters<'a>> {
+        let mut take = |len: usize| {
+            let (piece, rest) = flat.split_at(len);
+            flat = rest;
+            piece
+        };
+        self.sizes.iter().map(|&(weight, bias)| (take(weight), take(bias))).collect()
+    }
+}
+
+impl CustomOp2 for ChainOp {
+    fn name(&self) -> &'static str {
+        "conv2d_chain"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        parameters: &CpuStorage,
+        parameters_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let x = cpu::slice(self.name(), x, x_layout)?;
+        let parameters = cpu::slice(self.name(), parameters, parameters_layout)?;
+        Ok(result(&self.chain, &self.winners, self.chain.forward(x, &self.split(parameters))))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        parameters: &Tensor,
+        y: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let name = self.name();
+        let gradients = cpu::with_slice(name, parameters, |parameters| {
+            let parameters = self.split(parameters);
+            backward(name, &self.chain, &self.winners, x, &parameters, y, dy)
+        })?;
+        let data = match x.track_op() {
+            true => Some(cpu::tensor(gradients.data, x.shape())?),
+            false => None,
+        };
+        let flat: Vec<f32> = gradients
+            .parameters
+            .into_iter()
+            .flat_map(|(weight, bias)| [weight, bias])
+            .flatten()
+            .collect();
+        Ok((data, Some(cpu::tensor(flat, parameters.shape())?)))
+    }
+}
+
+/// Keeps the winners and gives the result its shape.
+fn result(
+    chain: &Chain,
+    winners: &OnceLock<Vec<u8>>,
+    forward: passes::Forward,
+) -> (CpuStorage, Shape) {
+    // The forward pass of an operation runs once, so the cell is empty.
+    let _ = winners.set(forward.winners);
+    let size = chain.result_size();
+    let shape = (chain.batch(), size.channels, size.height, size.width);
+    (CpuStorage::F32(forward.y), Shape::from(shape))
+}
+
+fn backward(
+    name: &str,
+    chain: &Chain,
+    winners: &OnceLock<Vec<u8>>,
+    x: &Tensor,
+    parameters: &[Parameters<'_>],
+    y: &Tensor,
+    dy: &Tensor,
+) -> Result<Gradients> {
+    let Some(winners) = winners.get() else { bail!("{name}: backward before forward") };
+    let ask_data = x.track_op();
+    cpu::with_slice(name, x, |x| {
+        cpu::with_slice(name, y, |y| {
+            cpu::with_slice(name, dy, |dy| {
+                Ok(chain.backward(x, parameters, (y, winners), dy, ask_data))
+            })
+        })
+    })
 }
 
 /// Which gradients a backward pass over one image is to compute, and where they go.

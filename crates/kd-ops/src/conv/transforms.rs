@@ -17,6 +17,10 @@
 //! dg = G^T [ sum over tiles (B^T d B) * Z ] G
 //! ```
 
+// Loops over register arrays are written with indices: they unroll whole, and read as the
+// formulas do.
+#![allow(clippy::needless_range_loop)]
+
 use crate::simd::{Simd, kernel};
 
 /// Output pixels of a tile's side.
