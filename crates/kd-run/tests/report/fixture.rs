@@ -4,31 +4,31 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-pub const CLASSES: [&str; 10] =
+pub(super) const CLASSES: [&str; 10] =
     ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"];
 
 /// One made-up run. The counts of right answers decide the accuracy.
 #[derive(Clone)]
-pub struct FakeRun {
-    pub name: String,
-    pub model: &'static str,
-    pub method: Option<&'static str>,
-    pub seed: u64,
+pub(super) struct FakeRun {
+    pub(super) name: String,
+    pub(super) model: &'static str,
+    pub(super) method: Option<&'static str>,
+    pub(super) seed: u64,
     /// Right answers per class.
-    pub right: Vec<u32>,
-    pub images_per_class: u32,
-    pub classes: Vec<String>,
-    pub epochs: usize,
-    pub dataset: Value,
+    pub(super) right: Vec<u32>,
+    pub(super) images_per_class: u32,
+    pub(super) classes: Vec<String>,
+    pub(super) epochs: usize,
+    pub(super) dataset: Value,
 }
 
-pub fn dataset(name: &str) -> Value {
+pub(super) fn dataset(name: &str) -> Value {
     json!({"name": name, "train": 50_000, "test": 10_000, "sha256": "5e".repeat(32)})
 }
 
 impl FakeRun {
     /// A run on ten classes of 1000 test images, each class with about the given accuracy.
-    pub fn new(name: &str, right: u32) -> FakeRun {
+    pub(super) fn new(name: &str, right: u32) -> FakeRun {
         let scatter = [40, 110, -120, -190, -50, -110, 80, 50, 110, 80];
         let right = scatter.iter().map(|s| right.strict_add_signed(*s)).collect();
         let (model, method) = match name {
@@ -51,13 +51,13 @@ impl FakeRun {
         }
     }
 
-    pub fn accuracy(&self) -> f64 {
+    pub(super) fn accuracy(&self) -> f64 {
         let right: u32 = self.right.iter().sum();
         f64::from(right) / (f64::from(self.images_per_class) * self.right.len() as f64)
     }
 
     /// The run folder's files and the weights beside it.
-    pub fn write(&self, above: &Path) {
+    pub(super) fn write(&self, above: &Path) {
         let folder = above.join(&self.name);
         std::fs::create_dir_all(folder.join("checkpoints")).unwrap();
         std::fs::write(folder.join("recipe.toml"), self.recipe()).unwrap();
@@ -68,7 +68,7 @@ impl FakeRun {
         std::fs::write(weights, vec![0; self.parameters() / 100]).unwrap();
     }
 
-    pub fn parameters(&self) -> usize {
+    pub(super) fn parameters(&self) -> usize {
         if self.model == "teacher" { 1_186_986 } else { 267_738 }
     }
 
@@ -106,7 +106,7 @@ impl FakeRun {
     }
 
     /// Rises to the last epoch's accuracy; later losses overfit a little.
-    pub fn epoch(&self, epoch: usize) -> Value {
+    pub(super) fn epoch(&self, epoch: usize) -> Value {
         let done = epoch as f64 / self.epochs as f64;
         let wobble = (epoch as f64 * 2.4 + self.seed as f64 + self.name.len() as f64).sin() * 0.006;
         let accuracy = if epoch == self.epochs {
@@ -131,7 +131,7 @@ impl FakeRun {
     }
 
     /// Mistakes go to the next classes, the nearest most.
-    pub fn evaluation(&self) -> Value {
+    pub(super) fn evaluation(&self) -> Value {
         let count = self.right.len();
         let mut confusion = vec![vec![0u32; count]; count];
         for (class, right) in self.right.iter().enumerate() {
@@ -162,7 +162,7 @@ impl FakeRun {
 }
 
 /// The tutorial's five runs.
-pub fn tutorial(seed: u64, dataset: &Value) -> Vec<FakeRun> {
+pub(super) fn tutorial(seed: u64, dataset: &Value) -> Vec<FakeRun> {
     let runs = [
         ("teacher", 731, [7, -3, 4]),
         ("student", 688, [-4, 5, 1]),

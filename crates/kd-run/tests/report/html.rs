@@ -2,7 +2,7 @@
 
 /// Every tag closes in order; text and attributes hold no bare `<`. Returns the tags with their
 /// attributes as written.
-pub fn checked_tags(html: &str) -> Result<Vec<String>, String> {
+pub(super) fn checked_tags(html: &str) -> Result<Vec<String>, String> {
     let mut tags = Vec::new();
     let mut open: Vec<&str> = Vec::new();
     let mut rest = html;
@@ -49,14 +49,14 @@ fn end_of_tag(text: &str) -> Option<usize> {
 }
 
 /// The part of the page from the element with that id to the end of its section.
-pub fn section<'a>(html: &'a str, id: &str) -> &'a str {
+pub(super) fn section<'a>(html: &'a str, id: &str) -> &'a str {
     let start = html.find(&format!("id=\"{id}\"")).unwrap_or_else(|| panic!("no section {id}"));
     let length = html[start..].find("</section>").unwrap();
     &html[start..start + length]
 }
 
 /// The rows of all tables in a part of a page, as their cells' text.
-pub fn rows(part: &str) -> Vec<Vec<String>> {
+pub(super) fn rows(part: &str) -> Vec<Vec<String>> {
     let between = |text: &str, from: &str, to: &str| -> Vec<String> {
         let pieces = text.split(from).skip(1);
         pieces.map(|piece| piece[..piece.find(to).unwrap()].to_owned()).collect()
