@@ -47,8 +47,7 @@ pub fn cosine(student: &Tensor, teacher: &Tensor) -> Result<Tensor> {
     Ok(cosine.mean_all()?.affine(-1.0, 1.0)?)
 }
 
-const FITS: &str =
-    "the batches must be equal and the teacher's values a multiple of the student's";
+const FITS: &str = "the batches must be equal and the teacher's values a multiple of the student's";
 
 /// How many of the teacher's values make one of the student's.
 fn pooling(student: usize, teacher: usize) -> Option<usize> {

@@ -30,7 +30,9 @@ pub enum Error {
         expected: &'static str,
     },
     /// Two tensors' shapes don't fit together.
-    #[error("{method}: the student's {what} has shape {student:?}, the other {other:?}; {expected}")]
+    #[error(
+        "{method}: the student's {what} has shape {student:?}, the other {other:?}; {expected}"
+    )]
     ShapeMismatch {
         /// The loss.
         method: &'static str,

@@ -119,10 +119,12 @@ impl MethodConfig {
             "cosine" => Self::Cosine(CosineConfig::default()),
             "regressor" => Self::Regressor(RegressorConfig::default()),
             "label-smoothing" => Self::LabelSmoothing(LabelSmoothingConfig::default()),
-            _ => return Err(Error::UnknownMethod {
-                name: name.to_string(),
-                known: METHODS.map(|method| method.name).join(", "),
-            }),
+            _ => {
+                return Err(Error::UnknownMethod {
+                    name: name.to_string(),
+                    known: METHODS.map(|method| method.name).join(", "),
+                });
+            }
         })
     }
 
@@ -286,8 +288,6 @@ pub fn build(
         MethodConfig::Kd(config) => Box::new(Kd { config: config.clone() }),
         MethodConfig::Cosine(config) => Box::new(Cosine::new(config, shapes)?),
         MethodConfig::Regressor(config) => Box::new(Regressor::new(config, shapes, vb)?),
-        MethodConfig::LabelSmoothing(config) => {
-            Box::new(LabelSmoothing { config: config.clone() })
-        }
+        MethodConfig::LabelSmoothing(config) => Box::new(LabelSmoothing { config: config.clone() }),
     })
 }

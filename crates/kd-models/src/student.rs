@@ -6,11 +6,8 @@ use candle_nn::VarBuilder;
 use crate::cnn::{Cnn, Plan};
 use crate::{Architecture, Classifier, Mode, Output, Place, Result};
 
-pub(crate) const PLAN: Plan = Plan {
-    architecture: Architecture::Student,
-    convs: &[(16, true), (16, true)],
-    hidden: 256,
-};
+pub(crate) const PLAN: Plan =
+    Plan { architecture: Architecture::Student, convs: &[(16, true), (16, true)], hidden: 256 };
 
 /// The network that learns: two 3x3 convolutions (16, pool, 16, pool) and two linear layers
 /// (1024-256-classes); 267,738 parameters with ten classes.

@@ -91,8 +91,7 @@ pub fn save(path: &Path, tensors: &BTreeMap<String, Tensor>, metadata: &Metadata
         let view = TensorView::new(Dtype::F32, shape.clone(), bytes);
         views.push((name.as_str(), view.map_err(|error| malformed(error.to_string()))?));
     }
-    let metadata =
-        serde_json::to_string(metadata).map_err(|error| malformed(error.to_string()))?;
+    let metadata = serde_json::to_string(metadata).map_err(|error| malformed(error.to_string()))?;
     let metadata = HashMap::from([(KEY.to_string(), metadata)]);
     let bytes = safetensors::serialize(views, Some(metadata))
         .map_err(|error| malformed(error.to_string()))?;
@@ -186,7 +185,9 @@ fn read_header(
     let io = |source| Error::Io { path: path.into(), source };
     let malformed = |reason: String| Error::Malformed { path: path.into(), reason };
     if file_len < 8 {
-        return Err(malformed(format!("it has {file_len} bytes, fewer than the 8 of its header's length")));
+        return Err(malformed(format!(
+            "it has {file_len} bytes, fewer than the 8 of its header's length"
+        )));
     }
     let mut header_len = [0; 8];
     file.read_exact(&mut header_len).map_err(io)?;
@@ -230,11 +231,7 @@ fn metadata(path: &Path, entries: &Option<HashMap<String, String>>) -> Result<Op
     if let Some(names) = &metadata.class_names
         && names.len() != metadata.classes
     {
-        return Err(bad(format!(
-            "{} class names for {} classes",
-            names.len(),
-            metadata.classes
-        )));
+        return Err(bad(format!("{} class names for {} classes", names.len(), metadata.classes)));
     }
     Ok(Some(metadata))
 }
@@ -252,7 +249,12 @@ fn check_tensors(
     let extra = found.keys().filter(|name| expected.iter().all(|(known, _)| known != *name)).min();
     if let Some(name) = extra {
         let found = found[name].shape.clone();
-        return Err(Error::ExtraTensor { path: path.into(), architecture, name: name.clone(), found });
+        return Err(Error::ExtraTensor {
+            path: path.into(),
+            architecture,
+            name: name.clone(),
+            found,
+        });
     }
     for (name, shape) in expected {
         if !found.contains_key(name) {
@@ -273,7 +275,11 @@ fn check_tensors(
     if let Some(classes) = classes
         && classes != config.classes
     {
-        return Err(Error::ClassCount { path: path.into(), found: classes, expected: config.classes });
+        return Err(Error::ClassCount {
+            path: path.into(),
+            found: classes,
+            expected: config.classes,
+        });
     }
     for (name, shape) in expected {
         let info = found[name];

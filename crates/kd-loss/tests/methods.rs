@@ -1,0 +1,327 @@
+//! Methods from recipes: their options, what they need, and what is wrong with bad input.
+
+use std::collections::{BTreeMap, HashMap};
+
+use candle_core::{DType, Device, Tensor, Var};
+use candle_nn::VarBuilder;
+use kd_loss::{
+    Error, Inputs, METHODS, Method, MethodConfig, Needs, Objective, Shapes, Term, alpha_weights,
+    build, cosine, cross_entropy, cross_entropy_smoothed, helper_parameters, kd, kd_with_labels,
+    mse,
+};
+
+/// The tutorial's pair, shortened.
+fn shapes() -> Shapes {
+    let place = |name: &str, shape: &[usize]| (name.to_string(), shape.to_vec());
+    Shapes {
+        student: vec![
+            place("features.2", &[16, 16, 16]),
+            place("features.5", &[16, 8, 8]),
+            place("classifier.1", &[256]),
+        ],
+        teacher: vec![
+            place("features.4", &[64, 16, 16]),
+            place("features.9", &[32, 8, 8]),
+            place("classifier.1", &[512]),
+        ],
+        classes: 10,
+    }
+}
+
+fn no_helpers() -> VarBuilder<'static> {
+    VarBuilder::from_tensors(HashMap::new(), DType::F32, &Device::Cpu)
+}
+
+/// Variables for a method's helper parameters.
+fn helpers(config: &MethodConfig) -> (BTreeMap<String, Var>, VarBuilder<'static>) {
+    let vars: BTreeMap<String, Var> = helper_parameters(config, &shapes())
+        .unwrap()
+        .into_iter()
+        .map(|p| {
+            let values = Tensor::full(p.bound as f32, p.shape, &Device::Cpu).unwrap();
+            (p.name, Var::from_tensor(&values).unwrap())
+        })
+        .collect();
+    let tensors = vars.iter().map(|(name, var)| (name.clone(), var.as_tensor().clone())).collect();
+    (vars, VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu))
+}
+
+fn term(recipe: &str) -> Result<Term, toml::de::Error> {
+    toml::from_str(recipe)
+}
+
+fn ramp(shape: &[usize]) -> Tensor {
+    let n: usize = shape.iter().product();
+    let values: Vec<f32> = (0..n).map(|i| ((i * 37 % 101) as f32 - 50.0) / 25.0).collect();
+    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+}
+
+fn zeros(shape: &[usize]) -> Tensor {
+    Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap()
+}
+
+fn labels(labels: &[u32]) -> Tensor {
+    Tensor::new(labels, &Device::Cpu).unwrap()
+}
+
+#[test]
+fn a_recipes_table_gives_weight_name_and_options() {
+    let parsed = term("name = 'kd'\nweight = 0.25\ntemperature = 4.0").unwrap();
+    assert_eq!(parsed.weight, 0.25);
+    assert!(matches!(&parsed.method, MethodConfig::Kd(config) if config.temperature == 4.0));
+    // Left out: the tutorial's.
+    let parsed = term("name = 'kd'\nweight = 1").unwrap();
+    assert_eq!(parsed.method, MethodConfig::from_name("kd").unwrap());
+    assert!(matches!(&parsed.method, MethodConfig::Kd(config) if config.temperature == 2.0));
+    let parsed = term("name = 'cosine'\nweight = 1\nstudent = 'features.2'").unwrap();
+    assert!(
+        matches!(&parsed.method, MethodConfig::Cosine(c) if c.student.as_deref() == Some("features.2"))
+    );
+}
+
+#[test]
+fn a_method_survives_toml_and_json() {
+    for info in METHODS {
+        let method = MethodConfig::from_name(info.name).unwrap();
+        assert_eq!(method.name(), info.name);
+        for method in [method.resolve(&shapes()).unwrap(), method] {
+            let before = Term { weight: 0.5, method };
+            let recipe = toml::to_string(&before).unwrap();
+            assert_eq!(term(&recipe).unwrap(), before, "{recipe}");
+            let json = serde_json::to_string(&before).unwrap();
+            assert_eq!(serde_json::from_str::<Term>(&json).unwrap(), before, "{json}");
+        }
+    }
+}
+
+#[test]
+fn an_unknown_method_or_option_is_an_error_that_lists_the_known() {
+    let error = term("name = 'magic'\nweight = 1").unwrap_err().to_string();
+    assert!(error.contains("magic") && error.contains("`label-smoothing`"), "{error}");
+    let error = term("name = 'kd'\nweight = 1\ntemprature = 4.0").unwrap_err().to_string();
+    assert!(error.contains("temprature") && error.contains("`temperature`"), "{error}");
+    let error = MethodConfig::from_name("magic").unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "there is no method \"magic\"; the methods are kd, cosine, regressor, label-smoothing"
+    );
+}
+
+#[test]
+fn options_that_make_no_sense_are_errors_that_name_them() {
+    for value in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+        let mut config = MethodConfig::from_name("kd").unwrap();
+        if let MethodConfig::Kd(config) = &mut config {
+            config.temperature = value;
+        }
+        let error = build(&config, &shapes(), no_helpers()).err().unwrap().to_string();
+        assert_eq!(error, format!("kd: temperature is {value}; expected a number above 0"));
+        assert!(kd(&zeros(&[1, 2]), &zeros(&[1, 2]), value).is_err());
+    }
+    for value in [-0.1, 1.1, f64::NAN] {
+        let error = alpha_weights(value).unwrap_err().to_string();
+        assert_eq!(error, format!("loss: alpha is {value}; expected a number in [0, 1]"));
+        let z = zeros(&[1, 2]);
+        assert!(kd_with_labels(&z, &z, &labels(&[0]), 2.0, value).is_err());
+        assert!(cross_entropy_smoothed(&z, &labels(&[0]), value).is_err());
+    }
+    assert_eq!(alpha_weights(0.75).unwrap(), (0.75, 0.25));
+}
+
+#[test]
+fn weights_that_make_no_sense_are_errors() {
+    let kd = || build(&MethodConfig::from_name("kd").unwrap(), &shapes(), no_helpers()).unwrap();
+    for weight in [-1.0, f64::NAN, f64::INFINITY] {
+        let error = Objective::new(1.0, vec![(weight, kd())]).err().unwrap().to_string();
+        assert_eq!(
+            error,
+            format!("kd: weight is {weight}; expected a number that is not negative")
+        );
+        assert!(Objective::new(weight, vec![]).is_err());
+    }
+    let error = Objective::new(0.0, vec![(0.0, kd())]).err().unwrap().to_string();
+    assert!(error.contains("nothing to learn"), "{error}");
+    assert!(Objective::new(0.0, vec![(1.0, kd())]).is_ok());
+}
+
+#[test]
+fn shapes_that_do_not_match_are_errors_that_give_both() {
+    let says = |error: Error, a: &str, b: &str| {
+        let error = error.to_string();
+        assert!(error.contains(a) && error.contains(b), "{error}");
+    };
+    says(kd(&zeros(&[2, 3]), &zeros(&[2, 4]), 2.0).unwrap_err(), "[2, 3]", "[2, 4]");
+    says(kd(&zeros(&[2, 3]), &zeros(&[1, 3]), 2.0).unwrap_err(), "[2, 3]", "[1, 3]");
+    says(kd(&zeros(&[3]), &zeros(&[3]), 2.0).unwrap_err(), "[3]", "[B, C]");
+    says(cross_entropy(&zeros(&[2, 3]), &labels(&[0])).unwrap_err(), "[2, 3]", "[1]");
+    says(cross_entropy(&zeros(&[2, 0]), &labels(&[0, 0])).unwrap_err(), "[2, 0]", "[B, C]");
+    says(cosine(&zeros(&[2, 3]), &zeros(&[2, 7])).unwrap_err(), "[2, 3]", "[2, 7]");
+    says(cosine(&zeros(&[2, 6]), &zeros(&[2, 3])).unwrap_err(), "[2, 6]", "[2, 3]");
+    says(cosine(&zeros(&[2, 3]), &zeros(&[3, 3])).unwrap_err(), "[2, 3]", "[3, 3]");
+    says(mse(&zeros(&[2, 3]), &zeros(&[2, 4])).unwrap_err(), "[2, 3]", "[2, 4]");
+}
+
+#[test]
+fn an_empty_batch_is_an_error() {
+    let none = zeros(&[0, 3]);
+    let no_labels = Tensor::zeros(0, DType::U32, &Device::Cpu).unwrap();
+    assert!(matches!(cross_entropy(&none, &no_labels), Err(Error::EmptyBatch)));
+    assert!(matches!(kd(&none, &none, 2.0), Err(Error::EmptyBatch)));
+    assert!(matches!(cosine(&none, &none), Err(Error::EmptyBatch)));
+    assert!(matches!(mse(&none, &none), Err(Error::EmptyBatch)));
+}
+
+#[test]
+fn a_label_out_of_range_is_named_with_its_position() {
+    for dtype in [DType::F32, DType::F64] {
+        let z = zeros(&[3, 10]).to_dtype(dtype).unwrap();
+        let error = cross_entropy(&z, &labels(&[0, 9, 10])).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "label 10 at position 2 of the batch is out of range; there are 10 classes, 0 to 9"
+        );
+    }
+    let wrong_type = labels(&[0]).to_dtype(DType::I64).unwrap();
+    assert!(matches!(cross_entropy(&zeros(&[1, 2]), &wrong_type), Err(Error::LabelType { .. })));
+}
+
+#[test]
+fn places_default_to_the_last_feature_map_and_unknown_ones_are_errors() {
+    for name in ["cosine", "regressor"] {
+        let config = MethodConfig::from_name(name).unwrap();
+        let (_, vb) = helpers(&config);
+        let needs = build(&config, &shapes(), vb).unwrap().needs();
+        let expected = Needs {
+            student: vec!["features.5".into()],
+            teacher: vec!["features.9".into()],
+            teacher_logits: false,
+        };
+        assert_eq!(needs, expected);
+        assert!(needs.any_teacher());
+        let resolved = toml::to_string(&config.resolve(&shapes()).unwrap()).unwrap();
+        assert!(resolved.contains("student = \"features.5\""), "{resolved}");
+        assert!(resolved.contains("teacher = \"features.9\""), "{resolved}");
+    }
+    let config = term("name = 'cosine'\nweight = 1\nteacher = 'layer3'").unwrap().method;
+    let error = build(&config, &shapes(), no_helpers()).err().unwrap().to_string();
+    assert_eq!(
+        error,
+        "cosine: the teacher has no feature place \"layer3\"; it has features.4, features.9, classifier.1"
+    );
+}
+
+#[test]
+fn places_that_do_not_fit_are_errors_that_give_both_shapes() {
+    for (name, student) in [("cosine", "features.2"), ("regressor", "features.2")] {
+        let recipe = format!("name = '{name}'\nweight = 1\nstudent = '{student}'");
+        let config = term(&recipe).unwrap().method;
+        let error = build(&config, &shapes(), no_helpers()).err().unwrap().to_string();
+        assert!(error.contains("[16, 16, 16]") && error.contains("[32, 8, 8]"), "{error}");
+    }
+}
+
+#[test]
+fn the_regressors_parameters_are_the_references() {
+    let config = MethodConfig::from_name("regressor").unwrap();
+    let helpers = helper_parameters(&config, &shapes()).unwrap();
+    let found: Vec<_> = helpers.iter().map(|p| (p.name.as_str(), p.shape.as_slice())).collect();
+    let expected: [(&str, &[usize]); 2] =
+        [("regressor.0.weight", &[32, 16, 3, 3]), ("regressor.0.bias", &[32])];
+    assert_eq!(found, expected);
+    assert!(helpers.iter().all(|p| (p.bound - 1.0 / 12.0).abs() < 1e-12));
+    for name in ["kd", "cosine", "label-smoothing"] {
+        let config = MethodConfig::from_name(name).unwrap();
+        assert_eq!(helper_parameters(&config, &shapes()).unwrap(), []);
+    }
+}
+
+#[test]
+fn something_missing_from_the_inputs_is_an_error() {
+    let empty = BTreeMap::new();
+    let inputs = Inputs {
+        student_logits: &zeros(&[2, 10]),
+        teacher_logits: None,
+        labels: &labels(&[0, 1]),
+        student_features: &empty,
+        teacher_features: &empty,
+        epoch: 0,
+        indices: &[0, 1],
+    };
+    for (name, expected) in [("kd", "teacher's logits"), ("cosine", "\"features.5\"; it has none")]
+    {
+        let config = MethodConfig::from_name(name).unwrap();
+        let method = build(&config, &shapes(), no_helpers()).unwrap();
+        let error = method.loss(&inputs).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+/// Each method in a sum with the labels: parts, total, and a gradient for all that learns.
+#[test]
+fn an_objective_sums_its_parts_and_reaches_every_variable() {
+    let student_logits = Var::from_tensor(&ramp(&[2, 10])).unwrap();
+    let teacher_logits = ramp(&[2, 10]).sqr().unwrap();
+    let map = Var::from_tensor(&ramp(&[2, 16, 8, 8])).unwrap();
+    let student_features = BTreeMap::from([("features.5".to_string(), map.as_tensor().clone())]);
+    let teacher_features =
+        BTreeMap::from([("features.9".to_string(), ramp(&[2, 32, 8, 8]).abs().unwrap())]);
+    let inputs = Inputs {
+        student_logits: &student_logits,
+        teacher_logits: Some(&teacher_logits),
+        labels: &labels(&[3, 9]),
+        student_features: &student_features,
+        teacher_features: &teacher_features,
+        epoch: 0,
+        indices: &[0, 1],
+    };
+
+    let mut methods: Vec<(f64, Box<dyn Method>)> = Vec::new();
+    let mut learned = Vec::new();
+    for (i, info) in METHODS.iter().enumerate() {
+        let config = MethodConfig::from_name(info.name).unwrap();
+        let (vars, vb) = helpers(&config);
+        learned.extend(vars);
+        methods.push((0.1 * (i + 1) as f64, build(&config, &shapes(), vb).unwrap()));
+    }
+    let objective = Objective::new(0.75, methods).unwrap();
+    let needs = objective.needs();
+    assert_eq!((needs.student.len(), needs.teacher.len()), (1, 1), "each place once");
+    assert!(needs.teacher_logits);
+
+    let loss = objective.loss(&inputs).unwrap();
+    let names: Vec<_> = loss.parts.iter().map(|(name, _)| *name).collect();
+    assert_eq!(names, ["labels", "kd", "cosine", "regressor", "label-smoothing"]);
+    let weights = [0.75, 0.1, 0.2, 0.3, 0.4];
+    let scalar = |tensor: &Tensor| f64::from(tensor.to_scalar::<f32>().unwrap());
+    let sum: f64 = loss.parts.iter().zip(weights).map(|((_, part), w)| w * scalar(part)).sum();
+    assert!((scalar(&loss.total) - sum).abs() < 1e-5 * sum, "{sum}");
+
+    let grads = loss.total.backward().unwrap();
+    learned.extend([("logits".to_string(), student_logits.clone()), ("map".into(), map.clone())]);
+    for (name, var) in &learned {
+        let grad = grads.get(var).unwrap_or_else(|| panic!("{name} has no gradient"));
+        assert!(scalar(&grad.abs().unwrap().sum_all().unwrap()) > 0.0, "{name}");
+    }
+}
+
+#[test]
+fn a_label_weight_of_zero_leaves_the_labels_out() {
+    let config = MethodConfig::from_name("kd").unwrap();
+    let kd = build(&config, &shapes(), no_helpers()).unwrap();
+    let objective = Objective::new(0.0, vec![(1.0, kd)]).unwrap();
+    let empty = BTreeMap::new();
+    let logits = ramp(&[2, 10]);
+    let loss = objective
+        .loss(&Inputs {
+            student_logits: &logits,
+            teacher_logits: Some(&logits),
+            // Never looked at.
+            labels: &labels(&[77, 78]),
+            student_features: &empty,
+            teacher_features: &empty,
+            epoch: 0,
+            indices: &[0, 1],
+        })
+        .unwrap();
+    assert_eq!(loss.parts.len(), 1);
+}

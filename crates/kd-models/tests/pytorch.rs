@@ -1,0 +1,88 @@
+//! The networks compute what PyTorch computes (parity/make_fixtures.py).
+
+mod common;
+
+use std::collections::HashMap;
+
+use candle_core::{Device, Tensor};
+use common::{config, fixed_weights, fixture, hashed, values};
+use kd_models::{Architecture, Mode, build, places, var_builder};
+use kd_ops::adam::{Adam, AdamConfig};
+
+/// Compares a tensor with the digest of PyTorch's.
+fn assert_agrees(name: &str, tensor: &Tensor, fixture: &HashMap<String, Tensor>, tolerance: f32) {
+    let ours = values(tensor);
+    let stride = fixture[&format!("{name}.stride")].to_vec1::<i64>().unwrap()[0] as usize;
+    let theirs = values(&fixture[&format!("{name}.sample")]);
+    let sample: Vec<f32> = ours.iter().copied().step_by(stride).collect();
+    assert_eq!(sample.len(), theirs.len(), "{name}: another number of elements");
+    for (i, (ours, theirs)) in sample.iter().zip(&theirs).enumerate() {
+        let difference = (ours - theirs).abs();
+        assert!(difference <= tolerance, "{name}[{}]: {ours}, PyTorch has {theirs}", i * stride);
+    }
+    // The sample sees one element in many; these see all.
+    let sum_norm = fixture[&format!("{name}.sum_norm")].to_vec1::<f64>().unwrap();
+    let sum: f64 = ours.iter().map(|&x| f64::from(x)).sum();
+    let norm = ours.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+    let slack = f64::from(tolerance) * (ours.len() as f64).sqrt();
+    assert!((sum - sum_norm[0]).abs() <= slack, "{name}: sum {sum}, PyTorch {}", sum_norm[0]);
+    assert!((norm - sum_norm[1]).abs() <= slack, "{name}: norm {norm}, PyTorch {}", sum_norm[1]);
+}
+
+#[test]
+fn logits_and_every_feature_place_agree_with_pytorch() {
+    for architecture in Architecture::ALL {
+        let config = config(architecture);
+        let fixture = fixture(&format!("{architecture}.safetensors"));
+        let network = build(&config, var_builder(&fixed_weights(&config))).unwrap();
+        let images = hashed(&[3, 3, 32, 32], 1000, 2.0);
+        let all: Vec<String> = places(&config).into_iter().map(|place| place.name).collect();
+        let all: Vec<&str> = all.iter().map(String::as_str).collect();
+        // Each place alone and all at once: layers are fused differently.
+        let mut asked: Vec<&[&str]> = all.chunks(1).collect();
+        asked.extend([&all[..], &[]]);
+        for asked in asked {
+            let output = network.forward_t(&images, Mode::Eval, asked).unwrap();
+            for (ours, theirs) in values(&output.logits).iter().zip(values(&fixture["logits"])) {
+                assert!((ours - theirs).abs() < 1e-5, "logits: {ours}, PyTorch has {theirs}");
+            }
+            assert_eq!(output.features.len(), asked.len());
+            for (name, map) in &output.features {
+                assert_agrees(name, map, &fixture, 2e-5);
+            }
+        }
+    }
+}
+
+#[test]
+fn three_adam_steps_agree_with_pytorch() {
+    for architecture in Architecture::ALL {
+        let mut config = config(architecture);
+        config.dropout = 0.0;
+        let fixture = fixture(&format!("{architecture}.safetensors"));
+        let parameters = fixed_weights(&config);
+        let network = build(&config, var_builder(&parameters)).unwrap();
+        let mut adam = Adam::new(AdamConfig::default());
+        let images = hashed(&[16, 3, 32, 32], 1001, 2.0);
+        let labels: Vec<u32> = (0..16).map(|i| i * 7 % 10).collect();
+        let labels = Tensor::new(labels, &Device::Cpu).unwrap();
+        let key = kd_ops::DropoutKey { seed: 0, step: 0 };
+        for (step, expected) in values(&fixture["losses"]).iter().enumerate() {
+            let output = network.forward_t(&images, Mode::Train(key), &[]).unwrap();
+            let loss = candle_nn::loss::cross_entropy(&output.logits, &labels).unwrap();
+            let value = loss.to_scalar::<f32>().unwrap();
+            assert!((value - expected).abs() < 1e-5, "step {step}: {value}, PyTorch {expected}");
+            let grads = loss.backward().unwrap();
+            if step == 0 {
+                for (name, var) in &parameters {
+                    let grad = grads.get(var).unwrap();
+                    assert_agrees(&format!("grad.{name}"), grad, &fixture, 1e-6);
+                }
+            }
+            adam.step(&parameters, &grads).unwrap();
+        }
+        for (name, var) in &parameters {
+            assert_agrees(&format!("adam.{name}"), var, &fixture, 1e-4);
+        }
+    }
+}

@@ -1,0 +1,361 @@
+"""Writes what PyTorch computes to crates/*/tests/fixtures, for the Rust tests to agree with.
+
+    python make_fixtures.py [--check]
+
+--check compares with the files that are there instead of writing. README.md says what is in them.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from networks import Network, Student, Teacher
+
+CRATES = Path(__file__).resolve().parent.parent / "crates"
+
+
+def hashed(shape: tuple[int, ...], tag: int, scale: float = 1.0) -> Tensor:
+    """f32 values in [-scale, scale) from a hash of their index: the Rust tests compute the same."""
+    i = np.arange(np.prod(shape), dtype=np.uint32)
+    with np.errstate(over="ignore"):
+        u = (i + np.uint32(1)) * np.uint32(0x9E3779B1) + np.uint32(tag) * np.uint32(0x85EBCA77)
+        u ^= u >> np.uint32(16)
+        u *= np.uint32(0x85EBCA6B)
+        u ^= u >> np.uint32(13)
+        u *= np.uint32(0xC2B2AE35)
+        u ^= u >> np.uint32(16)
+    unit = (u >> np.uint32(8)).astype(np.float32) * np.float32(2**-23) - np.float32(1)
+    return torch.from_numpy((unit * np.float32(scale)).reshape(shape))
+
+
+# --- kd-ops ---------------------------------------------------------------------------------------
+
+
+def convolutions() -> dict[str, Tensor]:
+    # name: x shape, weight shape, stride, padding, dilation, relu
+    cases = {
+        "k3_p1": ((2, 3, 8, 8), (5, 3, 3, 3), 1, 1, 1, False),
+        "k3_p1_relu": ((2, 3, 8, 8), (5, 3, 3, 3), 1, 1, 1, True),
+        "k3_p1_odd": ((3, 4, 7, 9), (6, 4, 3, 3), 1, 1, 1, False),
+        "k3_p1_wide_relu": ((2, 16, 12, 12), (24, 16, 3, 3), 1, 1, 1, True),
+        "k3_p1_tiny": ((2, 3, 1, 2), (4, 3, 3, 3), 1, 1, 1, False),
+        "k3_p0": ((2, 3, 6, 5), (4, 3, 3, 3), 1, 0, 1, False),
+        "k3_s2_p1": ((2, 3, 9, 8), (4, 3, 3, 3), 2, 1, 1, False),
+        "k3_p2_d2": ((2, 3, 9, 7), (4, 3, 3, 3), 1, 2, 2, False),
+        "k1": ((2, 6, 5, 7), (4, 6, 1, 1), 1, 0, 1, False),
+        "k1_s2": ((2, 6, 5, 7), (4, 6, 1, 1), 2, 0, 1, False),
+        "k5_p2_relu": ((2, 3, 9, 11), (4, 3, 5, 5), 1, 2, 1, True),
+        "k7_s3_p3": ((2, 3, 13, 13), (4, 3, 7, 7), 3, 3, 1, False),
+        "k2x3_p1": ((2, 3, 6, 7), (4, 3, 2, 3), 1, 1, 1, False),
+        "k3_p1_batch1_one_channel": ((1, 1, 5, 5), (1, 1, 3, 3), 1, 1, 1, False),
+    }
+    tensors = {}
+    for tag, (name, (x_shape, w_shape, stride, padding, dilation, relu)) in enumerate(cases.items()):
+        x = hashed(x_shape, 10 * tag + 1).requires_grad_()
+        weight = hashed(w_shape, 10 * tag + 2).requires_grad_()
+        bias = hashed(w_shape[:1], 10 * tag + 3).requires_grad_()
+        y = F.conv2d(x, weight, bias, stride=stride, padding=padding, dilation=dilation)
+        y = F.relu(y) if relu else y
+        dy = hashed(tuple(y.shape), 10 * tag + 4)
+        y.backward(dy)
+        tensors |= {
+            f"{name}.config": torch.tensor([stride, padding, dilation, int(relu)]),
+            f"{name}.x": x, f"{name}.weight": weight, f"{name}.bias": bias,
+            f"{name}.y": y, f"{name}.dy": dy,
+            f"{name}.dx": x.grad, f"{name}.dweight": weight.grad, f"{name}.dbias": bias.grad,
+        }
+    return tensors
+
+
+def max_pools() -> dict[str, Tensor]:
+    # name: x shape, kernel, stride
+    cases = {
+        "k2_s2": ((2, 3, 8, 8), 2, 2),
+        "k2_s2_odd": ((2, 3, 7, 9), 2, 2),
+        "k2_s2_ties": ((2, 3, 8, 8), 2, 2),
+        "k2_s2_constant": ((1, 2, 4, 4), 2, 2),
+        "k3_s2": ((2, 2, 9, 8), 3, 2),
+        "k3_s1_ties": ((1, 2, 6, 6), 3, 1),
+        "k2_s3": ((1, 2, 8, 8), 2, 3),
+        "k1_s1": ((1, 2, 3, 3), 1, 1),
+    }
+    tensors = {}
+    for tag, (name, (shape, kernel, stride)) in enumerate(cases.items()):
+        x = hashed(shape, 200 + 10 * tag)
+        if "ties" in name:  # three values, so that most windows have equals
+            x = torch.round(x)
+        if "constant" in name:
+            x = torch.zeros_like(x)
+        x.requires_grad_()
+        y = F.max_pool2d(x, kernel, stride)
+        dy = hashed(tuple(y.shape), 201 + 10 * tag)
+        y.backward(dy)
+        tensors |= {
+            f"{name}.config": torch.tensor([kernel, stride]),
+            f"{name}.x": x, f"{name}.y": y, f"{name}.dy": dy, f"{name}.dx": x.grad,
+        }
+    return tensors
+
+
+def conv_relu_pools() -> dict[str, Tensor]:
+    """Convolution (3x3, padding 1), ReLU and 2x2 max-pool in a row."""
+    cases = {
+        "even": ((2, 3, 8, 8), 5),
+        "odd": ((2, 4, 7, 9), 6),
+        "wide": ((2, 16, 12, 12), 24),
+        # Windows whose four values are all below zero: equal after the ReLU, and no gradient.
+        "mostly_negative": ((2, 3, 8, 8), 5),
+    }
+    tensors = {}
+    for tag, (name, (shape, outputs)) in enumerate(cases.items()):
+        x = hashed(shape, 300 + 10 * tag).requires_grad_()
+        weight = hashed((outputs, shape[1], 3, 3), 301 + 10 * tag).requires_grad_()
+        bias = hashed((outputs,), 302 + 10 * tag)
+        bias = (bias - 2.0 if name == "mostly_negative" else bias).requires_grad_()
+        y = F.max_pool2d(F.relu(F.conv2d(x, weight, bias, padding=1)), 2, 2)
+        dy = hashed(tuple(y.shape), 303 + 10 * tag)
+        y.backward(dy)
+        tensors |= {
+            f"{name}.x": x, f"{name}.weight": weight, f"{name}.bias": bias,
+            f"{name}.y": y, f"{name}.dy": dy,
+            f"{name}.dx": x.grad, f"{name}.dweight": weight.grad, f"{name}.dbias": bias.grad,
+        }
+    return tensors
+
+
+def linears() -> dict[str, Tensor]:
+    cases = {"plain": (4, 7, 5, False), "relu": (4, 7, 5, True), "one": (1, 33, 10, False)}
+    tensors = {}
+    for tag, (name, (batch, inputs, outputs, relu)) in enumerate(cases.items()):
+        x = hashed((batch, inputs), 400 + 10 * tag).requires_grad_()
+        weight = hashed((outputs, inputs), 401 + 10 * tag).requires_grad_()
+        bias = hashed((outputs,), 402 + 10 * tag).requires_grad_()
+        y = F.linear(x, weight, bias)
+        y = F.relu(y) if relu else y
+        dy = hashed((batch, outputs), 403 + 10 * tag)
+        y.backward(dy)
+        tensors |= {
+            f"{name}.config": torch.tensor([int(relu)]),
+            f"{name}.x": x, f"{name}.weight": weight, f"{name}.bias": bias,
+            f"{name}.y": y, f"{name}.dy": dy,
+            f"{name}.dx": x.grad, f"{name}.dweight": weight.grad, f"{name}.dbias": bias.grad,
+        }
+    x = torch.tensor([-2.0, -0.0, 0.0, 1e-30, 3.0, float("inf")]).requires_grad_()
+    dy = hashed((6,), 450)
+    y = F.relu(x)
+    y.backward(dy)
+    return tensors | {"relu_only.x": x, "relu_only.y": y, "relu_only.dy": dy, "relu_only.dx": x.grad}
+
+
+def adam() -> dict[str, Tensor]:
+    # name: lr, beta1, beta2, eps, weight_decay
+    cases = {
+        "default": (1e-3, 0.9, 0.999, 1e-8, 0.0),
+        "decay": (1e-2, 0.8, 0.99, 1e-6, 0.1),
+    }
+    steps, tensors = 5, {}
+    for tag, (name, (lr, beta1, beta2, eps, weight_decay)) in enumerate(cases.items()):
+        parameter = nn.Parameter(hashed((3, 7), 500 + 10 * tag))
+        optimizer = torch.optim.Adam(
+            [parameter], lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay
+        )
+        tensors[f"{name}.config"] = torch.tensor([lr, beta1, beta2, eps, weight_decay], dtype=torch.float64)
+        tensors[f"{name}.start"] = parameter.detach().clone()
+        for step in range(steps):
+            # From small to large, one gradient zero throughout.
+            grad = hashed((3, 7), 501 + 10 * tag + step) * 10.0 ** (step - 3)
+            grad[0, 0] = 0.0
+            parameter.grad = grad
+            optimizer.step()
+            tensors[f"{name}.grad.{step}"] = grad
+            tensors[f"{name}.parameter.{step}"] = parameter.detach().clone()
+        state = optimizer.state[parameter]
+        tensors[f"{name}.first"] = state["exp_avg"].clone()
+        tensors[f"{name}.second"] = state["exp_avg_sq"].clone()
+    return tensors
+
+
+# --- kd-loss --------------------------------------------------------------------------------------
+
+
+def losses() -> dict[str, Tensor]:
+    """Values and gradients in f64 of f32 inputs."""
+    tensors: dict[str, Tensor] = {}
+    labels = torch.tensor([3, 0, 9, 9, 1, 5, 2, 7])
+    tensors["labels"] = labels
+    logits = {
+        "small": (hashed((8, 10), 600, 3.0), hashed((8, 10), 601, 5.0)),
+        "equal": (hashed((8, 10), 602, 3.0), hashed((8, 10), 602, 3.0)),
+        "large": (hashed((8, 10), 603, 80.0), hashed((8, 10), 604, 80.0)),
+        # A gap that the softmax of f32 and f64 alike rounds to 0 and 1.
+        "extreme": (torch.sign(hashed((8, 10), 605)) * 1e4, torch.sign(hashed((8, 10), 606)) * 1e4),
+    }
+
+    def record(name: str, loss, *inputs: Tensor) -> None:
+        inputs = [value.double().requires_grad_() for value in inputs]
+        value = loss(*inputs)
+        value.backward()
+        tensors[f"{name}.value"] = value.detach()
+        for position, grad in enumerate(inputs):
+            tensors[f"{name}.grad.{position}"] = grad.grad
+
+    for name, (student, teacher) in logits.items():
+        tensors[f"{name}.student"] = student
+        tensors[f"{name}.teacher"] = teacher
+        record(f"{name}.cross_entropy", lambda z: F.cross_entropy(z, labels), student)
+        for smoothing in (0.1, 1.0):
+            record(
+                f"{name}.smoothed_{smoothing}",
+                lambda z: F.cross_entropy(z, labels, label_smoothing=smoothing),
+                student,
+            )
+        for temperature in (0.5, 1.0, 2.0, 4.0, 20.0):
+            t = teacher.double()
+
+            def kl(z: Tensor) -> Tensor:
+                return temperature**2 * F.kl_div(
+                    F.log_softmax(z / temperature, 1), F.log_softmax(t / temperature, 1),
+                    reduction="batchmean", log_target=True,
+                )
+
+            record(f"{name}.kd_{temperature}", kl, student)
+            if temperature == 2.0:
+                record(
+                    f"{name}.kd_with_labels",
+                    lambda z: 0.75 * F.cross_entropy(z, labels) + 0.25 * kl(z),
+                    student,
+                )
+
+    ones = torch.ones(3)
+    # name: student features, teacher features
+    for name, student, teacher in (
+        ("cosine_equal", hashed((3, 12), 610), hashed((3, 12), 611)),
+        ("cosine_pooled", hashed((3, 4, 2, 2), 612), hashed((3, 8, 2, 2), 613)),
+        ("cosine_pooled3", hashed((3, 5), 614), hashed((3, 15), 615)),
+        ("cosine_same", hashed((3, 12), 616), hashed((3, 12), 616)),
+    ):
+        pool = teacher[0].numel() // student[0].numel()
+        pooled = F.avg_pool1d(teacher.double().flatten(1), pool) if pool > 1 else teacher.double()
+        tensors[f"{name}.student"], tensors[f"{name}.teacher"] = student, teacher
+        record(name, lambda s: nn.CosineEmbeddingLoss()(s.flatten(1), pooled, ones), student)
+
+    student, teacher = hashed((2, 4, 5, 5), 620), hashed((2, 6, 5, 5), 621)
+    weight, bias = hashed((6, 4, 3, 3), 622, 1 / 6), hashed((6,), 623, 1 / 6)
+    for name, tensor in (("student", student), ("teacher", teacher), ("weight", weight), ("bias", bias)):
+        tensors[f"regressor.{name}"] = tensor
+    record(
+        "regressor",
+        lambda s, w, b: nn.MSELoss()(F.conv2d(s, w, b, padding=1), teacher.double()),
+        student, weight, bias,
+    )
+    return tensors
+
+
+# --- kd-models ------------------------------------------------------------------------------------
+
+
+def fixed_weights(network: Network) -> None:
+    """PyTorch's bounds, values from the hash; the n-th parameter of the state dict has tag n."""
+    bound = 0.0
+    with torch.no_grad():
+        for tag, parameter in enumerate(network.parameters()):
+            if parameter.dim() > 1:
+                bound = 1.0 / parameter[0].numel() ** 0.5
+            parameter.copy_(hashed(tuple(parameter.shape), tag, bound))
+
+
+def digest(name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """Sum, Euclidean norm (f64), and about 200 entries a fixed stride apart."""
+    flat = tensor.detach().contiguous().flatten()
+    stride = max(1, flat.numel() // 199)
+    double = flat.double()
+    return {
+        f"{name}.sum_norm": torch.stack([double.sum(), double.norm()]),
+        f"{name}.stride": torch.tensor([stride]),
+        f"{name}.sample": flat[::stride].clone(),
+    }
+
+
+def network(kind: type[Network]) -> dict[str, Tensor]:
+    tensors = {}
+    model = kind(10, dropout=0.0)
+    fixed_weights(model)
+
+    images = hashed((3, 3, 32, 32), 1000, 2.0)
+    x = images
+    with torch.no_grad():
+        for index, module in enumerate(model.features):
+            x = module(x)
+            tensors |= digest(f"features.{index}", x)
+        x = x.flatten(1)
+        for index, module in enumerate(model.classifier):
+            x = module(x)
+            if index < 2:
+                tensors |= digest(f"classifier.{index}", x)
+        tensors["logits"] = x
+
+    # Three steps of Adam on one batch, dropout off.
+    images, labels = hashed((16, 3, 32, 32), 1001, 2.0), torch.arange(16) * 7 % 10
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    losses = []
+    for step in range(3):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(images)[0], labels)
+        loss.backward()
+        losses.append(loss.detach())
+        if step == 0:
+            for name, parameter in model.named_parameters():
+                tensors |= digest(f"grad.{name}", parameter.grad)
+        optimizer.step()
+    tensors["losses"] = torch.stack(losses)
+    for name, parameter in model.named_parameters():
+        tensors |= digest(f"adam.{name}", parameter)
+    return tensors
+
+
+# --------------------------------------------------------------------------------------------------
+
+FIXTURES = {
+    "kd-ops/tests/fixtures/conv2d.safetensors": convolutions,
+    "kd-ops/tests/fixtures/max_pool2d.safetensors": max_pools,
+    "kd-ops/tests/fixtures/conv2d_relu_max_pool2.safetensors": conv_relu_pools,
+    "kd-ops/tests/fixtures/linear.safetensors": linears,
+    "kd-ops/tests/fixtures/adam.safetensors": adam,
+    "kd-loss/tests/fixtures/losses.safetensors": losses,
+    "kd-models/tests/fixtures/teacher.safetensors": lambda: network(Teacher),
+    "kd-models/tests/fixtures/student.safetensors": lambda: network(Student),
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="compare, don't write")
+    check = parser.parse_args().check
+    torch.set_num_threads(1)
+    bad = 0
+    for name, make in FIXTURES.items():
+        path = CRATES / name
+        tensors = {key: value.detach().contiguous() for key, value in make().items()}
+        if not check:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, path)
+            print(f"{name}: {len(tensors)} tensors, {path.stat().st_size} bytes")
+            continue
+        there = load_file(path)
+        same = there.keys() == tensors.keys() and all(
+            torch.allclose(there[key].double(), value.double(), rtol=1e-5, atol=1e-6)
+            for key, value in tensors.items()
+        )
+        print(f"{name}: {'agrees' if same else 'DIFFERS'}")
+        bad += not same
+    return min(bad, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
