@@ -8,6 +8,7 @@ mod dropout;
 mod linear;
 mod matmul;
 mod max_pool;
+mod memory;
 mod relu;
 mod simd;
 
@@ -15,4 +16,5 @@ pub use conv::{Conv2d, Conv2dConfig, conv2d, conv2d_chain};
 pub use dropout::{DropoutKey, dropout};
 pub use linear::linear;
 pub use max_pool::max_pool2d;
+pub use memory::keep_freed_memory;
 pub use relu::relu;

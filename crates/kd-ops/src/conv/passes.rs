@@ -497,3 +497,61 @@ fn images_per_part(batch: usize, sums_len: usize) -> usize {
     let parts = if sums_len > 1 << 16 { 8 } else { 16 };
     batch.div_ceil(parts).max(1)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Conv2dConfig;
+    use super::*;
+
+    fn numbers(len: usize, seed: u32) -> Vec<f32> {
+        let hash = |i: u32| (i.wrapping_add(seed).wrapping_mul(2654435761) >> 8) as f32;
+        (0..len as u32).map(|i| hash(i) / (1 << 23) as f32 - 1.0).collect()
+    }
+
+    /// Values and gradients of one convolution on the vector unit `isa`.
+    fn run(isa: Isa, inputs: usize, outputs: usize, config: &Conv2dConfig) -> Vec<Vec<f32>> {
+        let (x, weight) = ([5, inputs, 10, 9], [outputs, inputs, 3, 3]);
+        let g = Geometry::new(&x, &weight, config).unwrap();
+        let layer = Layer::new(isa, g, config.relu, config.max_pool2);
+        let chain = Chain::new(isa, g.batch, vec![layer]);
+        let x = numbers(x.iter().product(), 1);
+        let (weight, bias) = (numbers(g.weight_len(), 2), numbers(outputs, 3));
+        let parameters = [(weight.as_slice(), bias.as_slice())];
+        let Forward { y, winners } = chain.forward(&x, &parameters);
+        let dy = numbers(y.len(), 4);
+        let gradients = chain.backward(&x, &parameters, (&y, &winners), &dy, true);
+        let mut all = vec![y, gradients.data];
+        for (weight, bias) in gradients.parameters {
+            all.extend([weight, bias]);
+        }
+        all
+    }
+
+    #[test]
+    fn every_vector_unit_of_this_processor_agrees_with_portable_code() {
+        let units = Isa::available();
+        println!("vector units: {}", units.iter().map(|u| u.name()).collect::<Vec<_>>().join(", "));
+        for (inputs, outputs) in [(3, 5), (3, 40), (16, 16), (20, 33), (40, 17)] {
+            for stride in [1, 2] {
+                for (relu, max_pool2) in [(false, false), (true, true)] {
+                    let config =
+                        Conv2dConfig { stride, padding: 1, relu, max_pool2, ..Default::default() };
+                    let expected = run(Isa::Portable, inputs, outputs, &config);
+                    for &isa in &units {
+                        for (found, expected) in
+                            run(isa, inputs, outputs, &config).iter().zip(&expected)
+                        {
+                            let largest = expected.iter().fold(0.0f32, |m, e| m.max(e.abs()));
+                            for (found, expected) in found.iter().zip(expected) {
+                                assert!(
+                                    (found - expected).abs() <= 1e-5 * largest,
+                                    "{isa:?} {inputs} {outputs} {config:?}: {found} for {expected}"
+                                );
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

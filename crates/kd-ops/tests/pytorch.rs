@@ -1,0 +1,135 @@
+//! Every operation against what PyTorch computes for the same numbers: values and gradients.
+//! `parity/make_fixtures.py` writes the fixtures and holds the PyTorch lines.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use candle_core::{Device, Result, Tensor, Var, safetensors};
+use kd_ops::adam::{Adam, AdamConfig};
+use kd_ops::{Conv2dConfig, conv2d, linear, max_pool2d, relu};
+
+struct Fixture(HashMap<String, Tensor>);
+
+impl Fixture {
+    fn load(name: &str) -> Result<Self> {
+        let path = format!("{}/tests/fixtures/{name}.safetensors", env!("CARGO_MANIFEST_DIR"));
+        Ok(Self(safetensors::load(path, &Device::Cpu)?))
+    }
+
+    /// The names before the first dot.
+    fn cases(&self) -> BTreeSet<String> {
+        self.0.keys().filter_map(|key| Some(key.split_once('.')?.0.to_string())).collect()
+    }
+
+    fn get(&self, case: &str, name: &str) -> &Tensor {
+        self.0.get(&format!("{case}.{name}")).unwrap_or_else(|| panic!("no {case}.{name}"))
+    }
+
+    fn var(&self, case: &str, name: &str) -> Result<Var> {
+        Var::from_tensor(self.get(case, name))
+    }
+
+    fn config(&self, case: &str) -> Result<Vec<usize>> {
+        let config = self.get(case, "config").to_vec1::<i64>()?;
+        Ok(config.into_iter().map(|value| value as usize).collect())
+    }
+
+    /// Fails unless `found` is the fixture's tensor, to 1e-5 of its largest magnitude.
+    fn assert_close(&self, case: &str, name: &str, found: &Tensor) -> Result<()> {
+        let expected = self.get(case, name);
+        assert_eq!(found.dims(), expected.dims(), "{case}.{name}");
+        let largest = expected.abs()?.max_all()?.to_scalar::<f32>()?.max(1e-20);
+        let difference = (found - expected)?.abs()?.max_all()?.to_scalar::<f32>()?;
+        assert!(difference <= 1e-5 * largest, "{case}.{name} is off by {difference} of {largest}");
+        Ok(())
+    }
+
+    /// Compares `y` and the gradients of `variables` (by name) for the fixture's `dy`.
+    fn check(&self, case: &str, y: &Tensor, variables: &[(&str, &Var)]) -> Result<()> {
+        self.assert_close(case, "y", y)?;
+        let grads = (y * self.get(case, "dy"))?.sum_all()?.backward()?;
+        for (name, variable) in variables {
+            let Some(grad) = grads.get(variable) else { panic!("{case}: no gradient of {name}") };
+            self.assert_close(case, &format!("d{name}"), grad)?;
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn conv2d_agrees() -> Result<()> {
+    let fixture = Fixture::load("conv2d")?;
+    assert!(fixture.cases().len() >= 14);
+    for case in &fixture.cases() {
+        let [stride, padding, dilation, relu] = fixture.config(case)?[..] else { panic!("{case}") };
+        let config =
+            Conv2dConfig { stride, padding, dilation, relu: relu == 1, ..Default::default() };
+        let x = fixture.var(case, "x")?;
+        let (weight, bias) = (fixture.var(case, "weight")?, fixture.var(case, "bias")?);
+        let y = conv2d(&x, &weight, Some(bias.as_tensor()), &config)?;
+        fixture.check(case, &y, &[("x", &x), ("weight", &weight), ("bias", &bias)])?;
+    }
+    Ok(())
+}
+
+#[test]
+fn conv2d_with_relu_and_pool_agrees() -> Result<()> {
+    let fixture = Fixture::load("conv2d_relu_max_pool2")?;
+    for case in &fixture.cases() {
+        let config = Conv2dConfig { padding: 1, relu: true, max_pool2: true, ..Default::default() };
+        let x = fixture.var(case, "x")?;
+        let (weight, bias) = (fixture.var(case, "weight")?, fixture.var(case, "bias")?);
+        let y = conv2d(&x, &weight, Some(bias.as_tensor()), &config)?;
+        fixture.check(case, &y, &[("x", &x), ("weight", &weight), ("bias", &bias)])?;
+    }
+    Ok(())
+}
+
+#[test]
+fn max_pool2d_agrees_also_on_ties() -> Result<()> {
+    let fixture = Fixture::load("max_pool2d")?;
+    for case in &fixture.cases() {
+        let [kernel, stride] = fixture.config(case)?[..] else { panic!("{case}") };
+        let x = fixture.var(case, "x")?;
+        fixture.check(case, &max_pool2d(&x, kernel, stride)?, &[("x", &x)])?;
+    }
+    Ok(())
+}
+
+#[test]
+fn linear_and_relu_agree() -> Result<()> {
+    let fixture = Fixture::load("linear")?;
+    for case in fixture.cases().iter().filter(|case| *case != "relu_only") {
+        let with_relu = fixture.config(case)? == [1];
+        let x = fixture.var(case, "x")?;
+        let (weight, bias) = (fixture.var(case, "weight")?, fixture.var(case, "bias")?);
+        let y = linear(&x, &weight, Some(bias.as_tensor()), with_relu)?;
+        fixture.check(case, &y, &[("x", &x), ("weight", &weight), ("bias", &bias)])?;
+    }
+    let x = fixture.var("relu_only", "x")?;
+    fixture.check("relu_only", &relu(&x)?, &[("x", &x)])
+}
+
+#[test]
+fn adam_agrees_step_by_step() -> Result<()> {
+    let fixture = Fixture::load("adam")?;
+    for case in &fixture.cases() {
+        let config = fixture.get(case, "config").to_dtype(candle_core::DType::F64)?;
+        let [lr, beta1, beta2, eps, weight_decay] = config.to_vec1::<f64>()?[..] else {
+            panic!("{case}")
+        };
+        let parameter = fixture.var(case, "start")?;
+        let parameters = BTreeMap::from([("p".to_string(), parameter.clone())]);
+        let mut adam = Adam::new(AdamConfig { lr, beta1, beta2, eps, weight_decay });
+        for step in 0..5 {
+            let grad = fixture.get(case, &format!("grad.{step}"));
+            let grads = (parameter.as_tensor() * grad)?.sum_all()?.backward()?;
+            adam.step(&parameters, &grads)?;
+            fixture.assert_close(case, &format!("parameter.{step}"), &parameter)?;
+        }
+        let moments = &adam.moments["p"];
+        let tensor = |v: &[f32]| Tensor::from_slice(v, parameter.shape(), &Device::Cpu);
+        fixture.assert_close(case, "first", &tensor(&moments.first)?)?;
+        fixture.assert_close(case, "second", &tensor(&moments.second)?)?;
+    }
+    Ok(())
+}
