@@ -63,8 +63,8 @@ fn three_adam_steps_agree_with_pytorch() {
         let parameters = fixed_weights(&config);
         let network = build(&config, var_builder(&parameters)).unwrap();
         let mut adam = Adam::new(AdamConfig::default());
-        let images = hashed(&[16, 3, 32, 32], 1001, 2.0);
-        let labels: Vec<u32> = (0..16).map(|i| i * 7 % 10).collect();
+        let images = hashed(&[4, 3, 32, 32], 1001, 2.0);
+        let labels: Vec<u32> = (0..4).map(|i| i * 7 % 10).collect();
         let labels = Tensor::new(labels, &Device::Cpu).unwrap();
         let key = kd_ops::DropoutKey { seed: 0, step: 0 };
         for (step, expected) in values(&fixture["losses"]).iter().enumerate() {
@@ -76,13 +76,13 @@ fn three_adam_steps_agree_with_pytorch() {
             if step == 0 {
                 for (name, var) in &parameters {
                     let grad = grads.get(var).unwrap();
-                    assert_agrees(&format!("grad.{name}"), grad, &fixture, 1e-6);
+                    assert_agrees(&format!("grad.{name}"), grad, &fixture, 5e-7);
                 }
             }
             adam.step(&parameters, &grads).unwrap();
         }
         for (name, var) in &parameters {
-            assert_agrees(&format!("adam.{name}"), var, &fixture, 1e-4);
+            assert_agrees(&format!("adam.{name}"), var, &fixture, 2e-5);
         }
     }
 }
