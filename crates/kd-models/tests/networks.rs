@@ -3,7 +3,7 @@
 mod common;
 
 use candle_core::{DType, Device, Tensor};
-use common::{bits, config, hashed, tensors, values};
+use common::{bits, config, hashed, values};
 use kd_models::{
     Architecture, Error, Mode, ModelConfig, build, frozen, init, multiply_adds, parameter_count,
     parameter_shapes, places, uniform, var_builder,
@@ -234,7 +234,9 @@ fn frozen_weights_get_no_gradient_and_give_the_same_logits() {
     let config = config(Architecture::Teacher);
     let parameters = init(&config, 1, &Device::Cpu).unwrap();
     let images = hashed(&[1, 3, 32, 32], 1, 2.0);
-    let teacher = build(&config, frozen(&tensors(&parameters))).unwrap();
+    // Even where the tensors given are variables.
+    let variables = parameters.iter().map(|(name, var)| (name.clone(), var.as_tensor().clone()));
+    let teacher = build(&config, frozen(&variables.collect())).unwrap();
     let frozen = teacher.forward_t(&images, Mode::Eval, &[]).unwrap().logits;
     assert!(!frozen.track_op());
     let network = build(&config, var_builder(&parameters)).unwrap();
