@@ -1,0 +1,139 @@
+//! `cargo xtask ci`: every check of continuous integration; `.ci/run` makes sure of the tools and
+//! starts it.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use std::{env, fs};
+
+use anyhow::{Context, ensure};
+use clap::{Parser, ValueEnum};
+
+use crate::{process, reproduce, workspace};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Only these, in the order given [default: all]
+    #[arg(value_enum)]
+    steps: Vec<Step>,
+}
+
+/// In the order of CI: what fails in seconds first; the tests last, so that the output ends with
+/// their own closing lines.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Step {
+    /// Formatting
+    Fmt,
+    /// Clippy, warnings being errors
+    Clippy,
+    /// Documentation, warnings being errors
+    Doc,
+    /// A whole quick experiment on the synthetic set, twice: the second time all is finished
+    Reproduce,
+    /// The tests that need candle-datasets, which takes minutes to build
+    Hub,
+    /// All other tests: README's command
+    Test,
+}
+
+pub fn command(args: &Args) -> anyhow::Result<()> {
+    let steps =
+        if args.steps.is_empty() { Step::value_variants().to_vec() } else { args.steps.clone() };
+    let mut times: Vec<(String, Duration)> = Vec::new();
+    for step in steps {
+        let name = step.to_possible_value().map_or_else(String::new, |v| v.get_name().to_owned());
+        if step == Step::Test && !times.is_empty() {
+            let list: Vec<_> = times
+                .iter()
+                .map(|(name, time)| format!("{name} {}", reproduce::clock(*time)))
+                .collect();
+            println!("\nTimes so far: {}", list.join(", "));
+        }
+        println!("\n==== ci: {name}");
+        let start = Instant::now();
+        step.run().with_context(|| format!("ci step `{name}`"))?;
+        times.push((name, start.elapsed()));
+    }
+    Ok(())
+}
+
+impl Step {
+    fn run(self) -> anyhow::Result<()> {
+        match self {
+            Step::Fmt => cargo(&["fmt", "--all", "--check"]),
+            Step::Clippy => cargo(&[
+                "clippy",
+                "--locked",
+                "--workspace",
+                "--all-targets",
+                "--",
+                "-D",
+                "warnings",
+            ]),
+            Step::Doc => {
+                let mut command = workspace::cargo();
+                command.args(["doc", "--locked", "--workspace", "--no-deps"]);
+                process::run(command.env("RUSTDOCFLAGS", "-D warnings"))
+            }
+            Step::Reproduce => quick_experiment(),
+            Step::Hub => cargo(&["test", "--locked", "--package", "kd-data", "--features", "hub"]),
+            Step::Test => cargo(&["test", "--workspace"]),
+        }
+    }
+}
+
+fn cargo(arguments: &[&str]) -> anyhow::Result<()> {
+    let mut command = workspace::cargo();
+    println!("cargo {}", arguments.join(" "));
+    process::run(command.args(arguments))
+}
+
+/// `cargo xtask reproduce --quick --dataset synthetic --out DIR`, and once more.
+fn quick_experiment() -> anyhow::Result<()> {
+    let out = env::temp_dir().join(format!("kd-ci-{}", std::process::id()));
+    let out_text = out.to_str().context("the folder for temporary files has no plain name")?;
+    let line = ["reproduce", "--quick", "--dataset", "synthetic", "--out", out_text];
+    println!("cargo xtask {}", line.join(" "));
+    let args = Line::try_parse_from(line)?.args;
+    reproduce::command(&args)?;
+    let first = results(&out)?;
+    println!("\nThe same again: every run is finished, nothing may change.");
+    reproduce::command(&args)?;
+    let second = results(&out)?;
+    for ((path, before), (_, after)) in first.iter().zip(&second) {
+        ensure!(before == after, "{} changed in a second run", path.display());
+    }
+    fs::remove_dir_all(&out).with_context(|| format!("cannot remove {}", out.display()))
+}
+
+#[derive(Parser)]
+struct Line {
+    #[command(flatten)]
+    args: reproduce::Args,
+}
+
+/// The files that a finished experiment leaves, each checked to be there, with their contents;
+/// every run must be clearly better than a guess among ten classes.
+fn results(out: &Path) -> anyhow::Result<Vec<(PathBuf, Vec<u8>)>> {
+    let read = |name: &str| {
+        let path = out.join(name);
+        let contents = fs::read(&path).with_context(|| format!("no {}", path.display()))?;
+        anyhow::Ok((path, contents))
+    };
+    let (_, summary) = read("summary.json")?;
+    let summary: serde_json::Value = serde_json::from_slice(&summary).context("summary.json")?;
+    read("report.html")?;
+    let runs = summary["runs"].as_array().context("summary.json has no runs")?;
+    reproduce::RUNS
+        .iter()
+        .map(|name| {
+            let run = runs.iter().find(|run| run["name"] == *name);
+            let run = run.with_context(|| format!("summary.json has no run `{name}`"))?;
+            let accuracy = run["test_accuracy"].as_f64();
+            ensure!(
+                accuracy.is_some_and(|accuracy| accuracy > 0.2),
+                "`{name}` has test accuracy {accuracy:?}, expected well above 0.1"
+            );
+            read(&format!("{name}.safetensors"))
+        })
+        .collect()
+}

@@ -1,0 +1,12 @@
+//! The project's own commands, as a library so that their tests and fuzzing reach the parts.
+
+pub mod checksum;
+pub mod ci;
+pub mod data;
+pub mod download;
+pub mod process;
+pub mod progress;
+pub mod published;
+pub mod reproduce;
+pub mod unpack;
+pub mod workspace;

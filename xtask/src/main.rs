@@ -1,0 +1,28 @@
+use clap::Parser;
+
+use xtask::{ci, data, process, reproduce};
+
+/// The project's own commands.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+enum Command {
+    /// Download and check CIFAR-10 or CIFAR-100, or take it from an archive
+    Data(data::Args),
+    /// Run the whole experiment: data, teacher, student, three distilled students, report
+    Reproduce(reproduce::Args),
+    /// Do what continuous integration does
+    Ci(ci::Args),
+}
+
+fn main() {
+    let result = match Command::parse() {
+        Command::Data(args) => data::command(&args),
+        Command::Reproduce(args) => reproduce::command(&args),
+        Command::Ci(args) => ci::command(&args),
+    };
+    if let Err(error) = result {
+        eprintln!("error: {error:#}");
+        let code = error.downcast_ref::<process::Interrupted>().map_or(1, |stop| stop.code);
+        std::process::exit(code);
+    }
+}

@@ -1,0 +1,146 @@
+//! Child processes that are told of Ctrl-C once, and finish in their own time.
+
+use std::fmt;
+use std::process::{Child, Command, ExitStatus};
+
+use anyhow::Context;
+
+/// A child ended because the user, or the system, asked it to.
+#[derive(Debug)]
+pub struct Interrupted {
+    /// The customary exit code: 128 and the signal's number.
+    pub code: i32,
+}
+
+impl fmt::Display for Interrupted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("stopped; the same command goes on from here")
+    }
+}
+
+impl std::error::Error for Interrupted {}
+
+/// Runs a command to its end. A signal to end, sent to this process, is passed on to the child,
+/// which writes its checkpoint first; this process outlives it.
+pub fn run(command: &mut Command) -> anyhow::Result<()> {
+    run_with(command, |_| Ok(()))
+}
+
+/// The same, with `work` done (reading what the child writes) while it runs.
+pub fn run_with<T>(
+    command: &mut Command,
+    work: impl FnOnce(&mut Child) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let name = shown(command);
+    let mut child = signals::spawn(command).with_context(|| format!("cannot start `{name}`"))?;
+    let worked = work(&mut child);
+    let status = child.wait().with_context(|| format!("cannot wait for `{name}`"))?;
+    signals::ended();
+    match exit_code(status) {
+        0 => worked,
+        code if code > 128 && code != 255 => Err(Interrupted { code }.into()),
+        _ => Err(anyhow::anyhow!("`{name}` failed ({status})")),
+    }
+}
+
+fn exit_code(status: ExitStatus) -> i32 {
+    #[cfg(unix)]
+    if let Some(signal) = std::os::unix::process::ExitStatusExt::signal(&status) {
+        return 128 + signal;
+    }
+    status.code().unwrap_or(1)
+}
+
+/// The command as one would type it.
+pub fn shown(command: &Command) -> String {
+    let program = std::path::Path::new(command.get_program());
+    let name = program.file_name().unwrap_or(command.get_program()).to_string_lossy();
+    let arguments = command.get_args().map(|argument| {
+        let text = argument.to_string_lossy();
+        let plain = !text.is_empty() && !text.contains(char::is_whitespace);
+        if plain { text.into_owned() } else { format!("'{text}'") }
+    });
+    std::iter::once(name.into_owned()).chain(arguments).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(unix)]
+mod signals {
+    use std::io;
+    use std::os::unix::process::CommandExt;
+    use std::process::{Child, Command};
+    use std::sync::{Mutex, Once, PoisonError};
+
+    use rustix::process::{Pid, Signal, kill_process_group};
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGTSTP};
+    use signal_hook::iterator::Signals;
+    use signal_hook::low_level::emulate_default_handler;
+
+    /// The child's process group. A terminal sends Ctrl-C to all of its foreground group; with a
+    /// group of its own the child gets exactly those signals that are passed on, each once.
+    static GROUP: Mutex<Option<Pid>> = Mutex::new(None);
+    static LISTENING: Once = Once::new();
+
+    pub(super) fn spawn(command: &mut Command) -> io::Result<Child> {
+        let mut failed = None;
+        LISTENING.call_once(|| failed = listen().err());
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        // Held over the start, so that no signal finds the child running and not known.
+        let mut group = GROUP.lock().unwrap_or_else(PoisonError::into_inner);
+        let child = command.process_group(0).spawn()?;
+        *group = Some(Pid::from_child(&child));
+        Ok(child)
+    }
+
+    pub(super) fn ended() {
+        *GROUP.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn listen() -> io::Result<()> {
+        let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGTSTP])?;
+        std::thread::spawn(move || {
+            for number in signals.forever() {
+                let group = *GROUP.lock().unwrap_or_else(PoisonError::into_inner);
+                pass_on(number, group);
+            }
+        });
+        Ok(())
+    }
+
+    /// A child that has just ended takes no signal; that is no error.
+    fn pass_on(number: i32, group: Option<Pid>) {
+        let send = |signal| {
+            if let Some(group) = group {
+                let _ = kill_process_group(group, signal);
+            }
+        };
+        match (number, group) {
+            // Ctrl-Z: the child stops with this process and goes on with it.
+            (SIGTSTP, _) => {
+                send(Signal::STOP);
+                let _ = emulate_default_handler(SIGTSTP);
+                send(Signal::CONT);
+            }
+            (_, None) => {
+                let _ = emulate_default_handler(number);
+            }
+            (SIGTERM, _) => send(Signal::TERM),
+            (SIGHUP, _) => send(Signal::HUP),
+            _ => send(Signal::INT),
+        }
+    }
+}
+
+/// Elsewhere a console tells all of its processes by itself.
+#[cfg(not(unix))]
+mod signals {
+    use std::io;
+    use std::process::{Child, Command};
+
+    pub(super) fn spawn(command: &mut Command) -> io::Result<Child> {
+        command.spawn()
+    }
+
+    pub(super) fn ended() {}
+}

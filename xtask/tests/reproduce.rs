@@ -1,0 +1,185 @@
+//! `cargo xtask reproduce` as a process, with stand-ins for cargo and `kd` that keep a log.
+#![cfg(unix)]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use assert_cmd::Command;
+use assert_cmd::cargo::CommandCargoExt;
+use predicates::prelude::*;
+use predicates::str::contains;
+use tempfile::TempDir;
+
+struct Stage {
+    folder: TempDir,
+}
+
+impl Stage {
+    /// `kd` logs its arguments, then does `body`.
+    fn new(body: &str) -> Self {
+        let stage = Self { folder: TempDir::new().unwrap() };
+        let log = stage.path("log");
+        stage.script("kd", &format!("echo \"$@\" >> '{}'\n{body}", log.display()));
+        let built = format!(
+            r#"{{"reason":"compiler-artifact","target":{{"name":"kd"}},"executable":"{}"}}"#,
+            stage.path("kd").display()
+        );
+        stage.script("cargo", &format!("echo \"$@\" > '{0}.cargo'\necho '{built}'", log.display()));
+        stage
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn script(&self, name: &str, text: &str) {
+        let path = self.path(name);
+        fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    fn command(&self, flags: &[&str]) -> std::process::Command {
+        let mut command = std::process::Command::cargo_bin("xtask").unwrap();
+        for proxy in ["http_proxy", "https_proxy", "all_proxy"] {
+            command.env_remove(proxy).env_remove(proxy.to_uppercase());
+        }
+        command.env("CARGO", self.path("cargo")).current_dir(self.folder.path());
+        command.args(["reproduce", "--data", "data", "--out", "out"]).args(flags);
+        command
+    }
+
+    fn run(&self, flags: &[&str]) -> assert_cmd::assert::Assert {
+        Command::from_std(self.command(flags)).assert()
+    }
+
+    fn log(&self) -> Vec<String> {
+        let log = fs::read_to_string(self.path("log")).unwrap_or_default();
+        log.lines().map(str::to_owned).collect()
+    }
+}
+
+#[test]
+fn the_stages_come_in_order_and_their_times_are_told() {
+    let stage = Stage::new("");
+    let times = contains("build ").and(contains("regressor ")).and(contains("total "));
+    stage.run(&["--dataset", "synthetic", "--quick", "--threads", "2"]).success().stdout(times);
+    let log = stage.log();
+    let starts = [
+        "train --model teacher --out out --dataset synthetic --seed 0",
+        "train --model student --out out",
+        "distill --method kd --teacher out/teacher.safetensors --out out",
+        "distill --method cosine --teacher out/teacher.safetensors --out out",
+        "distill --method regressor --teacher out/teacher.safetensors --out out",
+        "report out",
+    ];
+    assert_eq!(log.len(), starts.len(), "{log:#?}");
+    for (line, start) in log.iter().zip(starts) {
+        assert!(line.starts_with(start), "{line}");
+    }
+    assert!(log[..5].iter().all(|line| line.contains("--threads 2")), "{log:#?}");
+    let built = fs::read_to_string(stage.path("log.cargo")).unwrap();
+    assert!(built.starts_with("build --release --package kd-run --bin kd"), "{built}");
+}
+
+#[test]
+fn several_seeds_have_a_folder_each_and_one_report() {
+    let stage = Stage::new("");
+    stage.run(&["--dataset", "synthetic", "--seeds", "2"]).success();
+    let log = stage.log();
+    assert_eq!(log.len(), 11);
+    assert!(
+        log[7].contains("--teacher out/seed-1/teacher.safetensors --out out/seed-1"),
+        "{log:#?}"
+    );
+    assert!(log[7].contains("--seed 1"));
+    assert_eq!(log[10], "report out");
+}
+
+#[test]
+fn without_a_network_auto_says_so_and_goes_on_with_the_synthetic_set() {
+    let stage = Stage::new("");
+    let plainly = contains("No CIFAR-10 in data and none to be had").and(contains("SYNTHETIC"));
+    stage.run(&["--url", "http://127.0.0.1:1/x"]).success().stdout(plainly);
+    assert!(stage.log()[0].contains("--dataset synthetic"));
+}
+
+#[test]
+fn without_a_network_cifar10_fails() {
+    let stage = Stage::new("");
+    let flags = ["--dataset", "cifar10", "--url", "http://127.0.0.1:1/x"];
+    stage.run(&flags).failure().stderr(contains("stage data: cannot reach"));
+    assert!(stage.log().is_empty());
+}
+
+#[test]
+fn images_that_are_there_need_no_network() {
+    let stage = Stage::new("");
+    let folder = stage.path("data/cifar-10-batches-bin");
+    fs::create_dir_all(&folder).unwrap();
+    for name in [
+        "data_batch_1",
+        "data_batch_2",
+        "data_batch_3",
+        "data_batch_4",
+        "data_batch_5",
+        "test_batch",
+    ] {
+        let file = fs::File::create(folder.join(format!("{name}.bin"))).unwrap();
+        file.set_len(30_730_000).unwrap();
+    }
+    fs::write(folder.join("batches.meta.txt"), "airplane\n").unwrap();
+    stage.run(&["--url", "http://127.0.0.1:1/x"]).success();
+    let log = stage.log();
+    assert_eq!(log[0], "train --model teacher --out out --dataset cifar10 --seed 0 --data data");
+}
+
+#[test]
+fn a_failed_stage_stops_the_rest() {
+    let stage = Stage::new(r#"case "$*" in *"--method kd"*) echo "no good" >&2; exit 3;; esac"#);
+    let error = contains("no good").and(contains("stage kd: `kd distill --method kd"));
+    stage.run(&["--dataset", "synthetic"]).failure().code(1).stderr(error);
+    assert_eq!(stage.log().len(), 3);
+}
+
+#[test]
+fn ctrl_c_reaches_kd_once_and_waits_for_its_end() {
+    for (signal, code) in [("INT", 130), ("TERM", 143)] {
+        let body = format!(
+            "trap 'echo told >> told; sleep 0.2; echo saved > saved; exit {code}' {signal}\n\
+             touch started\nwhile :; do sleep 0.02; done"
+        );
+        let stage = Stage::new(&body);
+        let mut command = stage.command(&["--dataset", "synthetic"]);
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        wait_for(&stage.path("started"));
+        let kill = std::process::Command::new("kill")
+            .args([&format!("-{signal}"), &child.id().to_string()])
+            .status();
+        assert!(kill.unwrap().success());
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(code));
+        assert_eq!(fs::read_to_string(stage.path("told")).unwrap(), "told\n");
+        assert!(stage.path("saved").exists(), "it did not wait");
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(stderr.contains("the same command goes on"), "{stderr}");
+        assert_eq!(stage.log().len(), 1);
+    }
+}
+
+fn wait_for(path: &Path) {
+    while !path.exists() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn bad_flags_are_one_clear_error() {
+    let stage = Stage::new("");
+    stage.run(&["--seed", "1", "--seeds", "2"]).failure().stderr(contains("cannot be used with"));
+    stage.run(&["--epochs", "0"]).failure().stderr(contains("--epochs"));
+    stage.run(&["--dataset", "mnist"]).failure().stderr(contains("synthetic"));
+    assert!(stage.log().is_empty());
+}
