@@ -241,7 +241,12 @@ fn fetch(
     let bytes = sha256.is_none().then_some(archive.bytes);
     let patience = network.patience();
     loop {
-        let resumed = download::download(url, bytes, part, &patience)?;
+        let downloaded = download::download(url, bytes, part, &patience);
+        if downloaded.is_err() && fs::metadata(part).is_ok_and(|part| part.len() == 0) {
+            // The download's error matters more than an empty file that stays.
+            let _ = fs::remove_file(part);
+        }
+        let resumed = downloaded?;
         let sums = checksum::of_file(part)?;
         let Err(error) = judge(archive, &sums, &Origin::Download(network.clone()), sha256) else {
             return Ok(sums);

@@ -32,6 +32,7 @@ pub struct Args {
     /// What to compute on
     #[arg(long, value_enum)]
     pub device: Option<Device>,
+    /// Threads to compute with [default: one per core]
     #[arg(long, value_parser = at_least_one())]
     pub threads: Option<u64>,
     /// Seed of every random draw [default: 0]
@@ -40,6 +41,7 @@ pub struct Args {
     /// Everything this many times, with seeds from 0 up: mean and spread in the table
     #[arg(long, value_parser = at_least_one())]
     pub seeds: Option<u64>,
+    /// Epochs of each run [default: the recipe's 10; fewer for the synthetic set and --quick]
     #[arg(long, value_parser = at_least_one())]
     pub epochs: Option<u64>,
     /// Train on this many images, balanced over the classes

@@ -167,6 +167,7 @@ fn a_mirror_of_another_length_is_refused_by_the_published_one() {
     let command = &mut data(folder.path());
     let length = contains("the published archive 170052171");
     command.args(["--url", &server.url]).assert().failure().stderr(length);
+    assert!(names(folder.path()).is_empty());
 }
 
 #[test]

@@ -168,6 +168,13 @@ fn a_server_that_tells_no_length_is_cut_off_after_the_known_one() {
 }
 
 #[test]
+fn an_early_end_is_noticed_where_the_server_tells_no_length() {
+    let case = Case::new(vec![Answer::NoLength(30_000), Answer::Well]);
+    assert!(case.arrives());
+    assert_eq!(case.server.ranges(), [None, Some(30_000)]);
+}
+
+#[test]
 fn not_found_is_an_error_at_once() {
     let case = Case::new(vec![Answer::Status(404)]);
     let error = case.fails(Some(100_000));

@@ -28,6 +28,8 @@ pub enum Answer {
     Longer(usize),
     /// No length, in chunks, followed by that many bytes too many.
     Chunked(usize),
+    /// No length; this many bytes, and the end of the connection for the end of the file.
+    NoLength(usize),
     /// A Range other than the one asked for.
     WrongRange,
     Status(u16),
@@ -190,6 +192,10 @@ fn respond(
                 }
             }
             stream.write_all(b"0\r\n\r\n")?;
+        }
+        Answer::NoLength(bytes) => {
+            stream.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")?;
+            stream.write_all(&content[..*bytes])?;
         }
         Answer::WrongRange => {
             stream.write_all(partial(1).as_bytes())?;
