@@ -1,0 +1,288 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use kd_models::Architecture;
+
+use crate::commands;
+use crate::device::DeviceChoice;
+use crate::recipe::DatasetName;
+use crate::run::Every;
+
+/// Knowledge distillation: train a teacher, distil it into a student, and see what it was worth.
+#[derive(Debug, Parser)]
+#[command(name = "kd", version)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Train a network on the labels
+    Train(Train),
+    /// Train a student with a teacher's help
+    Distill(Distill),
+    /// Accuracy, loss and confusion matrix of weights on the test images
+    Eval(Eval),
+    /// Table and HTML page of the runs below output folders
+    Report(Report),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Train {
+    /// The network
+    #[arg(long, value_name = "MODEL", value_parser = architecture)]
+    pub(crate) model: Option<Architecture>,
+    #[command(flatten)]
+    pub(crate) run: RunFlags,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Distill {
+    /// The teacher's weights [default: what the recipe says, in the output folder]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) teacher: Option<PathBuf>,
+    /// The teacher's network, for files that don't say it [default: teacher]
+    #[arg(long, value_name = "MODEL", value_parser = architecture)]
+    pub(crate) teacher_model: Option<Architecture>,
+    /// What the student takes from the teacher: kd, cosine, regressor
+    #[arg(long)]
+    pub(crate) method: Option<String>,
+    /// The student's network [default: student]
+    #[arg(long, value_name = "MODEL", value_parser = architecture)]
+    pub(crate) model: Option<Architecture>,
+    /// What logits are divided by to soften them (method kd)
+    #[arg(long, value_name = "T", value_parser = positive)]
+    pub(crate) temperature: Option<f64>,
+    /// The labels' share of the loss; the method has the rest
+    #[arg(long, value_name = "A", value_parser = share)]
+    pub(crate) alpha: Option<f64>,
+    /// Most memory for outputs of the teacher that are kept instead of computed in each step
+    #[arg(long, value_name = "MIB", default_value_t = crate::teacher::DEFAULT_MEMORY >> 20)]
+    pub(crate) cache_memory: u64,
+    #[command(flatten)]
+    pub(crate) run: RunFlags,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunFlags {
+    /// A recipe [default: the built-in tutorial]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) recipe: Option<PathBuf>,
+    /// The recipe's run of this name
+    #[arg(long, value_name = "NAME")]
+    pub(crate) run: Option<String>,
+    /// Another name for the run: its folder and its weights file
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Where results go [default: runs/<recipe's name>]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) data: DataFlags,
+    /// Passes over the training images
+    #[arg(long, value_parser = at_least_one)]
+    pub(crate) epochs: Option<usize>,
+    /// Images in a step
+    #[arg(long, value_name = "IMAGES", value_parser = at_least_one)]
+    pub(crate) batch_size: Option<usize>,
+    /// Learning rate
+    #[arg(long, value_parser = positive)]
+    pub(crate) lr: Option<f64>,
+    /// Of initial weights, batch order and dropout
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+    /// Train on this many images, balanced over the classes
+    #[arg(long, value_name = "IMAGES", value_parser = at_least_one)]
+    pub(crate) train_limit: Option<usize>,
+    /// A checkpoint every so many steps ("200") or epochs ("2epochs")
+    #[arg(long, value_name = "N[epochs]", value_parser = every)]
+    pub(crate) checkpoint_every: Option<Every>,
+    /// How many checkpoints are kept
+    #[arg(long, value_name = "N", default_value = "2", value_parser = at_least_one)]
+    pub(crate) keep_checkpoints: usize,
+    #[command(flatten)]
+    pub(crate) compute: ComputeFlags,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DataFlags {
+    /// The folder with the data set's files, or its parent
+    #[arg(long, value_name = "DIR", default_value = "data")]
+    pub(crate) data: PathBuf,
+    /// The images [default: what the recipe says]
+    #[arg(long, value_enum)]
+    pub(crate) dataset: Option<DatasetName>,
+    /// Test on this many images, balanced over the classes
+    #[arg(long, value_name = "IMAGES", value_parser = at_least_one)]
+    pub(crate) test_limit: Option<usize>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ComputeFlags {
+    /// What to compute on
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) device: DeviceChoice,
+    /// Threads to compute with [default: all cores]; the result is the same with any number
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    threads: Option<usize>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Eval {
+    /// The weights
+    #[arg(long, value_name = "FILE")]
+    pub(crate) weights: PathBuf,
+    /// The network, for files that don't say it [default: teacher]
+    #[arg(long, value_name = "MODEL", value_parser = architecture)]
+    pub(crate) model: Option<Architecture>,
+    /// A recipe, for data set and normalisation [default: the built-in tutorial]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) recipe: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) data: DataFlags,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) compute: ComputeFlags,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Report {
+    /// Output folders of training runs; of several, each gets its report, and the first a comparison
+    #[arg(required = true)]
+    pub(crate) out: Vec<PathBuf>,
+}
+
+/// A command line that can't be right: exit code 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Usage(pub(crate) String);
+
+/// Runs `kd` with the process's arguments. Exit codes: 0 done, 1 failed, 2 wrong usage.
+///
+/// Call it from `main`, before any other thread exists.
+pub fn run() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .without_time()
+        .with_target(false)
+        .init();
+    let threads = match &cli.command {
+        Command::Train(train) => train.run.compute.threads,
+        Command::Distill(distill) => distill.run.compute.threads,
+        Command::Eval(eval) => eval.compute.threads,
+        Command::Report(_) => None,
+    };
+    let done = set_threads(threads).and_then(|()| match cli.command {
+        Command::Train(train) => commands::train(&train),
+        Command::Distill(distill) => commands::distill(&distill),
+        Command::Eval(eval) => commands::eval(&eval),
+        Command::Report(report) => commands::report(&report),
+    });
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
+        }
+    }
+}
+
+fn set_threads(threads: Option<usize>) -> anyhow::Result<()> {
+    let Some(threads) = threads else { return Ok(()) };
+    // SAFETY: no other thread runs yet (see `run`'s documentation), so none reads the environment.
+    unsafe {
+        // candle and gemm take their number of threads from here.
+        std::env::set_var("RAYON_NUM_THREADS", threads.to_string());
+    }
+    Ok(rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?)
+}
+
+fn architecture(text: &str) -> Result<Architecture, String> {
+    text.parse().map_err(|error: kd_models::Error| error.to_string())
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number) if number >= 1 => Ok(number),
+        _ => Err("expected a whole number, at least 1".into()),
+    }
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if number > 0.0 && number.is_finite() => Ok(number),
+        _ => Err("expected a number above 0".into()),
+    }
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if (0.0..=1.0).contains(&number) => Ok(number),
+        _ => Err("expected a number from 0 to 1".into()),
+    }
+}
+
+fn every(text: &str) -> Result<Every, String> {
+    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+    let number: u64 = at_least_one(digits)? as u64;
+    match &text[digits.len()..] {
+        "" | "step" | "steps" => Ok(Every::Steps(number)),
+        "epoch" | "epochs" => Ok(Every::Epochs(number as usize)),
+        _ => Err("expected a number of steps (\"200\") or epochs (\"2epochs\")".into()),
+    }
+}
+
+impl ValueEnum for DeviceChoice {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Auto, Self::Cpu, Self::Cuda]
+    }
+
+    fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
+        Some(clap::builder::PossibleValue::new(match self {
+            Self::Auto => "auto",
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+        }))
+    }
+}
+
+impl ValueEnum for DatasetName {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Cifar10, Self::Cifar100, Self::Synthetic]
+    }
+
+    fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
+        Some(clap::builder::PossibleValue::new(self.name()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn checkpoints_come_every_so_many_steps_or_epochs() {
+        assert_eq!(every("200"), Ok(Every::Steps(200)));
+        assert_eq!(every("1epoch"), Ok(Every::Epochs(1)));
+        assert_eq!(every("3epochs"), Ok(Every::Epochs(3)));
+        for wrong in ["", "0", "epochs", "-1", "3 weeks", "3weeks"] {
+            assert!(every(wrong).is_err(), "{wrong}");
+        }
+    }
+}

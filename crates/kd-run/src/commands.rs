@@ -1,0 +1,236 @@
+//! What each command does, from its flags to its output.
+
+mod choose;
+mod eval;
+
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use kd_loss::{MethodConfig, Term};
+use kd_models::ModelConfig;
+
+use crate::cli::{Distill, Report, RunFlags, Train, Usage};
+use crate::data::{self, Data};
+use crate::progress::Display;
+use crate::recipe::{Recipe, RunConfig, RunRecipe, TUTORIAL, check_name};
+use crate::run::{Outcome, ResolvedRun, Settings, shapes, train as train_run};
+use crate::teacher::Pretrained;
+use crate::{device, files, report};
+
+pub(crate) use eval::eval;
+
+/// `kd train`.
+pub(crate) fn train(flags: &Train) -> anyhow::Result<()> {
+    let recipe = read_recipe(flags.run.recipe.as_deref())?;
+    let run = choose::on_labels(&recipe, flags)?;
+    start(&flags.run, &recipe, run, None, Settings::default())
+}
+
+/// `kd distill`.
+pub(crate) fn distill(flags: &Distill) -> anyhow::Result<()> {
+    let recipe = read_recipe(flags.run.recipe.as_deref())?;
+    let mut run = choose::distilled(&recipe, flags)?;
+    if let Some(model) = flags.model {
+        run.model = model;
+    }
+    if let Some(temperature) = flags.temperature {
+        set_temperature(&mut run.methods, temperature)?;
+    }
+    if let Some(alpha) = flags.alpha {
+        let [term] = &mut run.methods[..] else {
+            let found = run.methods.len();
+            return Err(Usage(format!("--alpha shares the loss between the labels and one method; run {:?} has {found}: set their weights in a recipe", run.name)).into());
+        };
+        (run.labels, term.weight) = kd_loss::alpha_weights(alpha)?;
+    }
+    run.teacher_model = flags.teacher_model.or(run.teacher_model);
+    let settings = Settings {
+        cache_memory: flags.cache_memory.saturating_mul(1 << 20),
+        ..Settings::default()
+    };
+    start(&flags.run, &recipe, run, flags.teacher.as_deref(), settings)
+}
+
+fn set_temperature(methods: &mut [Term], value: f64) -> anyhow::Result<()> {
+    let mut found = false;
+    for term in methods {
+        if let MethodConfig::Kd(config) = &mut term.method {
+            config.temperature = value;
+            found = true;
+        }
+    }
+    match found {
+        true => Ok(()),
+        false => Err(Usage("--temperature is for the method kd alone".into()).into()),
+    }
+}
+
+/// `kd report`.
+pub(crate) fn report(flags: &Report) -> anyhow::Result<()> {
+    print!("{}", report::write(&flags.out)?);
+    for out in &flags.out {
+        println!("{}", out.join("report.html").display());
+    }
+    Ok(())
+}
+
+fn read_recipe(path: Option<&Path>) -> anyhow::Result<Recipe> {
+    match path {
+        Some(path) => Recipe::read(path),
+        None => Ok(Recipe::parse(TUTORIAL, "the built-in recipe")?),
+    }
+}
+
+/// Resolves the run and trains it.
+fn start(
+    flags: &RunFlags,
+    recipe: &Recipe,
+    run: RunConfig,
+    teacher: Option<&Path>,
+    mut settings: Settings,
+) -> anyhow::Result<()> {
+    let device = device::choose(flags.compute.device)?;
+    if let Some(every) = flags.checkpoint_every {
+        settings.checkpoint_every = every;
+    }
+    settings.keep_checkpoints = flags.keep_checkpoints;
+
+    let mut resolved = with_flags(recipe, run, flags)?;
+    let out = flags.out.clone().unwrap_or_else(|| Path::new("runs").join(&recipe.name));
+    let teacher_path = match (teacher, &resolved.run.teacher) {
+        (Some(path), _) => Some(path.to_owned()),
+        (None, Some(name)) => Some(choose::teacher_path(recipe, flags, &out, name)),
+        (None, None) if resolved.run.needs_teacher() => {
+            return Err(Usage(format!(
+                "run {:?} learns from a teacher: give its weights with --teacher FILE",
+                resolved.run.name
+            ))
+            .into());
+        }
+        (None, None) => None,
+    };
+    if let (Some(path), false) = (&teacher_path, resolved.run.needs_teacher()) {
+        return Err(Usage(format!(
+            "--teacher {}: run {:?} asks no teacher",
+            path.display(),
+            resolved.run.name
+        ))
+        .into());
+    }
+
+    let data = data::load(&resolved.data, &flags.data.data)?;
+    resolved.data.sha256 = Some(data.sha256.clone());
+    files::create_folder(&out)?;
+    check_same_data(&out, &resolved)?;
+    let teacher = match &teacher_path {
+        Some(path) => Some(load_teacher(path, &mut resolved, &data, &out)?),
+        None => None,
+    };
+    resolve_methods(&mut resolved.run, teacher.as_ref(), &data)?;
+
+    let run = ResolvedRun { recipe: resolved, out, data, teacher, device, settings };
+    let mut display = Display::default();
+    let outcome = train_run(&run, &mut |progress| display.observe(progress));
+    display.finish();
+    let name = &run.recipe.run.name;
+    match outcome? {
+        Outcome::Finished(evaluation) => {
+            println!("{name}: {}", eval::one_line(&evaluation));
+            println!("weights: {}", run.out.join(format!("{name}.safetensors")).display());
+        }
+        Outcome::AlreadyFinished(evaluation) => {
+            println!("{name}: finished before, {}", eval::one_line(&evaluation));
+        }
+        Outcome::Stopped { step } => bail!("stopped after step {step}; the same command goes on"),
+    }
+    let _lock = files::lock(&run.out, true)?;
+    report::write(std::slice::from_ref(&run.out))
+        .with_context(|| format!("run {name} is finished, but its report can't be made"))?;
+    println!("report: {}", run.out.join("report.html").display());
+    Ok(())
+}
+
+/// The recipe of one run, with what the flags say over it.
+fn with_flags(recipe: &Recipe, mut run: RunConfig, flags: &RunFlags) -> anyhow::Result<RunRecipe> {
+    let Recipe { name, mut data, mut training, mut optimizer, .. } = recipe.clone();
+    if let Some(dataset) = flags.data.dataset {
+        if dataset != data.dataset {
+            data.sha256 = None;
+        }
+        data.dataset = dataset;
+    }
+    data.train_limit = flags.train_limit.or(data.train_limit);
+    data.test_limit = flags.data.test_limit.or(data.test_limit);
+    training.epochs = flags.epochs.unwrap_or(training.epochs);
+    training.batch_size = flags.batch_size.unwrap_or(training.batch_size);
+    training.seed = flags.seed.unwrap_or(training.seed);
+    optimizer.lr = flags.lr.unwrap_or(optimizer.lr);
+    if let Some(name) = &flags.name {
+        check_name(name).map_err(|error| Usage(format!("--name: {error}")))?;
+        run.name = name.clone();
+    }
+    Ok(RunRecipe { name, data, training, optimizer, run })
+}
+
+/// Runs in one folder are compared, so they must have seen the same images.
+fn check_same_data(out: &Path, run: &RunRecipe) -> anyhow::Result<()> {
+    let reading = || format!("{}: the folder can't be read", out.display());
+    for entry in std::fs::read_dir(out).with_context(reading)? {
+        let folder = entry.with_context(reading)?.path();
+        if !folder.join("events.jsonl").exists() || folder.ends_with(&run.run.name) {
+            continue;
+        }
+        let path = folder.join("recipe.toml");
+        let Ok(other) = Recipe::read(&path) else { continue };
+        let test = |data: &crate::recipe::DataConfig| (data.sha256.clone(), data.test_limit);
+        if test(&other.data) != test(&run.data) {
+            bail!(
+                "{}: this run was on other images ({}, test limit {}); runs in one folder are compared, so choose another --out",
+                path.display(),
+                other.data.dataset.name(),
+                other.data.test_limit.map_or("none".into(), |limit| limit.to_string())
+            );
+        }
+    }
+    Ok(())
+}
+
+fn load_teacher(
+    path: &Path,
+    resolved: &mut RunRecipe,
+    data: &Data,
+    out: &Path,
+) -> anyhow::Result<Pretrained> {
+    let normalization = resolved.data.normalization();
+    let run = &mut resolved.run;
+    let teacher =
+        Pretrained::load(path, run.teacher_model, data.classes.len(), normalization)
+            .context("the teacher can't be used")?;
+    if let Some(expected) = &run.teacher_sha256
+        && *expected != teacher.sha256
+    {
+        bail!(
+            "{}: the teacher's SHA-256 is {}; the recipe's teacher_sha256 is {expected}: it is another teacher",
+            path.display(),
+            teacher.sha256
+        );
+    }
+    run.teacher = Some(files::from_run_folder(path, out)?.display().to_string());
+    run.teacher_model = Some(teacher.config.architecture);
+    run.teacher_sha256 = Some(teacher.sha256.clone());
+    Ok(teacher)
+}
+
+/// Fills in the feature places that the recipe leaves to the methods.
+fn resolve_methods(
+    run: &mut RunConfig,
+    teacher: Option<&Pretrained>,
+    data: &Data,
+) -> anyhow::Result<()> {
+    let student = ModelConfig::new(run.model, data.classes.len());
+    let shapes = shapes(&student, teacher.map(|teacher| &teacher.config));
+    for term in &mut run.methods {
+        term.method = term.method.resolve(&shapes)?;
+    }
+    Ok(())
+}

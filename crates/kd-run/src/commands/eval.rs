@@ -1,0 +1,87 @@
+//! `kd eval`.
+
+use anyhow::Context;
+use serde::Serialize;
+
+use crate::cli::Eval;
+use crate::evaluate::{Evaluation, evaluate};
+use crate::teacher::Pretrained;
+use crate::{data, device};
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Printed<'a> {
+    model: &'a str,
+    weights: String,
+    sha256: &'a str,
+    dataset: Dataset<'a>,
+    #[serde(flatten)]
+    evaluation: &'a Evaluation,
+}
+
+#[derive(Serialize)]
+struct Dataset<'a> {
+    name: &'a str,
+    test: usize,
+    sha256: &'a str,
+}
+
+/// `kd eval`.
+pub(crate) fn eval(flags: &Eval) -> anyhow::Result<()> {
+    let mut config = super::read_recipe(flags.recipe.as_deref())?.data;
+    if let Some(dataset) = flags.data.dataset {
+        if dataset != config.dataset {
+            config.sha256 = None;
+        }
+        config.dataset = dataset;
+    }
+    config.test_limit = flags.data.test_limit.or(config.test_limit);
+    // Not looked at, so not worth much memory.
+    config.train_limit = Some(1);
+    let device = device::choose(flags.compute.device)?;
+    let data = data::load(&config, &flags.data.data)?;
+    let (classes, normalization) = (data.classes.len(), config.normalization());
+    let weights = Pretrained::load(&flags.weights, flags.model, classes, normalization)?;
+    let network = weights.network(&device)?;
+    let evaluation = evaluate(&*network, &data.test, &data.classes, normalization, &device)?;
+    if !flags.json {
+        print!("{}", table(&evaluation));
+        return Ok(());
+    }
+    let printed = Printed {
+        model: weights.config.architecture.name(),
+        weights: flags.weights.display().to_string(),
+        sha256: &weights.sha256,
+        dataset: Dataset { name: &data.name, test: data.test.len(), sha256: &data.sha256 },
+        evaluation: &evaluation,
+    };
+    println!("{}", serde_json::to_string(&printed).context("the result can't be written as JSON")?);
+    Ok(())
+}
+
+/// Accuracy and loss.
+pub(super) fn one_line(evaluation: &Evaluation) -> String {
+    format!(
+        "test accuracy {:.2} %, test loss {:.4}",
+        100.0 * evaluation.accuracy,
+        evaluation.loss
+    )
+}
+
+fn table(evaluation: &Evaluation) -> String {
+    let mut text = one_line(evaluation) + "\n\n";
+    let classes = &evaluation.classes;
+    let width = classes.iter().map(|name| name.chars().count()).max().unwrap_or(0);
+    text += "class, accuracy, answers (columns in the order of the rows)\n";
+    for (index, name) in classes.iter().enumerate() {
+        text += &format!("{name:width$} {:6.2} %", 100.0 * evaluation.per_class_accuracy[index]);
+        // A hundred columns are no table.
+        if classes.len() <= 20 {
+            for count in &evaluation.confusion[index] {
+                text += &format!(" {count:5}");
+            }
+        }
+        text.push('\n');
+    }
+    text
+}

@@ -1,0 +1,50 @@
+//! Where tensors live.
+
+use candle_core::Device;
+
+/// What `--device` takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The best that this build and machine have.
+    #[default]
+    Auto,
+    /// The processor.
+    Cpu,
+    /// An NVIDIA GPU.
+    Cuda,
+}
+
+/// The device to train on.
+///
+/// # Errors
+/// When it is not at hand.
+pub fn choose(choice: DeviceChoice) -> anyhow::Result<Device> {
+    match choice {
+        DeviceChoice::Auto | DeviceChoice::Cpu => Ok(Device::Cpu),
+        DeviceChoice::Cuda => {
+            anyhow::bail!("this kd was built without CUDA and computes on the CPU; use --device cpu")
+        }
+    }
+}
+
+/// The name in summaries.
+pub fn name(device: &Device) -> &'static str {
+    match device {
+        Device::Cpu => "cpu",
+        Device::Cuda(_) => "cuda",
+        Device::Metal(_) => "metal",
+    }
+}
+
+/// The processor's name and number of cores, for people who compare times.
+pub(crate) fn machine() -> String {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let cpu_info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpu_info.lines().find_map(|line| line.strip_prefix("model name"));
+    let model = model.and_then(|line| line.split_once(':')).map(|(_, name)| name.trim());
+    let cores = format!("{cores} core{}", if cores == 1 { "" } else { "s" });
+    match model {
+        Some(model) => format!("{model}, {cores}"),
+        None => cores,
+    }
+}

@@ -1,0 +1,131 @@
+//! A network's figures on the test images.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, ensure};
+use candle_core::{Device, Tensor};
+use kd_data::{Augment, BatchConfig, Normalization, Split};
+use kd_models::{Classifier, Mode};
+use serde::{Deserialize, Serialize};
+
+use crate::files;
+
+const FORMAT: u32 = 1;
+
+/// Images in a batch where nothing is trained.
+pub(crate) const BATCH: usize = 128;
+/// Batches prepared ahead.
+pub(crate) const PREFETCH: usize = 2;
+
+/// `evaluation.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Evaluation {
+    /// The version of this description: 1.
+    pub format: u32,
+    /// Share of right answers, from 0 to 1.
+    pub accuracy: f64,
+    /// Cross-entropy, mean over the images.
+    pub loss: f64,
+    /// The classes' names.
+    pub classes: Vec<String>,
+    /// Counts; rows: the true class, columns: the predicted one.
+    pub confusion: Vec<Vec<u32>>,
+    /// Share of right answers in each class; 0 for a class without images.
+    pub per_class_accuracy: Vec<f64>,
+}
+
+/// Runs the network over all of `split`.
+///
+/// # Errors
+/// When the loss is not finite, or a batch can't be made or computed.
+pub fn evaluate(
+    model: &dyn Classifier,
+    split: &Arc<Split>,
+    classes: &[String],
+    normalization: Normalization,
+    device: &Device,
+) -> anyhow::Result<Evaluation> {
+    let mut confusion = vec![vec![0u32; classes.len()]; classes.len()];
+    let mut loss = 0.0;
+    for batch in kd_data::batches(split, &in_order(normalization), device)? {
+        let batch = batch?;
+        let logits = model.forward_t(&batch.images, Mode::Eval, &[])?.logits;
+        let mean = kd_loss::cross_entropy(&logits, &batch.labels)?.to_scalar::<f32>()?;
+        loss += f64::from(mean) * batch.indices.len() as f64;
+        let labels = batch.labels.to_vec1::<u32>()?;
+        for (label, answer) in labels.into_iter().zip(answers(&logits)?) {
+            confusion[label as usize][answer] += 1;
+        }
+    }
+    let loss = loss / split.len() as f64;
+    ensure!(loss.is_finite(), "the loss on the test images is {loss}; expected a finite number");
+    let right = |class: usize| f64::from(confusion[class][class]);
+    let share = |right: f64, of: u32| if of == 0 { 0.0 } else { right / f64::from(of) };
+    let all: u32 = confusion.iter().flatten().sum();
+    Ok(Evaluation {
+        format: FORMAT,
+        accuracy: share((0..classes.len()).map(right).sum(), all),
+        loss,
+        classes: classes.to_vec(),
+        per_class_accuracy: confusion
+            .iter()
+            .enumerate()
+            .map(|(class, row)| share(right(class), row.iter().sum()))
+            .collect(),
+        confusion,
+    })
+}
+
+/// Every image once, as it is, in the data's order.
+pub(crate) fn in_order(normalization: Normalization) -> BatchConfig {
+    BatchConfig {
+        batch_size: BATCH,
+        shuffle_seed: None,
+        epoch: 0,
+        first_batch: 0,
+        augment: Augment::default(),
+        normalization,
+        prefetch: PREFETCH,
+    }
+}
+
+/// The class with the largest logit of each image; of equal ones the first.
+pub(crate) fn answers(logits: &Tensor) -> anyhow::Result<Vec<usize>> {
+    let rows = logits.to_vec2::<f32>()?;
+    let largest = |row: &Vec<f32>| {
+        let better = |best, class| if row[class] > row[best] { class } else { best };
+        (0..row.len()).reduce(better).unwrap_or(0)
+    };
+    Ok(rows.iter().map(largest).collect())
+}
+
+impl Evaluation {
+    /// Writes the file.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn write(&self, path: &Path) -> anyhow::Result<()> {
+        let mut json = serde_json::to_string(self).context("the evaluation can't be written")?;
+        json.push('\n');
+        files::write_whole(path, json.as_bytes())
+    }
+
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// When it can't be read or is of another format.
+    pub fn read(path: &Path) -> anyhow::Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("{}: can't be read", path.display()))?;
+        let evaluation: Self = serde_json::from_str(&text)
+            .with_context(|| format!("{}: not an evaluation", path.display()))?;
+        ensure!(
+            evaluation.format == FORMAT,
+            "{}: format is {}; this version reads format {FORMAT}",
+            path.display(),
+            evaluation.format
+        );
+        Ok(evaluation)
+    }
+}

@@ -1,0 +1,160 @@
+//! `events.jsonl`: one measurement a line.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+
+use crate::files;
+
+/// A line of `events.jsonl`.
+#[derive(Debug, Serialize)]
+#[serde(tag = "event", rename_all = "lowercase")]
+pub enum Event<'a> {
+    /// The first line: what is trained on what.
+    Start(&'a Start),
+    /// Which of the teacher's outputs are kept for the whole run, and which are computed in each step.
+    Teacher {
+        /// Kept.
+        kept: &'a [String],
+        /// Computed in each step.
+        live: &'a [String],
+        /// Spent on making or reading those that are kept.
+        seconds: f64,
+    },
+    /// Every so many steps.
+    Step {
+        /// From 1.
+        epoch: usize,
+        /// From 1, counted from the start of the run.
+        step: u64,
+        /// The step's loss.
+        loss: f64,
+    },
+    /// The end of an epoch.
+    Epoch(&'a EpochRecord),
+    /// The last line.
+    End {
+        /// Steps taken.
+        steps: u64,
+    },
+}
+
+/// What is trained on what.
+#[derive(Clone, Debug, Serialize)]
+pub struct Start {
+    /// The run's name.
+    pub run: String,
+    /// The network.
+    pub model: String,
+    /// The method; null on the labels alone.
+    pub method: Option<String>,
+    /// Trained values of the network (without a method's helpers).
+    pub parameters: usize,
+    /// Of one image's forward pass.
+    pub multiply_adds: u64,
+    /// `cpu` or `cuda`.
+    pub device: String,
+    /// Threads that compute.
+    pub threads: usize,
+    /// Processor and cores.
+    pub machine: String,
+    /// Of kd.
+    pub version: &'static str,
+    /// Of the run.
+    pub seed: u64,
+    /// The images.
+    pub dataset: DatasetRecord,
+}
+
+/// The images of a run.
+#[derive(Clone, Debug, Serialize)]
+pub struct DatasetRecord {
+    /// `cifar10`, `cifar100` or `synthetic`.
+    pub name: String,
+    /// Images trained on.
+    pub train: usize,
+    /// Images tested on.
+    pub test: usize,
+    /// Of the whole data set.
+    pub sha256: String,
+    /// Why the images may not be the published ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warning: Option<String>,
+}
+
+/// The figures of an epoch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EpochRecord {
+    /// From 1.
+    pub epoch: usize,
+    /// Mean over the steps.
+    pub train_loss: f64,
+    /// Share of right answers while training, with dropout.
+    pub train_accuracy: f64,
+    /// Cross-entropy, mean over the test images.
+    pub test_loss: f64,
+    /// Share of right answers.
+    pub test_accuracy: f64,
+    /// Spent on training.
+    pub seconds: f64,
+    /// Spent on the test images.
+    pub test_seconds: f64,
+    /// In training.
+    pub images_per_second: f64,
+    /// Parts of the training loss by name, before their weights, mean over the steps.
+    pub parts: BTreeMap<String, f64>,
+}
+
+/// The file, and all that has been written to it.
+pub(crate) struct EventLog {
+    path: PathBuf,
+    file: File,
+    text: String,
+}
+
+impl EventLog {
+    /// Starts the file with `text`, in place of what is there.
+    pub(crate) fn restore(path: PathBuf, text: String) -> anyhow::Result<Self> {
+        files::write_whole(&path, text.as_bytes())?;
+        let file = File::options()
+            .append(true)
+            .open(&path)
+            .with_context(|| format!("{}: can't be opened", path.display()))?;
+        Ok(Self { path, file, text })
+    }
+
+    pub(crate) fn write(&mut self, event: &Event<'_>) -> anyhow::Result<()> {
+        let mut line = serde_json::to_string(event).context("an event can't be written as JSON")?;
+        line.push('\n');
+        self.file
+            .write_all(line.as_bytes())
+            .with_context(|| format!("{}: can't be written", self.path.display()))?;
+        self.text.push_str(&line);
+        Ok(())
+    }
+
+    /// Everything so far, for a checkpoint.
+    pub(crate) fn text(&self) -> &str {
+        &self.text
+    }
+
+    pub(crate) fn flush(&self) -> anyhow::Result<()> {
+        self.file.sync_all().with_context(|| format!("{}: can't be written", self.path.display()))
+    }
+}
+
+/// Whether a run's events say that it came to its end.
+pub(crate) fn has_ended(path: &Path) -> bool {
+    #[derive(Deserialize)]
+    struct Kind {
+        event: String,
+    }
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let last = text.strip_suffix('\n').and_then(|text| text.lines().last());
+    let kind = last.and_then(|line| serde_json::from_str::<Kind>(line).ok());
+    kind.is_some_and(|kind| kind.event == "end")
+}

@@ -1,0 +1,17 @@
+#![doc = include_str!("../README.md")]
+#![deny(missing_docs)]
+
+pub mod checkpoint;
+pub mod cli;
+mod commands;
+pub mod data;
+pub mod device;
+pub mod evaluate;
+pub mod events;
+mod files;
+mod kept;
+pub mod progress;
+pub mod recipe;
+pub mod report;
+pub mod run;
+pub mod teacher;

@@ -1,0 +1,714 @@
+//! Recipes: what an experiment is, as a TOML file.
+
+use std::fmt;
+use std::path::Path;
+
+use anyhow::Context;
+use kd_data::{Augment, Normalization};
+use kd_loss::{MethodConfig, Term};
+use kd_models::{Architecture, ModelConfig};
+use kd_ops::adam::AdamConfig;
+use serde::{Deserialize, Serialize};
+use toml::de::{DeTable, DeValue};
+
+/// The recipe format that this version reads and writes.
+pub const FORMAT: u32 = 1;
+
+/// The built-in recipe: PyTorch's tutorial on knowledge distillation.
+pub const TUTORIAL: &str = include_str!("../../../recipes/tutorial.toml");
+
+/// An experiment: data and settings that all its runs share, and the runs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// The experiment's name.
+    pub name: String,
+    /// The images.
+    #[serde(default)]
+    pub data: DataConfig,
+    /// How long, in what steps, from which seed.
+    #[serde(default)]
+    pub training: TrainingConfig,
+    /// The optimiser.
+    #[serde(default)]
+    pub optimizer: OptimizerConfig,
+    /// The networks to train.
+    #[serde(rename = "run")]
+    pub runs: Vec<RunConfig>,
+}
+
+/// Which images, and what is done to them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DataConfig {
+    /// The data set.
+    pub dataset: DatasetName,
+    /// Subtracted from each colour, on inputs from 0 to 1.
+    pub mean: [f32; 3],
+    /// What each colour is then divided by.
+    pub std: [f32; 3],
+    /// Train on at most this many images, balanced over the classes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub train_limit: Option<usize>,
+    /// Test on at most this many images, balanced over the classes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub test_limit: Option<usize>,
+    /// SHA-256 of the data; other data is then an error.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+    /// Random changes to the training images.
+    pub augment: AugmentConfig,
+}
+
+/// The data sets by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DatasetName {
+    /// CIFAR-10.
+    Cifar10,
+    /// CIFAR-100, the hundred fine labels.
+    Cifar100,
+    /// Pictures drawn by program.
+    Synthetic,
+}
+
+impl DatasetName {
+    /// The name in recipes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cifar10 => "cifar10",
+            Self::Cifar100 => "cifar100",
+            Self::Synthetic => "synthetic",
+        }
+    }
+}
+
+/// Random changes to training images; all off by default. See [`kd_data::Augment`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AugmentConfig {
+    /// Shift by up to this many pixels.
+    pub crop_padding: usize,
+    /// Mirror every other image.
+    pub flip: bool,
+    /// Side of a square that is cut out, in pixels; 0 is off.
+    pub cutout: usize,
+}
+
+/// How long and in what steps a network is trained.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainingConfig {
+    /// Passes over the training images.
+    pub epochs: usize,
+    /// Images in a step; the last step of an epoch may have fewer.
+    pub batch_size: usize,
+    /// Of initial weights, batch order, augmentation and dropout.
+    pub seed: u64,
+}
+
+/// The optimiser: Adam.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct OptimizerConfig {
+    /// Which.
+    pub name: OptimizerName,
+    /// Learning rate.
+    pub lr: f64,
+    /// Decay of the mean of the gradients.
+    pub beta1: f64,
+    /// Decay of the mean of the squared gradients.
+    pub beta2: f64,
+    /// Added to the denominator.
+    pub eps: f64,
+    /// L2 penalty.
+    pub weight_decay: f64,
+}
+
+/// The optimisers by name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimizerName {
+    /// [`kd_ops::adam::Adam`].
+    #[default]
+    Adam,
+}
+
+/// One network to train.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunConfig {
+    /// The run's name: its folder and its weights file.
+    pub name: String,
+    /// The network.
+    pub model: Architecture,
+    /// Share of the hidden layer that is dropped in training.
+    #[serde(default = "default_dropout")]
+    pub dropout: f64,
+    /// The teacher: a run of the same recipe, or a weights file (relative to the recipe's folder).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub teacher: Option<String>,
+    /// The teacher's network, where its weights file doesn't say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub teacher_model: Option<Architecture>,
+    /// SHA-256 of the teacher's weights file; another one is then an error.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub teacher_sha256: Option<String>,
+    /// Weight of the cross-entropy with the labels.
+    #[serde(default = "default_labels")]
+    pub labels: f64,
+    /// What is added to it.
+    #[serde(default, rename = "method", skip_serializing_if = "Vec::is_empty")]
+    pub methods: Vec<Term>,
+}
+
+fn default_dropout() -> f64 {
+    ModelConfig::new(Architecture::Student, 1).dropout
+}
+
+fn default_labels() -> f64 {
+    1.0
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        let Normalization { mean, std } = Normalization::default();
+        Self {
+            dataset: DatasetName::Cifar10,
+            mean,
+            std,
+            train_limit: None,
+            test_limit: None,
+            sha256: None,
+            augment: AugmentConfig::default(),
+        }
+    }
+}
+
+impl Default for TrainingConfig {
+    fn default() -> Self {
+        Self { epochs: 10, batch_size: 128, seed: 0 }
+    }
+}
+
+impl Default for OptimizerConfig {
+    fn default() -> Self {
+        let AdamConfig { lr, beta1, beta2, eps, weight_decay } = AdamConfig::default();
+        Self { name: OptimizerName::Adam, lr, beta1, beta2, eps, weight_decay }
+    }
+}
+
+impl DataConfig {
+    /// For `kd-data`.
+    pub fn normalization(&self) -> Normalization {
+        Normalization { mean: self.mean, std: self.std }
+    }
+
+    /// For `kd-data`.
+    pub fn augment(&self) -> Augment {
+        let AugmentConfig { crop_padding, flip, cutout } = self.augment;
+        Augment { crop_padding, flip, cutout }
+    }
+}
+
+impl OptimizerConfig {
+    /// For `kd-ops`.
+    pub fn adam(&self) -> AdamConfig {
+        let Self { name: OptimizerName::Adam, lr, beta1, beta2, eps, weight_decay } = *self;
+        AdamConfig { lr, beta1, beta2, eps, weight_decay }
+    }
+}
+
+impl RunConfig {
+    /// A network trained on the labels alone.
+    pub fn on_labels(name: &str, model: Architecture) -> Self {
+        Self {
+            name: name.to_string(),
+            model,
+            dropout: default_dropout(),
+            teacher: None,
+            teacher_model: None,
+            teacher_sha256: None,
+            labels: default_labels(),
+            methods: Vec::new(),
+        }
+    }
+
+    /// Whether any method asks a teacher.
+    pub fn needs_teacher(&self) -> bool {
+        self.methods.iter().any(|term| needs_teacher(&term.method))
+    }
+
+    /// The methods' names, joined by "+"; `None` without one.
+    pub fn method_name(&self) -> Option<String> {
+        let names: Vec<_> = self.methods.iter().map(|term| term.method.name()).collect();
+        (!names.is_empty()).then(|| names.join("+"))
+    }
+}
+
+/// Whether a method asks a teacher.
+pub fn needs_teacher(method: &MethodConfig) -> bool {
+    !matches!(method, MethodConfig::LabelSmoothing(_))
+}
+
+/// A recipe of exactly one run: what a run's folder records, and what is trained.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RunRecipe {
+    /// The experiment's name.
+    pub name: String,
+    /// The images.
+    pub data: DataConfig,
+    /// How long, in what steps, from which seed.
+    pub training: TrainingConfig,
+    /// The optimiser.
+    pub optimizer: OptimizerConfig,
+    /// The run.
+    pub run: RunConfig,
+}
+
+impl RunRecipe {
+    /// The recipe's file.
+    ///
+    /// # Errors
+    /// When a value can't be written as TOML.
+    pub fn to_toml(&self) -> anyhow::Result<String> {
+        let Self { name, data, training, optimizer, run } = self.clone();
+        let recipe = Recipe { format: FORMAT, name, data, training, optimizer, runs: vec![run] };
+        toml::to_string(&recipe).context("the recipe can't be written as TOML")
+    }
+}
+
+/// What is wrong with a recipe and where.
+#[derive(Debug, thiserror::Error)]
+pub struct RecipeError {
+    /// The file, or what else it is.
+    pub file: String,
+    /// The line, from 1.
+    pub line: Option<usize>,
+    /// What was found and what was expected.
+    pub message: String,
+}
+
+impl fmt::Display for RecipeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.file)?;
+        if let Some(line) = self.line {
+            write!(f, ", line {line}")?;
+        }
+        write!(f, ": {}", self.message)
+    }
+}
+
+/// A value that makes no sense.
+struct Invalid {
+    /// Keys and positions down to the value.
+    path: Vec<Step>,
+    message: String,
+}
+
+/// One step towards a value in a recipe.
+#[derive(Clone)]
+enum Step {
+    Key(&'static str),
+    Index(usize),
+}
+
+impl Recipe {
+    /// Reads a recipe file.
+    ///
+    /// # Errors
+    /// When it can't be read, is no TOML, has an unknown key or a value that makes no sense; with
+    /// file and line.
+    pub fn read(path: &Path) -> anyhow::Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("{}: the recipe can't be read", path.display()))?;
+        Ok(Self::parse(&text, &path.display().to_string())?)
+    }
+
+    /// Parses a recipe; `file` is its name for messages.
+    ///
+    /// # Errors
+    /// As [`Recipe::read`].
+    pub fn parse(text: &str, file: &str) -> Result<Self, RecipeError> {
+        let error = |line, message| RecipeError { file: file.to_string(), line, message };
+        let toml_error = |found: toml::de::Error| {
+            let line = found.span().map(|span| line_of(text, span.start));
+            error(line, with_suggestion(found.message().trim()))
+        };
+        let root = DeTable::parse(text).map_err(toml_error)?;
+        let root = root.into_inner();
+        // Read first: another format may differ in everything else.
+        let format = root.get("format").and_then(|format| match format.get_ref() {
+            DeValue::Integer(number) => number.as_str().parse::<u32>().ok(),
+            _ => None,
+        });
+        if format != Some(FORMAT) {
+            let found = root.get("format").map(|format| &text[format.span()]);
+            return Err(error(
+                root.get("format").map(|format| line_of(text, format.span().start)),
+                match found {
+                    Some(found) => format!(
+                        "format is {found}; this version of kd reads format {FORMAT}: use the version that wrote the recipe, or write it anew"
+                    ),
+                    None => format!("format is missing; expected a first line `format = {FORMAT}`"),
+                },
+            ));
+        }
+        let recipe: Self = toml::from_str(text).map_err(toml_error)?;
+        recipe.check().map_err(|invalid| {
+            error(Some(line_of(text, offset_of(&root, &invalid.path))), invalid.to_string())
+        })?;
+        Ok(recipe)
+    }
+
+    /// Checks every value.
+    ///
+    /// # Errors
+    /// When one makes no sense; it is named.
+    pub fn validate(&self) -> anyhow::Result<()> {
+        self.check().map_err(|invalid| anyhow::anyhow!("{invalid}"))
+    }
+
+    fn check(&self) -> Result<(), Invalid> {
+        self.data.check().map_err(|invalid| invalid.below(&[Step::Key("data")]))?;
+        let training = &self.training;
+        for (key, value) in [("epochs", training.epochs), ("batch_size", training.batch_size)] {
+            require(value >= 1, &[Step::Key("training"), Step::Key(key)], value, "at least 1")?;
+        }
+        self.optimizer.check().map_err(|invalid| invalid.below(&[Step::Key("optimizer")]))?;
+        require(!self.runs.is_empty(), &[Step::Key("run")], "empty", "at least one [[run]]")?;
+        for (index, run) in self.runs.iter().enumerate() {
+            let place = [Step::Key("run"), Step::Index(index)];
+            run.check().map_err(|invalid| invalid.below(&place))?;
+            if self.runs[..index].iter().any(|other| other.name == run.name) {
+                let mut path = place.to_vec();
+                path.push(Step::Key("name"));
+                let message = format!("{:?} is the name of two runs; names must differ", run.name);
+                return Err(Invalid { path, message });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl DataConfig {
+    fn check(&self) -> Result<(), Invalid> {
+        let finite = self.mean.iter().all(|mean| mean.is_finite());
+        let mean = format!("{:?}", self.mean);
+        require(finite, &[Step::Key("mean")], mean, "three finite numbers")?;
+        let positive = self.std.iter().all(|std| std.is_finite() && *std > 0.0);
+        let std = format!("{:?}", self.std);
+        require(positive, &[Step::Key("std")], std, "three numbers above 0")?;
+        for (key, limit) in [("train_limit", self.train_limit), ("test_limit", self.test_limit)] {
+            require(limit != Some(0), &[Step::Key(key)], 0, "at least 1")?;
+        }
+        let augment = [Step::Key("augment"), Step::Key("crop_padding")];
+        require(self.augment.crop_padding < 32, &augment, self.augment.crop_padding, "0 to 31")?;
+        let augment = [Step::Key("augment"), Step::Key("cutout")];
+        require(self.augment.cutout <= 64, &augment, self.augment.cutout, "0 to 64")
+    }
+}
+
+impl OptimizerConfig {
+    fn check(&self) -> Result<(), Invalid> {
+        let Self { lr, beta1, beta2, eps, weight_decay, .. } = *self;
+        for (key, value) in [("lr", lr), ("eps", eps)] {
+            let good = value > 0.0 && value.is_finite();
+            require(good, &[Step::Key(key)], value, "a number above 0")?;
+        }
+        for (key, value) in [("beta1", beta1), ("beta2", beta2)] {
+            let good = (0.0..1.0).contains(&value);
+            require(good, &[Step::Key(key)], value, "a number from 0 to below 1")?;
+        }
+        let good = weight_decay >= 0.0 && weight_decay.is_finite();
+        require(good, &[Step::Key("weight_decay")], weight_decay, "a number that is not negative")
+    }
+}
+
+impl RunConfig {
+    fn check(&self) -> Result<(), Invalid> {
+        check_name(&self.name).map_err(|message| Invalid {
+            path: vec![Step::Key("name")],
+            message: message.to_string(),
+        })?;
+        let dropout = (0.0..1.0).contains(&self.dropout);
+        require(dropout, &[Step::Key("dropout")], self.dropout, "a number from 0 to below 1")?;
+        let weight = |value: f64, path: &[Step]| {
+            let good = value >= 0.0 && value.is_finite();
+            require(good, path, value, "a number that is not negative")
+        };
+        weight(self.labels, &[Step::Key("labels")])?;
+        for (index, term) in self.methods.iter().enumerate() {
+            let place = [Step::Key("method"), Step::Index(index)];
+            weight(term.weight, &[place[0].clone(), place[1].clone(), Step::Key("weight")])?;
+            term.method.validate().map_err(|error| Invalid {
+                path: place.to_vec(),
+                message: error.to_string(),
+            })?;
+        }
+        let something = self.labels > 0.0 || self.methods.iter().any(|term| term.weight > 0.0);
+        require(something, &[Step::Key("labels")], 0, "a weight above 0 here or in a method")?;
+        let teacher = self.teacher.as_deref().unwrap_or_default();
+        let used = self.teacher.is_none() || self.needs_teacher();
+        require(used, &[Step::Key("teacher")], teacher, "none: no method of this run asks a teacher")
+    }
+}
+
+/// Whether a run can have this name: it becomes a folder and a file.
+///
+/// # Errors
+/// Says what is wrong with it.
+pub fn check_name(name: &str) -> anyhow::Result<()> {
+    let known = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    let first = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+    anyhow::ensure!(
+        first && name.bytes().all(known) && name.len() <= 100 && name != "cache",
+        "run name {name:?} can't be a folder's; expected letters, digits, '-', '_' and '.', a letter or digit first, and not \"cache\""
+    );
+    Ok(())
+}
+
+fn require(
+    good: bool,
+    path: &[Step],
+    found: impl fmt::Display,
+    expected: &str,
+) -> Result<(), Invalid> {
+    if good {
+        return Ok(());
+    }
+    let message = format!("is {found}; expected {expected}");
+    Err(Invalid { path: path.to_vec(), message })
+}
+
+impl Invalid {
+    fn below(mut self, place: &[Step]) -> Self {
+        self.path.splice(0..0, place.iter().cloned());
+        self
+    }
+}
+
+impl fmt::Display for Invalid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, step) in self.path.iter().enumerate() {
+            match step {
+                Step::Key(key) if index == 0 => f.write_str(key)?,
+                Step::Key(key) => write!(f, ".{key}")?,
+                // Counted from 1, as people count the tables.
+                Step::Index(index) => write!(f, "[{}]", index + 1)?,
+            }
+        }
+        write!(f, ": {}", self.message)
+    }
+}
+
+fn line_of(text: &str, offset: usize) -> usize {
+    1 + text.bytes().take(offset).filter(|byte| *byte == b'\n').count()
+}
+
+/// Where the value is; where the nearest table above it is, when the value has been left out.
+fn offset_of(root: &DeTable<'_>, path: &[Step]) -> usize {
+    let [Step::Key(first), rest @ ..] = path else { return 0 };
+    let Some((key, mut value)) = root.get_key_value(*first) else { return 0 };
+    let mut offset = key.span().start;
+    for step in rest {
+        let (at, below) = match (step, value.get_ref()) {
+            (Step::Key(key), DeValue::Table(table)) => match table.get_key_value(*key) {
+                Some((key, below)) => (key.span().start, below),
+                None => break,
+            },
+            (Step::Index(index), DeValue::Array(array)) => match array.get(*index) {
+                Some(below) => (below.span().start, below),
+                None => break,
+            },
+            _ => break,
+        };
+        offset = at;
+        value = below;
+    }
+    offset
+}
+
+/// Adds the nearest of the names that serde lists, for a misspelt one.
+fn with_suggestion(message: &str) -> String {
+    let mut names = message.split('`').skip(1).step_by(2);
+    let is_unknown = message.starts_with("unknown field") || message.starts_with("unknown variant");
+    let (true, Some(found)) = (is_unknown, names.next()) else { return message.to_string() };
+    let nearest = names.map(|name| (edit_distance(found, name), name)).min();
+    match nearest {
+        Some((distance, name)) if distance <= 1 + found.len() / 4 => {
+            format!("{message}; did you mean `{name}`?")
+        }
+        _ => message.to_string(),
+    }
+}
+
+/// Letters to insert, delete or change (Levenshtein, 1966).
+fn edit_distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let changed = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = changed.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+/// The keys in which two recipes of one run differ, each with both values. The teacher's path is
+/// left out: its hash says whether it is the same.
+pub fn differences(there: &toml::Table, asked: &toml::Table) -> Vec<String> {
+    let (mut a, mut b) = (Vec::new(), Vec::new());
+    flatten("", &toml::Value::Table(there.clone()), &mut a);
+    flatten("", &toml::Value::Table(asked.clone()), &mut b);
+    let mut keys: Vec<&String> = a.iter().chain(&b).map(|(key, _)| key).collect();
+    keys.sort();
+    keys.dedup();
+    let value = |of: &[(String, String)], key: &str| {
+        of.iter().find(|(other, _)| other == key).map_or("not set".into(), |(_, value)| value.clone())
+    };
+    keys.into_iter()
+        .filter(|key| *key != "run.teacher" && value(&a, key) != value(&b, key))
+        .map(|key| format!("{key} ({} there, {} asked for)", value(&a, key), value(&b, key)))
+        .collect()
+}
+
+fn flatten(prefix: &str, value: &toml::Value, out: &mut Vec<(String, String)>) {
+    let below = |key: &str| match prefix {
+        "" => key.to_string(),
+        _ => format!("{prefix}.{key}"),
+    };
+    match value {
+        toml::Value::Table(table) => {
+            for (key, value) in table {
+                flatten(&below(key), value, out);
+            }
+        }
+        toml::Value::Array(array) if array.iter().all(toml::Value::is_table) => match &array[..] {
+            // The one [[run]], and a method that is alone.
+            [one] => flatten(prefix, one, out),
+            several => {
+                for (index, value) in several.iter().enumerate() {
+                    flatten(&below(&(index + 1).to_string()), value, out);
+                }
+            }
+        },
+        other => out.push((prefix.to_string(), other.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(text: &str) -> String {
+        Recipe::parse(text, "r.toml").unwrap_err().to_string()
+    }
+
+    fn changed(from: &str, to: &str) -> String {
+        assert!(TUTORIAL.contains(from), "{from}");
+        error(&TUTORIAL.replacen(from, to, 1))
+    }
+
+    fn line(of: &str) -> usize {
+        line_of(TUTORIAL, TUTORIAL.find(of).unwrap())
+    }
+
+    #[test]
+    fn the_built_in_recipe_is_the_tutorials() {
+        let recipe = Recipe::parse(TUTORIAL, "tutorial").unwrap();
+        assert_eq!(recipe.data, DataConfig::default());
+        assert_eq!(recipe.training, TrainingConfig::default());
+        assert_eq!(recipe.optimizer.adam(), AdamConfig::default());
+        let names: Vec<_> = recipe.runs.iter().map(|run| run.name.as_str()).collect();
+        assert_eq!(names, ["teacher", "student", "kd", "cosine", "regressor"]);
+        assert!(recipe.runs.iter().all(|run| run.dropout == 0.1));
+        assert_eq!(recipe.runs[0].labels, 1.0);
+        assert_eq!((recipe.runs[2].labels, recipe.runs[2].methods[0].weight), (0.75, 0.25));
+    }
+
+    #[test]
+    fn a_resolved_recipe_reads_back_the_same() {
+        let recipe = Recipe::parse(TUTORIAL, "tutorial").unwrap();
+        for run in &recipe.runs {
+            let one = RunRecipe {
+                name: recipe.name.clone(),
+                data: recipe.data.clone(),
+                training: recipe.training.clone(),
+                optimizer: recipe.optimizer.clone(),
+                run: run.clone(),
+            };
+            let again = Recipe::parse(&one.to_toml().unwrap(), "again").unwrap();
+            assert_eq!(again.runs, [run.clone()]);
+            assert_eq!(again.data, one.data);
+            assert_eq!(again.optimizer, one.optimizer);
+        }
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_line_and_a_suggestion() {
+        let message = changed("epochs = 10", "epoch = 10");
+        let line = line("epochs = 10");
+        assert!(message.starts_with(&format!("r.toml, line {line}: unknown field `epoch`")), "{message}");
+        assert!(message.ends_with("did you mean `epochs`?"), "{message}");
+        let message = changed("temperature = 2.0", "temprature = 2.0");
+        assert!(message.contains("did you mean `temperature`?"), "{message}");
+    }
+
+    #[test]
+    fn wrong_types_and_names_are_named_with_their_line() {
+        let message = changed("batch_size = 128", "batch_size = \"many\"");
+        assert!(message.contains(&format!("line {}", line("batch_size"))), "{message}");
+        let message = changed("model = \"teacher\"", "model = \"teachr\"");
+        assert!(message.contains("did you mean `teacher`?"), "{message}");
+        let message = changed("name = \"cosine\"\nweight", "name = \"cosin\"\nweight");
+        assert!(message.contains("did you mean `cosine`?"), "{message}");
+    }
+
+    #[test]
+    fn impossible_values_are_named_with_their_line() {
+        let values = [
+            ("epochs = 10", "epochs = 0", "training.epochs: is 0; expected at least 1"),
+            ("lr = 1e-3", "lr = -1.0", "optimizer.lr: is -1"),
+            ("beta2 = 0.999", "beta2 = 1.0", "optimizer.beta2"),
+            ("temperature = 2.0", "temperature = 0.0", "temperature is 0"),
+            ("labels = 0.75", "labels = -0.5", "run[3].labels"),
+            ("weight = 0.25", "weight = nan", "run[3].method[1].weight"),
+            ("std = [0.229", "std = [0.0", "data.std"),
+            ("name = \"student\"", "name = \"../x\"", "run[2].name"),
+            ("name = \"student\"", "name = \"teacher\"", "the name of two runs"),
+        ];
+        for (from, to, expected) in values {
+            let message = changed(from, to);
+            assert!(message.contains(expected), "{message}");
+            // A method's own options are found by their table.
+            let line = if from.starts_with("temperature") { line(from) - 3 } else { line(from) };
+            assert!(message.contains(&format!("line {line}:")), "{line}: {message}");
+        }
+    }
+
+    #[test]
+    fn another_format_says_what_to_do() {
+        let message = changed("format = 1", "format = 7");
+        assert!(message.contains("line 4: format is 7; this version of kd reads format 1"), "{message}");
+        assert!(error("name = \"x\"").contains("format is missing"));
+    }
+
+    #[test]
+    fn differing_keys_are_named_with_both_values() {
+        let there: toml::Table = TUTORIAL.parse().unwrap();
+        let text = TUTORIAL.replace("epochs = 10", "epochs = 20").replace("lr = 1e-3\n", "");
+        let differing = differences(&there, &text.parse().unwrap());
+        assert_eq!(
+            differing,
+            ["optimizer.lr (0.001 there, not set asked for)", "training.epochs (10 there, 20 asked for)"]
+        );
+        assert!(differences(&there, &there).is_empty());
+    }
+}

@@ -1,0 +1,524 @@
+//! Training: from a resolved run to its folder.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, bail, ensure};
+use candle_core::{Device, Tensor, Var};
+use kd_data::{Batch, BatchConfig};
+use kd_loss::{Inputs, Loss, Needs, Objective, Shapes};
+use kd_models::weights::Metadata;
+use kd_models::{Classifier, Mode, ModelConfig, Parameters};
+use kd_ops::DropoutKey;
+use kd_ops::adam::Adam;
+
+use crate::checkpoint::{self, State, Sums};
+use crate::data::Data;
+use crate::evaluate::{self, Evaluation, answers, evaluate};
+use crate::events::{DatasetRecord, EpochRecord, Event, EventLog, Start};
+use crate::recipe::{self, RunRecipe};
+use crate::teacher::{DEFAULT_MEMORY, KeepConfig, LOGITS, Pretrained, TeacherOutputs};
+use crate::{device, events, files};
+
+/// Everything that a run needs, checked.
+pub struct ResolvedRun {
+    /// What is trained and how.
+    pub recipe: RunRecipe,
+    /// The folder above the run's own.
+    pub out: PathBuf,
+    /// The images.
+    pub data: Data,
+    /// Present when a method asks one.
+    pub teacher: Option<Pretrained>,
+    /// Where it is computed.
+    pub device: Device,
+    /// What does not change the result.
+    pub settings: Settings,
+}
+
+/// What does not change a run's result.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// When checkpoints are written, besides at the start and at the end.
+    pub checkpoint_every: Every,
+    /// How many checkpoints are kept.
+    pub keep_checkpoints: usize,
+    /// Most bytes of teacher outputs kept in memory.
+    pub cache_memory: u64,
+    /// Steps from one step event to the next.
+    pub event_steps: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            checkpoint_every: Every::Epochs(1),
+            keep_checkpoints: 2,
+            cache_memory: DEFAULT_MEMORY,
+            event_steps: 50,
+        }
+    }
+}
+
+/// How often; at least 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Every {
+    /// Every so many steps.
+    Steps(u64),
+    /// Every so many epochs.
+    Epochs(usize),
+}
+
+/// What an observer of a run is told.
+#[derive(Debug)]
+pub enum Progress<'a> {
+    /// Training begins, or goes on.
+    Started {
+        /// The run's name.
+        run: &'a str,
+        /// Epochs in all.
+        epochs: usize,
+        /// Steps in each epoch.
+        batches: usize,
+        /// Steps that an earlier process did; 0 for a new run.
+        step: u64,
+    },
+    /// The teacher looks at the training images, whose outputs are then kept.
+    TeacherPass {
+        /// Images done.
+        done: usize,
+        /// Images in all.
+        images: usize,
+    },
+    /// A step is done.
+    Step {
+        /// From 1.
+        epoch: usize,
+        /// Steps done in this epoch.
+        batch: usize,
+        /// Steps done in all.
+        step: u64,
+        /// Of the epoch so far.
+        sums: &'a Sums,
+    },
+    /// An epoch is done.
+    Epoch(&'a EpochRecord),
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// It is finished.
+    Finished(Evaluation),
+    /// It was finished before.
+    AlreadyFinished(Evaluation),
+    /// The observer stopped it; a checkpoint is written and the same run can go on.
+    Stopped {
+        /// Steps done.
+        step: u64,
+    },
+}
+
+/// Trains the run, or goes on with it where it stopped. `observer` hears of each step; when it
+/// breaks, the run writes a checkpoint and stops.
+///
+/// The result depends on recipe, data and teacher alone: interrupted or not, it is the same bit for bit.
+///
+/// # Errors
+/// When the folder is in use, holds a run of another recipe, or can't be written; when a loss or a
+/// weight is not finite (the last good checkpoint is kept).
+pub fn train(
+    run: &ResolvedRun,
+    observer: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
+) -> anyhow::Result<Outcome> {
+    let folder = run.out.join(&run.recipe.run.name);
+    let checkpoints = folder.join("checkpoints");
+    files::create_folder(&checkpoints)?;
+    let _lock = files::lock(&folder, false)?;
+    files::remove_partial(&folder)?;
+    files::remove_partial(&checkpoints)?;
+
+    let recipe = run.recipe.to_toml()?;
+    let recipe_path = folder.join("recipe.toml");
+    check_same_recipe(&recipe_path, &recipe)?;
+    let events_path = folder.join("events.jsonl");
+    let evaluation_path = folder.join("evaluation.json");
+    let weights_path = run.out.join(format!("{}.safetensors", run.recipe.run.name));
+    if events::has_ended(&events_path) && weights_path.exists() && evaluation_path.exists() {
+        return Ok(Outcome::AlreadyFinished(Evaluation::read(&evaluation_path)?));
+    }
+
+    let mut trainer = Trainer::new(run)?;
+    let shapes = trainer.parameters.iter().map(|(name, p)| (name.clone(), p.dims().to_vec()));
+    let found = checkpoint::latest(&checkpoints, &recipe, &shapes.collect())?;
+    let resumed = found.is_some();
+    let mut state = match found {
+        Some(checkpoint) => {
+            trainer.restore(&checkpoint)?;
+            checkpoint.state
+        }
+        None => State { recipe: recipe.clone(), ..State::default() },
+    };
+    files::write_whole(&recipe_path, recipe.as_bytes())?;
+    let mut log = EventLog::restore(events_path, std::mem::take(&mut state.events))?;
+
+    let training = &run.recipe.training;
+    let batches = run.data.train.len().div_ceil(training.batch_size);
+    ensure!(batches > 0, "there are no training images");
+    let run_name = &run.recipe.run.name;
+    let started =
+        Progress::Started { run: run_name, epochs: training.epochs, batches, step: state.step };
+    let mut stop = observer(started).is_break();
+
+    if state.epoch < training.epochs {
+        if !resumed {
+            log.write(&Event::Start(&start(run)))?;
+        }
+        trainer.ask_teacher(&mut log, resumed, observer)?;
+        if !resumed {
+            trainer.save(&mut state, &log)?;
+        }
+    }
+    while state.epoch < training.epochs && !stop {
+        let epoch = state.epoch;
+        // Waiting for a batch counts; writing a checkpoint doesn't.
+        let mut since = Instant::now();
+        for batch in trainer.batches(&state)? {
+            let batch = batch.with_context(|| trainer.stage(&state))?;
+            let loss = trainer.step(&batch, &mut state)?;
+            state.sums.seconds += since.elapsed().as_secs_f64();
+            if state.step.is_multiple_of(run.settings.event_steps) {
+                log.write(&Event::Step { epoch: epoch + 1, step: state.step, loss })?;
+            }
+            let (batch, step, sums) = (state.batch, state.step, &state.sums);
+            stop |= observer(Progress::Step { epoch: epoch + 1, batch, step, sums }).is_break();
+            let due = match run.settings.checkpoint_every {
+                Every::Steps(steps) => state.step.is_multiple_of(steps),
+                Every::Epochs(_) => false,
+            };
+            // At the end of the epoch the checkpoint comes after the evaluation.
+            if (due || stop) && state.batch < batches {
+                trainer.save(&mut state, &log)?;
+                if stop {
+                    return Ok(Outcome::Stopped { step: state.step });
+                }
+            }
+            since = Instant::now();
+        }
+        let record = trainer.end_epoch(&mut state)?;
+        log.write(&Event::Epoch(&record))?;
+        stop |= observer(Progress::Epoch(&record)).is_break();
+        let due = match run.settings.checkpoint_every {
+            Every::Steps(steps) => state.step.is_multiple_of(steps),
+            Every::Epochs(epochs) => state.epoch.is_multiple_of(epochs),
+        };
+        if due || stop || state.epoch == training.epochs {
+            trainer.save(&mut state, &log)?;
+        }
+    }
+    if state.epoch < training.epochs {
+        return Ok(Outcome::Stopped { step: state.step });
+    }
+
+    let evaluation = state.evaluation.context("the last checkpoint has no evaluation")?;
+    evaluation.write(&evaluation_path)?;
+    trainer.write_weights(&weights_path)?;
+    log.write(&Event::End { steps: state.step })?;
+    log.flush()?;
+    Ok(Outcome::Finished(evaluation))
+}
+
+/// A folder belongs to one recipe.
+fn check_same_recipe(path: &std::path::Path, recipe: &str) -> anyhow::Result<()> {
+    let there = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error).with_context(|| path.display().to_string()),
+    };
+    let there: toml::Table =
+        there.parse().with_context(|| format!("{}: not a recipe", path.display()))?;
+    let differing = recipe::differences(&there, &recipe.parse()?);
+    ensure!(
+        differing.is_empty(),
+        "{}: this folder holds a run of another recipe; it differs in {}; choose another --out or --name, or remove the folder",
+        path.display(),
+        differing.join(", ")
+    );
+    Ok(())
+}
+
+fn start(run: &ResolvedRun) -> Start {
+    let config = model_config(run);
+    Start {
+        run: run.recipe.run.name.clone(),
+        model: config.architecture.name().into(),
+        method: run.recipe.run.method_name(),
+        parameters: kd_models::parameter_count(&config),
+        multiply_adds: kd_models::multiply_adds(&config),
+        device: device::name(&run.device).into(),
+        threads: rayon::current_num_threads(),
+        machine: device::machine(),
+        version: env!("CARGO_PKG_VERSION"),
+        seed: run.recipe.training.seed,
+        dataset: DatasetRecord {
+            name: run.data.name.clone(),
+            train: run.data.train.len(),
+            test: run.data.test.len(),
+            sha256: run.data.sha256.clone(),
+            warning: run.data.warning.clone(),
+        },
+    }
+}
+
+fn model_config(run: &ResolvedRun) -> ModelConfig {
+    let recipe = &run.recipe.run;
+    ModelConfig {
+        architecture: recipe.model,
+        classes: run.data.classes.len(),
+        dropout: recipe.dropout,
+    }
+}
+
+/// The feature places of student and teacher, for the methods.
+pub(crate) fn shapes(student: &ModelConfig, teacher: Option<&ModelConfig>) -> Shapes {
+    let places = |config: &ModelConfig| {
+        kd_models::places(config).into_iter().map(|place| (place.name, place.shape)).collect()
+    };
+    Shapes {
+        student: places(student),
+        teacher: teacher.map(places).unwrap_or_default(),
+        classes: student.classes,
+    }
+}
+
+/// The network with all that trains it.
+struct Trainer<'a> {
+    run: &'a ResolvedRun,
+    config: ModelConfig,
+    /// The network's and, under `method.<n>.`, the methods' helpers.
+    parameters: Parameters,
+    network: Box<dyn Classifier + Send + Sync>,
+    objective: Objective,
+    needs: Needs,
+    teacher: Option<TeacherOutputs>,
+    adam: Adam,
+}
+
+impl<'a> Trainer<'a> {
+    fn new(run: &'a ResolvedRun) -> anyhow::Result<Self> {
+        let config = model_config(run);
+        let seed = run.recipe.training.seed;
+        let mut parameters = kd_models::init(&config, seed, &run.device)?;
+        let shapes = shapes(&config, run.teacher.as_ref().map(|teacher| &teacher.config));
+        for (index, term) in run.recipe.run.methods.iter().enumerate() {
+            for helper in kd_loss::helper_parameters(&term.method, &shapes)? {
+                // Drawn from a stream of its own: the network starts the same with and without.
+                let name = format!("method.{index}.{}", helper.name);
+                let var =
+                    kd_models::uniform(&name, &helper.shape, helper.bound, seed, &run.device)?;
+                parameters.insert(name, var);
+            }
+        }
+        let variables = kd_models::var_builder(&parameters);
+        let network = kd_models::build(&config, variables.clone())?;
+        let mut methods = Vec::new();
+        for (index, term) in run.recipe.run.methods.iter().enumerate() {
+            let variables = variables.pp(format!("method.{index}"));
+            methods.push((term.weight, kd_loss::build(&term.method, &shapes, variables)?));
+        }
+        let objective = Objective::new(run.recipe.run.labels, methods)?;
+        let needs = objective.needs();
+        ensure!(
+            run.teacher.is_some() || !needs.any_teacher(),
+            "run {:?} needs a teacher's weights file",
+            run.recipe.run.name
+        );
+        let adam = Adam::new(run.recipe.optimizer.adam());
+        Ok(Self { run, config, parameters, network, objective, needs, teacher: None, adam })
+    }
+
+    fn restore(&mut self, checkpoint: &checkpoint::Checkpoint) -> anyhow::Result<()> {
+        for (name, tensor) in &checkpoint.parameters {
+            let var: &Var = self.parameters.get(name).context("a parameter that the run lacks")?;
+            var.set(&tensor.to_device(&self.run.device)?)?;
+        }
+        self.adam.moments = checkpoint.moments.clone();
+        self.adam.steps = checkpoint.state.step;
+        Ok(())
+    }
+
+    /// Gets ready what the teacher says, if anybody asks it.
+    fn ask_teacher(
+        &mut self,
+        log: &mut EventLog,
+        resumed: bool,
+        observer: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
+    ) -> anyhow::Result<()> {
+        let Some(teacher) = self.run.teacher.as_ref().filter(|_| self.needs.any_teacher()) else {
+            return Ok(());
+        };
+        let started = Instant::now();
+        let images = self.run.data.train.len();
+        let folder = self.run.out.join("cache");
+        let config = KeepConfig {
+            data: &self.run.recipe.data,
+            folder: &folder,
+            memory: self.run.settings.cache_memory,
+        };
+        let mut progress = |done| match observer(Progress::TeacherPass { done, images }) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => bail!("stopped while the teacher looked at the images"),
+        };
+        let (data, device) = (&self.run.data, &self.run.device);
+        let outputs =
+            TeacherOutputs::new(teacher, &self.needs, data, &config, device, &mut progress)?;
+        if !resumed {
+            log.write(&Event::Teacher {
+                kept: &outputs.kept(),
+                live: outputs.live(),
+                seconds: started.elapsed().as_secs_f64(),
+            })?;
+        }
+        self.teacher = Some(outputs);
+        Ok(())
+    }
+
+    fn batches(&self, state: &State) -> anyhow::Result<kd_data::Batches> {
+        let recipe = &self.run.recipe;
+        let config = BatchConfig {
+            batch_size: recipe.training.batch_size,
+            shuffle_seed: Some(recipe.training.seed),
+            epoch: state.epoch,
+            first_batch: state.batch,
+            augment: recipe.data.augment(),
+            normalization: recipe.data.normalization(),
+            prefetch: evaluate::PREFETCH,
+        };
+        Ok(kd_data::batches(&self.run.data.train, &config, &self.run.device)?)
+    }
+
+    /// One step of training; the loss before it.
+    fn step(&mut self, batch: &Batch, state: &mut State) -> anyhow::Result<f64> {
+        let key = DropoutKey { seed: self.run.recipe.training.seed, step: state.step };
+        let places: Vec<&str> = self.needs.student.iter().map(String::as_str).collect();
+        let output = self.network.forward_t(&batch.images, Mode::Train(key), &places)?;
+        let teacher = match &self.teacher {
+            Some(teacher) => teacher.of(batch)?,
+            None => BTreeMap::new(),
+        };
+        let inputs = Inputs {
+            student_logits: &output.logits,
+            teacher_logits: teacher.get(LOGITS),
+            labels: &batch.labels,
+            student_features: &output.features,
+            teacher_features: &teacher,
+            epoch: state.epoch,
+            indices: &batch.indices,
+        };
+        let Loss { total, parts } = self.objective.loss(&inputs)?;
+        let loss = f64::from(total.to_scalar::<f32>()?);
+        let mut values = Vec::with_capacity(parts.len());
+        for (name, part) in &parts {
+            values.push((*name, f64::from(part.to_scalar::<f32>()?)));
+        }
+        if !loss.is_finite() {
+            return Err(self.not_finite(loss, &values, batch, state));
+        }
+        let gradients = total.backward()?;
+        self.adam.step(&self.parameters, &gradients)?;
+
+        let labels = batch.labels.to_vec1::<u32>()?;
+        let answers = answers(&output.logits)?;
+        let sums = &mut state.sums;
+        sums.right += labels.iter().zip(answers).filter(|(l, a)| **l as usize == *a).count();
+        sums.images += labels.len();
+        sums.loss += loss;
+        for (name, value) in values {
+            *sums.parts.entry(name.to_string()).or_default() += value;
+        }
+        state.batch += 1;
+        state.step += 1;
+        Ok(loss)
+    }
+
+    /// Where the run is, for messages.
+    fn stage(&self, state: &State) -> String {
+        let name = &self.run.recipe.run.name;
+        format!("run {name}, epoch {}, step {}", state.epoch + 1, state.step + 1)
+    }
+
+    fn not_finite(
+        &self,
+        loss: f64,
+        parts: &[(&str, f64)],
+        batch: &Batch,
+        state: &State,
+    ) -> anyhow::Error {
+        let parts: Vec<String> = parts.iter().map(|(name, value)| format!("{name} {value}")).collect();
+        let (first, more) = batch.indices.split_at(batch.indices.len().min(8));
+        let more = if more.is_empty() { String::new() } else { format!(" and {} more", more.len()) };
+        anyhow::anyhow!(
+            "{}: the loss is {loss} ({}) on training images {first:?}{more}; expected a finite number: a lower learning rate often helps; the last good checkpoint is kept in {}",
+            self.stage(state),
+            parts.join(", "),
+            self.run.out.join(&self.run.recipe.run.name).join("checkpoints").display()
+        )
+    }
+
+    /// Evaluates and sums up.
+    fn end_epoch(&self, state: &mut State) -> anyhow::Result<EpochRecord> {
+        let started = Instant::now();
+        let data = &self.run.data;
+        let normalization = self.run.recipe.data.normalization();
+        let network = kd_models::build(&self.config, kd_models::frozen(&self.weights()))?;
+        let evaluation =
+            evaluate(&*network, &data.test, &data.classes, normalization, &self.run.device)
+                .with_context(|| {
+                    let name = &self.run.recipe.run.name;
+                    format!("run {name}, evaluation after epoch {}", state.epoch + 1)
+                })?;
+        let sums = std::mem::take(&mut state.sums);
+        let batches = state.batch as f64;
+        let record = EpochRecord {
+            epoch: state.epoch + 1,
+            train_loss: sums.loss / batches,
+            train_accuracy: sums.right as f64 / sums.images as f64,
+            test_loss: evaluation.loss,
+            test_accuracy: evaluation.accuracy,
+            seconds: sums.seconds,
+            test_seconds: started.elapsed().as_secs_f64(),
+            images_per_second: sums.images as f64 / sums.seconds.max(1e-9),
+            parts: sums.parts.into_iter().map(|(name, sum)| (name, sum / batches)).collect(),
+        };
+        state.evaluation = Some(evaluation);
+        state.epoch += 1;
+        state.batch = 0;
+        Ok(record)
+    }
+
+    /// The network's weights, without the methods' helpers.
+    fn weights(&self) -> BTreeMap<String, Tensor> {
+        let own = kd_models::parameter_shapes(&self.config).into_iter();
+        let weight = |(name, _)| Some((self.parameters.get(&name)?.as_detached_tensor(), name));
+        own.filter_map(weight).map(|(tensor, name)| (name, tensor)).collect()
+    }
+
+    fn save(&self, state: &mut State, log: &EventLog) -> anyhow::Result<()> {
+        let folder = self.run.out.join(&self.run.recipe.run.name).join("checkpoints");
+        state.events = log.text().to_string();
+        checkpoint::save(&folder, state, &self.parameters, &self.adam)
+            .with_context(|| format!("run {}", self.run.recipe.run.name))?;
+        state.events.clear();
+        checkpoint::prune(&folder, self.run.settings.keep_checkpoints, state.step)
+    }
+
+    fn write_weights(&self, path: &std::path::Path) -> anyhow::Result<()> {
+        let data = &self.run.data;
+        let config = &self.run.recipe.data;
+        let mut metadata = Metadata::new(&self.config, config.mean, config.std, &data.name);
+        metadata.class_names = Some(data.classes.clone());
+        Ok(kd_models::weights::save(path, &self.weights(), &metadata)?)
+    }
+}
