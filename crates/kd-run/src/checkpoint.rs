@@ -324,8 +324,11 @@ mod tests {
             made(folder.path(), step);
         }
         prune(folder.path(), 2, 10).unwrap();
-        let names: Vec<_> =
-            list(folder.path()).unwrap().iter().map(|p| p.file_name().unwrap().to_owned()).collect();
+        let names: Vec<_> = list(folder.path())
+            .unwrap()
+            .iter()
+            .map(|p| p.file_name().unwrap().to_owned())
+            .collect();
         assert_eq!(names, [file_name(5).as_str(), file_name(10).as_str()]);
     }
 

@@ -203,9 +203,8 @@ fn load_teacher(
 ) -> anyhow::Result<Pretrained> {
     let normalization = resolved.data.normalization();
     let run = &mut resolved.run;
-    let teacher =
-        Pretrained::load(path, run.teacher_model, data.classes.len(), normalization)
-            .context("the teacher can't be used")?;
+    let teacher = Pretrained::load(path, run.teacher_model, data.classes.len(), normalization)
+        .context("the teacher can't be used")?;
     if let Some(expected) = &run.teacher_sha256
         && *expected != teacher.sha256
     {

@@ -22,7 +22,9 @@ pub fn choose(choice: DeviceChoice) -> anyhow::Result<Device> {
     match choice {
         DeviceChoice::Auto | DeviceChoice::Cpu => Ok(Device::Cpu),
         DeviceChoice::Cuda => {
-            anyhow::bail!("this kd was built without CUDA and computes on the CPU; use --device cpu")
+            anyhow::bail!(
+                "this kd was built without CUDA and computes on the CPU; use --device cpu"
+            )
         }
     }
 }

@@ -48,7 +48,8 @@ fn sync_folder(path: &Path) -> std::io::Result<()> {
 }
 
 pub(crate) fn create_folder(path: &Path) -> anyhow::Result<()> {
-    fs::create_dir_all(path).with_context(|| format!("{}: the folder can't be made", path.display()))
+    fs::create_dir_all(path)
+        .with_context(|| format!("{}: the folder can't be made", path.display()))
 }
 
 /// Removes what a killed process left half-written in `folder`. Only with the folder locked.

@@ -126,7 +126,8 @@ impl Kept {
         ensure!(len <= MAX_HEADER, "its header has {len} bytes; expected at most {MAX_HEADER}");
         let mut header = vec![0; len as usize];
         file.read_exact(&mut header)?;
-        let header: Metadata = serde_json::from_slice(&header).context("its header can't be read")?;
+        let header: Metadata =
+            serde_json::from_slice(&header).context("its header can't be read")?;
         let info = header.info(TENSOR).context("it has no tensor")?;
         ensure!(
             info.dtype == Dtype::F32 && info.shape == self.full_shape(),

@@ -49,7 +49,10 @@ impl Display {
                 (self.run, self.epochs, self.batches) = (run.to_string(), epochs, batches);
                 self.begun = (Instant::now(), step);
                 if step > 0 {
-                    self.line(&format!("{run}: going on after step {step} of {}", epochs * batches));
+                    self.line(&format!(
+                        "{run}: going on after step {step} of {}",
+                        epochs * batches
+                    ));
                 }
             }
             Progress::TeacherPass { done, images } => {
@@ -95,7 +98,8 @@ impl Display {
     }
 
     fn epoch_line(&self, record: &EpochRecord) -> String {
-        let EpochRecord { epoch, train_loss, train_accuracy, test_loss, test_accuracy, .. } = record;
+        let EpochRecord { epoch, train_loss, train_accuracy, test_loss, test_accuracy, .. } =
+            record;
         format!(
             "{}: epoch {epoch}/{}: loss {train_loss:.4}, accuracy {:.2} %; test loss {test_loss:.4}, test accuracy {:.2} %; {:.0} images/s, {}",
             self.run,

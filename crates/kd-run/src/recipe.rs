@@ -443,16 +443,20 @@ impl RunConfig {
         for (index, term) in self.methods.iter().enumerate() {
             let place = [Step::Key("method"), Step::Index(index)];
             weight(term.weight, &[place[0].clone(), place[1].clone(), Step::Key("weight")])?;
-            term.method.validate().map_err(|error| Invalid {
-                path: place.to_vec(),
-                message: error.to_string(),
-            })?;
+            term.method
+                .validate()
+                .map_err(|error| Invalid { path: place.to_vec(), message: error.to_string() })?;
         }
         let something = self.labels > 0.0 || self.methods.iter().any(|term| term.weight > 0.0);
         require(something, &[Step::Key("labels")], 0, "a weight above 0 here or in a method")?;
         let teacher = self.teacher.as_deref().unwrap_or_default();
         let used = self.teacher.is_none() || self.needs_teacher();
-        require(used, &[Step::Key("teacher")], teacher, "none: no method of this run asks a teacher")
+        require(
+            used,
+            &[Step::Key("teacher")],
+            teacher,
+            "none: no method of this run asks a teacher",
+        )
     }
 }
 
@@ -571,7 +575,9 @@ pub fn differences(there: &toml::Table, asked: &toml::Table) -> Vec<String> {
     keys.sort();
     keys.dedup();
     let value = |of: &[(String, String)], key: &str| {
-        of.iter().find(|(other, _)| other == key).map_or("not set".into(), |(_, value)| value.clone())
+        of.iter()
+            .find(|(other, _)| other == key)
+            .map_or("not set".into(), |(_, value)| value.clone())
     };
     keys.into_iter()
         .filter(|key| *key != "run.teacher" && value(&a, key) != value(&b, key))
@@ -655,7 +661,10 @@ mod tests {
     fn an_unknown_key_is_named_with_its_line_and_a_suggestion() {
         let message = changed("epochs = 10", "epoch = 10");
         let line = line("epochs = 10");
-        assert!(message.starts_with(&format!("r.toml, line {line}: unknown field `epoch`")), "{message}");
+        assert!(
+            message.starts_with(&format!("r.toml, line {line}: unknown field `epoch`")),
+            "{message}"
+        );
         assert!(message.ends_with("did you mean `epochs`?"), "{message}");
         let message = changed("temperature = 2.0", "temprature = 2.0");
         assert!(message.contains("did you mean `temperature`?"), "{message}");
@@ -696,7 +705,10 @@ mod tests {
     #[test]
     fn another_format_says_what_to_do() {
         let message = changed("format = 1", "format = 7");
-        assert!(message.contains("line 4: format is 7; this version of kd reads format 1"), "{message}");
+        assert!(
+            message.contains("line 4: format is 7; this version of kd reads format 1"),
+            "{message}"
+        );
         assert!(error("name = \"x\"").contains("format is missing"));
     }
 
@@ -707,7 +719,10 @@ mod tests {
         let differing = differences(&there, &text.parse().unwrap());
         assert_eq!(
             differing,
-            ["optimizer.lr (0.001 there, not set asked for)", "training.epochs (10 there, 20 asked for)"]
+            [
+                "optimizer.lr (0.001 there, not set asked for)",
+                "training.epochs (10 there, 20 asked for)"
+            ]
         );
         assert!(differences(&there, &there).is_empty());
     }

@@ -456,9 +456,11 @@ impl<'a> Trainer<'a> {
         batch: &Batch,
         state: &State,
     ) -> anyhow::Error {
-        let parts: Vec<String> = parts.iter().map(|(name, value)| format!("{name} {value}")).collect();
+        let parts: Vec<String> =
+            parts.iter().map(|(name, value)| format!("{name} {value}")).collect();
         let (first, more) = batch.indices.split_at(batch.indices.len().min(8));
-        let more = if more.is_empty() { String::new() } else { format!(" and {} more", more.len()) };
+        let more =
+            if more.is_empty() { String::new() } else { format!(" and {} more", more.len()) };
         anyhow::anyhow!(
             "{}: the loss is {loss} ({}) on training images {first:?}{more}; expected a finite number: a lower learning rate often helps; the last good checkpoint is kept in {}",
             self.stage(state),

@@ -152,8 +152,11 @@ impl TeacherOutputs {
         let mut values: Vec<Vec<f32>> =
             missing.iter().map(|kept| Vec::with_capacity(kept.values())).collect();
         let batches = evaluate::in_order(config.data.normalization());
-        let places: Vec<&str> =
-            missing.iter().map(|kept| kept.output.as_str()).filter(|name| *name != LOGITS).collect();
+        let places: Vec<&str> = missing
+            .iter()
+            .map(|kept| kept.output.as_str())
+            .filter(|name| *name != LOGITS)
+            .collect();
         let mut done = 0;
         for batch in kd_data::batches(&data.train, &batches, device)? {
             let batch = batch?;

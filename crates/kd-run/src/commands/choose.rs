@@ -16,7 +16,8 @@ pub(super) fn on_labels(recipe: &Recipe, flags: &Train) -> anyhow::Result<RunCon
     if let Some(name) = &flags.run.run {
         let mut run = named(recipe, name)?;
         if run.needs_teacher() {
-            let message = format!("run {name:?} learns from a teacher; use `kd distill --run {name}`");
+            let message =
+                format!("run {name:?} learns from a teacher; use `kd distill --run {name}`");
             return Err(Usage(message).into());
         }
         run.model = flags.model.unwrap_or(run.model);
@@ -56,9 +57,7 @@ pub(super) fn distilled(recipe: &Recipe, flags: &Distill) -> anyhow::Result<RunC
         let runs = recipe.runs.iter().filter(|run| !run.methods.is_empty());
         return only(runs, "--method METHOD or --run NAME");
     };
-    let with_method = |run: &&RunConfig| {
-        matches!(&run.methods[..], [term] if term.method.name() == method.name())
-    };
+    let with_method = |run: &&RunConfig| matches!(&run.methods[..], [term] if term.method.name() == method.name());
     if let Some(run) = recipe.runs.iter().find(with_method) {
         return Ok(run.clone());
     }
@@ -78,10 +77,7 @@ fn named(recipe: &Recipe, name: &str) -> anyhow::Result<RunConfig> {
 }
 
 /// The one run that can be meant.
-fn only<'a>(
-    runs: impl Iterator<Item = &'a RunConfig>,
-    flags: &str,
-) -> anyhow::Result<RunConfig> {
+fn only<'a>(runs: impl Iterator<Item = &'a RunConfig>, flags: &str) -> anyhow::Result<RunConfig> {
     let runs: Vec<_> = runs.collect();
     match runs[..] {
         [run] => Ok(run.clone()),

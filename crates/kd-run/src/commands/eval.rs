@@ -61,11 +61,7 @@ pub(crate) fn eval(flags: &Eval) -> anyhow::Result<()> {
 
 /// Accuracy and loss.
 pub(super) fn one_line(evaluation: &Evaluation) -> String {
-    format!(
-        "test accuracy {:.2} %, test loss {:.4}",
-        100.0 * evaluation.accuracy,
-        evaluation.loss
-    )
+    format!("test accuracy {:.2} %, test loss {:.4}", 100.0 * evaluation.accuracy, evaluation.loss)
 }
 
 fn table(evaluation: &Evaluation) -> String {

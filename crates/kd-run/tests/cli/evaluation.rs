@@ -1,0 +1,56 @@
+//! `kd eval` and `kd report`.
+
+use kd_models::Architecture;
+use serde_json::Value;
+
+use crate::workdir::{WorkDir, weights};
+
+const DATA: &str = "--dataset synthetic --test-limit 40";
+
+#[test]
+fn evaluation_agrees_with_the_runs_own() {
+    let dir = WorkDir::new();
+    dir.train("train --model student --out out");
+    let text = dir
+        .stdout(&format!("eval --model student --weights out/student.safetensors {DATA} --json"));
+    let printed: Value = serde_json::from_str(&text).unwrap();
+    let own = dir.json("out/student/evaluation.json");
+    for key in ["accuracy", "loss", "classes", "confusion", "per_class_accuracy"] {
+        assert_eq!(printed[key], own[key], "{key}");
+    }
+    assert_eq!(printed["model"], "student");
+    assert_eq!(printed["dataset"]["test"], 40);
+    // The file says which network it is; for people there is a table.
+    let table = dir.stdout(&format!("eval --weights out/student.safetensors {DATA}"));
+    let accuracy = 100.0 * own["accuracy"].as_f64().unwrap();
+    assert!(table.contains(&format!("test accuracy {accuracy:.2} %")), "{table}");
+    assert_eq!(table.lines().count(), 3 + 10, "{table}");
+}
+
+#[test]
+fn weights_that_do_not_fit_are_refused() {
+    let dir = WorkDir::new();
+    weights(&dir.path("hundred.safetensors"), Architecture::Student, 100, 0, true);
+    let message =
+        dir.fails(&format!("eval --weights hundred.safetensors --model student {DATA}"), 1);
+    assert!(message.contains("tell 100 classes apart; the data has 10"), "{message}");
+    weights(&dir.path("student.safetensors"), Architecture::Student, 10, 0, true);
+    let message =
+        dir.fails(&format!("eval --weights student.safetensors --model teacher {DATA}"), 1);
+    assert!(message.contains("weights of a student, not of a teacher"), "{message}");
+    let message = dir.fails(&format!("eval --weights none.safetensors {DATA}"), 1);
+    assert!(message.contains("none.safetensors: can't be read"), "{message}");
+}
+
+#[test]
+fn a_report_shows_the_runs_of_a_folder() {
+    let dir = WorkDir::new();
+    dir.train("train --model student --out out");
+    let accuracy = dir.json("out/summary.json")["runs"][0]["test_accuracy"].as_f64().unwrap();
+    std::fs::remove_file(dir.path("out/report.html")).unwrap();
+    let table = dir.stdout("report out");
+    assert!(table.contains(&format!("{:.2}", 100.0 * accuracy)), "{table}");
+    assert!(dir.path("out/report.html").exists());
+    let message = dir.fails("report nothing-here", 1);
+    assert!(message.contains("nothing-here"), "{message}");
+}

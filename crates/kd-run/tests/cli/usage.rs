@@ -1,0 +1,86 @@
+//! Command lines and recipes that can't be right.
+
+use crate::workdir::WorkDir;
+
+#[test]
+fn wrong_flags_are_usage_errors_that_name_the_flag() {
+    let dir = WorkDir::new();
+    let wrong = [
+        ("", "Usage"),
+        ("fly", "unrecognized subcommand"),
+        ("train --model student --epochs 0", "--epochs"),
+        ("train --model student --batch-size many", "--batch-size"),
+        ("train --model student --lr -1", "-1"),
+        ("train --model student --lr nan", "expected a number above 0"),
+        ("train --model student --threads 0", "--threads"),
+        ("train --model student --seed x", "--seed"),
+        ("train --model student --device tpu", "possible values: auto, cpu, cuda"),
+        ("train --model student --dataset mnist", "possible values: cifar10, cifar100, synthetic"),
+        ("train --model student --checkpoint-every 3weeks", "--checkpoint-every"),
+        ("train --model student --name ../up", "--name"),
+        ("train --model resnet", "teacher, student"),
+        ("train --model student --alpha 0.5", "--alpha"),
+        ("train", "which of the runs teacher, student?"),
+        ("train --run kd", "use `kd distill --run kd`"),
+        ("train --run nobody", "the recipe has the runs teacher, student, kd"),
+        ("distill", "which of the runs kd, cosine, regressor?"),
+        ("distill --run student", "use `kd train --run student`"),
+        ("distill --method magic --teacher t", "there is no method \"magic\"; the methods are kd"),
+        ("distill --method kd --alpha 1.5", "expected a number from 0 to 1"),
+        ("distill --method kd --temperature 0", "expected a number above 0"),
+        ("distill --method cosine --temperature 3", "--temperature is for the method kd"),
+        ("distill --method label-smoothing --teacher t", "asks no teacher"),
+        ("eval", "--weights"),
+        ("report", "<OUT>"),
+    ];
+    for (line, expected) in wrong {
+        let message = dir.fails(line, 2);
+        assert!(message.contains(expected), "kd {line}: {message}");
+    }
+    assert_eq!(std::fs::read_dir(dir.path("")).unwrap().count(), 0, "nothing was written");
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    let dir = WorkDir::new();
+    let message = dir.fails("train --model student --data nowhere --out out", 1);
+    assert!(message.contains("nowhere"), "{message}");
+    let message = dir.fails("train --model student --recipe none.toml", 1);
+    assert!(message.contains("none.toml: the recipe can't be read"), "{message}");
+    let message = dir.train_fails("train --model student --device cuda --out out", 1);
+    assert!(message.contains("built without CUDA"), "{message}");
+    assert!(!dir.path("out").exists());
+}
+
+#[test]
+fn a_wrong_recipe_is_an_error_with_file_and_line() {
+    let dir = WorkDir::new();
+    let wrong = [
+        ("epochs = 10", "epoch = 10", "did you mean `epochs`?"),
+        ("epochs = 10", "epochs = \"ten\"", "ten"),
+        ("epochs = 10", "epochs = 0", "training.epochs: is 0; expected at least 1"),
+        ("epochs = 10", "epochs = ", "mine.toml, line"),
+        ("format = 1", "format = 2", "this version of kd reads format 1"),
+    ];
+    for (from, to, expected) in wrong {
+        let recipe = kd_run::recipe::TUTORIAL.replacen(from, to, 1);
+        std::fs::write(dir.path("mine.toml"), &recipe).unwrap();
+        let line = 1 + recipe.lines().position(|line| line.starts_with(to)).unwrap();
+        let message = dir.fails("train --model student --recipe mine.toml", 1);
+        assert!(message.contains(&format!("mine.toml, line {line}: ")), "{line}: {message}");
+        assert!(message.contains(expected), "{message}");
+    }
+    std::fs::write(dir.path("mine.toml"), [0xff, 0xfe]).unwrap();
+    let message = dir.fails("train --model student --recipe mine.toml", 1);
+    assert!(message.contains("mine.toml"), "{message}");
+}
+
+#[test]
+fn data_other_than_the_recipes_is_refused() {
+    let dir = WorkDir::new();
+    let recipe = kd_run::recipe::TUTORIAL
+        .replace("dataset = \"cifar10\"", "dataset = \"synthetic\"\nsha256 = \"00\"");
+    std::fs::write(dir.path("mine.toml"), recipe).unwrap();
+    let message = dir.fails("train --model student --recipe mine.toml --out out", 1);
+    assert!(message.contains("it was made for other data"), "{message}");
+}
