@@ -269,14 +269,26 @@ pub struct RunRecipe {
 }
 
 impl RunRecipe {
+    /// The same as a recipe.
+    pub fn to_recipe(&self) -> Recipe {
+        let Self { name, data, training, optimizer, run } = self.clone();
+        Recipe { format: FORMAT, name, data, training, optimizer, runs: vec![run] }
+    }
+
     /// The recipe's file.
     ///
     /// # Errors
     /// When a value can't be written as TOML.
     pub fn to_toml(&self) -> anyhow::Result<String> {
-        let Self { name, data, training, optimizer, run } = self.clone();
-        let recipe = Recipe { format: FORMAT, name, data, training, optimizer, runs: vec![run] };
-        toml::to_string(&recipe).context("the recipe can't be written as TOML")
+        toml::to_string(&self.to_recipe()).context("the recipe can't be written as TOML")
+    }
+
+    /// Checks every value.
+    ///
+    /// # Errors
+    /// When one makes no sense; it is named.
+    pub fn validate(&self) -> anyhow::Result<()> {
+        self.to_recipe().check().map_err(|invalid| anyhow::anyhow!("{invalid}"))
     }
 }
 
@@ -361,14 +373,6 @@ impl Recipe {
             error(Some(line_of(text, offset_of(&root, &invalid.path))), invalid.to_string())
         })?;
         Ok(recipe)
-    }
-
-    /// Checks every value.
-    ///
-    /// # Errors
-    /// When one makes no sense; it is named.
-    pub fn validate(&self) -> anyhow::Result<()> {
-        self.check().map_err(|invalid| anyhow::anyhow!("{invalid}"))
     }
 
     fn check(&self) -> Result<(), Invalid> {
@@ -651,7 +655,7 @@ mod tests {
                 run: run.clone(),
             };
             let again = Recipe::parse(&one.to_toml().unwrap(), "again").unwrap();
-            assert_eq!(again.runs, [run.clone()]);
+            assert_eq!(again.runs, std::slice::from_ref(run));
             assert_eq!(again.data, one.data);
             assert_eq!(again.optimizer, one.optimizer);
         }

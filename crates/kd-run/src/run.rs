@@ -133,6 +133,9 @@ pub fn train(
     run: &ResolvedRun,
     observer: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
 ) -> anyhow::Result<Outcome> {
+    run.recipe.validate()?;
+    ensure!(!run.data.train.is_empty(), "there are no training images");
+    ensure!(!run.data.test.is_empty(), "there are no test images");
     let folder = run.out.join(&run.recipe.run.name);
     let checkpoints = folder.join("checkpoints");
     files::create_folder(&checkpoints)?;
@@ -166,7 +169,6 @@ pub fn train(
 
     let training = &run.recipe.training;
     let batches = run.data.train.len().div_ceil(training.batch_size);
-    ensure!(batches > 0, "there are no training images");
     let run_name = &run.recipe.run.name;
     let started =
         Progress::Started { run: run_name, epochs: training.epochs, batches, step: state.step };
