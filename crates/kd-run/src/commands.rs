@@ -3,6 +3,7 @@
 mod choose;
 mod eval;
 
+use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, bail};
@@ -67,11 +68,21 @@ fn set_temperature(methods: &mut [Term], value: f64) -> anyhow::Result<()> {
 
 /// `kd report`.
 pub(crate) fn report(flags: &Report) -> anyhow::Result<()> {
-    print!("{}", report::write(&flags.out)?);
+    say(&report::write(&flags.out)?)?;
     for out in &flags.out {
-        println!("{}", out.join("report.html").display());
+        say(&format!("{}\n", out.join("report.html").display()))?;
     }
     Ok(())
+}
+
+/// Prints to standard output; nobody listening any more (`kd report | head`) is no failure.
+fn say(text: &str) -> anyhow::Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(error).context("standard output can't be written")
+        }
+        _ => Ok(()),
+    }
 }
 
 fn read_recipe(path: Option<&Path>) -> anyhow::Result<Recipe> {
@@ -135,18 +146,18 @@ fn start(
     let name = &run.recipe.run.name;
     match outcome? {
         Outcome::Finished(evaluation) => {
-            println!("{name}: {}", eval::one_line(&evaluation));
-            println!("weights: {}", run.out.join(format!("{name}.safetensors")).display());
+            say(&format!("{name}: {}\n", eval::one_line(&evaluation)))?;
+            say(&format!("weights: {}\n", run.out.join(format!("{name}.safetensors")).display()))?;
         }
         Outcome::AlreadyFinished(evaluation) => {
-            println!("{name}: finished before, {}", eval::one_line(&evaluation));
+            say(&format!("{name}: finished before, {}\n", eval::one_line(&evaluation)))?;
         }
         Outcome::Stopped { step } => bail!("stopped after step {step}; the same command goes on"),
     }
     let _lock = files::lock(&run.out, true)?;
     report::write(std::slice::from_ref(&run.out))
         .with_context(|| format!("run {name} is finished, but its report can't be made"))?;
-    println!("report: {}", run.out.join("report.html").display());
+    say(&format!("report: {}\n", run.out.join("report.html").display()))?;
     Ok(())
 }
 

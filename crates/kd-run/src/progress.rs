@@ -1,6 +1,6 @@
 //! What a run shows while it goes: a bar on a terminal, plain lines elsewhere. To standard error.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
@@ -57,7 +57,7 @@ impl Display {
             }
             Progress::TeacherPass { done, images } => {
                 let text = format!("{}: teacher's outputs", self.run);
-                self.moved(&text, done, images, "images");
+                self.moved(&text, done, images, "images done");
                 // The students' steps begin after it.
                 self.begun.0 = Instant::now();
             }
@@ -85,14 +85,14 @@ impl Display {
             bar.set_message(message.to_string());
             bar.set_position(done as u64);
         } else if self.last_line.elapsed() >= PLAIN_EVERY {
-            self.line(&format!("{text}, {done}/{of} {message}"));
+            self.line(&format!("{text}, {done} of {of}: {message}"));
         }
     }
 
     fn line(&mut self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{text}")),
-            None => eprintln!("{text}"),
+            Some(bar) => bar.suspend(|| show(text)),
+            None => show(text),
         }
         self.last_line = Instant::now();
     }
@@ -117,6 +117,11 @@ impl Display {
         let mean = begun.elapsed().as_secs_f64() / (step - before).max(1) as f64;
         duration(mean * left as f64)
     }
+}
+
+/// Nobody may be listening any more (`kd train 2>&1 | head`); the run goes on all the same.
+fn show(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 fn figures(sums: &Sums, batches: usize) -> String {

@@ -45,8 +45,7 @@ pub(crate) fn eval(flags: &Eval) -> anyhow::Result<()> {
     let network = weights.network(&device)?;
     let evaluation = evaluate(&*network, &data.test, &data.classes, normalization, &device)?;
     if !flags.json {
-        print!("{}", table(&evaluation));
-        return Ok(());
+        return super::say(&table(&evaluation));
     }
     let printed = Printed {
         model: weights.config.architecture.name(),
@@ -55,8 +54,8 @@ pub(crate) fn eval(flags: &Eval) -> anyhow::Result<()> {
         dataset: Dataset { name: &data.name, test: data.test.len(), sha256: &data.sha256 },
         evaluation: &evaluation,
     };
-    println!("{}", serde_json::to_string(&printed).context("the result can't be written as JSON")?);
-    Ok(())
+    let json = serde_json::to_string(&printed).context("the result can't be written as JSON")?;
+    super::say(&format!("{json}\n"))
 }
 
 /// Accuracy and loss.
