@@ -32,7 +32,7 @@ pub struct Conv2dConfig {
     /// Whether `max(y, 0)` follows, fused in; its derivative at zero is 0.
     pub relu: bool,
     /// Whether a 2x2 max-pool of stride 2 follows (after the ReLU), fused in: the full-size map
-    /// is then never stored. Gradients as in [`max_pool2d`].
+    /// is then never stored. Gradients as in [`crate::max_pool2d`].
     pub max_pool2: bool,
 }
 

@@ -1,0 +1,287 @@
+//! Random crop, horizontal flip and cutout, as a small record that can be applied again.
+
+use rand_chacha::{
+    ChaCha8Rng,
+    rand_core::{Rng, SeedableRng},
+};
+
+use crate::normalize::Table;
+use crate::random::{Purpose, below, generator};
+use crate::{Error, Normalization, Result};
+
+/// Which random changes images get. All are off by default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Augment {
+    /// Shift by up to this many pixels each way: a random crop of the image's own size after
+    /// padding with black, as torchvision's `RandomCrop` does. At most 127.
+    pub crop_padding: usize,
+    /// Mirror every other image, left to right.
+    pub flip: bool,
+    /// Side in pixels of a square set to the mean colour; 0 is off. Its centre is anywhere, so part
+    /// of it may lie outside (DeVries and Taylor, "Improved Regularization of Convolutional Neural
+    /// Networks with Cutout", 2017).
+    pub cutout: usize,
+}
+
+/// What was done to one image. The default is the plain image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct View {
+    /// Row `y` shows row `y + dy`; black where there is none.
+    pub dy: i8,
+    /// Column `x` shows column `x + dx`; black where there is none.
+    pub dx: i8,
+    /// Mirrored left to right, after the shift.
+    pub flip: bool,
+    /// Centre (row, column) of the cut-out square, in the picture as shown.
+    pub cutout: Option<(u8, u8)>,
+}
+
+/// Words of the random stream that one image's view may use. `below` draws again with a chance of
+/// 2^-24 at most, so that the views of two images practically never overlap; where they did, each
+/// would still be the same in every run.
+const WORDS_PER_VIEW: u128 = 8;
+
+/// Draws the views of one epoch: a function of seed, epoch and image alone.
+pub(crate) struct Views {
+    augment: Augment,
+    height: u32,
+    width: u32,
+    rng: ChaCha8Rng,
+}
+
+impl Views {
+    pub(crate) fn new(augment: Augment, shape: [usize; 3], seed: u64, epoch: usize) -> Self {
+        let rng = if augment.is_off() {
+            ChaCha8Rng::from_seed([0; 32])
+        } else {
+            generator(seed, Purpose::Augment, epoch as u64)
+        };
+        Self { augment, height: shape[1] as u32, width: shape[2] as u32, rng }
+    }
+
+    pub(crate) fn view(&mut self, index: u32) -> View {
+        let Augment { crop_padding, flip, cutout } = self.augment;
+        if self.augment.is_off() {
+            return View::default();
+        }
+        self.rng.set_word_pos(u128::from(index) * WORDS_PER_VIEW);
+        // Each draw is made whether or not it is wanted: turning one off leaves the others alone.
+        let mut shift = || {
+            let n = 2 * crop_padding as u32 + 1;
+            (below(&mut self.rng, n) as i32 - crop_padding as i32) as i8
+        };
+        let (dy, dx) = (shift(), shift());
+        let mirrored = self.rng.next_u32() >> 31 == 1;
+        let centre = (below(&mut self.rng, self.height), below(&mut self.rng, self.width));
+        View {
+            dy,
+            dx,
+            flip: flip && mirrored,
+            cutout: (cutout > 0).then_some((centre.0 as u8, centre.1 as u8)),
+        }
+    }
+}
+
+impl Augment {
+    /// Whether every image stays as it is.
+    pub fn is_off(&self) -> bool {
+        *self == Self::default()
+    }
+
+    pub(crate) fn check(&self, shape: [usize; 3]) -> Result<()> {
+        let wrong = |field, found: usize, expected: String| {
+            Err(Error::Config { field, found: found.to_string(), expected })
+        };
+        let side = shape[1].min(shape[2]);
+        if self.crop_padding > 127.min(side.saturating_sub(1)) {
+            return wrong(
+                "augment.crop_padding",
+                self.crop_padding,
+                format!("at most 127 and less than the image's side of {side} pixels"),
+            );
+        }
+        if self.cutout > 0 && shape[1].max(shape[2]) > 256 {
+            return wrong("augment.cutout", self.cutout, "0 for images of over 256 pixels".into());
+        }
+        if self.cutout > 2 * shape[1].max(shape[2]) {
+            return wrong(
+                "augment.cutout",
+                self.cutout,
+                format!("at most twice the image's side of {side} pixels"),
+            );
+        }
+        Ok(())
+    }
+}
+
+impl View {
+    /// The network's input for this view of an image: `image` is `[3, H, W]` in bytes, `input` the
+    /// same in `f32`. `cutout` is the side of the square, [`Augment::cutout`]. This is what
+    /// [`batches`](crate::batches()) computes, so a recorded view gives the same numbers again.
+    ///
+    /// # Panics
+    /// Where `image` or `input` doesn't have `3 * H * W` entries.
+    pub fn apply(
+        &self,
+        image: &[u8],
+        [height, width]: [usize; 2],
+        cutout: usize,
+        normalization: &Normalization,
+        input: &mut [f32],
+    ) {
+        apply(self, image, [height, width], cutout, &normalization.table(), input);
+    }
+}
+
+pub(crate) fn apply(
+    view: &View,
+    image: &[u8],
+    [height, width]: [usize; 2],
+    cutout: usize,
+    table: &Table,
+    input: &mut [f32],
+) {
+    assert_eq!(image.len(), 3 * height * width);
+    assert_eq!(input.len(), image.len());
+    let planes = image.chunks_exact(height * width).zip(input.chunks_exact_mut(height * width));
+    for ((bytes, plane), table) in planes.zip(table) {
+        if view.dy == 0 && view.dx == 0 && !view.flip {
+            for (value, &byte) in plane.iter_mut().zip(bytes) {
+                *value = table[usize::from(byte)];
+            }
+        } else {
+            shift_and_flip(view, bytes, [height, width], table, plane);
+        }
+        if let Some(centre) = view.cutout {
+            let rows = square(centre.0, cutout, height);
+            let columns = square(centre.1, cutout, width);
+            for row in plane.chunks_exact_mut(width).take(rows.end).skip(rows.start) {
+                // 0 after normalisation: the mean colour.
+                row[columns.clone()].fill(0.0);
+            }
+        }
+    }
+}
+
+fn shift_and_flip(
+    view: &View,
+    bytes: &[u8],
+    [height, width]: [usize; 2],
+    table: &[f32; 256],
+    plane: &mut [f32],
+) {
+    let black = table[0];
+    for (y, row) in plane.chunks_exact_mut(width).enumerate() {
+        let from = y.checked_add_signed(isize::from(view.dy)).filter(|&from| from < height);
+        let Some(from) = from else {
+            row.fill(black);
+            continue;
+        };
+        let bytes = &bytes[from * width..(from + 1) * width];
+        for (x, value) in row.iter_mut().enumerate() {
+            let from = x.checked_add_signed(isize::from(view.dx)).and_then(|from| bytes.get(from));
+            *value = from.map_or(black, |&byte| table[usize::from(byte)]);
+        }
+        if view.flip {
+            row.reverse();
+        }
+    }
+}
+
+/// The rows (or columns) that a square of this side around `centre` covers.
+fn square(centre: u8, side: usize, limit: usize) -> std::ops::Range<usize> {
+    let start = usize::from(centre) as isize - (side / 2) as isize;
+    let end = (start + side as isize).clamp(0, limit as isize) as usize;
+    (start.max(0) as usize).min(end)..end
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLAIN: Normalization = Normalization { mean: [0.0; 3], std: [1.0 / 255.0; 3] };
+
+    /// A picture of 3 rows and 4 columns, numbered from 1, the same in each channel; read back as
+    /// bytes. With this normalisation mean colour and black are both 0.
+    fn shown(view: View, cutout: usize) -> Vec<Vec<u8>> {
+        let plane: Vec<u8> = (1..=12).collect();
+        let mut input = vec![f32::NAN; 36];
+        view.apply(&plane.repeat(3), [3, 4], cutout, &PLAIN, &mut input);
+        assert_eq!(input[..12], input[12..24]);
+        assert_eq!(input[..12], input[24..]);
+        input[..12].chunks(4).map(|row| row.iter().map(|v| v.round() as u8).collect()).collect()
+    }
+
+    #[test]
+    fn the_default_view_is_the_plain_image() {
+        assert_eq!(shown(View::default(), 0), [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12]]);
+    }
+
+    #[test]
+    fn a_shift_brings_in_black() {
+        let down = View { dy: -1, dx: 2, ..View::default() };
+        assert_eq!(shown(down, 0), [[0, 0, 0, 0], [3, 4, 0, 0], [7, 8, 0, 0]]);
+        let away = View { dy: 3, ..View::default() };
+        assert_eq!(shown(away, 0), [[0; 4]; 3]);
+    }
+
+    #[test]
+    fn a_flip_follows_the_shift() {
+        let view = View { dx: 1, flip: true, ..View::default() };
+        assert_eq!(shown(view, 0), [[0, 4, 3, 2], [0, 8, 7, 6], [0, 12, 11, 10]]);
+    }
+
+    #[test]
+    fn a_cutout_is_clipped_at_the_border() {
+        let corner = View { cutout: Some((0, 3)), ..View::default() };
+        assert_eq!(shown(corner, 2), [[1, 2, 0, 0], [5, 6, 7, 8], [9, 10, 11, 12]]);
+        let middle = View { cutout: Some((1, 1)), ..View::default() };
+        assert_eq!(shown(middle, 3), [[0, 0, 0, 4], [0, 0, 0, 8], [0, 0, 0, 12]]);
+    }
+
+    #[test]
+    fn padding_is_black_and_cutout_the_mean_colour() {
+        let view = View { dy: 1, cutout: Some((0, 0)), ..View::default() };
+        let mut input = [f32::NAN; 12];
+        let normalization = Normalization::default();
+        view.apply(&[255; 12], [2, 2], 2, &normalization, &mut input);
+        for channel in 0..3 {
+            let black = normalization.apply(channel, 0);
+            let white = normalization.apply(channel, 255);
+            assert_eq!(input[channel * 4..][..4], [0.0, white, black, black]);
+        }
+    }
+
+    #[test]
+    fn views_cover_every_shift_and_do_not_depend_on_what_else_is_on() {
+        let all = Augment { crop_padding: 2, flip: true, cutout: 4 };
+        let draw = |augment| {
+            let mut views = Views::new(augment, [3, 8, 8], 5, 1);
+            (0..2000).map(|index| views.view(index)).collect::<Vec<_>>()
+        };
+        let views = draw(all);
+        for shift in -2..=2 {
+            for count in [
+                views.iter().filter(|view| view.dy == shift).count(),
+                views.iter().filter(|view| view.dx == shift).count(),
+            ] {
+                assert!((300..500).contains(&count), "shift {shift}: {count} of 2000");
+            }
+        }
+        let flips = views.iter().filter(|view| view.flip).count();
+        assert!((900..1100).contains(&flips), "{flips} flips");
+        let shifts_alone = draw(Augment { flip: false, cutout: 0, ..all });
+        for (view, alone) in views.iter().zip(&shifts_alone) {
+            assert_eq!((view.dy, view.dx), (alone.dy, alone.dx));
+            assert_eq!((alone.flip, alone.cutout), (false, None));
+        }
+    }
+
+    #[test]
+    fn settings_that_fit_no_image_are_refused() {
+        let check = |augment: Augment| augment.check([3, 32, 32]);
+        assert!(check(Augment { crop_padding: 4, flip: true, cutout: 16 }).is_ok());
+        assert!(check(Augment { crop_padding: 32, ..Augment::default() }).is_err());
+        assert!(check(Augment { cutout: 65, ..Augment::default() }).is_err());
+    }
+}

@@ -1,0 +1,413 @@
+//! The binary versions of CIFAR-10 and CIFAR-100, as described by their authors
+//! (<https://www.cs.toronto.edu/~kriz/cifar.html>): records of one label (CIFAR-100: coarse, then
+//! fine) and 3072 bytes, red, green and blue, each row by row.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+
+use crate::{Dataset, Error, Result, Split};
+
+/// Channels, height and width of an image.
+const SHAPE: [usize; 3] = [3, 32, 32];
+/// Bytes of an image.
+const PIXELS: usize = 3072;
+
+/// The classes of CIFAR-10, by label.
+pub const CIFAR10_CLASSES: [&str; 10] =
+    ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"];
+
+/// The classes of CIFAR-100, by fine label.
+#[rustfmt::skip]
+pub const CIFAR100_CLASSES: [&str; 100] = [
+    "apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle",
+    "bottle", "bowl", "boy", "bridge", "bus", "butterfly", "camel", "can", "castle", "caterpillar",
+    "cattle", "chair", "chimpanzee", "clock", "cloud", "cockroach", "couch", "crab", "crocodile",
+    "cup", "dinosaur", "dolphin", "elephant", "flatfish", "forest", "fox", "girl", "hamster",
+    "house", "kangaroo", "keyboard", "lamp", "lawn_mower", "leopard", "lion", "lizard", "lobster",
+    "man", "maple_tree", "motorcycle", "mountain", "mouse", "mushroom", "oak_tree", "orange",
+    "orchid", "otter", "palm_tree", "pear", "pickup_truck", "pine_tree", "plain", "plate", "poppy",
+    "porcupine", "possum", "rabbit", "raccoon", "ray", "road", "rocket", "rose", "sea", "seal",
+    "shark", "shrew", "skunk", "skyscraper", "snail", "snake", "spider", "squirrel", "streetcar",
+    "sunflower", "sweet_pepper", "table", "tank", "telephone", "television", "tiger", "tractor",
+    "train", "trout", "tulip", "turtle", "wardrobe", "whale", "willow_tree", "wolf", "woman",
+    "worm",
+];
+
+/// The 20 groups of CIFAR-100's classes, by coarse label.
+#[rustfmt::skip]
+pub const CIFAR100_COARSE_CLASSES: [&str; 20] = [
+    "aquatic_mammals", "fish", "flowers", "food_containers", "fruit_and_vegetables",
+    "household_electrical_devices", "household_furniture", "insects", "large_carnivores",
+    "large_man-made_outdoor_things", "large_natural_outdoor_scenes",
+    "large_omnivores_and_herbivores", "medium_mammals", "non-insect_invertebrates", "people",
+    "reptiles", "small_mammals", "trees", "vehicles_1", "vehicles_2",
+];
+
+/// How a data set lies on disk.
+struct Layout {
+    name: &'static str,
+    title: &'static str,
+    /// The folder in the published archive.
+    folder: &'static str,
+    /// Files to train on, then the one to test on, with their numbers of records.
+    files: &'static [(&'static str, usize)],
+    /// The label bytes of a record in order, with the number of classes; the last is the class.
+    labels: &'static [(&'static str, u8)],
+    classes: &'static [&'static str],
+    /// A file of the other data set, or of another version of this one, and what it tells.
+    strangers: &'static [(&'static str, &'static str)],
+}
+
+const CIFAR10: Layout = Layout {
+    name: "cifar10",
+    title: "CIFAR-10",
+    folder: "cifar-10-batches-bin",
+    files: &[
+        ("data_batch_1.bin", 10_000),
+        ("data_batch_2.bin", 10_000),
+        ("data_batch_3.bin", 10_000),
+        ("data_batch_4.bin", 10_000),
+        ("data_batch_5.bin", 10_000),
+        ("test_batch.bin", 10_000),
+    ],
+    labels: &[("label", 10)],
+    classes: &CIFAR10_CLASSES,
+    strangers: &[
+        ("data_batch_1", "this is CIFAR-10's Python version, take the binary one"),
+        ("train.bin", "this looks like CIFAR-100, read it as cifar100"),
+    ],
+};
+
+const CIFAR100: Layout = Layout {
+    name: "cifar100",
+    title: "CIFAR-100",
+    folder: "cifar-100-binary",
+    files: &[("train.bin", 50_000), ("test.bin", 10_000)],
+    labels: &[("coarse label", 20), ("fine label", 100)],
+    classes: &CIFAR100_CLASSES,
+    strangers: &[
+        ("train", "this is CIFAR-100's Python version, take the binary one"),
+        ("data_batch_1.bin", "this looks like CIFAR-10, read it as cifar10"),
+    ],
+};
+
+/// Reads CIFAR-10 from `dir`: the folder with `data_batch_1.bin` to `data_batch_5.bin` and
+/// `test_batch.bin`, or the folder that `cifar-10-batches-bin` lies in.
+///
+/// # Errors
+/// All six files are read and checked in full. What is missing, too short, too long, not a batch
+/// file or holds a label out of range is named with file, offset, what was found and expected.
+pub fn cifar10(dir: &Path) -> Result<Dataset> {
+    read(dir, &CIFAR10)
+}
+
+/// Reads CIFAR-100 from `dir`: the folder with `train.bin` and `test.bin`, or the folder that
+/// `cifar-100-binary` lies in. Labels are the 100 fine ones; the 20 coarse ones are in
+/// [`Split::coarse_labels`].
+///
+/// # Errors
+/// As for [`cifar10`].
+pub fn cifar100(dir: &Path) -> Result<Dataset> {
+    read(dir, &CIFAR100)
+}
+
+fn read(dir: &Path, layout: &Layout) -> Result<Dataset> {
+    let folder = find(dir, layout)?;
+    let contents: Vec<Vec<u8>> = layout
+        .files
+        .par_iter()
+        .map(|&(name, records)| {
+            let path = folder.join(name);
+            let bytes = read_file(&path, layout, records)?;
+            check(&bytes, &path, layout, records)?;
+            Ok(bytes)
+        })
+        // Collected before the first error is taken: which one is reported must not depend on
+        // which file was read first.
+        .collect::<Vec<Result<_>>>()
+        .into_iter()
+        .collect::<Result<_>>()?;
+    let (sha256, (train, test)) = rayon::join(
+        || {
+            let mut hash = Sha256::new();
+            contents.iter().for_each(|bytes| hash.update(bytes));
+            hex(hash)
+        },
+        || {
+            let (train, test) = contents.split_at(layout.files.len() - 1);
+            (split(train, layout), split(test, layout))
+        },
+    );
+    Ok(Dataset {
+        name: layout.name.into(),
+        classes: layout.classes.iter().map(|&class| class.into()).collect(),
+        train,
+        test,
+        sha256,
+    })
+}
+
+/// A finished hash in hex.
+pub(crate) fn hex(hash: Sha256) -> String {
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The folder with the batches: `dir`, or the published folder in it.
+fn find(dir: &Path, layout: &Layout) -> Result<PathBuf> {
+    let holds_a_batch =
+        |folder: &Path| layout.files.iter().any(|(name, _)| folder.join(name).exists());
+    let inner = dir.join(layout.folder);
+    if holds_a_batch(dir) {
+        return Ok(dir.into());
+    }
+    if inner.is_dir() {
+        return Ok(inner);
+    }
+    let stranger = layout.strangers.iter().find(|(name, _)| dir.join(name).exists());
+    let advice = match stranger {
+        Some((_, advice)) => (*advice).into(),
+        None => format!("give the folder with {}'s binary files, or its parent", layout.title),
+    };
+    let first = layout.files[0].0;
+    if dir.is_dir() {
+        let expected = format!("it here, or the folder {}", layout.folder);
+        return Err(Error::Missing { path: dir.join(first), expected, advice });
+    }
+    let expected = format!("a folder with {first} or {} in it", layout.folder);
+    Err(Error::Missing { path: dir.into(), expected, advice })
+}
+
+/// The file's contents, at most one byte more than it should have.
+fn read_file(path: &Path, layout: &Layout, records: usize) -> Result<Vec<u8>> {
+    let io = |source| Error::Io { path: path.into(), source };
+    let length = layout.record() * records;
+    let metadata = match path.metadata() {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(Error::Missing {
+                path: path.into(),
+                expected: format!("{records} records, {length} bytes"),
+                advice: layout.unpack_again(),
+            });
+        }
+        metadata => metadata.map_err(io)?,
+    };
+    if !metadata.is_file() {
+        let found = if metadata.is_dir() { "a folder" } else { "no regular file" };
+        return Err(Error::Malformed {
+            path: path.into(),
+            offset: 0,
+            found: found.into(),
+            expected: format!("a file of {length} bytes"),
+            advice: layout.unpack_again(),
+        });
+    }
+    // A file of any length may lie here: say how long it is without reading it all.
+    if metadata.len() > length as u64 {
+        let mut head = [0; 16];
+        let read = File::open(path).and_then(|mut file| file.read(&mut head)).map_err(io)?;
+        return Err(wrong_length(&head[..read], metadata.len(), path, layout, records));
+    }
+    let mut bytes = Vec::with_capacity(length + 1);
+    File::open(path)
+        .and_then(|file| file.take(length as u64 + 1).read_to_end(&mut bytes))
+        .map_err(io)?;
+    Ok(bytes)
+}
+
+/// Checks length and labels.
+fn check(bytes: &[u8], path: &Path, layout: &Layout, records: usize) -> Result<()> {
+    if bytes.len() != layout.record() * records {
+        return Err(wrong_length(bytes, bytes.len() as u64, path, layout, records));
+    }
+    for (number, record) in bytes.chunks_exact(layout.record()).enumerate() {
+        for (at, (&found, (name, classes))) in record.iter().zip(layout.labels).enumerate() {
+            if found >= *classes {
+                return Err(Error::Malformed {
+                    path: path.into(),
+                    offset: (number * layout.record() + at) as u64,
+                    found: format!("{name} {found} in record {number}"),
+                    expected: format!("0 to {}", classes - 1),
+                    advice: layout.unpack_again(),
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn wrong_length(head: &[u8], length: u64, path: &Path, layout: &Layout, records: usize) -> Error {
+    let expected = (layout.record() * records) as u64;
+    let malformed = |offset, found, expected, advice| Error::Malformed {
+        path: path.into(),
+        offset,
+        found,
+        expected,
+        advice,
+    };
+    let whole = format!("{records} records of {} bytes", layout.record());
+    if let Some((kind, advice)) = foreign(head) {
+        return malformed(0, kind.into(), format!("{whole}, {expected} bytes"), advice.into());
+    }
+    if length < expected {
+        let found = match length {
+            0 => "an empty file".into(),
+            _ => format!("the end of the file after {} records", length / layout.record() as u64),
+        };
+        return malformed(
+            length,
+            found,
+            format!("{whole}, {expected} bytes"),
+            layout.unpack_again(),
+        );
+    }
+    malformed(
+        expected,
+        format!("{} bytes more", length - expected),
+        format!("the end of the file after {whole}"),
+        layout.unpack_again(),
+    )
+}
+
+/// What a file of the wrong length is by its first bytes, and what to do about it.
+fn foreign(head: &[u8]) -> Option<(&'static str, &'static str)> {
+    const KINDS: [(&[u8], &str, &str); 7] = [
+        (b"\x1f\x8b", "a gzip archive", "unpack it first"),
+        (b"PK\x03\x04", "a zip archive", "unpack it first"),
+        (b"\x80\x02", "a Python pickle", "take the binary version of the data set"),
+        (b"\x80\x03", "a Python pickle", "take the binary version of the data set"),
+        (b"\x80\x04", "a Python pickle", "take the binary version of the data set"),
+        (b"<", "HTML or XML", "download the file again, this is a page and not the data"),
+        (b"version https://git-lfs", "a Git LFS pointer", "fetch the file that it stands for"),
+    ];
+    KINDS
+        .iter()
+        .find(|(magic, ..)| head.starts_with(magic))
+        .map(|&(_, kind, advice)| (kind, advice))
+}
+
+/// Takes checked files apart.
+fn split(files: &[Vec<u8>], layout: &Layout) -> Split {
+    let total: usize = files.iter().map(|bytes| bytes.len() / layout.record()).sum();
+    let class = layout.labels.len() - 1;
+    let mut images = Vec::with_capacity(total * PIXELS);
+    let mut labels = Vec::with_capacity(total);
+    let mut coarse = Vec::new();
+    for record in files.iter().flat_map(|bytes| bytes.chunks_exact(layout.record())) {
+        labels.push(record[class]);
+        coarse.extend_from_slice(&record[..class]);
+        images.extend_from_slice(&record[class + 1..]);
+    }
+    Split { images, labels, coarse_labels: (class > 0).then_some(coarse), shape: SHAPE }
+}
+
+impl Layout {
+    /// Bytes of a record.
+    const fn record(&self) -> usize {
+        self.labels.len() + PIXELS
+    }
+
+    fn unpack_again(&self) -> String {
+        format!("unpack {}'s binary archive again (`cargo xtask data` does)", self.title)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What the format says of these bytes, said as simply as can be.
+    fn is_valid(bytes: &[u8], layout: &Layout, records: usize) -> bool {
+        let record = PIXELS + layout.labels.len();
+        bytes.len() == record * records
+            && (0..records).all(|n| {
+                (0..layout.labels.len()).all(|at| bytes[n * record + at] < layout.labels[at].1)
+            })
+    }
+
+    fn read_bytes(bytes: &[u8], layout: &Layout, records: usize) -> Result<Split> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("batch.bin");
+        std::fs::write(&path, bytes).unwrap();
+        let bytes = read_file(&path, layout, records)?;
+        check(&bytes, &path, layout, records)?;
+        Ok(split(&[bytes], layout))
+    }
+
+    fn agrees_with_the_format(bytes: &[u8], layout: &Layout, records: usize) {
+        match read_bytes(bytes, layout, records) {
+            Ok(split) => {
+                assert!(is_valid(bytes, layout, records));
+                let labels = layout.labels.len();
+                assert_eq!(split.len(), records);
+                for n in 0..records {
+                    let record = &bytes[n * (PIXELS + labels)..][..PIXELS + labels];
+                    assert_eq!(split.image(n), &record[labels..]);
+                    assert_eq!(split.labels[n], record[labels - 1]);
+                    assert_eq!(split.coarse_labels.as_ref().map(|coarse| coarse[n]), {
+                        (labels == 2).then(|| record[0])
+                    });
+                }
+            }
+            Err(Error::Malformed { offset, found, expected, .. }) => {
+                assert!(!is_valid(bytes, layout, records));
+                assert!(offset <= bytes.len() as u64 && !found.is_empty() && !expected.is_empty());
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// Three records with any labels and pixels, cut or lengthened by a few bytes.
+    fn nearly_records(labels: usize) -> impl Strategy<Value = Vec<u8>> {
+        let label = prop_oneof![4 => 0..10u8, 1 => any::<u8>()];
+        let record = (prop::collection::vec(label, labels), any::<u8>(), any::<u8>()).prop_map(
+            |(mut record, start, step)| {
+                record
+                    .extend((0..PIXELS).map(|i| start.wrapping_add((i as u8).wrapping_mul(step))));
+                record
+            },
+        );
+        let change = prop_oneof![3 => Just(0isize), 1 => -4000..4000isize];
+        (prop::collection::vec(record, 3), change).prop_map(|(records, change)| {
+            let mut bytes = records.concat();
+            bytes.resize(bytes.len().saturating_add_signed(change), 1);
+            bytes
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn any_bytes_are_an_error_or_read_correctly(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            agrees_with_the_format(&bytes, &CIFAR10, 0);
+            agrees_with_the_format(&bytes, &CIFAR10, 1);
+            agrees_with_the_format(&bytes, &CIFAR100, 1);
+        }
+
+        #[test]
+        fn cifar10_records_are_an_error_or_read_correctly(bytes in nearly_records(1)) {
+            agrees_with_the_format(&bytes, &CIFAR10, 3);
+        }
+
+        #[test]
+        fn cifar100_records_are_an_error_or_read_correctly(bytes in nearly_records(2)) {
+            agrees_with_the_format(&bytes, &CIFAR100, 3);
+        }
+    }
+
+    #[test]
+    fn class_names_are_all_there() {
+        for names in [&CIFAR10_CLASSES[..], &CIFAR100_CLASSES, &CIFAR100_COARSE_CLASSES] {
+            let distinct: std::collections::BTreeSet<_> = names.iter().collect();
+            assert_eq!(distinct.len(), names.len());
+        }
+        // CIFAR-100's fine and coarse classes are numbered in alphabetical order.
+        assert!(CIFAR100_CLASSES.is_sorted() && CIFAR100_COARSE_CLASSES.is_sorted());
+    }
+}

@@ -1,0 +1,79 @@
+//! What can go wrong in this crate.
+
+use std::path::PathBuf;
+
+/// The result of this crate's functions.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What went wrong, in one sentence that says where, what was found and what was expected.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file or folder of the data set does not exist.
+    #[error("{}: not found; expected {expected}; {advice}", path.display())]
+    Missing {
+        /// The file or folder.
+        path: PathBuf,
+        /// What should be there.
+        expected: String,
+        /// What to do.
+        advice: String,
+    },
+    /// A file can't be read.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file is not what its name promises.
+    #[error("{}: at byte {offset}: found {found}, expected {expected}; {advice}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// Where in the file, in bytes from its start.
+        offset: u64,
+        /// What is there.
+        found: String,
+        /// What should be there.
+        expected: String,
+        /// What to do.
+        advice: String,
+    },
+    /// A setting makes no sense.
+    #[error("data setting {field} is {found}; expected {expected}")]
+    Config {
+        /// The setting's name.
+        field: &'static str,
+        /// Its value.
+        found: String,
+        /// What it may be.
+        expected: String,
+    },
+    /// A [`Split`](crate::Split) whose parts don't fit together.
+    #[error("split of images of shape {shape:?}: found {found}, expected {expected}")]
+    Split {
+        /// Channels, height and width of an image.
+        shape: [usize; 3],
+        /// What it holds.
+        found: String,
+        /// What it should hold.
+        expected: String,
+    },
+    /// The thread that prepares batches ended early, or could not be started.
+    #[error("the thread that prepares batches {reason}")]
+    Thread {
+        /// What happened to it.
+        reason: String,
+    },
+    /// The hub's data set could not be fetched or is not what it should be.
+    #[error("CIFAR-10 from the hub: {reason}")]
+    Hub {
+        /// What happened.
+        reason: String,
+    },
+    /// candle refused an operation.
+    #[error(transparent)]
+    Candle(#[from] candle_core::Error),
+}

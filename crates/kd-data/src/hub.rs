@@ -1,0 +1,72 @@
+//! CIFAR-10 from a hub, through candle-datasets: a second source where the authors' site is out of
+//! reach. Needs the feature `hub`, which brings some 200 more packages.
+//!
+//! The hub keeps the images as PNG in parquet files, in another order than the binary version.
+
+use candle_core::{DType, Device, Tensor};
+use candle_datasets::vision;
+use sha2::{Digest, Sha256};
+
+use crate::cifar::{CIFAR10_CLASSES, hex};
+use crate::{Dataset, Error, Result, Split};
+
+/// Downloads CIFAR-10 into the hub's cache, or takes it from there, and reads it. The images are
+/// turned the right way round: `candle_datasets::vision::cifar::load` returns them transposed.
+///
+/// [`Dataset::sha256`] is that of training images, training labels, test images and test labels,
+/// for there are no batch files.
+///
+/// # Errors
+/// A hub out of reach, and numbers of images, sizes or labels that aren't CIFAR-10's.
+pub fn cifar10() -> Result<Dataset> {
+    let loaded = vision::cifar::load().map_err(|error| Error::Hub { reason: error.to_string() })?;
+    let dataset = from_loaded(&loaded)?;
+    for (split, expected) in [(&dataset.train, 50_000), (&dataset.test, 10_000)] {
+        if split.len() != expected {
+            let reason = format!("found {} images, expected {expected}", split.len());
+            return Err(Error::Hub { reason });
+        }
+    }
+    Ok(dataset)
+}
+
+/// What `candle_datasets::vision::cifar::load` returned, of any length, the right way round.
+///
+/// # Errors
+/// Shapes, numbers and labels that aren't CIFAR-10's.
+pub fn from_loaded(loaded: &vision::Dataset) -> Result<Dataset> {
+    let train = split(&loaded.train_images, &loaded.train_labels)?;
+    let test = split(&loaded.test_images, &loaded.test_labels)?;
+    let mut hash = Sha256::new();
+    for bytes in [&train.images, &train.labels, &test.images, &test.labels] {
+        hash.update(bytes);
+    }
+    Ok(Dataset {
+        name: "cifar10".into(),
+        classes: CIFAR10_CLASSES.iter().map(|&class| class.into()).collect(),
+        train,
+        test,
+        sha256: hex(hash),
+    })
+}
+
+fn split(images: &Tensor, labels: &Tensor) -> Result<Split> {
+    let wrong = |reason| Err(Error::Hub { reason });
+    let labels = labels.to_dtype(DType::U8)?.to_vec1::<u8>()?;
+    if images.dims() != [labels.len(), 3, 32, 32] {
+        return wrong(format!(
+            "found images of shape {:?}, expected [{}, 3, 32, 32]",
+            images.dims(),
+            labels.len()
+        ));
+    }
+    if let Some(record) = labels.iter().position(|&label| label > 9) {
+        let label = labels[record];
+        return wrong(format!("found label {label} in image {record}, expected 0 to 9"));
+    }
+    // Rows and columns change places. Bytes divided by 255 come back exactly by rounding.
+    let images = images.to_device(&Device::Cpu)?.transpose(2, 3)?.flatten_all()?;
+    let images = images.to_vec1::<f32>()?;
+    let images = images.into_iter().map(|value| (value * 255.0).round() as u8).collect();
+    Ok(Split { images, labels, coarse_labels: None, shape: [3, 32, 32] })
+}

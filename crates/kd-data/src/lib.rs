@@ -1,0 +1,21 @@
+#![doc = include_str!("../README.md")]
+#![deny(missing_docs)]
+
+mod augment;
+mod batches;
+pub mod cifar;
+mod error;
+#[cfg(feature = "hub")]
+pub mod hub;
+mod normalize;
+mod random;
+mod split;
+mod synthetic;
+
+pub use augment::{Augment, View};
+pub use batches::{Batch, BatchConfig, Batches, batches};
+pub use cifar::{cifar10, cifar100};
+pub use error::{Error, Result};
+pub use normalize::Normalization;
+pub use split::{Dataset, Split};
+pub use synthetic::{SyntheticConfig, synthetic};

@@ -1,0 +1,213 @@
+//! Labelled images in memory.
+
+use candle_core::{Device, Tensor};
+
+use crate::random::{Purpose, generator, shuffle};
+use crate::{Error, Result};
+
+/// Labelled images of one size, as bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Split {
+    /// Pixels, row-major `[N, C, H, W]`.
+    pub images: Vec<u8>,
+    /// The class of each image.
+    pub labels: Vec<u8>,
+    /// The group of classes of each image, where the data set has such (CIFAR-100's 20).
+    pub coarse_labels: Option<Vec<u8>>,
+    /// Channels, height and width of an image.
+    pub shape: [usize; 3],
+}
+
+/// A data set: images to train on, images to test on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dataset {
+    /// `cifar10`, `cifar100` or `synthetic`.
+    pub name: String,
+    /// The classes' names, by label.
+    pub classes: Vec<String>,
+    /// The images to train on.
+    pub train: Split,
+    /// The images to test on.
+    pub test: Split,
+    /// SHA-256 in hex: of the batch files' contents in order where there are files, else of the
+    /// training images, training labels, test images and test labels.
+    pub sha256: String,
+}
+
+impl Split {
+    /// The number of images.
+    pub fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// Whether there is no image.
+    pub fn is_empty(&self) -> bool {
+        self.labels.is_empty()
+    }
+
+    /// The pixels of image `i`, `[C, H, W]`.
+    ///
+    /// # Panics
+    /// Where there is no image `i`.
+    pub fn image(&self, i: usize) -> &[u8] {
+        let size = self.image_size();
+        &self.images[i * size..(i + 1) * size]
+    }
+
+    /// The images as `u8` `[N, C, H, W]` and the labels as `u8` `[N]`.
+    ///
+    /// # Errors
+    /// Where the parts don't fit together, or the device refuses.
+    pub fn to_tensors(&self, device: &Device) -> Result<(Tensor, Tensor)> {
+        self.check()?;
+        let [channels, height, width] = self.shape;
+        let images =
+            Tensor::from_slice(&self.images, (self.len(), channels, height, width), device)?;
+        let labels = Tensor::from_slice(&self.labels, self.len(), device)?;
+        Ok((images, labels))
+    }
+
+    /// How many images each class has; labels from `classes` on are not counted.
+    pub fn class_counts(&self, classes: usize) -> Vec<usize> {
+        let mut counts = vec![0; classes];
+        for &label in &self.labels {
+            if let Some(count) = counts.get_mut(usize::from(label)) {
+                *count += 1;
+            }
+        }
+        counts
+    }
+
+    /// At most `limit` images, as evenly over the classes as can be: indices in rising order, the
+    /// same in every run with the same seed.
+    ///
+    /// Where `limit` is no multiple of `classes`, the first classes have one image more. A smaller
+    /// subset is part of each larger one with the same seed. Images with a label from `classes` on
+    /// are left out.
+    pub fn balanced_subset(&self, limit: usize, classes: usize, seed: u64) -> Vec<u32> {
+        let mut order: Vec<u32> = (0..self.len() as u32).collect();
+        shuffle(&mut generator(seed, Purpose::Subset, 0), &mut order);
+        // Rank: how many of the class come before it. The first of each class, then the second, ...
+        let mut taken = vec![0u32; classes];
+        let mut ranked = Vec::with_capacity(order.len());
+        for index in order {
+            let label = self.labels[index as usize];
+            if let Some(rank) = taken.get_mut(usize::from(label)) {
+                ranked.push((*rank, label, index));
+                *rank += 1;
+            }
+        }
+        ranked.sort_unstable();
+        let mut subset: Vec<u32> =
+            ranked.into_iter().take(limit).map(|(_, _, index)| index).collect();
+        subset.sort_unstable();
+        subset
+    }
+
+    /// The images at `indices`, in that order.
+    ///
+    /// # Panics
+    /// Where there is no such image.
+    pub fn select(&self, indices: &[u32]) -> Split {
+        let pick = |labels: &[u8]| indices.iter().map(|&i| labels[i as usize]).collect::<Vec<u8>>();
+        let mut images = Vec::with_capacity(indices.len() * self.image_size());
+        for &index in indices {
+            images.extend_from_slice(self.image(index as usize));
+        }
+        Split {
+            images,
+            labels: pick(&self.labels),
+            coarse_labels: self.coarse_labels.as_deref().map(pick),
+            shape: self.shape,
+        }
+    }
+
+    /// Bytes of an image.
+    pub(crate) fn image_size(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Refuses a split whose numbers of pixels and labels don't fit together.
+    pub(crate) fn check(&self) -> Result<()> {
+        let wrong = |found, expected| Err(Error::Split { shape: self.shape, found, expected });
+        if self.images.len() != self.len() * self.image_size() {
+            return wrong(
+                format!("{} labels and {} bytes of images", self.len(), self.images.len()),
+                format!("{} bytes for each label", self.image_size()),
+            );
+        }
+        match &self.coarse_labels {
+            Some(coarse) if coarse.len() != self.len() => wrong(
+                format!("{} labels and {} coarse labels", self.len(), coarse.len()),
+                "as many of each".into(),
+            ),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Image `i` is filled with `i`; three classes in uneven numbers.
+    fn split() -> Split {
+        let labels: Vec<u8> = (0..60u8).map(|i| if i < 30 { 0 } else { 1 + i % 2 }).collect();
+        Split {
+            images: (0..60u8).flat_map(|i| [i; 12]).collect(),
+            coarse_labels: Some(labels.iter().map(|label| label / 2).collect()),
+            labels,
+            shape: [3, 2, 2],
+        }
+    }
+
+    #[test]
+    fn tensors_have_the_shape_and_the_bytes() {
+        let (images, labels) = split().to_tensors(&Device::Cpu).unwrap();
+        assert_eq!(images.dims(), [60, 3, 2, 2]);
+        assert_eq!(images.flatten_all().unwrap().to_vec1::<u8>().unwrap(), split().images);
+        assert_eq!(labels.to_vec1::<u8>().unwrap(), split().labels);
+    }
+
+    #[test]
+    fn a_subset_is_balanced_and_the_same_in_every_run() {
+        let split = split();
+        let subset = split.balanced_subset(14, 3, 7);
+        assert_eq!(split.select(&subset).class_counts(3), [5, 5, 4]);
+        assert!(subset.is_sorted());
+        assert_eq!(subset, split.balanced_subset(14, 3, 7));
+        assert_ne!(subset, split.balanced_subset(14, 3, 8));
+        let larger = split.balanced_subset(20, 3, 7);
+        assert!(subset.iter().all(|index| larger.contains(index)));
+    }
+
+    #[test]
+    fn a_class_that_runs_out_is_made_up_for_by_the_others() {
+        let split = split();
+        let subset = split.balanced_subset(50, 3, 0);
+        assert_eq!(split.select(&subset).class_counts(3), [20, 15, 15]);
+        assert_eq!(split.balanced_subset(1000, 3, 0), (0..60).collect::<Vec<_>>());
+        assert!(split.balanced_subset(0, 3, 0).is_empty());
+    }
+
+    #[test]
+    fn select_keeps_images_and_labels_together() {
+        let chosen = split().select(&[59, 3, 3]);
+        assert_eq!(chosen.len(), 3);
+        assert_eq!(chosen.image(0), [59; 12]);
+        assert_eq!(chosen.image(2), [3; 12]);
+        assert_eq!(chosen.labels, [2, 0, 0]);
+        assert_eq!(chosen.coarse_labels, Some(vec![1, 0, 0]));
+    }
+
+    #[test]
+    fn parts_that_do_not_fit_are_an_error() {
+        let mut short = split();
+        short.images.pop();
+        let message = short.to_tensors(&Device::Cpu).unwrap_err().to_string();
+        assert!(message.contains("60 labels and 719 bytes"), "{message}");
+        let mut coarse = split();
+        coarse.coarse_labels = Some(vec![0]);
+        assert!(coarse.to_tensors(&Device::Cpu).is_err());
+    }
+}
