@@ -130,7 +130,7 @@ fn background(rng: &mut ChaCha8Rng) -> Canvas {
         let top = mix(corners[0], corners[1], right);
         let bottom = mix(corners[2], corners[3], right);
         let square = (x as u32 + shift[0]) / cell + (y as u32 + shift[1]) / cell;
-        let grain = if square % 2 == 0 { depth } else { -depth };
+        let grain = if square.is_multiple_of(2) { depth } else { -depth };
         mix(top, bottom, down).map(|value| value + grain)
     })
 }

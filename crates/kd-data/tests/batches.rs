@@ -1,0 +1,195 @@
+//! Batches: every image once, the same for the same seed, exactly resumable.
+
+use std::sync::Arc;
+
+use candle_core::Device;
+use kd_data::{
+    Augment, Batch, BatchConfig, Error, Normalization, Split, SyntheticConfig, View, batches,
+    synthetic,
+};
+use proptest::prelude::*;
+
+fn split(images: usize) -> Arc<Split> {
+    Arc::new(synthetic(&SyntheticConfig { train: images, test: 0, seed: 3 }).train)
+}
+
+fn all(split: &Arc<Split>, config: &BatchConfig) -> Vec<Batch> {
+    batches(split, config, &Device::Cpu).unwrap().map(|batch| batch.unwrap()).collect()
+}
+
+fn indices(batches: &[Batch]) -> Vec<u32> {
+    batches.iter().flat_map(|batch| batch.indices.clone()).collect()
+}
+
+fn pixels(batch: &Batch) -> Vec<f32> {
+    batch.images.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn same(a: &Batch, b: &Batch) -> bool {
+    a.indices == b.indices
+        && a.views == b.views
+        && pixels(a) == pixels(b)
+        && a.labels.to_vec1::<u32>().unwrap() == b.labels.to_vec1::<u32>().unwrap()
+}
+
+const AUGMENT: Augment = Augment { crop_padding: 4, flip: true, cutout: 8 };
+
+#[test]
+fn without_a_seed_images_come_in_order_and_the_last_partial_batch_is_kept() {
+    let split = split(21);
+    let config = BatchConfig { batch_size: 8, ..BatchConfig::default() };
+    let batches = all(&split, &config);
+    assert_eq!(batches.iter().map(|batch| batch.indices.len()).collect::<Vec<_>>(), [8, 8, 5]);
+    assert_eq!(indices(&batches), (0..21).collect::<Vec<_>>());
+    assert_eq!(batches[2].images.dims(), [5, 3, 32, 32]);
+    assert_eq!(batches[2].labels.to_vec1::<u32>().unwrap(), [6, 7, 8, 9, 0]);
+    assert!(batches.iter().flat_map(|batch| &batch.views).all(|view| *view == View::default()));
+    // Channel 1, row 2, column 3 of image 9.
+    let byte = split.image(9)[1024 + 2 * 32 + 3];
+    let expected = (f32::from(byte) / 255.0 - 0.456) / 0.224;
+    let found = pixels(&batches[1])[3072 + 1024 + 2 * 32 + 3];
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn an_epochs_order_depends_on_seed_and_epoch_alone() {
+    let split = split(100);
+    let order = |seed, epoch, prefetch| {
+        let config =
+            BatchConfig { shuffle_seed: Some(seed), epoch, prefetch, ..BatchConfig::default() };
+        indices(&all(&split, &config))
+    };
+    assert_eq!(order(1, 0, 0), order(1, 0, 5));
+    assert_ne!(order(1, 0, 2), order(1, 1, 2));
+    assert_ne!(order(1, 0, 2), order(2, 0, 2));
+    // Pinned: a seed means the same on every machine and in every release.
+    assert_eq!(order(0, 0, 2)[..8], [8, 23, 49, 35, 75, 88, 31, 62]);
+}
+
+#[test]
+fn a_recorded_view_gives_the_same_pixels_again() {
+    let split = split(40);
+    let config = BatchConfig {
+        batch_size: 16,
+        shuffle_seed: Some(5),
+        epoch: 2,
+        augment: AUGMENT,
+        ..BatchConfig::default()
+    };
+    let batches = all(&split, &config);
+    let views: Vec<_> = batches.iter().flat_map(|batch| batch.views.clone()).collect();
+    assert!(views.iter().any(|view| view.flip) && views.iter().any(|view| view.dy != 0));
+    for batch in &batches {
+        let found = pixels(batch);
+        let each = found.chunks(3072).zip(batch.indices.iter().zip(&batch.views));
+        for (found, (&index, view)) in each {
+            let mut input = vec![f32::NAN; 3072];
+            let image = split.image(index as usize);
+            view.apply(image, [32, 32], AUGMENT.cutout, &Normalization::default(), &mut input);
+            assert_eq!(found, input);
+        }
+    }
+}
+
+#[test]
+fn an_images_view_does_not_depend_on_the_batch_size() {
+    let split = split(30);
+    let views = |batch_size, epoch| {
+        let config = BatchConfig {
+            batch_size,
+            epoch,
+            shuffle_seed: Some(5),
+            augment: AUGMENT,
+            ..BatchConfig::default()
+        };
+        let mut views: Vec<_> = all(&split, &config)
+            .into_iter()
+            .flat_map(|batch| batch.indices.into_iter().zip(batch.views))
+            .collect();
+        views.sort();
+        views
+    };
+    assert_eq!(views(7, 0), views(30, 0));
+    assert_ne!(views(30, 0), views(30, 1));
+}
+
+#[test]
+fn dropping_early_stops_the_thread() {
+    let split = split(64);
+    let config = BatchConfig { batch_size: 1, prefetch: 1, ..BatchConfig::default() };
+    let mut batches = batches(&split, &config, &Device::Cpu).unwrap();
+    batches.next().unwrap().unwrap();
+    assert_eq!(batches.len(), 63);
+    drop(batches);
+    // The thread holds the images while it lives, and is waited for.
+    assert_eq!(Arc::strong_count(&split), 1);
+}
+
+#[test]
+fn no_images_are_no_batches() {
+    assert!(all(&split(0), &BatchConfig::default()).is_empty());
+}
+
+#[test]
+fn settings_that_make_no_sense_are_refused() {
+    let split = split(10);
+    let message = |config: BatchConfig| {
+        batches(&split, &config, &Device::Cpu).expect_err("refused").to_string()
+    };
+    let base = BatchConfig { batch_size: 4, ..BatchConfig::default() };
+    assert_eq!(
+        message(BatchConfig { batch_size: 0, ..base }),
+        "data setting batch_size is 0; expected at least 1"
+    );
+    assert_eq!(
+        message(BatchConfig { first_batch: 4, ..base }),
+        "data setting first_batch is 4; expected at most 3, the number of batches"
+    );
+    assert!(message(BatchConfig { augment: AUGMENT, ..base }).contains("shuffle_seed is none"));
+    let std = Normalization { std: [0.0; 3], ..Normalization::default() };
+    assert!(message(BatchConfig { normalization: std, ..base }).contains("normalization.std"));
+}
+
+#[test]
+fn a_split_that_does_not_fit_together_is_refused() {
+    let wrong = Split { labels: vec![0; 3], ..Split::clone(&split(2)) };
+    let error = batches(&Arc::new(wrong), &BatchConfig::default(), &Device::Cpu).err().unwrap();
+    assert!(matches!(error, Error::Split { .. }), "{error}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 40,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn every_image_comes_once_and_an_epoch_can_be_taken_up_anywhere(
+        images in 0usize..70,
+        batch_size in 1usize..20,
+        seed in any::<u64>(),
+        epoch in 0usize..1000,
+        skipped in 0usize..8,
+        augmented in any::<bool>(),
+    ) {
+        let split = split(images);
+        let augment = if augmented { AUGMENT } else { Augment::default() };
+        let config = BatchConfig {
+            batch_size, epoch, augment, shuffle_seed: Some(seed), ..BatchConfig::default()
+        };
+        let whole = all(&split, &config);
+        let mut seen = indices(&whole);
+        seen.sort_unstable();
+        prop_assert_eq!(seen, (0..images as u32).collect::<Vec<_>>());
+        for batch in &whole {
+            let labels: Vec<u32> =
+                batch.indices.iter().map(|&i| u32::from(split.labels[i as usize])).collect();
+            prop_assert_eq!(batch.labels.to_vec1::<u32>().unwrap(), labels);
+        }
+        let first_batch = skipped.min(whole.len());
+        let rest = all(&split, &BatchConfig { first_batch, ..config });
+        prop_assert_eq!(rest.len(), whole.len() - first_batch);
+        prop_assert!(rest.iter().zip(&whole[first_batch..]).all(|(a, b)| same(a, b)));
+    }
+}
