@@ -1,5 +1,6 @@
 //! The project's own commands, as a library so that their tests and fuzzing reach the parts.
 
+pub mod bench;
 pub mod checksum;
 pub mod ci;
 pub mod data;

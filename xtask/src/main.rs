@@ -1,6 +1,6 @@
 use clap::Parser;
 
-use xtask::{ci, data, process, reproduce};
+use xtask::{bench, ci, data, process, reproduce};
 
 /// The project's own commands.
 #[derive(Parser)]
@@ -10,6 +10,8 @@ enum Command {
     Data(data::Args),
     /// Run the whole experiment: data, teacher, student, three distilled students, report
     Reproduce(reproduce::Args),
+    /// Measure training steps beside candle's and PyTorch's, in turns
+    Bench(bench::Args),
     /// Do what continuous integration does
     Ci(ci::Args),
 }
@@ -18,6 +20,7 @@ fn main() {
     let result = match Command::parse() {
         Command::Data(args) => data::command(&args),
         Command::Reproduce(args) => reproduce::command(&args),
+        Command::Bench(args) => bench::command(&args),
         Command::Ci(args) => ci::command(&args),
     };
     if let Err(error) = result {

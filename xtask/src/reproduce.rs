@@ -2,12 +2,11 @@
 
 use std::ffi::OsStr;
 use std::fmt;
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::ValueEnum;
 use clap::builder::RangedU64ValueParser;
 
@@ -128,7 +127,7 @@ pub fn command(args: &Args) -> anyhow::Result<()> {
     let mut times = Vec::new();
 
     announce("build");
-    let kd = timed(&mut times, "build".into(), build)?;
+    let kd = timed(&mut times, "build".into(), || workspace::build("kd-run", "kd"))?;
     announce("data");
     let data_folder = args.data.clone().unwrap_or_else(data::default_folder);
     let images =
@@ -194,33 +193,6 @@ pub fn clock(time: Duration) -> String {
         0 => format!("{seconds}.{tenth} s"),
         _ => format!("{minutes} m {seconds:02}.{tenth} s"),
     }
-}
-
-/// Builds `kd` in release and says where cargo put it.
-fn build() -> anyhow::Result<PathBuf> {
-    let mut command = workspace::cargo();
-    command
-        .args(["build", "--release", "--package", "kd-run", "--bin", "kd"])
-        .arg("--message-format=json-render-diagnostics")
-        .stdout(Stdio::piped());
-    let executable = process::run_with(&mut command, |child| {
-        let Some(stdout) = child.stdout.take() else { bail!("cargo's output is not at hand") };
-        let mut executable = None;
-        for line in BufReader::new(stdout).lines() {
-            let line = line.context("cannot read cargo's output")?;
-            executable = built_kd(&line).or(executable);
-        }
-        Ok(executable)
-    })?;
-    executable.context("cargo built no `kd`")
-}
-
-/// The path of `kd` if this line of cargo's output is about it.
-fn built_kd(line: &str) -> Option<PathBuf> {
-    let message: serde_json::Value = serde_json::from_str(line).ok()?;
-    let is_kd = message["reason"] == "compiler-artifact" && message["target"]["name"] == "kd";
-    let path = message["executable"].as_str().filter(|_| is_kd)?;
-    Some(PathBuf::from(path))
 }
 
 /// Makes sure of the images that were asked for.
@@ -363,15 +335,6 @@ mod tests {
         assert_eq!(name(CIFAR10, &["--seeds", "3"]), "tutorial-seeds");
         assert_eq!(name(Images::Synthetic, &["--seed", "4"]), "synthetic-seed-4");
         assert_eq!(name(Images::Published(Dataset::Cifar100), &[]), "cifar100");
-    }
-
-    #[test]
-    fn the_built_binary_is_where_cargo_says() {
-        let about =
-            r#"{"reason":"compiler-artifact","target":{"name":"kd"},"executable":"/t/release/kd"}"#;
-        assert_eq!(built_kd(about), Some(PathBuf::from("/t/release/kd")));
-        assert_eq!(built_kd(&about.replace("\"kd\"", "\"kd_run\"")), None);
-        assert_eq!(built_kd("not of cargo"), None);
     }
 
     #[test]

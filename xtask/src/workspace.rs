@@ -1,7 +1,12 @@
 //! Where the checkout lies, and cargo as the commands start it.
 
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, bail};
+
+use crate::process;
 
 /// The folder with the workspace's `Cargo.toml`.
 pub fn root() -> PathBuf {
@@ -33,4 +38,45 @@ pub fn cargo() -> Command {
         }
     }
     command
+}
+
+/// Builds a binary in release and says where cargo put it.
+pub fn build(package: &str, binary: &str) -> anyhow::Result<PathBuf> {
+    let mut command = cargo();
+    command
+        .args(["build", "--release", "--package", package, "--bin", binary])
+        .arg("--message-format=json-render-diagnostics")
+        .stdout(Stdio::piped());
+    let executable = process::run_with(&mut command, |child| {
+        let Some(stdout) = child.stdout.take() else { bail!("cargo's output is not at hand") };
+        let mut executable = None;
+        for line in BufReader::new(stdout).lines() {
+            let line = line.context("cannot read cargo's output")?;
+            executable = built(&line, binary).or(executable);
+        }
+        Ok(executable)
+    })?;
+    executable.with_context(|| format!("cargo built no `{binary}`"))
+}
+
+/// The path of this binary if this line of cargo's output is about it.
+fn built(line: &str, binary: &str) -> Option<PathBuf> {
+    let message: serde_json::Value = serde_json::from_str(line).ok()?;
+    let is_it = message["reason"] == "compiler-artifact" && message["target"]["name"] == binary;
+    let path = message["executable"].as_str().filter(|_| is_it)?;
+    Some(PathBuf::from(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_built_binary_is_where_cargo_says() {
+        let about =
+            r#"{"reason":"compiler-artifact","target":{"name":"kd"},"executable":"/t/release/kd"}"#;
+        assert_eq!(built(about, "kd"), Some(PathBuf::from("/t/release/kd")));
+        assert_eq!(built(about, "kd_run"), None);
+        assert_eq!(built("not of cargo", "kd"), None);
+    }
 }

@@ -1,0 +1,134 @@
+//! The same networks from candle-nn's layers, losses and optimiser, as one would write them with candle alone.
+//! The max-pool's gradient is a quarter of the right one there, which costs no time.
+
+use candle_core::{DType, Device, Tensor};
+use candle_nn::ops::{dropout, log_softmax};
+use candle_nn::{
+    AdamW, Conv2d, Conv2dConfig, Linear, Module, Optimizer, ParamsAdamW, VarBuilder, VarMap,
+};
+
+use crate::work::{ALPHA, Batch, CLASSES, Step, TEMPERATURE, Work};
+
+pub(crate) fn prepare(work: Work, batch: Batch) -> anyhow::Result<Step> {
+    Ok(match work {
+        Work::TeacherStep => training(&TEACHER, batch, Soft::None)?,
+        Work::StudentStep => training(&STUDENT, batch, Soft::None)?,
+        Work::KdStep => training(&STUDENT, batch, Soft::Given)?,
+        Work::KdStepWithTeacher => {
+            training(&STUDENT, batch, Soft::Live(Network::frozen(&TEACHER)?))?
+        }
+        Work::TeacherEval => {
+            let teacher = Network::frozen(&TEACHER)?;
+            Box::new(move || {
+                teacher.forward(&batch.images, false)?;
+                Ok(())
+            })
+        }
+    })
+}
+
+/// Where the soft targets come from.
+enum Soft {
+    None,
+    Given,
+    Live(Network),
+}
+
+struct Plan {
+    /// Channels in and out, and whether a max-pool follows.
+    convs: &'static [(usize, usize, bool)],
+    flat: usize,
+    hidden: usize,
+}
+
+const TEACHER: Plan = Plan {
+    convs: &[(3, 128, false), (128, 64, true), (64, 64, false), (64, 32, true)],
+    flat: 2048,
+    hidden: 512,
+};
+const STUDENT: Plan = Plan { convs: &[(3, 16, true), (16, 16, true)], flat: 1024, hidden: 256 };
+
+struct Network {
+    convs: Vec<(Conv2d, bool)>,
+    hidden: Linear,
+    output: Linear,
+}
+
+impl Network {
+    fn new(plan: &Plan, vb: VarBuilder<'_>) -> candle_core::Result<Self> {
+        let config = Conv2dConfig { padding: 1, ..Conv2dConfig::default() };
+        let conv = |(i, &(inputs, outputs, pool)): (usize, &(usize, usize, bool))| {
+            Ok((candle_nn::conv2d(inputs, outputs, 3, config, vb.pp(i))?, pool))
+        };
+        Ok(Self {
+            convs: plan.convs.iter().enumerate().map(conv).collect::<candle_core::Result<_>>()?,
+            hidden: candle_nn::linear(plan.flat, plan.hidden, vb.pp("hidden"))?,
+            output: candle_nn::linear(plan.hidden, CLASSES, vb.pp("output"))?,
+        })
+    }
+
+    /// One that takes no part in training: its weights are plain tensors.
+    fn frozen(plan: &Plan) -> candle_core::Result<Self> {
+        let variables = VarMap::new();
+        let mut network =
+            Self::new(plan, VarBuilder::from_varmap(&variables, DType::F32, &Device::Cpu))?;
+        let linear =
+            |layer: &Linear| Linear::new(layer.weight().detach(), layer.bias().map(Tensor::detach));
+        for (conv, _) in &mut network.convs {
+            *conv = Conv2d::new(
+                conv.weight().detach(),
+                conv.bias().map(Tensor::detach),
+                *conv.config(),
+            );
+        }
+        network.hidden = linear(&network.hidden);
+        network.output = linear(&network.output);
+        Ok(network)
+    }
+
+    fn forward(&self, images: &Tensor, train: bool) -> candle_core::Result<Tensor> {
+        let mut x = images.clone();
+        for (conv, pool) in &self.convs {
+            x = conv.forward(&x)?.relu()?;
+            if *pool {
+                x = x.max_pool2d(2)?;
+            }
+        }
+        x = self.hidden.forward(&x.flatten_from(1)?)?.relu()?;
+        if train {
+            x = dropout(&x, 0.1)?;
+        }
+        self.output.forward(&x)
+    }
+}
+
+fn training(plan: &Plan, batch: Batch, soft: Soft) -> anyhow::Result<Step> {
+    let variables = VarMap::new();
+    let network =
+        Network::new(plan, VarBuilder::from_varmap(&variables, DType::F32, &Device::Cpu))?;
+    let settings = ParamsAdamW { lr: 1e-3, weight_decay: 0.0, ..ParamsAdamW::default() };
+    let mut adam = AdamW::new(variables.all_vars(), settings)?;
+    Ok(Box::new(move || {
+        let soft_targets = match &soft {
+            Soft::None => None,
+            Soft::Given => Some(batch.teacher_logits.clone()),
+            Soft::Live(teacher) => Some(teacher.forward(&batch.images, false)?),
+        };
+        let logits = network.forward(&batch.images, true)?;
+        let mut loss = candle_nn::loss::cross_entropy(&logits, &batch.labels)?;
+        if let Some(teacher) = soft_targets {
+            loss = ((loss * ALPHA)? + (kl(&logits, &teacher)? * (1.0 - ALPHA))?)?;
+        }
+        loss.to_scalar::<f32>()?;
+        adam.backward_step(&loss)?;
+        Ok(())
+    }))
+}
+
+/// `T² · KL(teacher || student)`, averaged over the batch.
+fn kl(student: &Tensor, teacher: &Tensor) -> candle_core::Result<Tensor> {
+    let student = log_softmax(&(student / TEMPERATURE)?, 1)?;
+    let teacher = log_softmax(&(teacher / TEMPERATURE)?, 1)?;
+    let sum = (teacher.exp()? * (&teacher - student)?)?.sum_all()?;
+    sum * (TEMPERATURE * TEMPERATURE / teacher.dim(0)? as f64)
+}

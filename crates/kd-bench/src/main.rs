@@ -1,0 +1,92 @@
+//! A worker that `cargo xtask bench` starts and asks, line by line, to take steps and tell how long
+//! each took. `parity/bench.py` is the same for PyTorch.
+//!
+//! A line is `WORK LAYOUT STEPS`, the answer a JSON array of seconds, one a step; `peak_memory` is answered with the
+//! bytes that this process has had in memory at most. An end of input ends the worker.
+
+mod candle;
+mod ours;
+mod work;
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::io::{BufRead, Write};
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use clap::{Parser, ValueEnum};
+
+use work::{Batch, Work};
+
+#[derive(Parser)]
+struct Args {
+    /// Whose steps to take
+    #[arg(long, value_enum)]
+    side: Side,
+    /// Images in a step
+    #[arg(long, default_value_t = 128)]
+    batch_size: usize,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Side {
+    /// kd's operations, as `kd train` uses them
+    Ours,
+    /// candle-nn's layers and AdamW
+    Candle,
+}
+
+fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    if matches!(args.side, Side::Ours) {
+        kd_ops::keep_freed_memory();
+    }
+    let batch = Batch::new(args.batch_size)?;
+    let mut steps: HashMap<Work, work::Step> = HashMap::new();
+    for line in std::io::stdin().lock().lines() {
+        let answer = match answer(&args, &batch, &mut steps, &line?) {
+            Ok(value) => value,
+            Err(error) => serde_json::json!({ "error": format!("{error:#}") }),
+        };
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "{answer}")?;
+        out.flush()?;
+    }
+    Ok(())
+}
+
+fn answer(
+    args: &Args,
+    batch: &Batch,
+    steps: &mut HashMap<Work, work::Step>,
+    line: &str,
+) -> anyhow::Result<serde_json::Value> {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let (work, count) = match words[..] {
+        ["peak_memory"] => return Ok(peak_memory()?.into()),
+        [work, "default", count] => (Work::from_name(work)?, count.parse::<usize>()?),
+        _ => bail!("{line:?}: expected WORK default STEPS, or peak_memory"),
+    };
+    let step = match steps.entry(work) {
+        Entry::Occupied(step) => step.into_mut(),
+        Entry::Vacant(place) => place.insert(match args.side {
+            Side::Ours => ours::prepare(work, batch.clone())?,
+            Side::Candle => candle::prepare(work, batch.clone())?,
+        }),
+    };
+    let mut seconds = Vec::with_capacity(count);
+    for _ in 0..count {
+        let start = Instant::now();
+        step()?;
+        seconds.push(start.elapsed().as_secs_f64());
+    }
+    Ok(seconds.into())
+}
+
+/// Linux counts it for each process; elsewhere this is an error, and the row is left empty.
+fn peak_memory() -> anyhow::Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").context("peak memory")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")).context("no VmHWM")?;
+    Ok(kib.trim().parse::<u64>()? * 1024)
+}

@@ -1,0 +1,90 @@
+//! The steps that `kd train` and `kd distill` take.
+
+use std::collections::BTreeMap;
+
+use candle_core::{Device, Tensor};
+use kd_loss::{Inputs, KdConfig, MethodConfig, Objective, Shapes, alpha_weights};
+use kd_models::{Architecture, Classifier, Mode, ModelConfig};
+use kd_ops::DropoutKey;
+use kd_ops::adam::{Adam, AdamConfig};
+
+use crate::work::{ALPHA, Batch, CLASSES, Step, TEMPERATURE, Work};
+
+pub(crate) fn prepare(work: Work, batch: Batch) -> anyhow::Result<Step> {
+    Ok(match work {
+        Work::TeacherStep => training(Architecture::Teacher, batch, Soft::None)?,
+        Work::StudentStep => training(Architecture::Student, batch, Soft::None)?,
+        Work::KdStep => training(Architecture::Student, batch, Soft::Given)?,
+        Work::KdStepWithTeacher => training(Architecture::Student, batch, Soft::Live(teacher()?))?,
+        Work::TeacherEval => {
+            let teacher = teacher()?;
+            Box::new(move || {
+                logits(&*teacher, &batch.images)?;
+                Ok(())
+            })
+        }
+    })
+}
+
+/// Where the soft targets come from.
+enum Soft {
+    None,
+    Given,
+    Live(Box<dyn Classifier + Send + Sync>),
+}
+
+fn config(architecture: Architecture) -> ModelConfig {
+    ModelConfig { architecture, classes: CLASSES, dropout: 0.1 }
+}
+
+/// A teacher that takes no part in training.
+fn teacher() -> anyhow::Result<Box<dyn Classifier + Send + Sync>> {
+    let config = config(Architecture::Teacher);
+    let parameters = kd_models::init(&config, 1, &Device::Cpu)?;
+    let weights: BTreeMap<String, Tensor> =
+        parameters.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor())).collect();
+    Ok(kd_models::build(&config, kd_models::frozen(&weights))?)
+}
+
+fn logits(network: &dyn Classifier, images: &Tensor) -> anyhow::Result<Tensor> {
+    Ok(network.forward_t(images, Mode::Eval, &[])?.logits)
+}
+
+fn training(architecture: Architecture, batch: Batch, soft: Soft) -> anyhow::Result<Step> {
+    let config = config(architecture);
+    let parameters = kd_models::init(&config, 0, &Device::Cpu)?;
+    let network = kd_models::build(&config, kd_models::var_builder(&parameters))?;
+    let (labels_weight, kd_weight) = alpha_weights(ALPHA)?;
+    let objective = if matches!(soft, Soft::None) {
+        Objective::new(1.0, Vec::new())?
+    } else {
+        let kd = MethodConfig::Kd(KdConfig { temperature: TEMPERATURE });
+        let kd = kd_loss::build(&kd, &Shapes::default(), kd_models::frozen(&BTreeMap::new()))?;
+        Objective::new(labels_weight, vec![(kd_weight, kd)])?
+    };
+    let mut adam = Adam::new(AdamConfig::default());
+    let mut step = 0;
+    let none = BTreeMap::new();
+    let indices: Vec<u32> = (0..batch.labels.elem_count() as u32).collect();
+    Ok(Box::new(move || {
+        let live = match &soft {
+            Soft::Live(teacher) => Some(logits(&**teacher, &batch.images)?),
+            Soft::None | Soft::Given => None,
+        };
+        let mode = Mode::Train(DropoutKey { seed: 0, step });
+        let output = network.forward_t(&batch.images, mode, &[])?;
+        let loss = objective.loss(&Inputs {
+            student_logits: &output.logits,
+            teacher_logits: Some(live.as_ref().unwrap_or(&batch.teacher_logits)),
+            labels: &batch.labels,
+            student_features: &none,
+            teacher_features: &none,
+            epoch: 0,
+            indices: &indices,
+        })?;
+        loss.total.to_scalar::<f32>()?;
+        adam.step(&parameters, &loss.total.backward()?)?;
+        step += 1;
+        Ok(())
+    }))
+}

@@ -1,0 +1,103 @@
+"""PyTorch's side of `cargo xtask bench`: takes steps when asked, and tells how long each took.
+
+A line of input is `WORK LAYOUT STEPS`, the answer a JSON array of seconds, one a step; `peak_memory` is answered
+with the bytes that this process has had in memory at most. LAYOUT is default, channels_last, compile or
+compile+channels_last. crates/kd-bench is the same for Rust.
+"""
+
+import argparse
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from networks import Network, Student, Teacher
+
+TEMPERATURE, ALPHA = 2.0, 0.75
+WORKS = ("teacher_step", "student_step", "teacher_eval", "kd_step", "kd_step_with_teacher")
+
+
+def kl(student: Tensor, teacher: Tensor) -> Tensor:
+    return TEMPERATURE**2 * F.kl_div(
+        F.log_softmax(student / TEMPERATURE, 1), F.softmax(teacher / TEMPERATURE, 1), reduction="batchmean"
+    )
+
+
+def prepare(work: str, layout: str, size: int) -> Callable[[], None]:
+    if work not in WORKS:
+        raise ValueError(f"no work is called {work!r}")
+    memory = torch.channels_last if "channels_last" in layout else torch.contiguous_format
+    images = torch.randn(size, 3, 32, 32).to(memory_format=memory)
+    labels = torch.arange(size) % 10
+    teacher_logits = torch.randn(size, 10)
+
+    def ready(network: Network) -> torch.nn.Module:
+        network = network.to(memory_format=memory)
+        return torch.compile(network) if "compile" in layout else network
+
+    teacher = ready(Teacher()).eval() if work in ("teacher_eval", "kd_step_with_teacher") else None
+
+    def answers() -> Tensor:
+        with torch.no_grad():
+            return teacher(images)[0]
+
+    if work == "teacher_eval":
+        return answers
+    network = ready(Teacher() if work == "teacher_step" else Student()).train()
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        soft = answers() if work == "kd_step_with_teacher" else teacher_logits
+        logits, _ = network(images)
+        loss = F.cross_entropy(logits, labels)
+        if work.startswith("kd_step"):
+            loss = ALPHA * loss + (1 - ALPHA) * kl(logits, soft)
+        loss.backward()
+        optimizer.step()
+        loss.item()
+
+    return step
+
+
+def answer(line: str, steps: dict, size: int) -> object:
+    words = line.split()
+    if words == ["version"]:
+        return torch.__version__
+    if words == ["peak_memory"]:
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    work, layout, count = words
+    if (work, layout) not in steps:
+        torch.manual_seed(0)
+        steps[work, layout] = prepare(work, layout, size)
+    seconds = []
+    for _ in range(int(count)):
+        start = time.perf_counter()
+        steps[work, layout]()
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--batch-size", type=int, default=128)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    steps = {}
+    for line in sys.stdin:
+        try:
+            result = answer(line, steps, args.batch_size)
+        except Exception as error:  # told to whoever asked, who goes on without this layout
+            result = {"error": " ".join(str(error).split())[:300]}
+        print(json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    main()
