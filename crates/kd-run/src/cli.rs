@@ -30,6 +30,8 @@ enum Command {
     Eval(Eval),
     /// Table and HTML page of the runs below output folders
     Report(Report),
+    /// Check a recipe and print it with every default filled in
+    Recipe(ShowRecipe),
 }
 
 #[derive(Debug, Args)]
@@ -99,6 +101,9 @@ pub(crate) struct RunFlags {
     /// Train on this many images, balanced over the classes
     #[arg(long, value_name = "IMAGES", value_parser = at_least_one)]
     pub(crate) train_limit: Option<usize>,
+    /// Choose settings: take so many training images out and test on them instead
+    #[arg(long, value_name = "IMAGES", value_parser = at_least_one)]
+    pub(crate) held_out: Option<usize>,
     /// A checkpoint every so many steps ("200") or epochs ("2epochs")
     #[arg(long, value_name = "N[epochs]", value_parser = every)]
     pub(crate) checkpoint_every: Option<Every>,
@@ -159,6 +164,16 @@ pub(crate) struct Report {
     pub(crate) out: Vec<PathBuf>,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct ShowRecipe {
+    /// The recipe [default: the built-in tutorial]
+    #[arg(value_name = "FILE")]
+    pub(crate) recipe: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 /// A command line that can't be right: exit code 2.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -181,13 +196,14 @@ pub fn run() -> ExitCode {
         Command::Train(train) => train.run.compute.threads,
         Command::Distill(distill) => distill.run.compute.threads,
         Command::Eval(eval) => eval.compute.threads,
-        Command::Report(_) => None,
+        Command::Report(_) | Command::Recipe(_) => None,
     };
     let done = set_threads(threads).and_then(|()| match cli.command {
         Command::Train(train) => commands::train(&train),
         Command::Distill(distill) => commands::distill(&distill),
         Command::Eval(eval) => commands::eval(&eval),
         Command::Report(report) => commands::report(&report),
+        Command::Recipe(recipe) => commands::recipe(&recipe),
     });
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use kd_loss::{MethodConfig, Term};
 use kd_models::ModelConfig;
 
-use crate::cli::{Distill, Report, RunFlags, Train, Usage};
+use crate::cli::{Distill, Report, RunFlags, ShowRecipe, Train, Usage};
 use crate::data::{self, Data};
 use crate::progress::Display;
 use crate::recipe::{Recipe, RunConfig, RunRecipe, TUTORIAL, check_name};
@@ -73,6 +73,16 @@ pub(crate) fn report(flags: &Report) -> anyhow::Result<()> {
         say(&format!("{}\n", out.join("report.html").display()))?;
     }
     Ok(())
+}
+
+/// `kd recipe`.
+pub(crate) fn recipe(flags: &ShowRecipe) -> anyhow::Result<()> {
+    let recipe = read_recipe(flags.recipe.as_deref())?;
+    let text = match flags.json {
+        true => serde_json::to_string(&recipe).context("the recipe can't be written as JSON")?,
+        false => toml::to_string(&recipe).context("the recipe can't be written as TOML")?,
+    };
+    say(&format!("{}\n", text.trim_end()))
 }
 
 /// Prints to standard output; nobody listening any more (`kd report | head`) is no failure.
@@ -172,6 +182,7 @@ fn with_flags(recipe: &Recipe, mut run: RunConfig, flags: &RunFlags) -> anyhow::
     }
     data.train_limit = flags.train_limit.or(data.train_limit);
     data.test_limit = flags.data.test_limit.or(data.test_limit);
+    data.held_out = flags.held_out.or(data.held_out);
     training.epochs = flags.epochs.unwrap_or(training.epochs);
     training.batch_size = flags.batch_size.unwrap_or(training.batch_size);
     training.seed = flags.seed.unwrap_or(training.seed);
@@ -193,7 +204,9 @@ fn check_same_data(out: &Path, run: &RunRecipe) -> anyhow::Result<()> {
         }
         let path = folder.join("recipe.toml");
         let Ok(other) = Recipe::read(&path) else { continue };
-        let test = |data: &crate::recipe::DataConfig| (data.sha256.clone(), data.test_limit);
+        let test = |data: &crate::recipe::DataConfig| {
+            (data.sha256.clone(), data.test_limit, data.held_out)
+        };
         if test(&other.data) != test(&run.data) {
             bail!(
                 "{}: this run was on other images ({}, test limit {}); runs in one folder are compared, so choose another --out",

@@ -11,6 +11,8 @@ use crate::recipe::{DataConfig, DatasetName};
 
 /// A seed of its own, so that the subset is the same in every run, whatever the run's seed.
 const SUBSET_SEED: u64 = 0;
+/// The same for the images that are held out.
+const HELD_OUT_SEED: u64 = 1;
 
 /// Images to train on and to test on, after any limit.
 #[derive(Clone, Debug)]
@@ -56,14 +58,41 @@ pub fn load(config: &DataConfig, folder: &Path) -> anyhow::Result<Data> {
         }
         _ => split,
     };
+    let mut warning = files.and_then(|files| warning(folder, files));
+    let (train, test) = match config.held_out {
+        None => (dataset.train, dataset.test),
+        Some(held_out) => {
+            let note = format!(
+                "the test images here are {held_out} images held out of the training set; the data's own test images were not used"
+            );
+            warning = Some(warning.map_or(note.clone(), |warning| format!("{warning}; {note}")));
+            hold_out(&dataset.train, held_out, classes)?
+        }
+    };
     Ok(Data {
         name: dataset.name,
-        train: Arc::new(limited(dataset.train, config.train_limit)),
-        test: Arc::new(limited(dataset.test, config.test_limit)),
+        train: Arc::new(limited(train, config.train_limit)),
+        test: Arc::new(limited(test, config.test_limit)),
         classes: dataset.classes,
         sha256: dataset.sha256,
-        warning: files.and_then(|files| warning(folder, files)),
+        warning,
     })
+}
+
+/// The training images without those that are held out, and those.
+fn hold_out(train: &Split, count: usize, classes: usize) -> anyhow::Result<(Split, Split)> {
+    anyhow::ensure!(
+        count < train.len(),
+        "data.held_out is {count}; expected fewer than the {} training images",
+        train.len()
+    );
+    let held_out = train.balanced_subset(count, classes, HELD_OUT_SEED);
+    Ok((train.select(&all_but(train.len(), &held_out)), train.select(&held_out)))
+}
+
+/// The indices below `len` that are not among `left_out`, which rise.
+fn all_but(len: usize, left_out: &[u32]) -> Vec<u32> {
+    (0..len as u32).filter(|index| left_out.binary_search(index).is_err()).collect()
 }
 
 /// What `source.json` beside the batch files says against them, if it is there.
@@ -82,5 +111,41 @@ fn warning(folder: &Path, files: &str) -> Option<String> {
             tracing::warn!("{error:#}");
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn load_with(held_out: Option<usize>, train_limit: Option<usize>) -> anyhow::Result<Data> {
+        let config = DataConfig {
+            dataset: DatasetName::Synthetic,
+            held_out,
+            train_limit,
+            ..DataConfig::default()
+        };
+        load(&config, Path::new(""))
+    }
+
+    #[test]
+    fn held_out_images_are_balanced_the_same_each_time_and_not_trained_on() {
+        let whole = load_with(None, None).unwrap();
+        let data = load_with(Some(500), None).unwrap();
+        assert_eq!((data.train.len(), data.test.len()), (whole.train.len() - 500, 500));
+        assert_eq!(data.test.class_counts(10), [50; 10]);
+        let pictures = |split: &Split| -> Vec<Vec<u8>> {
+            (0..split.len()).map(|i| split.image(i).to_vec()).collect()
+        };
+        let train: BTreeSet<_> = pictures(&data.train).into_iter().collect();
+        assert!(pictures(&data.test).iter().all(|image| !train.contains(image)));
+        // A limit takes from what is left, and leaves the held-out images alone.
+        let limited = load_with(Some(500), Some(200)).unwrap();
+        assert_eq!((limited.train.len(), &limited.test), (200, &data.test));
+        assert!(data.warning.unwrap().contains("500 images held out"));
+        let message = load_with(Some(whole.train.len()), None).unwrap_err().to_string();
+        assert!(message.contains("expected fewer than the"), "{message}");
     }
 }

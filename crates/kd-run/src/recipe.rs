@@ -55,6 +55,10 @@ pub struct DataConfig {
     /// Test on at most this many images, balanced over the classes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub test_limit: Option<usize>,
+    /// Choose settings: take this many training images out (balanced over the classes, the same in
+    /// every run) and test on them; the test images are not looked at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub held_out: Option<usize>,
     /// SHA-256 of the data; other data is then an error.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
@@ -181,6 +185,7 @@ impl Default for DataConfig {
             std,
             train_limit: None,
             test_limit: None,
+            held_out: None,
             sha256: None,
             augment: AugmentConfig::default(),
         }
@@ -405,7 +410,12 @@ impl DataConfig {
         let positive = self.std.iter().all(|std| std.is_finite() && *std > 0.0);
         let std = format!("{:?}", self.std);
         require(positive, &[Step::Key("std")], std, "three numbers above 0")?;
-        for (key, limit) in [("train_limit", self.train_limit), ("test_limit", self.test_limit)] {
+        let limits = [
+            ("train_limit", self.train_limit),
+            ("test_limit", self.test_limit),
+            ("held_out", self.held_out),
+        ];
+        for (key, limit) in limits {
             require(limit != Some(0), &[Step::Key(key)], 0, "at least 1")?;
         }
         let augment = [Step::Key("augment"), Step::Key("crop_padding")];

@@ -17,6 +17,17 @@ pub(super) struct Experiment {
     pub(super) seeds: Vec<u64>,
     /// Trained alone first (the largest before the smaller), then distilled.
     pub(super) arms: Vec<Arm>,
+    /// `comparison.json` of `cargo xtask compare`, where it lies in the folder.
+    pub(super) comparison: Option<Comparison>,
+}
+
+/// A table as `cargo xtask compare` leaves it.
+#[derive(Deserialize)]
+pub(super) struct Comparison {
+    pub(super) title: String,
+    pub(super) head: Vec<String>,
+    pub(super) rows: Vec<Vec<String>>,
+    pub(super) notes: Vec<String>,
 }
 
 /// The runs of one name, over the seeds.
@@ -324,7 +335,18 @@ fn read(out: &Path) -> Result<Experiment, Error> {
         let place = known.iter().position(|name| *name == arm.name);
         (arm.method().is_some(), size, place.unwrap_or(known.len()))
     });
-    Ok(Experiment { label: String::new(), dataset, device, seeds, arms })
+    let comparison = read_comparison(&out.join("comparison.json"))?;
+    Ok(Experiment { label: String::new(), dataset, device, seeds, arms, comparison })
+}
+
+fn read_comparison(path: &Path) -> Result<Option<Comparison>, Error> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let text = read_text(path, "`cargo xtask compare` writes it")?;
+    let comparison = serde_json::from_str(&text)
+        .map_err(|error| corrupt(path, None, format!("not a comparison: {error}")))?;
+    Ok(Some(comparison))
 }
 
 /// The folders directly below one, by name.

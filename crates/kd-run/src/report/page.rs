@@ -8,7 +8,7 @@ use minijinja::{Environment, Value};
 use serde::Serialize;
 
 use super::charts::{self, Dot, DotRow, Point, Series};
-use super::experiment::{Arm, Epoch, Evaluation, Experiment, Run};
+use super::experiment::{Arm, Comparison, Epoch, Evaluation, Experiment, Run};
 use super::format::{
     bytes, duration, grouped, millions, percent_spread, points_spread, rate, seeds, signed,
 };
@@ -131,6 +131,7 @@ pub(super) fn render(experiments: &[Experiment]) -> Result<String, Error> {
         .collect();
 
     let sections = [
+        comparison(experiments),
         gains(&shown),
         curves(&shown),
         confusions(&shown),
@@ -390,6 +391,23 @@ fn runs_table(shown: &[Shown<'_>]) -> Table {
 }
 
 /// Each distilled student against the same student alone.
+/// The tables of `cargo xtask compare`.
+fn comparison(experiments: &[Experiment]) -> Option<Section> {
+    let found: Vec<_> = experiments.iter().filter_map(|e| e.comparison.as_ref()).collect();
+    let table = |comparison: &&Comparison| Table {
+        caption: comparison.title.clone(),
+        head: comparison.head.clone(),
+        rows: comparison.rows.clone(),
+    };
+    (!found.is_empty()).then(|| Section {
+        id: "comparison",
+        title: "Arms compared, seed by seed",
+        intro: unique(found.iter().flat_map(|comparison| comparison.notes.clone())),
+        tables: found.iter().map(table).collect(),
+        ..Section::default()
+    })
+}
+
 fn gains(shown: &[Shown<'_>]) -> Option<Section> {
     let mut rows = Vec::new();
     let mut numbers = Table {
