@@ -39,9 +39,16 @@ pub(crate) struct Train {
     /// The network
     #[arg(long, value_name = "MODEL", value_parser = architecture)]
     pub(crate) model: Option<Architecture>,
+    /// Leave out part I of K of the training images: a teacher for a run with cross_fit = K
+    #[arg(long, value_name = "I/K", value_parser = part)]
+    pub(crate) part: Option<Part>,
     #[command(flatten)]
     pub(crate) run: RunFlags,
 }
+
+/// Part `.0` of `.1`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Part(pub(crate) usize, pub(crate) usize);
 
 #[derive(Debug, Args)]
 pub(crate) struct Distill {
@@ -233,6 +240,14 @@ fn at_least_one(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(number) if number >= 1 => Ok(number),
         _ => Err("expected a whole number, at least 1".into()),
+    }
+}
+
+fn part(text: &str) -> Result<Part, String> {
+    let parts = text.split_once('/').and_then(|(i, k)| Some((i.parse().ok()?, k.parse().ok()?)));
+    match parts {
+        Some((i, k)) if k >= 2 && (1..=k).contains(&i) => Ok(Part(i, k)),
+        _ => Err("expected I/K with I from 1 to K, and K at least 2".into()),
     }
 }
 

@@ -7,12 +7,16 @@ use anyhow::Context;
 use kd_data::{Split, SyntheticConfig};
 use serde::Deserialize;
 
-use crate::recipe::{DataConfig, DatasetName};
+use crate::recipe::{DataConfig, DatasetName, RunConfig};
 
 /// A seed of its own, so that the subset is the same in every run, whatever the run's seed.
 const SUBSET_SEED: u64 = 0;
 /// The same for the images that are held out.
 const HELD_OUT_SEED: u64 = 1;
+/// The same for the parts of cross-fitting.
+const PART_SEED: u64 = 2;
+/// The same for the images that a run chooses its epoch on.
+const SELECTION_SEED: u64 = 3;
 
 /// Images to train on and to test on, after any limit.
 #[derive(Clone, Debug)]
@@ -25,6 +29,10 @@ pub struct Data {
     pub train: Arc<Split>,
     /// The images to test on.
     pub test: Arc<Split>,
+    /// Training images before any was left out for this run alone.
+    pub whole_train: usize,
+    /// Taken out of the training images, to choose the best epoch on.
+    pub selection: Option<Arc<Split>>,
     /// SHA-256 of the whole data set.
     pub sha256: String,
     /// Why the images may not be the published ones.
@@ -69,14 +77,56 @@ pub fn load(config: &DataConfig, folder: &Path) -> anyhow::Result<Data> {
             hold_out(&dataset.train, held_out, classes)?
         }
     };
+    let train = limited(train, config.train_limit);
     Ok(Data {
         name: dataset.name,
-        train: Arc::new(limited(train, config.train_limit)),
+        whole_train: train.len(),
+        train: Arc::new(train),
         test: Arc::new(limited(test, config.test_limit)),
+        selection: None,
         classes: dataset.classes,
         sha256: dataset.sha256,
         warning,
     })
+}
+
+impl Data {
+    /// Leaves out of the training images what this run is not to see: its part in cross-fitting, and
+    /// those that it chooses its epoch on.
+    ///
+    /// # Errors
+    /// When there are too few images for that.
+    pub fn for_run(mut self, run: &RunConfig) -> anyhow::Result<Self> {
+        if let Some([part, of]) = run.part {
+            let left_out = self.part(part, of)?;
+            self.train = Arc::new(self.train.select(&all_but(self.train.len(), &left_out)));
+        }
+        if let Some(count) = run.select_on {
+            anyhow::ensure!(
+                count < self.train.len(),
+                "run {}: select_on is {count}; expected fewer than the {} training images",
+                run.name,
+                self.train.len()
+            );
+            let chosen = self.train.balanced_subset(count, self.classes.len(), SELECTION_SEED);
+            self.selection = Some(Arc::new(self.train.select(&chosen)));
+            self.train = Arc::new(self.train.select(&all_but(self.train.len(), &chosen)));
+        }
+        Ok(self)
+    }
+
+    /// The training images of part `part` (from 1) of `of`: balanced over the classes, and together
+    /// all images, each once; the same in every run.
+    pub(crate) fn part(&self, part: usize, of: usize) -> anyhow::Result<Vec<u32>> {
+        let images = self.train.len();
+        anyhow::ensure!(of <= images, "{images} training images can't be cut into {of} parts");
+        // A smaller balanced subset is part of each larger one.
+        let up_to = |part: usize| {
+            self.train.balanced_subset(images * part / of, self.classes.len(), PART_SEED)
+        };
+        let before = up_to(part - 1);
+        Ok(up_to(part).into_iter().filter(|i| before.binary_search(i).is_err()).collect())
+    }
 }
 
 /// The training images without those that are held out, and those.
@@ -128,6 +178,28 @@ mod tests {
             ..DataConfig::default()
         };
         load(&config, Path::new(""))
+    }
+
+    #[test]
+    fn parts_are_balanced_and_hold_each_image_once() {
+        let data = load_with(None, Some(103)).unwrap();
+        let parts: Vec<Vec<u32>> = (1..=4).map(|part| data.part(part, 4).unwrap()).collect();
+        let mut all: Vec<u32> = parts.concat();
+        all.sort_unstable();
+        assert_eq!(all, (0..103).collect::<Vec<_>>());
+        for (index, part) in parts.iter().enumerate() {
+            let counts = data.train.select(part).class_counts(10);
+            assert!(counts.iter().all(|count| (2..=4).contains(count)), "{counts:?}");
+            let mut run = RunConfig::on_labels("t", kd_models::Architecture::Teacher);
+            run.part = Some([index + 1, 4]);
+            let seen = data.clone().for_run(&run).unwrap();
+            assert_eq!(seen.train.len() + part.len(), 103);
+            run.select_on = Some(20);
+            let seen = data.clone().for_run(&run).unwrap();
+            let selection = seen.selection.unwrap();
+            assert_eq!((selection.len(), seen.train.len()), (20, 103 - part.len() - 20));
+        }
+        assert!(data.part(1, 104).is_err());
     }
 
     #[test]

@@ -47,8 +47,18 @@ pub(super) struct Run {
     /// Present when the run is finished.
     pub(super) evaluation: Option<Evaluation>,
     pub(super) weights_bytes: Option<u64>,
+    pub(super) teacher: Option<TeacherSays>,
     pub(super) recipe: toml::Table,
     pub(super) recipe_text: String,
+}
+
+/// How a run's teacher does on images that it teaches with.
+#[derive(Deserialize, Clone, Copy)]
+pub(super) struct TeacherSays {
+    pub(super) images: u64,
+    pub(super) accuracy: f64,
+    /// In nats.
+    pub(super) entropy: f64,
 }
 
 /// The first event of a run.
@@ -371,7 +381,7 @@ fn read_run(folder: &Path) -> Result<Option<Run>, Error> {
         let text = error.message();
         corrupt(&recipe_path, None, format!("not a recipe: {text}"))
     })?;
-    let (start, epochs, finished) = read_events(&folder.join("events.jsonl"))?;
+    let (start, epochs, finished, teacher) = read_events(&folder.join("events.jsonl"))?;
     let (Some(start), false) = (start, epochs.is_empty()) else {
         return Ok(None);
     };
@@ -384,17 +394,21 @@ fn read_run(folder: &Path) -> Result<Option<Run>, Error> {
         start,
         epochs,
         finished,
+        teacher,
         evaluation,
         recipe,
         recipe_text,
     }))
 }
 
-fn read_events(path: &Path) -> Result<(Option<Start>, Vec<Epoch>, bool), Error> {
+type Events = (Option<Start>, Vec<Epoch>, bool, Option<TeacherSays>);
+
+fn read_events(path: &Path) -> Result<Events, Error> {
     let text = read_text(path, "each run folder holds its events")?;
     let mut start: Option<Start> = None;
     let mut epochs: BTreeMap<u64, Epoch> = BTreeMap::new();
     let mut finished = false;
+    let mut teacher = None;
     let mut lines = text.split_inclusive('\n').enumerate().peekable();
     while let Some((index, line)) = lines.next() {
         let line_number = index + 1;
@@ -426,6 +440,8 @@ fn read_events(path: &Path) -> Result<(Option<Start>, Vec<Epoch>, bool), Error> 
                 epochs.insert(epoch.epoch, epoch);
                 finished = false;
             }
+            // Runs of earlier versions don't have these figures.
+            Some("teacher") => teacher = serde_json::from_value(event).ok(),
             Some("end") => finished = true,
             Some(_) => {}
             None => {
@@ -438,7 +454,7 @@ fn read_events(path: &Path) -> Result<(Option<Start>, Vec<Epoch>, bool), Error> 
         let found = "epochs without a \"start\" event before them".to_owned();
         return Err(corrupt(path, None, found));
     }
-    Ok((start, epochs.into_values().collect(), finished))
+    Ok((start, epochs.into_values().collect(), finished, teacher))
 }
 
 fn read_evaluation(path: &Path) -> Result<Evaluation, Error> {
