@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod checksum;
 pub mod ci;
+pub mod compare;
 pub mod data;
 pub mod download;
 pub mod process;

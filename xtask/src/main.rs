@@ -1,6 +1,6 @@
 use clap::Parser;
 
-use xtask::{bench, ci, data, process, reproduce};
+use xtask::{bench, ci, compare, data, process, reproduce};
 
 /// The project's own commands.
 #[derive(Parser)]
@@ -10,6 +10,8 @@ enum Command {
     Data(data::Args),
     /// Run the whole experiment: data, teacher, student, three distilled students, report
     Reproduce(reproduce::Args),
+    /// Train recipes on the same seeds and compare them: differences, intervals, p-values
+    Compare(compare::Args),
     /// Measure training steps beside candle's and PyTorch's, in turns
     Bench(bench::Args),
     /// Do what continuous integration does
@@ -20,6 +22,7 @@ fn main() {
     let result = match Command::parse() {
         Command::Data(args) => data::command(&args),
         Command::Reproduce(args) => reproduce::command(&args),
+        Command::Compare(args) => compare::command(&args),
         Command::Bench(args) => bench::command(&args),
         Command::Ci(args) => ci::command(&args),
     };

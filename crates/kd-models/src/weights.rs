@@ -38,6 +38,20 @@ pub struct Metadata {
     pub std: [f32; 3],
     /// The data that the network was trained on.
     pub dataset: String,
+    /// What of it the network has not seen, for cross-fitted targets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left_out: Option<LeftOut>,
+}
+
+/// A part of the training images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftOut {
+    /// Which, from 1.
+    pub part: usize,
+    /// Of how many.
+    pub of: usize,
+    /// Images in all parts together.
+    pub images: usize,
 }
 
 impl Metadata {
@@ -51,6 +65,7 @@ impl Metadata {
             mean,
             std,
             dataset: dataset.to_string(),
+            left_out: None,
         }
     }
 

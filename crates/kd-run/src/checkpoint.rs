@@ -40,8 +40,11 @@ pub struct State {
     pub step: u64,
     /// Of the epoch that is going on.
     pub sums: Sums,
-    /// On the test images, after the last whole epoch.
+    /// On the test images, after the last whole epoch, or the best one where that is chosen.
     pub evaluation: Option<Evaluation>,
+    /// The best epoch so far (from 1) and its share of right answers, where a run chooses it.
+    #[serde(default)]
+    pub best: Option<(usize, f64)>,
     /// `events.jsonl` so far.
     pub events: String,
 }

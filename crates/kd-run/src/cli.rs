@@ -30,6 +30,8 @@ enum Command {
     Eval(Eval),
     /// Table and HTML page of the runs below output folders
     Report(Report),
+    /// Check a recipe and print it with every default filled in
+    Recipe(ShowRecipe),
 }
 
 #[derive(Debug, Args)]
@@ -37,9 +39,16 @@ pub(crate) struct Train {
     /// The network
     #[arg(long, value_name = "MODEL", value_parser = architecture)]
     pub(crate) model: Option<Architecture>,
+    /// Leave out part I of K of the training images: a teacher for a run with cross_fit = K
+    #[arg(long, value_name = "I/K", value_parser = part)]
+    pub(crate) part: Option<Part>,
     #[command(flatten)]
     pub(crate) run: RunFlags,
 }
+
+/// Part `.0` of `.1`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Part(pub(crate) usize, pub(crate) usize);
 
 #[derive(Debug, Args)]
 pub(crate) struct Distill {
@@ -99,6 +108,9 @@ pub(crate) struct RunFlags {
     /// Train on this many images, balanced over the classes
     #[arg(long, value_name = "IMAGES", value_parser = at_least_one)]
     pub(crate) train_limit: Option<usize>,
+    /// Choose settings: take so many training images out and test on them instead
+    #[arg(long, value_name = "IMAGES", value_parser = at_least_one)]
+    pub(crate) held_out: Option<usize>,
     /// A checkpoint every so many steps ("200") or epochs ("2epochs")
     #[arg(long, value_name = "N[epochs]", value_parser = every)]
     pub(crate) checkpoint_every: Option<Every>,
@@ -159,6 +171,16 @@ pub(crate) struct Report {
     pub(crate) out: Vec<PathBuf>,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct ShowRecipe {
+    /// The recipe [default: the built-in tutorial]
+    #[arg(value_name = "FILE")]
+    pub(crate) recipe: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 /// A command line that can't be right: exit code 2.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -181,13 +203,14 @@ pub fn run() -> ExitCode {
         Command::Train(train) => train.run.compute.threads,
         Command::Distill(distill) => distill.run.compute.threads,
         Command::Eval(eval) => eval.compute.threads,
-        Command::Report(_) => None,
+        Command::Report(_) | Command::Recipe(_) => None,
     };
     let done = set_threads(threads).and_then(|()| match cli.command {
         Command::Train(train) => commands::train(&train),
         Command::Distill(distill) => commands::distill(&distill),
         Command::Eval(eval) => commands::eval(&eval),
         Command::Report(report) => commands::report(&report),
+        Command::Recipe(recipe) => commands::recipe(&recipe),
     });
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -217,6 +240,14 @@ fn at_least_one(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(number) if number >= 1 => Ok(number),
         _ => Err("expected a whole number, at least 1".into()),
+    }
+}
+
+fn part(text: &str) -> Result<Part, String> {
+    let parts = text.split_once('/').and_then(|(i, k)| Some((i.parse().ok()?, k.parse().ok()?)));
+    match parts {
+        Some((i, k)) if k >= 2 && (1..=k).contains(&i) => Ok(Part(i, k)),
+        _ => Err("expected I/K with I from 1 to K, and K at least 2".into()),
     }
 }
 

@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use kd_loss::{MethodConfig, Term};
 use kd_models::ModelConfig;
 
-use crate::cli::{Distill, Report, RunFlags, Train, Usage};
+use crate::cli::{Distill, Part, Report, RunFlags, ShowRecipe, Train, Usage};
 use crate::data::{self, Data};
 use crate::progress::Display;
 use crate::recipe::{Recipe, RunConfig, RunRecipe, TUTORIAL, check_name};
@@ -23,7 +23,11 @@ pub(crate) use eval::eval;
 /// `kd train`.
 pub(crate) fn train(flags: &Train) -> anyhow::Result<()> {
     let recipe = read_recipe(flags.run.recipe.as_deref())?;
-    let run = choose::on_labels(&recipe, flags)?;
+    let mut run = choose::on_labels(&recipe, flags)?;
+    if let Some(Part(part, of)) = flags.part {
+        run.part = Some([part, of]);
+        run.name = part_name(&run.name, part, of);
+    }
     start(&flags.run, &recipe, run, None, Settings::default())
 }
 
@@ -73,6 +77,16 @@ pub(crate) fn report(flags: &Report) -> anyhow::Result<()> {
         say(&format!("{}\n", out.join("report.html").display()))?;
     }
     Ok(())
+}
+
+/// `kd recipe`.
+pub(crate) fn recipe(flags: &ShowRecipe) -> anyhow::Result<()> {
+    let recipe = read_recipe(flags.recipe.as_deref())?;
+    let text = match flags.json {
+        true => serde_json::to_string(&recipe).context("the recipe can't be written as JSON")?,
+        false => toml::to_string(&recipe).context("the recipe can't be written as TOML")?,
+    };
+    say(&format!("{}\n", text.trim_end()))
 }
 
 /// Prints to standard output; nobody listening any more (`kd report | head`) is no failure.
@@ -129,7 +143,7 @@ fn start(
         .into());
     }
 
-    let data = data::load(&resolved.data, &flags.data.data)?;
+    let data = data::load(&resolved.data, &flags.data.data)?.for_run(&resolved.run)?;
     resolved.data.sha256 = Some(data.sha256.clone());
     files::create_folder(&out)?;
     check_same_data(&out, &resolved)?;
@@ -172,6 +186,7 @@ fn with_flags(recipe: &Recipe, mut run: RunConfig, flags: &RunFlags) -> anyhow::
     }
     data.train_limit = flags.train_limit.or(data.train_limit);
     data.test_limit = flags.data.test_limit.or(data.test_limit);
+    data.held_out = flags.held_out.or(data.held_out);
     training.epochs = flags.epochs.unwrap_or(training.epochs);
     training.batch_size = flags.batch_size.unwrap_or(training.batch_size);
     training.seed = flags.seed.unwrap_or(training.seed);
@@ -193,7 +208,9 @@ fn check_same_data(out: &Path, run: &RunRecipe) -> anyhow::Result<()> {
         }
         let path = folder.join("recipe.toml");
         let Ok(other) = Recipe::read(&path) else { continue };
-        let test = |data: &crate::recipe::DataConfig| (data.sha256.clone(), data.test_limit);
+        let test = |data: &crate::recipe::DataConfig| {
+            (data.sha256.clone(), data.test_limit, data.held_out)
+        };
         if test(&other.data) != test(&run.data) {
             bail!(
                 "{}: this run was on other images ({}, test limit {}); runs in one folder are compared, so choose another --out",
@@ -214,8 +231,22 @@ fn load_teacher(
 ) -> anyhow::Result<Pretrained> {
     let normalization = resolved.data.normalization();
     let run = &mut resolved.run;
-    let teacher = Pretrained::load(path, run.teacher_model, data.classes.len(), normalization)
-        .context("the teacher can't be used")?;
+    let load = |path: &Path| {
+        Pretrained::load(path, run.teacher_model, data.classes.len(), normalization)
+            .context("the teacher can't be used")
+    };
+    let part_path = |part, of| {
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+        path.with_file_name(part_name(&stem, part, of) + ".safetensors")
+    };
+    let (teacher, file) = match run.cross_fit {
+        None => (load(path)?, path.to_owned()),
+        Some(of) => {
+            let parts: anyhow::Result<Vec<_>> =
+                (1..=of).map(|part| load(&part_path(part, of))).collect();
+            (Pretrained::cross_fitted(path, parts?, data.train.len())?, part_path(1, of))
+        }
+    };
     if let Some(expected) = &run.teacher_sha256
         && *expected != teacher.sha256
     {
@@ -225,10 +256,18 @@ fn load_teacher(
             teacher.sha256
         );
     }
-    run.teacher = Some(files::from_run_folder(path, out)?.display().to_string());
+    // Of cross-fitted targets the teacher's own file need not be there.
+    let recorded = files::from_run_folder(&file, out)?;
+    let recorded = recorded.with_file_name(path.file_name().unwrap_or_default());
+    run.teacher = Some(recorded.display().to_string());
     run.teacher_model = Some(teacher.config.architecture);
     run.teacher_sha256 = Some(teacher.sha256.clone());
     Ok(teacher)
+}
+
+/// The run that leaves a part out, and where a student with `cross_fit` looks for its weights.
+fn part_name(name: &str, part: usize, of: usize) -> String {
+    format!("{name}-part-{part}-of-{of}")
 }
 
 /// Fills in the feature places that the recipe leaves to the methods.

@@ -7,10 +7,16 @@ use anyhow::Context;
 use kd_data::{Split, SyntheticConfig};
 use serde::Deserialize;
 
-use crate::recipe::{DataConfig, DatasetName};
+use crate::recipe::{DataConfig, DatasetName, RunConfig};
 
 /// A seed of its own, so that the subset is the same in every run, whatever the run's seed.
 const SUBSET_SEED: u64 = 0;
+/// The same for the images that are held out.
+const HELD_OUT_SEED: u64 = 1;
+/// The same for the parts of cross-fitting.
+const PART_SEED: u64 = 2;
+/// The same for the images that a run chooses its epoch on.
+const SELECTION_SEED: u64 = 3;
 
 /// Images to train on and to test on, after any limit.
 #[derive(Clone, Debug)]
@@ -23,6 +29,10 @@ pub struct Data {
     pub train: Arc<Split>,
     /// The images to test on.
     pub test: Arc<Split>,
+    /// Training images before any was left out for this run alone.
+    pub whole_train: usize,
+    /// Taken out of the training images, to choose the best epoch on.
+    pub selection: Option<Arc<Split>>,
     /// SHA-256 of the whole data set.
     pub sha256: String,
     /// Why the images may not be the published ones.
@@ -56,14 +66,83 @@ pub fn load(config: &DataConfig, folder: &Path) -> anyhow::Result<Data> {
         }
         _ => split,
     };
+    let mut warning = files.and_then(|files| warning(folder, files));
+    let (train, test) = match config.held_out {
+        None => (dataset.train, dataset.test),
+        Some(held_out) => {
+            let note = format!(
+                "the test images here are {held_out} images held out of the training set; the data's own test images were not used"
+            );
+            warning = Some(warning.map_or(note.clone(), |warning| format!("{warning}; {note}")));
+            hold_out(&dataset.train, held_out, classes)?
+        }
+    };
+    let train = limited(train, config.train_limit);
     Ok(Data {
         name: dataset.name,
-        train: Arc::new(limited(dataset.train, config.train_limit)),
-        test: Arc::new(limited(dataset.test, config.test_limit)),
+        whole_train: train.len(),
+        train: Arc::new(train),
+        test: Arc::new(limited(test, config.test_limit)),
+        selection: None,
         classes: dataset.classes,
         sha256: dataset.sha256,
-        warning: files.and_then(|files| warning(folder, files)),
+        warning,
     })
+}
+
+impl Data {
+    /// Leaves out of the training images what this run is not to see: its part in cross-fitting, and
+    /// those that it chooses its epoch on.
+    ///
+    /// # Errors
+    /// When there are too few images for that.
+    pub fn for_run(mut self, run: &RunConfig) -> anyhow::Result<Self> {
+        if let Some([part, of]) = run.part {
+            let left_out = self.part(part, of)?;
+            self.train = Arc::new(self.train.select(&all_but(self.train.len(), &left_out)));
+        }
+        if let Some(count) = run.select_on {
+            anyhow::ensure!(
+                count < self.train.len(),
+                "run {}: select_on is {count}; expected fewer than the {} training images",
+                run.name,
+                self.train.len()
+            );
+            let chosen = self.train.balanced_subset(count, self.classes.len(), SELECTION_SEED);
+            self.selection = Some(Arc::new(self.train.select(&chosen)));
+            self.train = Arc::new(self.train.select(&all_but(self.train.len(), &chosen)));
+        }
+        Ok(self)
+    }
+
+    /// The training images of part `part` (from 1) of `of`: balanced over the classes, and together
+    /// all images, each once; the same in every run.
+    pub(crate) fn part(&self, part: usize, of: usize) -> anyhow::Result<Vec<u32>> {
+        let images = self.train.len();
+        anyhow::ensure!(of <= images, "{images} training images can't be cut into {of} parts");
+        // A smaller balanced subset is part of each larger one.
+        let up_to = |part: usize| {
+            self.train.balanced_subset(images * part / of, self.classes.len(), PART_SEED)
+        };
+        let before = up_to(part - 1);
+        Ok(up_to(part).into_iter().filter(|i| before.binary_search(i).is_err()).collect())
+    }
+}
+
+/// The training images without those that are held out, and those.
+fn hold_out(train: &Split, count: usize, classes: usize) -> anyhow::Result<(Split, Split)> {
+    anyhow::ensure!(
+        count < train.len(),
+        "data.held_out is {count}; expected fewer than the {} training images",
+        train.len()
+    );
+    let held_out = train.balanced_subset(count, classes, HELD_OUT_SEED);
+    Ok((train.select(&all_but(train.len(), &held_out)), train.select(&held_out)))
+}
+
+/// The indices below `len` that are not among `left_out`, which rise.
+fn all_but(len: usize, left_out: &[u32]) -> Vec<u32> {
+    (0..len as u32).filter(|index| left_out.binary_search(index).is_err()).collect()
 }
 
 /// What `source.json` beside the batch files says against them, if it is there.
@@ -82,5 +161,63 @@ fn warning(folder: &Path, files: &str) -> Option<String> {
             tracing::warn!("{error:#}");
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn load_with(held_out: Option<usize>, train_limit: Option<usize>) -> anyhow::Result<Data> {
+        let config = DataConfig {
+            dataset: DatasetName::Synthetic,
+            held_out,
+            train_limit,
+            ..DataConfig::default()
+        };
+        load(&config, Path::new(""))
+    }
+
+    #[test]
+    fn parts_are_balanced_and_hold_each_image_once() {
+        let data = load_with(None, Some(103)).unwrap();
+        let parts: Vec<Vec<u32>> = (1..=4).map(|part| data.part(part, 4).unwrap()).collect();
+        let mut all: Vec<u32> = parts.concat();
+        all.sort_unstable();
+        assert_eq!(all, (0..103).collect::<Vec<_>>());
+        for (index, part) in parts.iter().enumerate() {
+            let counts = data.train.select(part).class_counts(10);
+            assert!(counts.iter().all(|count| (2..=4).contains(count)), "{counts:?}");
+            let mut run = RunConfig::on_labels("t", kd_models::Architecture::Teacher);
+            run.part = Some([index + 1, 4]);
+            let seen = data.clone().for_run(&run).unwrap();
+            assert_eq!(seen.train.len() + part.len(), 103);
+            run.select_on = Some(20);
+            let seen = data.clone().for_run(&run).unwrap();
+            let selection = seen.selection.unwrap();
+            assert_eq!((selection.len(), seen.train.len()), (20, 103 - part.len() - 20));
+        }
+        assert!(data.part(1, 104).is_err());
+    }
+
+    #[test]
+    fn held_out_images_are_balanced_the_same_each_time_and_not_trained_on() {
+        let whole = load_with(None, None).unwrap();
+        let data = load_with(Some(500), None).unwrap();
+        assert_eq!((data.train.len(), data.test.len()), (whole.train.len() - 500, 500));
+        assert_eq!(data.test.class_counts(10), [50; 10]);
+        let pictures = |split: &Split| -> Vec<Vec<u8>> {
+            (0..split.len()).map(|i| split.image(i).to_vec()).collect()
+        };
+        let train: BTreeSet<_> = pictures(&data.train).into_iter().collect();
+        assert!(pictures(&data.test).iter().all(|image| !train.contains(image)));
+        // A limit takes from what is left, and leaves the held-out images alone.
+        let limited = load_with(Some(500), Some(200)).unwrap();
+        assert_eq!((limited.train.len(), &limited.test), (200, &data.test));
+        assert!(data.warning.unwrap().contains("500 images held out"));
+        let message = load_with(Some(whole.train.len()), None).unwrap_err().to_string();
+        assert!(message.contains("expected fewer than the"), "{message}");
     }
 }

@@ -24,6 +24,12 @@ pub enum Event<'a> {
         live: &'a [String],
         /// Spent on making or reading those that are kept.
         seconds: f64,
+        /// Training images that the next two figures are of.
+        images: usize,
+        /// The teacher's share of right answers on them.
+        accuracy: f64,
+        /// Mean entropy of the teacher's softmax on them, in nats.
+        entropy: f64,
     },
     /// Every so many steps.
     Step {
@@ -105,6 +111,9 @@ pub struct EpochRecord {
     pub test_seconds: f64,
     /// In training.
     pub images_per_second: f64,
+    /// Share of right answers on the images that the best epoch is chosen on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selection_accuracy: Option<f64>,
     /// Parts of the training loss by name, before their weights, mean over the steps.
     pub parts: BTreeMap<String, f64>,
 }

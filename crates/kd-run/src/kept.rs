@@ -40,6 +40,9 @@ struct Origin {
     teacher: String,
     data: String,
     images: usize,
+    /// How many were held out before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    held_out: Option<usize>,
     mean: [f32; 3],
     std: [f32; 3],
     view: String,
@@ -78,6 +81,7 @@ impl Kept {
             data: data.sha256.clone(),
             // The subset of this size is always the same.
             images: data.train.len(),
+            held_out: config.data.held_out,
             mean: config.data.mean,
             std: config.data.std,
             view: "plain".into(),

@@ -55,6 +55,10 @@ pub struct DataConfig {
     /// Test on at most this many images, balanced over the classes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub test_limit: Option<usize>,
+    /// Choose settings: take this many training images out (balanced over the classes, the same in
+    /// every run) and test on them; the test images are not looked at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub held_out: Option<usize>,
     /// SHA-256 of the data; other data is then an error.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
@@ -156,6 +160,17 @@ pub struct RunConfig {
     /// SHA-256 of the teacher's weights file; another one is then an error.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub teacher_sha256: Option<String>,
+    /// Targets from teachers that have not seen the image (Dao et al., 2021): this many, each trained
+    /// without one part of the images, answer for that part. Their weights are those of `teacher` with
+    /// `-part-<i>-of-<k>` behind the name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cross_fit: Option<usize>,
+    /// Train without part i of k of the training images, as `[i, k]`: a teacher for `cross_fit`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part: Option<[usize; 2]>,
+    /// Train without this many images, and end with the weights of the epoch that is best on them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub select_on: Option<usize>,
     /// Weight of the cross-entropy with the labels.
     #[serde(default = "default_labels")]
     pub labels: f64,
@@ -181,6 +196,7 @@ impl Default for DataConfig {
             std,
             train_limit: None,
             test_limit: None,
+            held_out: None,
             sha256: None,
             augment: AugmentConfig::default(),
         }
@@ -231,6 +247,9 @@ impl RunConfig {
             teacher: None,
             teacher_model: None,
             teacher_sha256: None,
+            cross_fit: None,
+            part: None,
+            select_on: None,
             labels: default_labels(),
             methods: Vec::new(),
         }
@@ -405,7 +424,12 @@ impl DataConfig {
         let positive = self.std.iter().all(|std| std.is_finite() && *std > 0.0);
         let std = format!("{:?}", self.std);
         require(positive, &[Step::Key("std")], std, "three numbers above 0")?;
-        for (key, limit) in [("train_limit", self.train_limit), ("test_limit", self.test_limit)] {
+        let limits = [
+            ("train_limit", self.train_limit),
+            ("test_limit", self.test_limit),
+            ("held_out", self.held_out),
+        ];
+        for (key, limit) in limits {
             require(limit != Some(0), &[Step::Key(key)], 0, "at least 1")?;
         }
         let augment = [Step::Key("augment"), Step::Key("crop_padding")];
@@ -453,6 +477,32 @@ impl RunConfig {
         }
         let something = self.labels > 0.0 || self.methods.iter().any(|term| term.weight > 0.0);
         require(something, &[Step::Key("labels")], 0, "a weight above 0 here or in a method")?;
+        if let Some(parts) = self.cross_fit {
+            let path = [Step::Key("cross_fit")];
+            require(parts >= 2, &path, parts, "at least 2")?;
+            require(
+                self.needs_teacher(),
+                &path,
+                parts,
+                "none: no method of this run asks a teacher",
+            )?;
+        }
+        if let Some([part, of]) = self.part {
+            let good = of >= 2 && (1..=of).contains(&part);
+            let found = format!("[{part}, {of}]");
+            require(
+                good,
+                &[Step::Key("part")],
+                found,
+                "[i, k] with i from 1 to k, and k at least 2",
+            )?;
+        }
+        let select_on = self.select_on.unwrap_or(1);
+        require(select_on >= 1, &[Step::Key("select_on")], 0, "at least 1")?;
+        for (key, set) in [("part", self.part.is_some()), ("select_on", self.select_on.is_some())] {
+            let expected = "none in a run with a teacher: the student sees all training images";
+            require(!(set && self.needs_teacher()), &[Step::Key(key)], "set", expected)?;
+        }
         let teacher = self.teacher.as_deref().unwrap_or_default();
         let used = self.teacher.is_none() || self.needs_teacher();
         require(

@@ -9,7 +9,7 @@ use anyhow::{Context, bail, ensure};
 use candle_core::{Device, Tensor, Var};
 use kd_data::{Batch, BatchConfig};
 use kd_loss::{Inputs, Loss, Needs, Objective, Shapes};
-use kd_models::weights::Metadata;
+use kd_models::weights::{LeftOut, Metadata};
 use kd_models::{Classifier, Mode, ModelConfig, Parameters};
 use kd_ops::DropoutKey;
 use kd_ops::adam::Adam;
@@ -19,8 +19,11 @@ use crate::data::Data;
 use crate::evaluate::{self, Evaluation, answers, evaluate};
 use crate::events::{DatasetRecord, EpochRecord, Event, EventLog, Start};
 use crate::recipe::{self, RunRecipe};
-use crate::teacher::{DEFAULT_MEMORY, KeepConfig, LOGITS, Pretrained, TeacherOutputs};
+use crate::teacher::{DEFAULT_MEMORY, KeepConfig, LOGITS, Pretrained, Says, TeacherOutputs};
 use crate::{device, events, files};
+
+/// Batches on which a teacher is judged whose logits are not kept.
+const TEACHER_SAMPLE: usize = 20;
 
 /// Everything that a run needs, checked.
 pub struct ResolvedRun {
@@ -226,7 +229,7 @@ pub fn train(
 
     let evaluation = state.evaluation.context("the last checkpoint has no evaluation")?;
     evaluation.write(&evaluation_path)?;
-    trainer.write_weights(&weights_path)?;
+    trainer.write_result(&weights_path)?;
     log.write(&Event::End { steps: state.step })?;
     log.flush()?;
     Ok(Outcome::Finished(evaluation))
@@ -377,10 +380,15 @@ impl<'a> Trainer<'a> {
         let outputs =
             TeacherOutputs::new(teacher, &self.needs, data, &config, device, &mut progress)?;
         if !resumed {
+            let sample = self.batches(&State::default())?.take(TEACHER_SAMPLE);
+            let Says { images, accuracy, entropy } = outputs.says(data, sample)?;
             log.write(&Event::Teacher {
                 kept: &outputs.kept(),
                 live: outputs.live(),
                 seconds: started.elapsed().as_secs_f64(),
+                images,
+                accuracy,
+                entropy,
             })?;
         }
         self.teacher = Some(outputs);
@@ -483,6 +491,14 @@ impl<'a> Trainer<'a> {
                     let name = &self.run.recipe.run.name;
                     format!("run {name}, evaluation after epoch {}", state.epoch + 1)
                 })?;
+        let selection_accuracy = match &data.selection {
+            None => None,
+            Some(images) => {
+                let found =
+                    evaluate(&*network, images, &data.classes, normalization, &self.run.device)?;
+                Some(found.accuracy)
+            }
+        };
         let sums = std::mem::take(&mut state.sums);
         let batches = state.batch as f64;
         let record = EpochRecord {
@@ -494,10 +510,21 @@ impl<'a> Trainer<'a> {
             seconds: sums.seconds,
             test_seconds: started.elapsed().as_secs_f64(),
             images_per_second: sums.images as f64 / sums.seconds.max(1e-9),
+            selection_accuracy,
             parts: sums.parts.into_iter().map(|(name, sum)| (name, sum / batches)).collect(),
         };
-        state.evaluation = Some(evaluation);
         state.epoch += 1;
+        match selection_accuracy {
+            None => state.evaluation = Some(evaluation),
+            // Of equal epochs the first.
+            Some(found) if state.best.is_none_or(|(_, best)| found > best) => {
+                // A run that goes on from before this epoch comes to the same file again.
+                self.write_weights(&self.best_path())?;
+                state.best = Some((state.epoch, found));
+                state.evaluation = Some(evaluation);
+            }
+            Some(_) => {}
+        }
         state.batch = 0;
         Ok(record)
     }
@@ -518,11 +545,32 @@ impl<'a> Trainer<'a> {
         checkpoint::prune(&folder, self.run.settings.keep_checkpoints, state.step)
     }
 
+    /// Where the best epoch's weights are while the run goes on.
+    fn best_path(&self) -> PathBuf {
+        self.run.out.join(&self.run.recipe.run.name).join("best.safetensors")
+    }
+
+    /// Writes the weights that the run ends with: the last, or those of the best epoch.
+    fn write_result(&self, path: &std::path::Path) -> anyhow::Result<()> {
+        if self.run.data.selection.is_none() {
+            return self.write_weights(path);
+        }
+        let best = self.best_path();
+        let bytes = std::fs::read(&best).with_context(|| {
+            format!("{}: the best epoch's weights can't be read", best.display())
+        })?;
+        files::write_whole(path, &bytes)
+    }
+
     fn write_weights(&self, path: &std::path::Path) -> anyhow::Result<()> {
         let data = &self.run.data;
         let config = &self.run.recipe.data;
         let mut metadata = Metadata::new(&self.config, config.mean, config.std, &data.name);
         metadata.class_names = Some(data.classes.clone());
+        metadata.left_out = self.run.recipe.run.part.map(|[part, of]| {
+            let images = data.whole_train;
+            LeftOut { part, of, images }
+        });
         Ok(kd_models::weights::save(path, &self.weights(), &metadata)?)
     }
 }

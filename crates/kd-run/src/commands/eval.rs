@@ -36,6 +36,8 @@ pub(crate) fn eval(flags: &Eval) -> anyhow::Result<()> {
         config.dataset = dataset;
     }
     config.test_limit = flags.data.test_limit.or(config.test_limit);
+    // What weights are worth is asked of the test images.
+    config.held_out = None;
     // Not looked at, so not worth much memory.
     config.train_limit = Some(1);
     let device = device::choose(flags.compute.device)?;

@@ -17,6 +17,17 @@ pub(super) struct Experiment {
     pub(super) seeds: Vec<u64>,
     /// Trained alone first (the largest before the smaller), then distilled.
     pub(super) arms: Vec<Arm>,
+    /// `comparison.json` of `cargo xtask compare`, where it lies in the folder.
+    pub(super) comparison: Option<Comparison>,
+}
+
+/// A table as `cargo xtask compare` leaves it.
+#[derive(Deserialize)]
+pub(super) struct Comparison {
+    pub(super) title: String,
+    pub(super) head: Vec<String>,
+    pub(super) rows: Vec<Vec<String>>,
+    pub(super) notes: Vec<String>,
 }
 
 /// The runs of one name, over the seeds.
@@ -36,8 +47,18 @@ pub(super) struct Run {
     /// Present when the run is finished.
     pub(super) evaluation: Option<Evaluation>,
     pub(super) weights_bytes: Option<u64>,
+    pub(super) teacher: Option<TeacherSays>,
     pub(super) recipe: toml::Table,
     pub(super) recipe_text: String,
+}
+
+/// How a run's teacher does on images that it teaches with.
+#[derive(Deserialize, Clone, Copy)]
+pub(super) struct TeacherSays {
+    pub(super) images: u64,
+    pub(super) accuracy: f64,
+    /// In nats.
+    pub(super) entropy: f64,
 }
 
 /// The first event of a run.
@@ -324,7 +345,18 @@ fn read(out: &Path) -> Result<Experiment, Error> {
         let place = known.iter().position(|name| *name == arm.name);
         (arm.method().is_some(), size, place.unwrap_or(known.len()))
     });
-    Ok(Experiment { label: String::new(), dataset, device, seeds, arms })
+    let comparison = read_comparison(&out.join("comparison.json"))?;
+    Ok(Experiment { label: String::new(), dataset, device, seeds, arms, comparison })
+}
+
+fn read_comparison(path: &Path) -> Result<Option<Comparison>, Error> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let text = read_text(path, "`cargo xtask compare` writes it")?;
+    let comparison = serde_json::from_str(&text)
+        .map_err(|error| corrupt(path, None, format!("not a comparison: {error}")))?;
+    Ok(Some(comparison))
 }
 
 /// The folders directly below one, by name.
@@ -349,7 +381,7 @@ fn read_run(folder: &Path) -> Result<Option<Run>, Error> {
         let text = error.message();
         corrupt(&recipe_path, None, format!("not a recipe: {text}"))
     })?;
-    let (start, epochs, finished) = read_events(&folder.join("events.jsonl"))?;
+    let (start, epochs, finished, teacher) = read_events(&folder.join("events.jsonl"))?;
     let (Some(start), false) = (start, epochs.is_empty()) else {
         return Ok(None);
     };
@@ -362,17 +394,21 @@ fn read_run(folder: &Path) -> Result<Option<Run>, Error> {
         start,
         epochs,
         finished,
+        teacher,
         evaluation,
         recipe,
         recipe_text,
     }))
 }
 
-fn read_events(path: &Path) -> Result<(Option<Start>, Vec<Epoch>, bool), Error> {
+type Events = (Option<Start>, Vec<Epoch>, bool, Option<TeacherSays>);
+
+fn read_events(path: &Path) -> Result<Events, Error> {
     let text = read_text(path, "each run folder holds its events")?;
     let mut start: Option<Start> = None;
     let mut epochs: BTreeMap<u64, Epoch> = BTreeMap::new();
     let mut finished = false;
+    let mut teacher = None;
     let mut lines = text.split_inclusive('\n').enumerate().peekable();
     while let Some((index, line)) = lines.next() {
         let line_number = index + 1;
@@ -404,6 +440,8 @@ fn read_events(path: &Path) -> Result<(Option<Start>, Vec<Epoch>, bool), Error> 
                 epochs.insert(epoch.epoch, epoch);
                 finished = false;
             }
+            // Runs of earlier versions don't have these figures.
+            Some("teacher") => teacher = serde_json::from_value(event).ok(),
             Some("end") => finished = true,
             Some(_) => {}
             None => {
@@ -416,7 +454,7 @@ fn read_events(path: &Path) -> Result<(Option<Start>, Vec<Epoch>, bool), Error> 
         let found = "epochs without a \"start\" event before them".to_owned();
         return Err(corrupt(path, None, found));
     }
-    Ok((start, epochs.into_values().collect(), finished))
+    Ok((start, epochs.into_values().collect(), finished, teacher))
 }
 
 fn read_evaluation(path: &Path) -> Result<Evaluation, Error> {

@@ -8,7 +8,7 @@ use minijinja::{Environment, Value};
 use serde::Serialize;
 
 use super::charts::{self, Dot, DotRow, Point, Series};
-use super::experiment::{Arm, Epoch, Evaluation, Experiment, Run};
+use super::experiment::{Arm, Comparison, Epoch, Evaluation, Experiment, Run};
 use super::format::{
     bytes, duration, grouped, millions, percent_spread, points_spread, rate, seeds, signed,
 };
@@ -131,10 +131,12 @@ pub(super) fn render(experiments: &[Experiment]) -> Result<String, Error> {
         .collect();
 
     let sections = [
+        comparison(experiments),
         gains(&shown),
         curves(&shown),
         confusions(&shown),
         loss_parts(&shown),
+        teachers(&shown),
         settings(&shown),
         machine(&shown),
     ];
@@ -390,6 +392,23 @@ fn runs_table(shown: &[Shown<'_>]) -> Table {
 }
 
 /// Each distilled student against the same student alone.
+/// The tables of `cargo xtask compare`.
+fn comparison(experiments: &[Experiment]) -> Option<Section> {
+    let found: Vec<_> = experiments.iter().filter_map(|e| e.comparison.as_ref()).collect();
+    let table = |comparison: &&Comparison| Table {
+        caption: comparison.title.clone(),
+        head: comparison.head.clone(),
+        rows: comparison.rows.clone(),
+    };
+    (!found.is_empty()).then(|| Section {
+        id: "comparison",
+        title: "Arms compared, seed by seed",
+        intro: unique(found.iter().flat_map(|comparison| comparison.notes.clone())),
+        tables: found.iter().map(table).collect(),
+        ..Section::default()
+    })
+}
+
 fn gains(shown: &[Shown<'_>]) -> Option<Section> {
     let mut rows = Vec::new();
     let mut numbers = Table {
@@ -783,6 +802,34 @@ fn loss_parts(shown: &[Shown<'_>]) -> Option<Section> {
 }
 
 /// The recipe: what all runs share once, then what each adds.
+/// What the students' teachers say of the images that they teach with.
+fn teachers(shown: &[Shown<'_>]) -> Option<Section> {
+    let row = |shown: &Shown<'_>, run: &Run| {
+        let says = run.teacher?;
+        let (label, seed) = (shown.label.clone(), run.start.seed.to_string());
+        let entropy = format!("{:.3}", says.entropy);
+        Some(vec![label, seed, grouped(says.images), percent(says.accuracy), entropy])
+    };
+    let rows: Vec<_> = shown
+        .iter()
+        .flat_map(|shown| shown.arm.runs.iter().filter_map(move |run| row(shown, run)))
+        .collect();
+    let classes = shown.iter().find_map(|shown| shown.arm.confusion().map(|(c, _)| c.len()));
+    let most = classes.map_or(String::new(), |classes| {
+        format!(" A teacher that knows nothing has {:.3} (ln {classes}).", (classes as f64).ln())
+    });
+    let head = ["Run", "Seed", "Images", "Teacher right %", "Entropy, nats"].map(str::to_owned);
+    (!rows.is_empty()).then(|| Section {
+        id: "teachers",
+        title: "What the teachers say",
+        intro: vec![format!(
+            "On the images that each student learns from: how often its teacher is right, and the mean entropy of the teacher's softmax. The nearer to 100 % and to 0, the less its answers say beyond the labels.{most}"
+        )],
+        tables: vec![Table { head: head.to_vec(), rows, ..Table::default() }],
+        ..Section::default()
+    })
+}
+
 fn settings(shown: &[Shown<'_>]) -> Option<Section> {
     let mut values: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for run in shown.iter().flat_map(|shown| &shown.arm.runs) {

@@ -34,6 +34,12 @@ struct RunSummary<'a> {
     train_loss: Vec<f64>,
     seconds: f64,
     images_per_second: f64,
+    /// The teacher's share of right answers on the images that it teaches with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    teacher_accuracy: Option<f64>,
+    /// The mean entropy of its softmax on them, in nats.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    teacher_entropy: Option<f64>,
 }
 
 #[derive(Serialize)]
@@ -79,6 +85,8 @@ fn run_summary(run: &Run, several: bool) -> RunSummary<'_> {
         train_loss: run.epochs.iter().map(|epoch| epoch.train_loss).collect(),
         seconds: run.seconds(),
         images_per_second: run.images_per_second(),
+        teacher_accuracy: run.teacher.map(|teacher| teacher.accuracy),
+        teacher_entropy: run.teacher.map(|teacher| teacher.entropy),
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod evaluation;
 mod resume;
+mod targets;
 mod teacher;
 mod training;
 mod usage;

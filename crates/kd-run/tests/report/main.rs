@@ -486,3 +486,23 @@ fn runs_on_different_data_are_not_compared() {
     let message = error(folder.path());
     assert!(message.contains("synthetic") && message.contains("cifar10"), "{message}");
 }
+
+#[test]
+fn a_comparisons_table_stands_on_the_page() {
+    let folder = tempfile::tempdir().unwrap();
+    FakeRun::new("student", 690).write(folder.path());
+    let comparison = serde_json::json!({
+        "title": "cifar10: 10000 test images", "head": ["arm", "p"],
+        "rows": [["kd <b>", "0.031"]], "notes": ["Differences are paired."],
+    });
+    let path = folder.path().join("comparison.json");
+    std::fs::write(&path, comparison.to_string()).unwrap();
+    let made = report_on(folder);
+    assert!(made.page.contains("Arms compared, seed by seed"));
+    assert!(made.page.contains("kd &lt;b&gt;") && made.page.contains("0.031"));
+
+    let folder = tempfile::tempdir().unwrap();
+    FakeRun::new("student", 690).write(folder.path());
+    std::fs::write(folder.path().join("comparison.json"), "{").unwrap();
+    assert!(error(folder.path()).contains("comparison.json: not a comparison"));
+}

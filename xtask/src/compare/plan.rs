@@ -1,0 +1,213 @@
+//! Recipes -> the arms to compare, and the runs that each needs first.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail, ensure};
+use serde_json::Value;
+
+/// Changes to every recipe, as flags of `kd` and in the settings that are recorded.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    pub dataset: Option<String>,
+    pub epochs: Option<u64>,
+    pub batch_size: Option<u64>,
+    pub train_limit: Option<u64>,
+    pub test_limit: Option<u64>,
+    pub held_out: Option<u64>,
+}
+
+impl Overrides {
+    /// Table and key in a recipe, flag of `kd`, value.
+    fn all(&self) -> Vec<(&'static str, &'static str, &'static str, Value)> {
+        let dataset = self.dataset.clone().map(Value::from);
+        let number = |value: Option<u64>| value.map(Value::from);
+        [
+            ("data", "dataset", "--dataset", dataset),
+            ("training", "epochs", "--epochs", number(self.epochs)),
+            ("training", "batch_size", "--batch-size", number(self.batch_size)),
+            ("data", "train_limit", "--train-limit", number(self.train_limit)),
+            ("data", "test_limit", "--test-limit", number(self.test_limit)),
+            ("data", "held_out", "--held-out", number(self.held_out)),
+        ]
+        .into_iter()
+        .filter_map(|(table, key, flag, value)| Some((table, key, flag, value?)))
+        .collect()
+    }
+
+    pub fn flags(&self) -> Vec<String> {
+        let text = |value: &Value| value.as_str().map_or(value.to_string(), str::to_owned);
+        let flags = self.all().into_iter();
+        flags.flat_map(|(_, _, flag, value)| [flag.to_owned(), text(&value)]).collect()
+    }
+
+    fn apply(&self, recipe: &mut Value) {
+        for (table, key, _, value) in self.all() {
+            recipe[table][key] = value;
+        }
+    }
+}
+
+/// A network to train for each seed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Planned {
+    /// Its name here, and in a seed's folder.
+    pub name: String,
+    pub recipe: PathBuf,
+    /// The recipe's run.
+    pub run: String,
+    /// Name of the planned run that teaches it; `None` also where the recipe names a file.
+    pub teacher: Option<String>,
+    /// Whether `kd distill` trains it.
+    pub distilled: bool,
+    /// Whether others learn from it.
+    pub teaches: bool,
+    /// How many parts the training images are cut into for cross-fitted targets.
+    pub cross_fit: Option<u64>,
+    /// All that its result depends on, but the seed.
+    pub settings: Value,
+}
+
+/// The arms of all recipes, given with their files and resolved by `kd recipe --json`. The same
+/// run in several recipes (their common teacher, the student alone) is one; another run of a name that is
+/// taken gets the recipe's name before its own.
+pub fn plan(recipes: &[(PathBuf, Value)], overrides: &Overrides) -> anyhow::Result<Vec<Planned>> {
+    let mut planned: Vec<Planned> = Vec::new();
+    for (path, resolved) in recipes {
+        let mut resolved = resolved.clone();
+        overrides.apply(&mut resolved);
+        let in_recipe =
+            || format!("{}: not a recipe as `kd recipe --json` prints it", path.display());
+        let runs = resolved["run"].as_array().with_context(in_recipe)?.clone();
+        let text = |run: &Value, key: &str| run[key].as_str().map(str::to_owned);
+        // The recipe's names -> the plan's.
+        let mut names: Vec<(String, String)> = Vec::new();
+        let mut waiting: Vec<Value> = runs.clone();
+        while !waiting.is_empty() {
+            let is_waiting = |name: &str| waiting.iter().any(|run| run["name"] == name);
+            let ready = waiting
+                .iter()
+                .position(|run| !text(run, "teacher").is_some_and(|teacher| is_waiting(&teacher)));
+            let Some(ready) = ready else {
+                bail!("{}: runs are each other's teachers", path.display())
+            };
+            let run = waiting.remove(ready);
+            let own_name = text(&run, "name").with_context(in_recipe)?;
+            let named = text(&run, "teacher");
+            let teacher = named.as_ref().and_then(|teacher| {
+                names.iter().find(|(own, _)| own == teacher).map(|(_, name)| name.clone())
+            });
+            let taught = |other: &Value| text(other, "teacher").as_deref() == Some(&*own_name);
+            let settings = settings(&resolved, &run, teacher.as_deref());
+            let mut one = Planned {
+                name: own_name.clone(),
+                recipe: path.clone(),
+                run: own_name.clone(),
+                distilled: named.is_some(),
+                teaches: runs.iter().any(taught),
+                teacher,
+                cross_fit: run["cross_fit"].as_u64(),
+                settings,
+            };
+            if planned.iter().any(|other| other.name == one.name && other.settings != one.settings)
+            {
+                one.name = format!("{}-{own_name}", stem(path));
+            }
+            names.push((own_name, one.name.clone()));
+            match planned.iter_mut().find(|other| other.name == one.name) {
+                Some(same) if same.settings == one.settings => same.teaches |= one.teaches,
+                Some(other) => bail!(
+                    "{} and {}: two different runs would be called {}; rename one",
+                    other.recipe.display(),
+                    path.display(),
+                    one.name
+                ),
+                None => planned.push(one),
+            }
+        }
+    }
+    ensure!(!planned.is_empty(), "the recipes have no runs");
+    Ok(planned)
+}
+
+fn settings(recipe: &Value, run: &Value, teacher: Option<&str>) -> Value {
+    let mut run = run.clone();
+    if let Some(fields) = run.as_object_mut() {
+        fields.remove("name");
+        if let Some(teacher) = teacher {
+            fields.insert("teacher".into(), teacher.into());
+        }
+    }
+    let mut training = recipe["training"].clone();
+    if let Some(fields) = training.as_object_mut() {
+        fields.remove("seed");
+    }
+    serde_json::json!({
+        "data": recipe["data"], "training": training, "optimizer": recipe["optimizer"], "run": run,
+    })
+}
+
+pub fn stem(path: &Path) -> String {
+    path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn recipe(epochs: u64, runs: Value) -> Value {
+        json!({"format": 1, "name": "r", "data": {"dataset": "cifar10"},
+               "training": {"epochs": epochs, "seed": 0}, "optimizer": {"lr": 0.1}, "run": runs})
+    }
+
+    fn names(recipes: &[(PathBuf, Value)]) -> Vec<String> {
+        let plan = plan(recipes, &Overrides::default()).unwrap();
+        plan.into_iter().map(|planned| planned.name).collect()
+    }
+
+    #[test]
+    fn a_run_that_recipes_share_is_planned_once_and_teachers_come_first() {
+        let kd = json!({"name": "kd", "model": "student", "teacher": "teacher"});
+        let teacher = json!({"name": "teacher", "model": "teacher"});
+        let dkd = json!({"name": "dkd", "model": "student", "teacher": "teacher"});
+        let a = ("a.toml".into(), recipe(10, json!([kd, teacher])));
+        let b = ("b.toml".into(), recipe(10, json!([teacher, dkd])));
+        let plan = plan(&[a, b], &Overrides::default()).unwrap();
+        let names: Vec<_> = plan.iter().map(|planned| planned.name.as_str()).collect();
+        assert_eq!(names, ["teacher", "kd", "dkd"]);
+        assert!(plan[0].teaches && !plan[0].distilled);
+        assert!(plan[2].distilled && plan[2].teacher.as_deref() == Some("teacher"));
+    }
+
+    #[test]
+    fn different_runs_of_one_name_are_told_apart_with_what_they_teach() {
+        let runs = json!([{"name": "teacher"}, {"name": "kd", "teacher": "teacher"}]);
+        let recipes =
+            [("a.toml".into(), recipe(10, runs.clone())), ("x/long.toml".into(), recipe(20, runs))];
+        assert_eq!(names(&recipes), ["teacher", "kd", "long-teacher", "long-kd"]);
+        let plan = plan(&recipes, &Overrides::default()).unwrap();
+        assert_eq!(plan[3].teacher.as_deref(), Some("long-teacher"));
+        assert_eq!((plan[3].run.as_str(), plan[3].distilled), ("kd", true));
+    }
+
+    #[test]
+    fn flags_change_what_is_recorded_and_what_kd_is_told() {
+        let overrides = Overrides {
+            dataset: Some("synthetic".into()),
+            held_out: Some(500),
+            ..Overrides::default()
+        };
+        let one = [("a.toml".into(), recipe(10, json!([{"name": "student"}])))];
+        let settings = &plan(&one, &overrides).unwrap()[0].settings;
+        assert_eq!(settings["data"], json!({"dataset": "synthetic", "held_out": 500}));
+        assert!(settings["training"].get("seed").is_none());
+        assert_eq!(overrides.flags(), ["--dataset", "synthetic", "--held-out", "500"]);
+    }
+
+    #[test]
+    fn a_circle_of_teachers_is_an_error() {
+        let runs = json!([{"name": "a", "teacher": "b"}, {"name": "b", "teacher": "a"}]);
+        let error = plan(&[("a.toml".into(), recipe(1, runs))], &Overrides::default());
+        assert!(error.unwrap_err().to_string().contains("each other's teachers"));
+    }
+}

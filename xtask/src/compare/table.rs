@@ -1,0 +1,284 @@
+//! The comparison as a table: for the terminal, in Markdown, and for `kd report`.
+
+use serde::Serialize;
+
+use super::record::{Arm, Record};
+use super::statistics::{Sample, gap_closed, sample, sign_flip_p};
+
+/// What the arms are set beside.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Baselines<'a> {
+    /// The student on the labels alone; found by itself where that is clear.
+    pub alone: Option<&'a str>,
+    /// The student with KD.
+    pub kd: Option<&'a str>,
+    /// What the gap is closed towards.
+    pub teacher: Option<&'a str>,
+}
+
+/// Cells of text.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Table {
+    pub title: String,
+    pub head: Vec<String>,
+    pub rows: Vec<Vec<String>>,
+    pub notes: Vec<String>,
+}
+
+/// Makes the table. Arms come in the record's order, teachers first.
+///
+/// # Errors
+/// When a baseline that was asked for is no arm.
+pub fn table(record: &Record, baselines: &Baselines<'_>) -> anyhow::Result<Table> {
+    let named = |name: Option<&str>, found: Option<&'_ Arm>| match name {
+        Some(name) => match record.arms.iter().find(|arm| arm.name == name) {
+            Some(arm) => Ok(Some(arm.name.clone())),
+            None => {
+                let known: Vec<_> = record.arms.iter().map(|arm| arm.name.as_str()).collect();
+                anyhow::bail!("{name}: no such arm; the arms are {}", known.join(", "))
+            }
+        },
+        None => Ok(found.map(|arm| arm.name.clone())),
+    };
+    let alone = |arm: &&Arm| !arm.teaches && arm.method.is_none();
+    let alone = named(baselines.alone, record.arms.iter().find(alone))?;
+    let is_kd = |arm: &&Arm| !arm.teaches && arm.method.as_deref() == Some("kd");
+    let by_name = record.arms.iter().filter(is_kd).find(|arm| arm.name == "kd");
+    let kd = named(baselines.kd, by_name.or(record.arms.iter().find(is_kd)))?;
+    // Of several teachers the one with the most pupils is not known here; the first is what recipes mean.
+    let teacher = named(baselines.teacher, record.arms.iter().find(|arm| arm.teaches))?;
+
+    let by_seed = |name: &str| -> Vec<(u64, f64)> {
+        let runs = record.runs.iter().filter(|run| run.arm == name);
+        runs.map(|run| (run.seed, 100.0 * run.accuracy)).collect()
+    };
+    let mean_on = |name: &Option<String>, seeds: &[u64]| {
+        let values = by_seed(name.as_deref()?);
+        let values: Option<Vec<f64>> = seeds
+            .iter()
+            .map(|seed| values.iter().find(|(other, _)| other == seed).map(|(_, value)| *value))
+            .collect();
+        Some(sample(&values?)?.mean)
+    };
+
+    let mut rows = Vec::new();
+    let mut arms: Vec<&Arm> = record.arms.iter().collect();
+    arms.sort_by_key(|arm| !arm.teaches);
+    let says = record.runs.iter().any(|run| run.teacher.is_some());
+    for arm in arms {
+        let values = by_seed(&arm.name);
+        let accuracies: Vec<f64> = values.iter().map(|(_, value)| *value).collect();
+        let Some(all) = sample(&accuracies) else { continue };
+        let mut row = vec![arm.name.clone(), all.count.to_string()];
+        row.push(match all.deviation {
+            Some(deviation) => format!("{:.2} ± {deviation:.2}", all.mean),
+            None => format!("{:.2}", all.mean),
+        });
+        row.push(interval(&all, false));
+        for other in [&alone, &kd] {
+            let beside = other.as_deref().filter(|other| *other != arm.name && !arm.teaches);
+            let differences: Vec<f64> = beside.map_or_else(Vec::new, |other| {
+                let others = by_seed(other);
+                let twin = |seed| others.iter().find(|(other, _)| *other == seed);
+                values.iter().filter_map(|(seed, value)| Some(value - twin(*seed)?.1)).collect()
+            });
+            match (sample(&differences), sign_flip_p(&differences)) {
+                (Some(found), Some(p)) => {
+                    let missing = if found.count < all.count {
+                        format!(" ({} seeds)", found.count)
+                    } else {
+                        String::new()
+                    };
+                    row.push(format!("{:+.2} {}{missing}", found.mean, interval(&found, true)));
+                    row.push(format!("{p:.3}"));
+                }
+                _ => row.extend([String::new(), String::new()]),
+            }
+        }
+        let seeds: Vec<u64> = values.iter().map(|(seed, _)| *seed).collect();
+        let gap = match (mean_on(&alone, &seeds), mean_on(&teacher, &seeds)) {
+            (Some(alone), Some(teacher)) if !arm.teaches => gap_closed(all.mean, alone, teacher),
+            _ => None,
+        };
+        row.push(gap.map_or(String::new(), |share| format!("{:.0} %", 100.0 * share)));
+        if says {
+            row.push(teacher_says(record, &arm.name));
+        }
+        rows.push(row);
+    }
+
+    let beside = |name: &Option<String>, otherwise: &str| {
+        name.as_deref().map_or(otherwise.to_owned(), str::to_owned)
+    };
+    let (alone_title, kd_title) = (beside(&alone, "labels alone"), beside(&kd, "kd"));
+    let mut head: Vec<String> =
+        ["arm", "seeds", "accuracy, %", "95 % interval"].map(str::to_owned).into();
+    head.extend([format!("− {alone_title}"), "p".into(), format!("− {kd_title}"), "p".into()]);
+    head.push("gap closed".into());
+    if says {
+        head.push("teacher right, entropy".into());
+    }
+    Ok(Table { title: title(record), head, rows, notes: notes(record, says) })
+}
+
+/// `[69.12, 70.02]`
+fn interval(sample: &Sample, signed: bool) -> String {
+    match sample.half_width {
+        Some(half) if signed => format!("[{:+.2}, {:+.2}]", sample.mean - half, sample.mean + half),
+        Some(half) => format!("[{:.2}, {:.2}]", sample.mean - half, sample.mean + half),
+        None => String::new(),
+    }
+}
+
+fn teacher_says(record: &Record, arm: &str) -> String {
+    let says: Vec<_> = record
+        .runs
+        .iter()
+        .filter(|run| run.arm == arm)
+        .filter_map(|run| run.teacher.as_ref())
+        .collect();
+    if says.is_empty() {
+        return String::new();
+    }
+    let mean = |of: fn(&super::record::TeacherSays) -> f64| {
+        says.iter().map(|says| of(says)).sum::<f64>() / says.len() as f64
+    };
+    format!("{:.1} %, {:.3}", 100.0 * mean(|says| says.accuracy), mean(|says| says.entropy))
+}
+
+fn title(record: &Record) -> String {
+    let Some(dataset) = &record.dataset else { return "Nothing has been run yet".into() };
+    match dataset.held_out {
+        true => format!(
+            "{}: {} images held out of the training set (for choosing settings)",
+            dataset.name, dataset.test
+        ),
+        false => format!("{}: {} test images", dataset.name, dataset.test),
+    }
+}
+
+fn notes(record: &Record, says: bool) -> Vec<String> {
+    let mut notes = vec![
+        "Mean and standard deviation over the seeds, each at the end of its run; intervals by Student's t.".to_owned(),
+        "Differences are paired: with one seed all arms start from the same weights, see the same batches and drop the same units, and have the same teacher. p is of the exact two-sided sign-flip test (at least 2/2^n with n seeds), not corrected for the number of arms.".to_owned(),
+        "Gap closed: (arm - labels alone) / (teacher - labels alone), of the means over the arm's seeds.".to_owned(),
+    ];
+    if says {
+        notes.push("Teacher right, entropy: its share of right answers and the mean entropy of its softmax (nats) on the images that it teaches with.".into());
+    }
+    if let Some(dataset) = &record.dataset {
+        if dataset.name == "synthetic" {
+            notes.push("Synthetic pictures: these figures say nothing about CIFAR-10.".into());
+        }
+        notes.extend(dataset.warning.iter().map(|warning| format!("{}: {warning}.", dataset.name)));
+    }
+    notes
+}
+
+impl Table {
+    pub fn terminal(&self) -> String {
+        let width = |column: usize| {
+            let cells = std::iter::once(&self.head).chain(&self.rows);
+            cells.map(|row| row[column].chars().count()).max().unwrap_or(0)
+        };
+        let widths: Vec<usize> = (0..self.head.len()).map(width).collect();
+        let mut text = format!("{}\n\n", self.title);
+        for row in std::iter::once(&self.head).chain(&self.rows) {
+            let cells = row.iter().zip(&widths).enumerate().map(|(column, (cell, width))| {
+                // Names to the left, figures to the right.
+                if column == 0 { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
+            });
+            text += cells.collect::<Vec<_>>().join("  ").trim_end();
+            text.push('\n');
+        }
+        text.push('\n');
+        for note in &self.notes {
+            text += note;
+            text.push('\n');
+        }
+        text
+    }
+
+    pub fn markdown(&self) -> String {
+        let line = |cells: &[String]| {
+            let cells: Vec<String> = cells.iter().map(|cell| cell.replace('|', "\\|")).collect();
+            format!("| {} |\n", cells.join(" | "))
+        };
+        let rule = |(column, _): (usize, &String)| if column == 0 { "---" } else { "---:" };
+        let rule: Vec<&str> = self.head.iter().enumerate().map(rule).collect();
+        let mut text = format!("{}\n\n{}| {} |\n", self.title, line(&self.head), rule.join(" | "));
+        text.extend(self.rows.iter().map(|row| line(row)));
+        text.push('\n');
+        text += &self.notes.join("\n\n");
+        text.push('\n');
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::record::tests::{arm, dataset, run};
+    use super::*;
+
+    /// Three seeds: KD 0.5, 0.7, 0.9 points over labels alone, and one arm that is half done.
+    fn record() -> Record {
+        let mut record = Record { format: 1, ..Record::default() };
+        let path = std::path::Path::new("f");
+        for arm in [
+            arm("student", false, None),
+            arm("kd", false, Some("kd")),
+            arm("dkd", false, Some("dkd")),
+            arm("teacher", true, None),
+        ] {
+            record.add_arm(arm, path).unwrap();
+        }
+        for (seed, gain) in [(0, 0.005), (1, 0.007), (2, 0.009)] {
+            let base = 0.68 + 0.001 * seed as f64;
+            record.add_run(run("student", seed, base), dataset()).unwrap();
+            record.add_run(run("kd", seed, base + gain), dataset()).unwrap();
+            record.add_run(run("teacher", seed, base + 0.028), dataset()).unwrap();
+        }
+        record.add_run(run("dkd", 1, 0.69), dataset()).unwrap();
+        record
+    }
+
+    #[test]
+    fn every_figure_is_where_it_belongs() {
+        let table = table(&record(), &Baselines::default()).unwrap();
+        let text = table.markdown();
+        let expected = [
+            "| arm | seeds | accuracy, % | 95 % interval | − student | p | − kd | p | gap closed |",
+            // scipy: sem([70.8, 70.9, 71.0]) * t.ppf(0.975, 2) = 0.2484.
+            "| teacher | 3 | 70.90 ± 0.10 | [70.65, 71.15] |  |  |  |  |  |",
+            "| student | 3 | 68.10 ± 0.10 | [67.85, 68.35] |  |  | -0.70 [-1.20, -0.20] | 0.250 | 0 % |",
+            // Accuracies 68.5, 68.8, 69.1; differences 0.5, 0.7, 0.9 with half width 0.4968.
+            "| kd | 3 | 68.80 ± 0.30 | [68.05, 69.55] | +0.70 [+0.20, +1.20] | 0.250 |  |  | 25 % |",
+            // One seed: no spread; paired with the twins of that seed, 68.1 and 68.8.
+            "| dkd | 1 | 69.00 |  | +0.90  | 1.000 | +0.20  | 1.000 | 32 % |",
+        ];
+        for line in expected {
+            assert!(text.contains(line), "{line}\n{text}");
+        }
+        assert!(text.contains("say nothing about CIFAR-10"), "{text}");
+    }
+
+    #[test]
+    fn the_terminals_columns_line_up() {
+        let table = table(&record(), &Baselines::default()).unwrap();
+        let text = table.terminal();
+        let lines: Vec<&str> = text.lines().skip(2).take(5).collect();
+        let end = |line: &str| line.find("0.").or(line.find("accuracy")).is_some();
+        assert!(lines.iter().all(|line| end(line)), "{text}");
+        assert!(lines[0].starts_with("arm  ") && lines[1].starts_with("teacher  "), "{text}");
+    }
+
+    #[test]
+    fn baselines_can_be_named_and_must_exist() {
+        let record = record();
+        let other = Baselines { kd: Some("dkd"), ..Baselines::default() };
+        assert_eq!(table(&record, &other).unwrap().head[6], "− dkd");
+        let wrong = Baselines { alone: Some("nobody"), ..Baselines::default() };
+        let message = table(&record, &wrong).unwrap_err().to_string();
+        assert!(message.contains("the arms are student, kd, dkd, teacher"), "{message}");
+    }
+}
