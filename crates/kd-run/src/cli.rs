@@ -148,6 +148,9 @@ pub(crate) struct Eval {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+    /// Also write the logits of all test images, and their labels, as safetensors
+    #[arg(long, value_name = "FILE")]
+    pub(crate) logits: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) compute: ComputeFlags,
 }
