@@ -28,6 +28,8 @@ enum Command {
     Distill(Distill),
     /// Accuracy, loss and confusion matrix of weights on the test images
     Eval(Eval),
+    /// A network for other programs, as an ONNX file
+    Export(Export),
     /// Table and HTML page of the runs below output folders
     Report(Report),
     /// Check a recipe and print it with every default filled in
@@ -160,8 +162,33 @@ pub(crate) struct Eval {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+    /// Also write the logits of all test images, and their labels, as safetensors
+    #[arg(long, value_name = "FILE")]
+    pub(crate) logits: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) compute: ComputeFlags,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Export {
+    /// The weights
+    #[arg(long, value_name = "FILE")]
+    pub(crate) weights: PathBuf,
+    /// The network, for files that don't say it [default: teacher]
+    #[arg(long, value_name = "MODEL", value_parser = architecture)]
+    pub(crate) model: Option<Architecture>,
+    /// The number of classes
+    #[arg(long, value_name = "N", default_value = "10", value_parser = at_least_one)]
+    pub(crate) classes: usize,
+    /// Where the ONNX file goes; it takes RGB bytes `[batch, 3, 32, 32]`, normalises them itself and gives logits
+    #[arg(long, value_name = "FILE")]
+    pub(crate) onnx: PathBuf,
+    /// Take floats from 0 to 1 instead of bytes
+    #[arg(long)]
+    pub(crate) float: bool,
+    /// Weights as signed bytes: a quarter of the size
+    #[arg(long)]
+    pub(crate) int8: bool,
 }
 
 #[derive(Debug, Args)]
@@ -203,12 +230,13 @@ pub fn run() -> ExitCode {
         Command::Train(train) => train.run.compute.threads,
         Command::Distill(distill) => distill.run.compute.threads,
         Command::Eval(eval) => eval.compute.threads,
-        Command::Report(_) | Command::Recipe(_) => None,
+        Command::Export(_) | Command::Report(_) | Command::Recipe(_) => None,
     };
     let done = set_threads(threads).and_then(|()| match cli.command {
         Command::Train(train) => commands::train(&train),
         Command::Distill(distill) => commands::distill(&distill),
         Command::Eval(eval) => commands::eval(&eval),
+        Command::Export(export) => commands::export(&export),
         Command::Report(report) => commands::report(&report),
         Command::Recipe(recipe) => commands::recipe(&recipe),
     });

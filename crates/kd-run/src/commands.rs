@@ -2,6 +2,7 @@
 
 mod choose;
 mod eval;
+mod export;
 
 use std::io::Write;
 use std::path::Path;
@@ -19,6 +20,7 @@ use crate::teacher::Pretrained;
 use crate::{device, files, report};
 
 pub(crate) use eval::eval;
+pub(crate) use export::export;
 
 /// `kd train`.
 pub(crate) fn train(flags: &Train) -> anyhow::Result<()> {

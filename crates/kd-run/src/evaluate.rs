@@ -77,6 +77,24 @@ pub fn evaluate(
     })
 }
 
+/// What the network says of all of `split`: f32 `[N, classes]`, on the CPU, in the data's order.
+///
+/// # Errors
+/// When a batch can't be made or computed.
+pub fn logits(
+    model: &dyn Classifier,
+    split: &Arc<Split>,
+    normalization: Normalization,
+    device: &Device,
+) -> anyhow::Result<Tensor> {
+    let mut all = Vec::new();
+    for batch in kd_data::batches(split, &in_order(normalization), device)? {
+        let logits = model.forward_t(&batch?.images, Mode::Eval, &[])?.logits;
+        all.push(logits.to_device(&Device::Cpu)?);
+    }
+    Ok(Tensor::cat(&all, 0)?)
+}
+
 /// Every image once, as it is, in the data's order.
 pub(crate) fn in_order(normalization: Normalization) -> BatchConfig {
     BatchConfig {

@@ -8,6 +8,7 @@ pub mod data;
 pub mod device;
 pub mod evaluate;
 pub mod events;
+pub mod export;
 mod files;
 mod kept;
 pub mod progress;

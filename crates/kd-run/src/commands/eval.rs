@@ -1,12 +1,17 @@
 //! `kd eval`.
 
+use std::path::Path;
+
 use anyhow::Context;
+use candle_core::Tensor;
+use kd_data::Split;
+use safetensors::tensor::{Dtype, TensorView};
 use serde::Serialize;
 
 use crate::cli::Eval;
-use crate::evaluate::{Evaluation, evaluate};
+use crate::evaluate::{Evaluation, evaluate, logits};
 use crate::teacher::Pretrained;
-use crate::{data, device};
+use crate::{data, device, files};
 
 /// What `--json` prints.
 #[derive(Serialize)]
@@ -46,6 +51,9 @@ pub(crate) fn eval(flags: &Eval) -> anyhow::Result<()> {
     let weights = Pretrained::load(&flags.weights, flags.model, classes, normalization)?;
     let network = weights.network(&device)?;
     let evaluation = evaluate(&*network, &data.test, &data.classes, normalization, &device)?;
+    if let Some(path) = &flags.logits {
+        write_logits(path, &logits(&*network, &data.test, normalization, &device)?, &data.test)?;
+    }
     if !flags.json {
         return super::say(&table(&evaluation));
     }
@@ -58,6 +66,19 @@ pub(crate) fn eval(flags: &Eval) -> anyhow::Result<()> {
     };
     let json = serde_json::to_string(&printed).context("the result can't be written as JSON")?;
     super::say(&format!("{json}\n"))
+}
+
+/// Writes `logits` (f32 `[N, classes]`) and `labels` (i64 `[N]`), in the order of the test images.
+fn write_logits(path: &Path, logits: &Tensor, test: &Split) -> anyhow::Result<()> {
+    let values: Vec<u8> =
+        logits.flatten_all()?.to_vec1::<f32>()?.iter().flat_map(|v| v.to_le_bytes()).collect();
+    let labels: Vec<u8> =
+        test.labels.iter().flat_map(|&label| i64::from(label).to_le_bytes()).collect();
+    let tensors = [
+        ("logits", TensorView::new(Dtype::F32, logits.dims().to_vec(), &values)?),
+        ("labels", TensorView::new(Dtype::I64, vec![test.len()], &labels)?),
+    ];
+    files::write_whole(path, &safetensors::serialize(tensors, None)?)
 }
 
 /// Accuracy and loss.
