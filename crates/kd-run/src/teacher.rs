@@ -18,6 +18,9 @@ use crate::kept::{self, Kept};
 use crate::recipe::DataConfig;
 use crate::{evaluate, files};
 
+/// A teacher's network, built and ready to answer.
+pub type Network = Box<dyn Classifier + Send + Sync>;
+
 /// A network's weights from a file.
 pub struct Pretrained {
     /// The file.
@@ -112,7 +115,7 @@ impl Pretrained {
     ///
     /// # Errors
     /// When candle refuses.
-    pub fn network(&self, device: &Device) -> anyhow::Result<Box<dyn Classifier + Send + Sync>> {
+    pub fn network(&self, device: &Device) -> anyhow::Result<Network> {
         let tensors = on_device(&self.tensors, device)?;
         Ok(kd_models::build(&self.config, kd_models::frozen(&tensors))?)
     }
@@ -131,7 +134,7 @@ pub(crate) const LOGITS: &str = "logits";
 /// What the teacher says of the training images: kept from one pass, or computed for each batch.
 pub(crate) struct TeacherOutputs {
     /// One, or with cross-fitted targets one for each part.
-    networks: Vec<Box<dyn Classifier + Send + Sync>>,
+    networks: Vec<Network>,
     /// Of cross-fitted targets: which network answers for each training image; else empty.
     part_of: Vec<usize>,
     kept: BTreeMap<String, Tensor>,
@@ -370,7 +373,7 @@ fn cross_fitted(
     needs: &Needs,
     data: &Data,
     device: &Device,
-) -> anyhow::Result<(Vec<Box<dyn Classifier + Send + Sync>>, Vec<usize>)> {
+) -> anyhow::Result<(Vec<Network>, Vec<usize>)> {
     ensure!(
         needs.teacher.is_empty(),
         "cross-fitted targets come from {} teachers, whose feature maps are not each other's; a method asks for {}: use methods that need the teacher's logits alone, or leave cross_fit out",
