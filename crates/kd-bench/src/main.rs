@@ -39,6 +39,8 @@ enum Side {
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     if matches!(args.side, Side::Ours) {
+        // SAFETY: no other thread has been started.
+        unsafe { kd_ops::keep_candle_single_threaded() };
         kd_ops::keep_freed_memory();
     }
     let batch = Batch::new(args.batch_size)?;

@@ -14,6 +14,8 @@ use rayon::prelude::*;
 const BATCH: usize = 128;
 
 fn main() {
+    // SAFETY: no other thread has been started.
+    unsafe { kd_ops::keep_candle_single_threaded() };
     kd_ops::keep_freed_memory();
     divan::main();
 }

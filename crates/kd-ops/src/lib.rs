@@ -8,7 +8,7 @@ mod dropout;
 mod linear;
 mod matmul;
 mod max_pool;
-mod memory;
+mod process;
 mod relu;
 mod simd;
 
@@ -16,5 +16,5 @@ pub use conv::{Conv2d, Conv2dConfig, conv2d, conv2d_chain};
 pub use dropout::{DropoutKey, dropout};
 pub use linear::linear;
 pub use max_pool::max_pool2d;
-pub use memory::keep_freed_memory;
+pub use process::{keep_candle_single_threaded, keep_freed_memory};
 pub use relu::relu;
