@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import methods
 from networks import Network, Student, Teacher
 
 CRATES = Path(__file__).resolve().parent.parent / "crates"
@@ -257,6 +258,64 @@ def losses() -> dict[str, Tensor]:
     return tensors
 
 
+def method_losses() -> dict[str, Tensor]:
+    """Values of the methods' losses and gradients with respect to what the student gives, in f64."""
+    tensors: dict[str, Tensor] = {}
+
+    def record(name: str, loss, inputs: list[Tensor], others: list[Tensor] = []) -> None:
+        wanted = [value.double().requires_grad_() for value in inputs]
+        value = loss(*wanted, *[value.double() if value.is_floating_point() else value for value in others])
+        value.backward()
+        tensors[f"{name}.value"] = value.detach()
+        for i, (given, value) in enumerate(zip(inputs, wanted)):
+            tensors[f"{name}.input.{i}"], tensors[f"{name}.grad.{i}"] = given.clone(), value.grad
+        for i, given in enumerate(others, len(inputs)):
+            tensors[f"{name}.input.{i}"] = given.clone()
+
+    labels = torch.tensor([3, 0, 9, 9, 1, 5])
+    for name, scale in (("", 1.0), ("large.", 12.0)):
+        s, t = hashed((6, 10), 700, 3.0 * scale), hashed((6, 10), 701, 5.0 * scale)
+        record(f"{name}kd_standardized", lambda s, t: methods.kd(methods.standardized(s), methods.standardized(t), 2.0), [s], [t])
+        record(f"{name}dkd", lambda s, t, y: methods.dkd(s, t, y, 4.0, 1.0, 8.0), [s], [t, labels])
+        record(f"{name}dkd_other", lambda s, t, y: methods.dkd(s, t, y, 1.5, 0.5, 2.0), [s], [t, labels])
+        record(
+            f"{name}dkd_standardized",
+            lambda s, t, y: methods.dkd(methods.standardized(s), methods.standardized(t), y, 2.0, 1.0, 8.0),
+            [s], [t, labels],
+        )
+        record(f"{name}dist", lambda s, t: methods.dist(s, t, 1.0, 1.0, 1.0), [s], [t])
+        record(f"{name}dist_other", lambda s, t: methods.dist(s, t, 4.0, 2.0, 0.5), [s], [t])
+    record("label_smoothing", lambda s, y: methods.label_smoothing(s, y, 0.1), [s], [labels])
+
+    # Maps after a ReLU have zeros; the teacher has other channels and, in the second case, another size.
+    maps = {
+        "": (F.relu(hashed((4, 5, 4, 4), 710)), F.relu(hashed((4, 7, 4, 4), 711))),
+        "smaller.": (F.relu(hashed((3, 5, 2, 2), 712)), F.relu(hashed((3, 2, 4, 4), 713))),
+        "larger.": (F.relu(hashed((3, 3, 8, 8), 714)), F.relu(hashed((3, 4, 4, 4), 715))),
+    }
+    for name, (s, t) in maps.items():
+        record(f"{name}attention_transfer", methods.attention, [s], [t])
+        record(f"{name}nst", methods.nst, [s], [t])
+        record(f"{name}similarity_preserving", methods.similarity, [s], [t])
+    record(
+        "fsp", methods.fsp,
+        [hashed((2, 3, 8, 8), 720), hashed((2, 4, 4, 4), 721)], [hashed((2, 3, 6, 6), 722), hashed((2, 4, 6, 6), 723)],
+    )
+    record("vid", methods.vid, [hashed((2, 3, 4, 4), 724), hashed((3,), 725, 4.0)], [hashed((2, 3, 4, 4), 726)])
+
+    for name, (s, t) in {
+        "": (hashed((6, 5), 730), hashed((6, 8), 731)),
+        "positive.": (hashed((5, 7), 732).abs(), hashed((5, 7), 733).abs()),
+    }.items():
+        record(f"{name}rkd_distance", methods.rkd_distance, [s], [t])
+        record(f"{name}rkd_angle", methods.rkd_angle, [s], [t])
+        record(f"{name}pkt", methods.pkt, [s], [t])
+        record(f"{name}correlation_congruence", lambda s, t: methods.congruence(s, t, 0.4, 2), [s], [t])
+        record(f"{name}correlation_congruence_other", lambda s, t: methods.congruence(s, t, 1.5, 4), [s], [t])
+    record("crd_nce", lambda x: methods.crd_nce(x, 40.0, 50), [hashed((4, 9), 740).exp() * 10])
+    return tensors
+
+
 # --- kd-models ------------------------------------------------------------------------------------
 
 
@@ -331,6 +390,7 @@ FIXTURES = {
     "kd-ops/tests/fixtures/linear.safetensors": linears,
     "kd-ops/tests/fixtures/adam.safetensors": adam,
     "kd-loss/tests/fixtures/losses.safetensors": losses,
+    "kd-loss/tests/fixtures/methods.safetensors": method_losses,
     "kd-models/tests/fixtures/teacher.safetensors": lambda: network(Teacher),
     "kd-models/tests/fixtures/student.safetensors": lambda: network(Student),
 }

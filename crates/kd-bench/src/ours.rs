@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor};
-use kd_loss::{Inputs, KdConfig, MethodConfig, Objective, Shapes, alpha_weights};
+use kd_loss::{Inputs, KdConfig, MethodConfig, Objective, Shapes, Weighted, alpha_weights};
 use kd_models::{Architecture, Classifier, Mode, ModelConfig};
 use kd_ops::DropoutKey;
 use kd_ops::adam::{Adam, AdamConfig};
@@ -58,9 +58,9 @@ fn training(architecture: Architecture, batch: Batch, soft: Soft) -> anyhow::Res
     let objective = if matches!(soft, Soft::None) {
         Objective::new(1.0, Vec::new())?
     } else {
-        let kd = MethodConfig::Kd(KdConfig { temperature: TEMPERATURE });
+        let kd = MethodConfig::Kd(KdConfig { temperature: TEMPERATURE, ..KdConfig::default() });
         let kd = kd_loss::build(&kd, &Shapes::default(), kd_models::frozen(&BTreeMap::new()))?;
-        Objective::new(labels_weight, vec![(kd_weight, kd)])?
+        Objective::new(labels_weight, vec![Weighted::new(kd_weight, kd)])?
     };
     let mut adam = Adam::new(AdamConfig::default());
     let mut step = 0;
@@ -80,6 +80,9 @@ fn training(architecture: Architecture, batch: Batch, soft: Soft) -> anyhow::Res
             student_features: &none,
             teacher_features: &none,
             epoch: 0,
+            epochs: 1,
+            seed: 0,
+            step,
             indices: &indices,
         })?;
         loss.total.to_scalar::<f32>()?;

@@ -14,6 +14,15 @@ pub(crate) fn logits_shape(what: &'static str, logits: &Tensor) -> Result<(usize
     }
 }
 
+/// Some losses compare classes with each other.
+pub(crate) fn two_classes(logits: &Tensor, classes: usize) -> Result<()> {
+    if classes >= 2 {
+        return Ok(());
+    }
+    let found = logits.dims().to_vec();
+    Err(Error::Shape { what: "logits", found, expected: "[B, C] with at least two classes" })
+}
+
 /// The labels, checked against the logits' shape; the values are on the CPU only read there.
 ///
 /// On another device reading them would make every step wait, so `None` is returned.
@@ -67,11 +76,14 @@ pub(crate) fn same_logits(
 }
 
 pub(crate) fn temperature(method: &'static str, temperature: f64) -> Result<()> {
-    if temperature > 0.0 && temperature.is_finite() {
+    positive(method, "temperature", temperature)
+}
+
+pub(crate) fn positive(method: &'static str, field: &'static str, value: f64) -> Result<()> {
+    if value > 0.0 && value.is_finite() {
         return Ok(());
     }
-    let found = temperature.to_string();
-    Err(Error::Config { method, field: "temperature", found, expected: "a number above 0" })
+    Err(Error::Config { method, field, found: value.to_string(), expected: "a number above 0" })
 }
 
 /// A share: in [0, 1].

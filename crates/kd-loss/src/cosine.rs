@@ -1,9 +1,11 @@
 //! The angle between student's and teacher's features.
 
 use candle_core::{D, Tensor};
+use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
-use crate::method::{Network, feature};
+use crate::method::{About, Kind, Options};
+use crate::places::{Fallback, PLACES, Pair, PairShapes};
 use crate::{Error, Inputs, Method, Needs, Result, Shapes};
 
 /// Added to each squared length, as in PyTorch, so that a zero vector has a direction.
@@ -54,7 +56,7 @@ fn pooling(student: usize, teacher: usize) -> Option<usize> {
     (student > 0 && teacher > 0 && teacher.is_multiple_of(student)).then(|| teacher / student)
 }
 
-/// Options of [`Cosine`].
+/// Options of [`cosine`] as a [`Method`].
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CosineConfig {
@@ -66,33 +68,42 @@ pub struct CosineConfig {
     pub teacher: Option<String>,
 }
 
-/// [`cosine`] between two feature places as a [`Method`].
-pub struct Cosine {
-    student: String,
-    teacher: String,
+impl CosineConfig {
+    fn places(&self, shapes: &Shapes) -> Result<PairShapes> {
+        let (student, teacher) = (self.student.as_deref(), self.teacher.as_deref());
+        let found = PairShapes::find("cosine", shapes, student, teacher, Fallback::Map)?;
+        let values = |shape: &[usize]| shape.iter().product();
+        match pooling(values(&found.student), values(&found.teacher)) {
+            Some(_) => Ok(found),
+            None => Err(found.mismatch("cosine", FITS)),
+        }
+    }
 }
 
-impl Cosine {
-    /// Chooses the places and checks that their shapes fit.
-    ///
-    /// # Errors
-    /// When a place does not exist, or the shapes don't fit (both are given).
-    pub fn new(config: &CosineConfig, shapes: &Shapes) -> Result<Self> {
-        let (student, student_shape) =
-            shapes.place("cosine", Network::Student, config.student.as_deref())?;
-        let (teacher, teacher_shape) =
-            shapes.place("cosine", Network::Teacher, config.teacher.as_deref())?;
-        if pooling(student_shape.iter().product(), teacher_shape.iter().product()).is_none() {
-            return Err(Error::ShapeMismatch {
-                method: "cosine",
-                what: format!("{student} (teacher's {teacher})"),
-                student: student_shape.to_vec(),
-                other: teacher_shape.to_vec(),
-                expected: FITS,
-            });
-        }
-        Ok(Self { student: student.to_string(), teacher: teacher.to_string() })
+impl Options for CosineConfig {
+    const ABOUT: About = About {
+        kind: Kind::Feature,
+        summary: "1 - cosine between flattened feature maps",
+        paper: "PyTorch tutorial on knowledge distillation",
+        weight: 0.25,
+        labels: 0.75,
+        options: &PLACES,
+    };
+
+    fn resolve(&mut self, shapes: &Shapes) -> Result<()> {
+        let Pair { student, teacher } = self.places(shapes)?.pair;
+        (self.student, self.teacher) = (Some(student), Some(teacher));
+        Ok(())
     }
+
+    fn build(&self, shapes: &Shapes, _: VarBuilder<'_>) -> Result<Box<dyn Method>> {
+        Ok(Box::new(Cosine { places: self.places(shapes)?.pair }))
+    }
+}
+
+/// [`cosine`] between two feature places.
+struct Cosine {
+    places: Pair,
 }
 
 impl Method for Cosine {
@@ -101,17 +112,11 @@ impl Method for Cosine {
     }
 
     fn needs(&self) -> Needs {
-        Needs {
-            student: vec![self.student.clone()],
-            teacher: vec![self.teacher.clone()],
-            teacher_logits: false,
-        }
+        Pair::needs(std::slice::from_ref(&self.places))
     }
 
     fn loss(&self, inputs: &Inputs<'_>) -> Result<Tensor> {
-        cosine(
-            feature("cosine", Network::Student, inputs, &self.student)?,
-            feature("cosine", Network::Teacher, inputs, &self.teacher)?,
-        )
+        let (student, teacher) = self.places.features("cosine", inputs)?;
+        cosine(&student, &teacher)
     }
 }

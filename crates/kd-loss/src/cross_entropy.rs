@@ -1,10 +1,12 @@
 //! Cross-entropy with the labels, plain and smoothed.
 
 use candle_core::{D, Tensor};
+use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
+use crate::method::{About, Kind, Options};
 use crate::response::{self, Targets, log_softmax};
-use crate::{Inputs, Method, Needs, Result, check};
+use crate::{Inputs, Method, Needs, Result, Shapes, check};
 
 /// `mean over images of -log softmax(z)_label`, a scalar.
 ///
@@ -57,7 +59,8 @@ fn with_candle_ops(
     (picked * (smoothing - 1.0))? - (even * smoothing)?
 }
 
-/// Options of [`LabelSmoothing`].
+/// Options of [`cross_entropy_smoothed`] as a [`Method`]: a control that has no teacher. Use it in place of
+/// the labels' own cross-entropy, whose weight is then 0.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LabelSmoothingConfig {
@@ -71,11 +74,27 @@ impl Default for LabelSmoothingConfig {
     }
 }
 
-/// [`cross_entropy_smoothed`] as a [`Method`]: a control that has no teacher. Use it in place of
-/// the labels' own cross-entropy, whose weight is then 0.
-pub struct LabelSmoothing {
-    /// The options.
-    pub config: LabelSmoothingConfig,
+impl Options for LabelSmoothingConfig {
+    const ABOUT: About = About {
+        kind: Kind::Control,
+        summary: "cross-entropy with smoothed labels, in place of the labels'",
+        paper: "Szegedy et al. 2016",
+        weight: 1.0,
+        labels: 0.0,
+        options: &[("smoothing", "share of each label that is spread over the classes, 0 to 1")],
+    };
+
+    fn validate(&self) -> Result<()> {
+        check::share("label-smoothing", "smoothing", self.smoothing)
+    }
+
+    fn build(&self, _: &Shapes, _: VarBuilder<'_>) -> Result<Box<dyn Method>> {
+        Ok(Box::new(LabelSmoothing { config: self.clone() }))
+    }
+}
+
+struct LabelSmoothing {
+    config: LabelSmoothingConfig,
 }
 
 impl Method for LabelSmoothing {

@@ -1,10 +1,14 @@
 //! KL divergence at a temperature: the soft targets of Hinton et al.
 
 use candle_core::{D, Tensor};
+use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
+use crate::method::{About, Kind, Options};
 use crate::response::{self, Targets, log_softmax};
-use crate::{Error, Inputs, Method, Needs, Result, alpha_weights, check, cross_entropy};
+use crate::{
+    Error, Inputs, Method, Needs, Result, Shapes, alpha_weights, check, cross_entropy, standardize,
+};
 
 /// `T² · mean over images of KL(softmax(teacher / T) ‖ softmax(student / T))`, a scalar.
 ///
@@ -57,25 +61,51 @@ pub fn kd_with_labels(
     Ok(((labels * labels_weight)? + (kd * kd_weight)?)?)
 }
 
-/// Options of [`Kd`].
+/// Options of [`kd`] as a [`Method`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct KdConfig {
     /// What both logits are divided by, above 0: the higher, the softer the targets.
     pub temperature: f64,
+    /// Whether both logits are [standardised](crate::standardize) first.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub standardize: bool,
 }
 
 impl Default for KdConfig {
     /// The tutorial's temperature of 2.
     fn default() -> Self {
-        Self { temperature: 2.0 }
+        Self { temperature: 2.0, standardize: false }
     }
 }
 
-/// [`kd`] as a [`Method`].
-pub struct Kd {
-    /// The options.
-    pub config: KdConfig,
+impl Options for KdConfig {
+    const ABOUT: About = About {
+        kind: Kind::Response,
+        summary: "KL divergence to the teacher's softmax at a temperature",
+        paper: "Hinton, Vinyals, Dean 2015; standardize: Sun et al. 2024",
+        weight: 0.9,
+        labels: 0.1,
+        options: &[
+            ("temperature", "what both logits are divided by, above 0"),
+            (
+                "standardize",
+                "whether each image's logits are brought to mean 0 and deviation 1 first",
+            ),
+        ],
+    };
+
+    fn validate(&self) -> Result<()> {
+        check::temperature("kd", self.temperature)
+    }
+
+    fn build(&self, _: &Shapes, _: VarBuilder<'_>) -> Result<Box<dyn Method>> {
+        Ok(Box::new(Kd { config: self.clone() }))
+    }
+}
+
+struct Kd {
+    config: KdConfig,
 }
 
 impl Method for Kd {
@@ -88,10 +118,22 @@ impl Method for Kd {
     }
 
     fn loss(&self, inputs: &Inputs<'_>) -> Result<Tensor> {
-        let missing = || Error::MissingTeacherLogits { method: self.name() };
-        let teacher = inputs.teacher_logits.ok_or_else(missing)?;
-        kd(inputs.student_logits, teacher, self.config.temperature)
+        let (student, teacher) = logits("kd", inputs, self.config.standardize)?;
+        kd(&student, &teacher, self.config.temperature)
     }
+}
+
+/// Both networks' logits, the teacher's without a gradient, standardised if asked for.
+pub(crate) fn logits(
+    method: &'static str,
+    inputs: &Inputs<'_>,
+    standardized: bool,
+) -> Result<(Tensor, Tensor)> {
+    let teacher = inputs.teacher_logits.ok_or(Error::MissingTeacherLogits { method })?;
+    if standardized {
+        return Ok((standardize(inputs.student_logits)?, standardize(&teacher.detach())?));
+    }
+    Ok((inputs.student_logits.clone(), teacher.detach()))
 }
 
 #[cfg(test)]

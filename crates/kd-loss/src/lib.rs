@@ -1,25 +1,53 @@
 #![doc = include_str!("../README.md")]
 #![deny(missing_docs)]
 
+mod attention;
 mod check;
+mod congruence;
 mod cosine;
+mod crd;
 mod cross_entropy;
+mod dist;
+mod dkd;
 mod error;
+mod fitnet;
+mod fsp;
 mod kd;
 mod method;
+mod nst;
 mod objective;
+mod pkt;
+mod places;
 mod regressor;
 mod response;
+mod rkd;
+mod schedule;
+mod similarity;
+mod standardize;
+mod vid;
 
-pub use cosine::{Cosine, CosineConfig, cosine};
-pub use cross_entropy::{
-    LabelSmoothing, LabelSmoothingConfig, cross_entropy, cross_entropy_smoothed,
-};
+pub use attention::{AttentionConfig, attention_transfer};
+pub use congruence::{CongruenceConfig, correlation_congruence};
+pub use cosine::{CosineConfig, cosine};
+pub use crd::{CrdConfig, crd_nce};
+pub use cross_entropy::{LabelSmoothingConfig, cross_entropy, cross_entropy_smoothed};
+pub use dist::{DistConfig, dist};
+pub use dkd::{DkdConfig, dkd};
 pub use error::{Error, Result};
-pub use kd::{Kd, KdConfig, kd, kd_with_labels};
+pub use fitnet::FitNetConfig;
+pub use fsp::{FspConfig, fsp};
+pub use kd::{KdConfig, kd, kd_with_labels};
 pub use method::{
-    HelperParameter, Inputs, METHODS, Method, MethodConfig, MethodInfo, Needs, Shapes, build,
-    helper_parameters,
+    About, HelperParameter, Init, Inputs, Kind, METHODS, Method, MethodConfig, MethodInfo, Needs,
+    Options, build, helper_parameters,
 };
-pub use objective::{Loss, Objective, Term, alpha_weights};
-pub use regressor::{Regressor, RegressorConfig, mse};
+pub use nst::{NstConfig, nst};
+pub use objective::{Loss, Objective, Term, Weighted, alpha_weights};
+pub use pkt::{PktConfig, pkt};
+pub use places::Shapes;
+pub use regressor::{RegressorConfig, mse};
+pub use rkd::{RkdAngleConfig, RkdDistanceConfig, rkd_angle, rkd_distance};
+pub use schedule::{Decay, Schedule};
+pub use similarity::{SimilarityConfig, similarity_preserving};
+pub use standardize::standardize;
+pub use vid::{VidConfig, vid};

@@ -4,12 +4,26 @@ use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    Cosine, CosineConfig, Error, Kd, KdConfig, LabelSmoothing, LabelSmoothingConfig, Regressor,
-    RegressorConfig, Result, check,
-};
+use crate::attention::AttentionConfig;
+use crate::congruence::CongruenceConfig;
+use crate::cosine::CosineConfig;
+use crate::crd::CrdConfig;
+use crate::cross_entropy::LabelSmoothingConfig;
+use crate::dist::DistConfig;
+use crate::dkd::DkdConfig;
+use crate::fitnet::FitNetConfig;
+use crate::fsp::FspConfig;
+use crate::kd::KdConfig;
+use crate::nst::NstConfig;
+use crate::pkt::PktConfig;
+use crate::regressor::RegressorConfig;
+use crate::rkd::{RkdAngleConfig, RkdDistanceConfig};
+use crate::similarity::SimilarityConfig;
+use crate::vid::VidConfig;
+use crate::{Error, Result, Shapes};
 
 /// What a method sees of one batch.
 #[derive(Clone, Copy, Debug)]
@@ -24,10 +38,16 @@ pub struct Inputs<'a> {
     pub student_features: &'a BTreeMap<String, Tensor>,
     /// The teacher's values at the places that the methods need, by place.
     pub teacher_features: &'a BTreeMap<String, Tensor>,
-    /// The epoch, from 0.
-    pub epoch: usize,
     /// The images' positions in the training set, `B` of them.
     pub indices: &'a [u32],
+    /// The epoch, from 0.
+    pub epoch: usize,
+    /// Epochs of the whole run.
+    pub epochs: usize,
+    /// With `step`, the key of every random draw.
+    pub seed: u64,
+    /// Steps done before this one.
+    pub step: u64,
 }
 
 /// What a method needs of the two networks.
@@ -63,231 +83,256 @@ pub trait Method: Send + Sync {
     fn loss(&self, inputs: &Inputs<'_>) -> Result<Tensor>;
 }
 
-/// A method and its options, as a recipe's table gives them; `name` chooses the variant.
-///
-/// Options that are left out have the defaults of their struct; an unknown option is an error.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "name", rename_all = "kebab-case")]
-pub enum MethodConfig {
-    /// "kd": [`Kd`].
-    Kd(KdConfig),
-    /// "cosine": [`Cosine`].
-    Cosine(CosineConfig),
-    /// "regressor": [`Regressor`].
-    Regressor(RegressorConfig),
-    /// "label-smoothing": [`LabelSmoothing`].
-    LabelSmoothing(LabelSmoothingConfig),
-}
-
-/// One line of the list of methods.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MethodInfo {
-    /// The name in recipes.
-    pub name: &'static str,
-    /// What it does.
-    pub summary: &'static str,
-}
-
-/// Every method.
-pub const METHODS: [MethodInfo; 4] = [
-    MethodInfo {
-        name: "kd",
-        summary: "KL divergence to the teacher's softmax at a temperature (Hinton et al. 2015)",
-    },
-    MethodInfo {
-        name: "cosine",
-        summary: "1 - cosine between flattened feature maps (PyTorch tutorial)",
-    },
-    MethodInfo {
-        name: "regressor",
-        summary: "mean squared error to the teacher's feature map through a learned 3x3 convolution (PyTorch tutorial; FitNets, Romero et al. 2015)",
-    },
-    MethodInfo {
-        name: "label-smoothing",
-        summary: "cross-entropy with smoothed labels, a control without a teacher (Szegedy et al. 2016)",
-    },
-];
-
-impl MethodConfig {
-    /// The method's default options.
-    ///
-    /// # Errors
-    /// When there is no method of this name; the error lists those that there are.
-    pub fn from_name(name: &str) -> Result<Self> {
-        Ok(match name {
-            "kd" => Self::Kd(KdConfig::default()),
-            "cosine" => Self::Cosine(CosineConfig::default()),
-            "regressor" => Self::Regressor(RegressorConfig::default()),
-            "label-smoothing" => Self::LabelSmoothing(LabelSmoothingConfig::default()),
-            _ => {
-                return Err(Error::UnknownMethod {
-                    name: name.to_string(),
-                    known: METHODS.map(|method| method.name).join(", "),
-                });
-            }
-        })
-    }
-
-    /// The name in recipes.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::Kd(_) => "kd",
-            Self::Cosine(_) => "cosine",
-            Self::Regressor(_) => "regressor",
-            Self::LabelSmoothing(_) => "label-smoothing",
-        }
-    }
+/// A method's options, as a recipe's table holds them, and how the method is made of them.
+pub trait Options: Clone + Default + PartialEq + Serialize + DeserializeOwned {
+    /// What the list of methods says of it.
+    const ABOUT: About;
 
     /// Checks the options that don't depend on the networks.
     ///
     /// # Errors
     /// When one makes no sense.
-    pub fn validate(&self) -> Result<()> {
-        match self {
-            Self::Kd(config) => check::temperature("kd", config.temperature),
-            Self::LabelSmoothing(config) => {
-                check::share("label-smoothing", "smoothing", config.smoothing)
-            }
-            Self::Cosine(_) | Self::Regressor(_) => Ok(()),
-        }
+    fn validate(&self) -> Result<()> {
+        Ok(())
     }
 
-    /// The same with feature places that were left out filled in, so that a record of a run
-    /// says all of it.
+    /// Fills in the feature places that were left out.
     ///
     /// # Errors
     /// When a place does not exist.
-    pub fn resolve(&self, shapes: &Shapes) -> Result<Self> {
-        let mut resolved = self.clone();
-        if let Self::Cosine(CosineConfig { student, teacher })
-        | Self::Regressor(RegressorConfig { student, teacher }) = &mut resolved
-        {
-            for (network, place) in [(Network::Student, student), (Network::Teacher, teacher)] {
-                let (name, _) = shapes.place(self.name(), network, place.as_deref())?;
-                *place = Some(name.to_string());
+    fn resolve(&mut self, shapes: &Shapes) -> Result<()> {
+        let _ = shapes;
+        Ok(())
+    }
+
+    /// The tensors that the method needs besides the networks'.
+    ///
+    /// # Errors
+    /// When a place does not exist or shapes don't fit.
+    fn helper_parameters(&self, shapes: &Shapes) -> Result<Vec<HelperParameter>> {
+        let _ = shapes;
+        Ok(Vec::new())
+    }
+
+    /// The method.
+    ///
+    /// # Errors
+    /// When a place does not exist, shapes don't fit, or `vb` lacks a helper parameter.
+    fn build(&self, shapes: &Shapes, vb: VarBuilder<'_>) -> Result<Box<dyn Method>>;
+}
+
+/// A method in the list.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct About {
+    /// Where its knowledge lies.
+    pub kind: Kind,
+    /// What it does, in a line.
+    pub summary: &'static str,
+    /// Where it comes from.
+    pub paper: &'static str,
+    /// The customary weight of the method.
+    pub weight: f64,
+    /// The labels' customary weight beside it.
+    pub labels: f64,
+    /// Each option with its meaning.
+    pub options: &'static [(&'static str, &'static str)],
+}
+
+/// Where a method looks for the teacher's knowledge (Gou et al., "Knowledge Distillation: A Survey", 2021, section 2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// It has no teacher: what others are compared with.
+    Control,
+    /// In its logits.
+    Response,
+    /// In its feature maps.
+    Feature,
+    /// In relations between images, or between layers.
+    Relation,
+}
+
+/// One line of the list of methods.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct MethodInfo {
+    /// The name in recipes.
+    pub name: &'static str,
+    /// The rest.
+    #[serde(flatten)]
+    pub about: About,
+}
+
+/// Makes the list of methods: a line is the name in recipes, a variant, and the method's options.
+macro_rules! methods {
+    ($($name:literal $variant:ident($options:ty),)*) => {
+        /// A method and its options, as a recipe's table gives them; `name` chooses the variant.
+        ///
+        /// Options that are left out have the defaults of their struct; an unknown option is an error.
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[serde(tag = "name")]
+        #[non_exhaustive]
+        pub enum MethodConfig {
+            $(
+                #[doc = concat!("\"", $name, "\".")]
+                #[serde(rename = $name)]
+                $variant($options),
+            )*
+        }
+
+        /// Every method.
+        pub const METHODS: &[MethodInfo] =
+            &[$(MethodInfo { name: $name, about: <$options as Options>::ABOUT },)*];
+
+        impl MethodConfig {
+            /// The method's default options.
+            ///
+            /// # Errors
+            /// When there is no method of this name; the error lists those that there are.
+            pub fn from_name(name: &str) -> Result<Self> {
+                match name {
+                    $($name => Ok(Self::$variant(<$options>::default())),)*
+                    _ => {
+                        let known: Vec<_> = METHODS.iter().map(|method| method.name).collect();
+                        let known = known.join(", ");
+                        Err(Error::UnknownMethod { name: name.to_string(), known })
+                    }
+                }
+            }
+
+            /// The name in recipes.
+            pub fn name(&self) -> &'static str {
+                match self {
+                    $(Self::$variant(_) => $name,)*
+                }
+            }
+
+            /// Checks the options that don't depend on the networks.
+            ///
+            /// # Errors
+            /// When one makes no sense.
+            pub fn validate(&self) -> Result<()> {
+                match self {
+                    $(Self::$variant(options) => options.validate(),)*
+                }
+            }
+
+            /// The same with feature places that were left out filled in, so that a record of a run
+            /// says all of it.
+            ///
+            /// # Errors
+            /// When a place does not exist.
+            pub fn resolve(&self, shapes: &Shapes) -> Result<Self> {
+                let mut resolved = self.clone();
+                match &mut resolved {
+                    $(Self::$variant(options) => options.resolve(shapes)?,)*
+                }
+                Ok(resolved)
             }
         }
-        Ok(resolved)
-    }
-}
 
-/// What the two networks look like from outside.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Shapes {
-    /// The student's feature places from input to output, each with the shape of one image's
-    /// values: `[C, H, W]` or `[F]`.
-    pub student: Vec<(String, Vec<usize>)>,
-    /// The teacher's.
-    pub teacher: Vec<(String, Vec<usize>)>,
-    /// The number of classes, the same for both.
-    pub classes: usize,
-}
-
-/// Which of the two networks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Network {
-    Student,
-    Teacher,
-}
-
-impl Network {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Student => "student",
-            Self::Teacher => "teacher",
+        /// The tensors that a method needs besides the networks'; most need none.
+        ///
+        /// # Errors
+        /// When a place does not exist or shapes don't fit.
+        pub fn helper_parameters(
+            config: &MethodConfig,
+            shapes: &Shapes,
+        ) -> Result<Vec<HelperParameter>> {
+            match config {
+                $(MethodConfig::$variant(options) => options.helper_parameters(shapes),)*
+            }
         }
-    }
-}
 
-impl Shapes {
-    /// The place of this name, or without a name the last feature map `[C, H, W]`.
-    pub(crate) fn place(
-        &self,
-        method: &'static str,
-        network: Network,
-        name: Option<&str>,
-    ) -> Result<(&str, &[usize])> {
-        let places = match network {
-            Network::Student => &self.student,
-            Network::Teacher => &self.teacher,
-        };
-        let place = match name {
-            Some(name) => places.iter().find(|(known, _)| known == name).ok_or_else(|| {
-                unknown_place(method, network, name, places.iter().map(|(known, _)| known))
-            })?,
-            None => places
-                .iter()
-                .rfind(|(_, shape)| shape.len() == 3)
-                .ok_or(Error::NoFeatureMap { method, network: network.name() })?,
-        };
-        Ok((&place.0, &place.1))
-    }
-}
-
-fn unknown_place<'a>(
-    method: &'static str,
-    network: Network,
-    place: &str,
-    known: impl Iterator<Item = &'a String>,
-) -> Error {
-    let known: Vec<&str> = known.map(String::as_str).collect();
-    let known = if known.is_empty() { "none".to_string() } else { known.join(", ") };
-    Error::UnknownPlace { method, network: network.name(), place: place.to_string(), known }
-}
-
-/// A feature map that a method has asked for.
-pub(crate) fn feature<'a>(
-    method: &'static str,
-    network: Network,
-    inputs: &Inputs<'a>,
-    place: &str,
-) -> Result<&'a Tensor> {
-    let features = match network {
-        Network::Student => inputs.student_features,
-        Network::Teacher => inputs.teacher_features,
+        /// Makes a method. `vb` gives its [helper parameters](helper_parameters); with several methods,
+        /// give each a prefix of its own.
+        ///
+        /// # Errors
+        /// When an option makes no sense, a place does not exist, shapes don't fit, or `vb` lacks a weight.
+        pub fn build(
+            config: &MethodConfig,
+            shapes: &Shapes,
+            vb: VarBuilder<'_>,
+        ) -> Result<Box<dyn Method>> {
+            config.validate()?;
+            match config {
+                $(MethodConfig::$variant(options) => options.build(shapes, vb),)*
+            }
+        }
     };
-    features.get(place).ok_or_else(|| unknown_place(method, network, place, features.keys()))
 }
 
-/// A weight that a method trains along with the student, and that is no part of it.
+methods! {
+    "kd" Kd(KdConfig),
+    "dkd" Dkd(DkdConfig),
+    "dist" Dist(DistConfig),
+    "cosine" Cosine(CosineConfig),
+    "regressor" Regressor(RegressorConfig),
+    "fitnet" FitNet(FitNetConfig),
+    "attention-transfer" Attention(AttentionConfig),
+    "nst" Nst(NstConfig),
+    "fsp" Fsp(FspConfig),
+    "vid" Vid(VidConfig),
+    "rkd-distance" RkdDistance(RkdDistanceConfig),
+    "rkd-angle" RkdAngle(RkdAngleConfig),
+    "similarity-preserving" Similarity(SimilarityConfig),
+    "correlation-congruence" Congruence(CongruenceConfig),
+    "pkt" Pkt(PktConfig),
+    "crd" Crd(CrdConfig),
+    "label-smoothing" LabelSmoothing(LabelSmoothingConfig),
+}
+
+/// A tensor that belongs to a method and is no part of the student.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HelperParameter {
     /// The name that [`build`] asks its `VarBuilder` for.
     pub name: String,
     /// The shape.
     pub shape: Vec<usize>,
-    /// It starts uniform in ±`bound`, as PyTorch's layers do.
-    pub bound: f64,
+    /// What it starts from.
+    pub init: Init,
 }
 
-/// The weights that a method trains; most have none.
-///
-/// # Errors
-/// When a place does not exist or shapes don't fit.
-pub fn helper_parameters(config: &MethodConfig, shapes: &Shapes) -> Result<Vec<HelperParameter>> {
-    match config {
-        MethodConfig::Regressor(config) => config.helper_parameters(shapes),
-        MethodConfig::Kd(_) | MethodConfig::Cosine(_) | MethodConfig::LabelSmoothing(_) => {
-            Ok(Vec::new())
-        }
+/// What a helper parameter starts from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Init {
+    /// Uniform in ±the bound, as PyTorch's layers do.
+    Uniform(f64),
+    /// Everywhere the same.
+    Constant(f64),
+}
+
+/// Weight and bias of a linear layer or 1x1 convolution, `[outputs, inputs]` and `[outputs]`.
+pub(crate) fn linear_parameters(name: &str, inputs: usize, outputs: usize) -> [HelperParameter; 2] {
+    let init = Init::Uniform(1.0 / (inputs as f64).sqrt());
+    [
+        HelperParameter { name: format!("{name}.weight"), shape: vec![outputs, inputs], init },
+        HelperParameter { name: format!("{name}.bias"), shape: vec![outputs], init },
+    ]
+}
+
+/// The layer of [`linear_parameters`].
+pub(crate) struct Linear {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl Linear {
+    pub(crate) fn new(inputs: usize, outputs: usize, vb: &VarBuilder<'_>) -> Result<Self> {
+        Ok(Self { weight: vb.get((outputs, inputs), "weight")?, bias: vb.get(outputs, "bias")? })
     }
-}
 
-/// Makes a method. `vb` gives its [helper parameters](helper_parameters); with several methods,
-/// give each a prefix of its own.
-///
-/// # Errors
-/// When an option makes no sense, a place does not exist, shapes don't fit, or `vb` lacks a weight.
-pub fn build(
-    config: &MethodConfig,
-    shapes: &Shapes,
-    vb: VarBuilder<'_>,
-) -> Result<Box<dyn Method>> {
-    config.validate()?;
-    Ok(match config {
-        MethodConfig::Kd(config) => Box::new(Kd { config: config.clone() }),
-        MethodConfig::Cosine(config) => Box::new(Cosine::new(config, shapes)?),
-        MethodConfig::Regressor(config) => Box::new(Regressor::new(config, shapes, vb)?),
-        MethodConfig::LabelSmoothing(config) => Box::new(LabelSmoothing { config: config.clone() }),
-    })
+    /// `[B, inputs]` to `[B, outputs]`.
+    pub(crate) fn rows(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        x.matmul(&self.weight.t()?)?.broadcast_add(&self.bias)
+    }
+
+    /// A 1x1 convolution: `[B, inputs, H, W]` to `[B, outputs, H, W]`.
+    pub(crate) fn map(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        let (batch, inputs, height, width) = x.dims4()?;
+        // One product over all pixels: [B H W, inputs] x [inputs, outputs].
+        let pixels = x.permute((0, 2, 3, 1))?.reshape((batch * height * width, inputs))?;
+        let y = self.rows(&pixels)?;
+        let outputs = y.dims()[1];
+        y.reshape((batch, height, width, outputs))?.permute((0, 3, 1, 2))?.contiguous()
+    }
 }

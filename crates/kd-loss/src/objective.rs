@@ -3,13 +3,16 @@
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Inputs, Method, MethodConfig, Needs, Result, check, cross_entropy};
+use crate::{Error, Inputs, Method, MethodConfig, Needs, Result, Schedule, check, cross_entropy};
 
 /// A method with its weight, as a recipe's `[[run.method]]` table gives them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Term {
     /// What the method's loss is multiplied with; not negative.
     pub weight: f64,
+    /// How the weight changes over the run.
+    #[serde(flatten)]
+    pub schedule: Schedule,
     /// The method: `name` and its options, in the same table.
     #[serde(flatten)]
     pub method: MethodConfig,
@@ -24,10 +27,27 @@ pub fn alpha_weights(alpha: f64) -> Result<(f64, f64)> {
     Ok((alpha, 1.0 - alpha))
 }
 
+/// A method that was built, with its weight.
+pub struct Weighted {
+    /// What its loss is multiplied with.
+    pub weight: f64,
+    /// How the weight changes over the run.
+    pub schedule: Schedule,
+    /// The method.
+    pub method: Box<dyn Method>,
+}
+
+impl Weighted {
+    /// The same weight in every epoch.
+    pub fn new(weight: f64, method: Box<dyn Method>) -> Self {
+        Self { weight, schedule: Schedule::default(), method }
+    }
+}
+
 /// `labels_weight · CE + Σ weight_i · method_i`.
 pub struct Objective {
     labels_weight: f64,
-    methods: Vec<(f64, Box<dyn Method>)>,
+    methods: Vec<Weighted>,
 }
 
 /// The loss of a batch.
@@ -43,13 +63,14 @@ impl Objective {
     /// The sum with these weights. Without methods it is the cross-entropy alone.
     ///
     /// # Errors
-    /// When a weight is negative or not finite, or all are zero.
-    pub fn new(labels_weight: f64, methods: Vec<(f64, Box<dyn Method>)>) -> Result<Self> {
+    /// When a weight is negative or not finite, all are zero, or a schedule makes no sense.
+    pub fn new(labels_weight: f64, methods: Vec<Weighted>) -> Result<Self> {
         check::weight("loss", "labels", labels_weight)?;
-        for (weight, method) in &methods {
+        for Weighted { weight, schedule, method } in &methods {
             check::weight(method.name(), "weight", *weight)?;
+            schedule.validate(method.name())?;
         }
-        if labels_weight == 0.0 && methods.iter().all(|(weight, _)| *weight == 0.0) {
+        if labels_weight == 0.0 && methods.iter().all(|term| term.weight == 0.0) {
             return Err(Error::Config {
                 method: "loss",
                 field: "labels",
@@ -63,8 +84,8 @@ impl Objective {
     /// What all methods together need, each place once.
     pub fn needs(&self) -> Needs {
         let mut all = Needs::default();
-        for (_, method) in &self.methods {
-            let needs = method.needs();
+        for term in &self.methods {
+            let needs = term.method.needs();
             all.student.extend(needs.student);
             all.teacher.extend(needs.teacher);
             all.teacher_logits |= needs.teacher_logits;
@@ -88,9 +109,10 @@ impl Objective {
             weighted.push((&part * self.labels_weight)?);
             parts.push(("labels", part));
         }
-        for (weight, method) in &self.methods {
+        for Weighted { weight, schedule, method } in &self.methods {
             let part = method.loss(inputs)?;
-            weighted.push((&part * *weight)?);
+            let factor = schedule.factor(inputs.epoch, inputs.epochs)?;
+            weighted.push((&part * (*weight * factor))?);
             parts.push((method.name(), part));
         }
         let mut terms = weighted.into_iter();

@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, HashMap};
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::VarBuilder;
 use kd_loss::{
-    Error, Inputs, METHODS, Method, MethodConfig, Needs, Objective, Shapes, Term, alpha_weights,
-    build, cosine, cross_entropy, cross_entropy_smoothed, helper_parameters, kd, kd_with_labels,
-    mse,
+    Error, Init, Inputs, METHODS, MethodConfig, Needs, Objective, Schedule, Shapes, Term, Weighted,
+    alpha_weights, build, cosine, cross_entropy, cross_entropy_smoothed, helper_parameters, kd,
+    kd_with_labels, mse,
 };
 
 /// The tutorial's pair, shortened.
@@ -25,6 +25,7 @@ fn shapes() -> Shapes {
             place("classifier.1", &[512]),
         ],
         classes: 10,
+        train_labels: vec![0, 1, 2, 3],
     }
 }
 
@@ -38,7 +39,10 @@ fn helpers(config: &MethodConfig) -> (BTreeMap<String, Var>, VarBuilder<'static>
         .unwrap()
         .into_iter()
         .map(|p| {
-            let values = Tensor::full(p.bound as f32, p.shape, &Device::Cpu).unwrap();
+            let values = match p.init {
+                Init::Constant(value) => Tensor::full(value as f32, p.shape, &Device::Cpu).unwrap(),
+                Init::Uniform(bound) => (ramp(&p.shape) * (bound / 2.0)).unwrap(),
+            };
             (p.name, Var::from_tensor(&values).unwrap())
         })
         .collect();
@@ -85,7 +89,7 @@ fn a_method_survives_toml_and_json() {
         let method = MethodConfig::from_name(info.name).unwrap();
         assert_eq!(method.name(), info.name);
         for method in [method.resolve(&shapes()).unwrap(), method] {
-            let before = Term { weight: 0.5, method };
+            let before = Term { weight: 0.5, schedule: Schedule::default(), method };
             let recipe = toml::to_string(&before).unwrap();
             assert_eq!(term(&recipe).unwrap(), before, "{recipe}");
             let json = serde_json::to_string(&before).unwrap();
@@ -101,9 +105,9 @@ fn an_unknown_method_or_option_is_an_error_that_lists_the_known() {
     let error = term("name = 'kd'\nweight = 1\ntemprature = 4.0").unwrap_err().to_string();
     assert!(error.contains("temprature") && error.contains("`temperature`"), "{error}");
     let error = MethodConfig::from_name("magic").unwrap_err().to_string();
-    assert_eq!(
-        error,
-        "there is no method \"magic\"; the methods are kd, cosine, regressor, label-smoothing"
+    assert!(
+        error.starts_with("there is no method \"magic\"; the methods are kd, dkd, "),
+        "{error}"
     );
 }
 
@@ -132,16 +136,17 @@ fn options_that_make_no_sense_are_errors_that_name_them() {
 fn weights_that_make_no_sense_are_errors() {
     let kd = || build(&MethodConfig::from_name("kd").unwrap(), &shapes(), no_helpers()).unwrap();
     for weight in [-1.0, f64::NAN, f64::INFINITY] {
-        let error = Objective::new(1.0, vec![(weight, kd())]).err().unwrap().to_string();
+        let error =
+            Objective::new(1.0, vec![Weighted::new(weight, kd())]).err().unwrap().to_string();
         assert_eq!(
             error,
             format!("kd: weight is {weight}; expected a number that is not negative")
         );
         assert!(Objective::new(weight, vec![]).is_err());
     }
-    let error = Objective::new(0.0, vec![(0.0, kd())]).err().unwrap().to_string();
+    let error = Objective::new(0.0, vec![Weighted::new(0.0, kd())]).err().unwrap().to_string();
     assert!(error.contains("nothing to learn"), "{error}");
-    assert!(Objective::new(0.0, vec![(1.0, kd())]).is_ok());
+    assert!(Objective::new(0.0, vec![Weighted::new(1.0, kd())]).is_ok());
 }
 
 #[test]
@@ -228,7 +233,11 @@ fn the_regressors_parameters_are_the_references() {
     let expected: [(&str, &[usize]); 2] =
         [("regressor.0.weight", &[32, 16, 3, 3]), ("regressor.0.bias", &[32])];
     assert_eq!(found, expected);
-    assert!(helpers.iter().all(|p| (p.bound - 1.0 / 12.0).abs() < 1e-12));
+    assert!(
+        helpers
+            .iter()
+            .all(|p| matches!(p.init, Init::Uniform(bound) if (bound - 1.0 / 12.0).abs() < 1e-12))
+    );
     for name in ["kd", "cosine", "label-smoothing"] {
         let config = MethodConfig::from_name(name).unwrap();
         assert_eq!(helper_parameters(&config, &shapes()).unwrap(), []);
@@ -245,6 +254,9 @@ fn something_missing_from_the_inputs_is_an_error() {
         student_features: &empty,
         teacher_features: &empty,
         epoch: 0,
+        epochs: 1,
+        seed: 0,
+        step: 0,
         indices: &[0, 1],
     };
     for (name, expected) in [("kd", "teacher's logits"), ("cosine", "\"features.5\"; it has none")]
@@ -272,16 +284,21 @@ fn an_objective_sums_its_parts_and_reaches_every_variable() {
         student_features: &student_features,
         teacher_features: &teacher_features,
         epoch: 0,
+        epochs: 1,
+        seed: 0,
+        step: 0,
         indices: &[0, 1],
     };
 
-    let mut methods: Vec<(f64, Box<dyn Method>)> = Vec::new();
+    let names = ["kd", "cosine", "regressor", "label-smoothing"];
+    let mut methods = Vec::new();
     let mut learned = Vec::new();
-    for (i, info) in METHODS.iter().enumerate() {
-        let config = MethodConfig::from_name(info.name).unwrap();
+    for (i, name) in names.iter().enumerate() {
+        let config = MethodConfig::from_name(name).unwrap();
         let (vars, vb) = helpers(&config);
         learned.extend(vars);
-        methods.push((0.1 * (i + 1) as f64, build(&config, &shapes(), vb).unwrap()));
+        let method = build(&config, &shapes(), vb).unwrap();
+        methods.push(Weighted::new(0.1 * (i + 1) as f64, method));
     }
     let objective = Objective::new(0.75, methods).unwrap();
     let needs = objective.needs();
@@ -289,8 +306,9 @@ fn an_objective_sums_its_parts_and_reaches_every_variable() {
     assert!(needs.teacher_logits);
 
     let loss = objective.loss(&inputs).unwrap();
-    let names: Vec<_> = loss.parts.iter().map(|(name, _)| *name).collect();
-    assert_eq!(names, ["labels", "kd", "cosine", "regressor", "label-smoothing"]);
+    let found: Vec<_> = loss.parts.iter().map(|(name, _)| *name).collect();
+    assert_eq!(found[0], "labels");
+    assert_eq!(found[1..], names);
     let weights = [0.75, 0.1, 0.2, 0.3, 0.4];
     let scalar = |tensor: &Tensor| f64::from(tensor.to_scalar::<f32>().unwrap());
     let sum: f64 = loss.parts.iter().zip(weights).map(|((_, part), w)| w * scalar(part)).sum();
@@ -308,7 +326,7 @@ fn an_objective_sums_its_parts_and_reaches_every_variable() {
 fn a_label_weight_of_zero_leaves_the_labels_out() {
     let config = MethodConfig::from_name("kd").unwrap();
     let kd = build(&config, &shapes(), no_helpers()).unwrap();
-    let objective = Objective::new(0.0, vec![(1.0, kd)]).unwrap();
+    let objective = Objective::new(0.0, vec![Weighted::new(1.0, kd)]).unwrap();
     let empty = BTreeMap::new();
     let logits = ramp(&[2, 10]);
     let loss = objective
@@ -320,8 +338,44 @@ fn a_label_weight_of_zero_leaves_the_labels_out() {
             student_features: &empty,
             teacher_features: &empty,
             epoch: 0,
+            epochs: 1,
+            seed: 0,
+            step: 0,
             indices: &[0, 1],
         })
         .unwrap();
     assert_eq!(loss.parts.len(), 1);
+}
+
+/// A method's weight follows its schedule; the parts are told before it.
+#[test]
+fn a_schedule_scales_the_total_and_not_the_part() {
+    let recipe = "name = 'kd'\nweight = 3.0\nwarmup = 0.5\ndecay = 'linear'";
+    let term = term(recipe).unwrap();
+    assert_eq!(toml::from_str::<Term>(&toml::to_string(&term).unwrap()).unwrap(), term);
+    let Term { weight, schedule, method } = term;
+    let method = build(&method, &shapes(), no_helpers()).unwrap();
+    let objective = Objective::new(0.0, vec![Weighted { weight, schedule, method }]).unwrap();
+    let (student, teacher) = (ramp(&[2, 10]), ramp(&[2, 10]).sqr().unwrap());
+    let empty = BTreeMap::new();
+    for (epoch, factor) in [(0, 0.5), (1, 0.75), (2, 0.5), (3, 0.25)] {
+        let loss = objective
+            .loss(&Inputs {
+                student_logits: &student,
+                teacher_logits: Some(&teacher),
+                labels: &labels(&[0, 1]),
+                student_features: &empty,
+                teacher_features: &empty,
+                epoch,
+                epochs: 4,
+                seed: 0,
+                step: 0,
+                indices: &[0, 1],
+            })
+            .unwrap();
+        let part = loss.parts[0].1.to_scalar::<f32>().unwrap();
+        let total = loss.total.to_scalar::<f32>().unwrap();
+        assert!((total / part - 3.0 * factor).abs() < 1e-5, "epoch {epoch}: {total} of {part}");
+    }
+    assert!(toml::from_str::<Term>("name = 'kd'\nweight = 1.0\ndecay = 'fast'").is_err());
 }

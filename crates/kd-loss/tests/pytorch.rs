@@ -123,6 +123,7 @@ fn the_regressor_agrees_with_pytorch() {
         student: vec![("features.5".into(), vec![4, 5, 5]), ("classifier.1".into(), vec![9])],
         teacher: vec![("features.9".into(), vec![6, 5, 5]), ("classifier.1".into(), vec![9])],
         classes: 10,
+        ..Shapes::default()
     };
     let method = build(&MethodConfig::from_name("regressor").unwrap(), &shapes, vb).unwrap();
     let features =
@@ -136,6 +137,9 @@ fn the_regressor_agrees_with_pytorch() {
             student_features: &features("features.5", &student),
             teacher_features: &features("features.9", &fixture["regressor.teacher"]),
             epoch: 0,
+            epochs: 1,
+            seed: 0,
+            step: 0,
             indices: &[0, 1],
         })
         .unwrap();

@@ -32,6 +32,8 @@ enum Command {
     Export(Export),
     /// Table and HTML page of the runs below output folders
     Report(Report),
+    /// Every distillation method with its options
+    Methods(ShowMethods),
     /// Check a recipe and print it with every default filled in
     Recipe(ShowRecipe),
 }
@@ -60,13 +62,13 @@ pub(crate) struct Distill {
     /// The teacher's network, for files that don't say it [default: teacher]
     #[arg(long, value_name = "MODEL", value_parser = architecture)]
     pub(crate) teacher_model: Option<Architecture>,
-    /// What the student takes from the teacher: kd, cosine, regressor
+    /// What the student takes from the teacher; `kd methods` lists them
     #[arg(long)]
     pub(crate) method: Option<String>,
     /// The student's network [default: student]
     #[arg(long, value_name = "MODEL", value_parser = architecture)]
     pub(crate) model: Option<Architecture>,
-    /// What logits are divided by to soften them (method kd)
+    /// What logits are divided by to soften them (methods kd, dkd, dist)
     #[arg(long, value_name = "T", value_parser = positive)]
     pub(crate) temperature: Option<f64>,
     /// The labels' share of the loss; the method has the rest
@@ -199,6 +201,13 @@ pub(crate) struct Report {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct ShowMethods {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct ShowRecipe {
     /// The recipe [default: the built-in tutorial]
     #[arg(value_name = "FILE")]
@@ -230,7 +239,7 @@ pub fn run() -> ExitCode {
         Command::Train(train) => train.run.compute.threads,
         Command::Distill(distill) => distill.run.compute.threads,
         Command::Eval(eval) => eval.compute.threads,
-        Command::Export(_) | Command::Report(_) | Command::Recipe(_) => None,
+        Command::Export(_) | Command::Report(_) | Command::Methods(_) | Command::Recipe(_) => None,
     };
     let done = set_threads(threads).and_then(|()| match cli.command {
         Command::Train(train) => commands::train(&train),
@@ -238,6 +247,7 @@ pub fn run() -> ExitCode {
         Command::Eval(eval) => commands::eval(&eval),
         Command::Export(export) => commands::export(&export),
         Command::Report(report) => commands::report(&report),
+        Command::Methods(methods) => commands::methods(&methods),
         Command::Recipe(recipe) => commands::recipe(&recipe),
     });
     match done {

@@ -3,6 +3,7 @@
 mod choose;
 mod eval;
 mod export;
+mod methods;
 
 use std::io::Write;
 use std::path::Path;
@@ -11,7 +12,7 @@ use anyhow::{Context, bail};
 use kd_loss::{MethodConfig, Term};
 use kd_models::ModelConfig;
 
-use crate::cli::{Distill, Part, Report, RunFlags, ShowRecipe, Train, Usage};
+use crate::cli::{Distill, Part, Report, RunFlags, ShowMethods, ShowRecipe, Train, Usage};
 use crate::data::{self, Data};
 use crate::progress::Display;
 use crate::recipe::{Recipe, RunConfig, RunRecipe, TUTORIAL, check_name};
@@ -61,14 +62,18 @@ pub(crate) fn distill(flags: &Distill) -> anyhow::Result<()> {
 fn set_temperature(methods: &mut [Term], value: f64) -> anyhow::Result<()> {
     let mut found = false;
     for term in methods {
-        if let MethodConfig::Kd(config) = &mut term.method {
-            config.temperature = value;
-            found = true;
-        }
+        let temperature = match &mut term.method {
+            MethodConfig::Kd(config) => &mut config.temperature,
+            MethodConfig::Dkd(config) => &mut config.temperature,
+            MethodConfig::Dist(config) => &mut config.temperature,
+            _ => continue,
+        };
+        *temperature = value;
+        found = true;
     }
     match found {
         true => Ok(()),
-        false => Err(Usage("--temperature is for the method kd alone".into()).into()),
+        false => Err(Usage("--temperature is for the methods kd, dkd and dist".into()).into()),
     }
 }
 
@@ -79,6 +84,11 @@ pub(crate) fn report(flags: &Report) -> anyhow::Result<()> {
         say(&format!("{}\n", out.join("report.html").display()))?;
     }
     Ok(())
+}
+
+/// `kd methods`.
+pub(crate) fn methods(flags: &ShowMethods) -> anyhow::Result<()> {
+    say(&methods::list(flags.json)?)
 }
 
 /// `kd recipe`.
@@ -279,7 +289,8 @@ fn resolve_methods(
     data: &Data,
 ) -> anyhow::Result<()> {
     let student = ModelConfig::new(run.model, data.classes.len());
-    let shapes = shapes(&student, teacher.map(|teacher| &teacher.config));
+    let teacher = teacher.map(|teacher| &teacher.config);
+    let shapes = shapes(&student, teacher, &data.train_labels());
     for term in &mut run.methods {
         term.method = term.method.resolve(&shapes)?;
     }

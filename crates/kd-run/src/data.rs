@@ -39,6 +39,13 @@ pub struct Data {
     pub warning: Option<String>,
 }
 
+impl Data {
+    /// The labels of the images to train on.
+    pub(crate) fn train_labels(&self) -> Vec<u32> {
+        self.train.labels.iter().map(|&label| u32::from(label)).collect()
+    }
+}
+
 /// Loads the data set of `config`; `folder` has its batch files or is the parent of that folder
 /// (the synthetic set needs none).
 ///

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::Context;
 use kd_data::{Augment, Normalization};
-use kd_loss::{MethodConfig, Term};
+use kd_loss::{Kind, MethodConfig, Term};
 use kd_models::{Architecture, ModelConfig};
 use kd_ops::adam::AdamConfig;
 use serde::{Deserialize, Serialize};
@@ -269,7 +269,8 @@ impl RunConfig {
 
 /// Whether a method asks a teacher.
 pub fn needs_teacher(method: &MethodConfig) -> bool {
-    !matches!(method, MethodConfig::LabelSmoothing(_))
+    let about = kd_loss::METHODS.iter().find(|info| info.name == method.name());
+    about.is_none_or(|info| info.about.kind != Kind::Control)
 }
 
 /// A recipe of exactly one run: what a run's folder records, and what is trained.
@@ -471,8 +472,9 @@ impl RunConfig {
         for (index, term) in self.methods.iter().enumerate() {
             let place = [Step::Key("method"), Step::Index(index)];
             weight(term.weight, &[place[0].clone(), place[1].clone(), Step::Key("weight")])?;
-            term.method
-                .validate()
+            let name = term.method.name();
+            (term.method.validate())
+                .and_then(|()| term.schedule.validate(name))
                 .map_err(|error| Invalid { path: place.to_vec(), message: error.to_string() })?;
         }
         let something = self.labels > 0.0 || self.methods.iter().any(|term| term.weight > 0.0);

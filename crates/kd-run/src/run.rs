@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, bail, ensure};
 use candle_core::{Device, Tensor, Var};
 use kd_data::{Batch, BatchConfig};
-use kd_loss::{Inputs, Loss, Needs, Objective, Shapes};
+use kd_loss::{Init, Inputs, Loss, Needs, Objective, Shapes, Weighted};
 use kd_models::weights::{LeftOut, Metadata};
 use kd_models::{Classifier, Mode, ModelConfig, Parameters};
 use kd_ops::DropoutKey;
@@ -286,8 +286,12 @@ fn model_config(run: &ResolvedRun) -> ModelConfig {
     }
 }
 
-/// The feature places of student and teacher, for the methods.
-pub(crate) fn shapes(student: &ModelConfig, teacher: Option<&ModelConfig>) -> Shapes {
+/// What the methods must know of both networks and of the training images.
+pub(crate) fn shapes(
+    student: &ModelConfig,
+    teacher: Option<&ModelConfig>,
+    train_labels: &[u32],
+) -> Shapes {
     let places = |config: &ModelConfig| {
         kd_models::places(config).into_iter().map(|place| (place.name, place.shape)).collect()
     };
@@ -295,6 +299,7 @@ pub(crate) fn shapes(student: &ModelConfig, teacher: Option<&ModelConfig>) -> Sh
         student: places(student),
         teacher: teacher.map(places).unwrap_or_default(),
         classes: student.classes,
+        train_labels: train_labels.to_vec(),
     }
 }
 
@@ -316,13 +321,21 @@ impl<'a> Trainer<'a> {
         let config = model_config(run);
         let seed = run.recipe.training.seed;
         let mut parameters = kd_models::init(&config, seed, &run.device)?;
-        let shapes = shapes(&config, run.teacher.as_ref().map(|teacher| &teacher.config));
+        let teacher = run.teacher.as_ref().map(|teacher| &teacher.config);
+        let shapes = shapes(&config, teacher, &run.data.train_labels());
         for (index, term) in run.recipe.run.methods.iter().enumerate() {
             for helper in kd_loss::helper_parameters(&term.method, &shapes)? {
                 // Drawn from a stream of its own: the network starts the same with and without.
                 let name = format!("method.{index}.{}", helper.name);
-                let var =
-                    kd_models::uniform(&name, &helper.shape, helper.bound, seed, &run.device)?;
+                let var = match helper.init {
+                    Init::Uniform(bound) => {
+                        kd_models::uniform(&name, &helper.shape, bound, seed, &run.device)?
+                    }
+                    Init::Constant(value) => {
+                        let value = Tensor::full(value as f32, helper.shape, &run.device)?;
+                        Var::from_tensor(&value)?
+                    }
+                };
                 parameters.insert(name, var);
             }
         }
@@ -331,7 +344,8 @@ impl<'a> Trainer<'a> {
         let mut methods = Vec::new();
         for (index, term) in run.recipe.run.methods.iter().enumerate() {
             let variables = variables.pp(format!("method.{index}"));
-            methods.push((term.weight, kd_loss::build(&term.method, &shapes, variables)?));
+            let method = kd_loss::build(&term.method, &shapes, variables)?;
+            methods.push(Weighted { weight: term.weight, schedule: term.schedule, method });
         }
         let objective = Objective::new(run.recipe.run.labels, methods)?;
         let needs = objective.needs();
@@ -424,8 +438,11 @@ impl<'a> Trainer<'a> {
             labels: &batch.labels,
             student_features: &output.features,
             teacher_features: &teacher,
-            epoch: state.epoch,
             indices: &batch.indices,
+            epoch: state.epoch,
+            epochs: self.run.recipe.training.epochs,
+            seed: self.run.recipe.training.seed,
+            step: state.step,
         };
         let Loss { total, parts } = self.objective.loss(&inputs)?;
         let loss = f64::from(total.to_scalar::<f32>()?);

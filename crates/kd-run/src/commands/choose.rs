@@ -2,14 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use kd_loss::{MethodConfig, Term};
+use kd_loss::{METHODS, MethodConfig, Schedule, Term};
 use kd_models::Architecture;
 
 use crate::cli::{Distill, RunFlags, Train, Usage};
 use crate::recipe::{Recipe, RunConfig};
-
-/// The tutorial's weights, for a method that the recipe has no run with.
-const LABELS: f64 = 0.75;
 
 /// The run that `kd train` is about.
 pub(super) fn on_labels(recipe: &Recipe, flags: &Train) -> anyhow::Result<RunConfig> {
@@ -33,7 +30,7 @@ pub(super) fn on_labels(recipe: &Recipe, flags: &Train) -> anyhow::Result<RunCon
     }
 }
 
-/// The run that `kd distill` is about.
+/// The run that `kd distill` is about; a method that no run of the recipe has gets its customary weights.
 pub(super) fn distilled(recipe: &Recipe, flags: &Distill) -> anyhow::Result<RunConfig> {
     let method = flags.method.as_deref().map(MethodConfig::from_name).transpose();
     let method = method.map_err(|error| Usage(format!("--method: {error}")))?;
@@ -62,8 +59,10 @@ pub(super) fn distilled(recipe: &Recipe, flags: &Distill) -> anyhow::Result<RunC
         return Ok(run.clone());
     }
     let mut run = RunConfig::on_labels(method.name(), Architecture::Student);
-    run.labels = LABELS;
-    run.methods = vec![Term { weight: 1.0 - LABELS, method }];
+    let about = METHODS.iter().find(|info| info.name == method.name());
+    let (labels, weight) = about.map_or((1.0, 1.0), |info| (info.about.labels, info.about.weight));
+    run.labels = labels;
+    run.methods = vec![Term { weight, schedule: Schedule::default(), method }];
     Ok(run)
 }
 

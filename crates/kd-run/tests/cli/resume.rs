@@ -12,7 +12,7 @@ use kd_run::teacher::Pretrained;
 use crate::workdir::{BATCHES, TINY, WorkDir, damage};
 
 /// The run that `out/<name>/recipe.toml` records, to be done below another folder by the library.
-fn resolved(dir: &WorkDir, done: &str, out: &str) -> ResolvedRun {
+pub(crate) fn resolved(dir: &WorkDir, done: &str, out: &str) -> ResolvedRun {
     let path = dir.path(&format!("{done}/recipe.toml"));
     let Recipe { name, data, training, optimizer, mut runs, .. } = Recipe::read(&path).unwrap();
     let recipe = RunRecipe { name, data, training, optimizer, run: runs.remove(0) };
@@ -32,7 +32,7 @@ fn resolved(dir: &WorkDir, done: &str, out: &str) -> ResolvedRun {
 }
 
 /// Two folders hold the same finished run.
-fn assert_same(dir: &WorkDir, whole: &str, resumed: &str, run: &str) {
+pub(crate) fn assert_same(dir: &WorkDir, whole: &str, resumed: &str, run: &str) {
     for file in [format!("{run}.safetensors"), format!("{run}/evaluation.json")] {
         let (a, b) = (dir.read(&format!("{whole}/{file}")), dir.read(&format!("{resumed}/{file}")));
         assert!(a == b, "{file} differs");

@@ -1,0 +1,121 @@
+//! How a method's weight changes over a run.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result, check};
+
+/// What a method's weight is multiplied with, epoch by epoch; by default always 1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Schedule {
+    /// Share of the run's epochs, in [0, 1], over which the weight grows evenly to its value; 0 for none.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub warmup: f64,
+    /// How the weight falls over the run.
+    #[serde(skip_serializing_if = "Decay::is_none")]
+    pub decay: Decay,
+}
+
+/// How a weight falls from its value in the first epoch towards 0 after the last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Decay {
+    /// Not at all.
+    #[default]
+    None,
+    /// By the same amount in each epoch: `1 - epoch / epochs`.
+    Linear,
+    /// Along half a cosine: `(1 + cos(π epoch / epochs)) / 2`.
+    Cosine,
+}
+
+impl Decay {
+    fn is_none(&self) -> bool {
+        *self == Self::None
+    }
+}
+
+// serde hands the field over by reference.
+#[expect(clippy::trivially_copy_pass_by_ref)]
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
+}
+
+impl Schedule {
+    /// Checks that the warm-up is a share.
+    ///
+    /// # Errors
+    /// When it is not in [0, 1].
+    pub fn validate(&self, method: &'static str) -> Result<()> {
+        check::share(method, "warmup", self.warmup)
+    }
+
+    /// The factor in `epoch` (from 0) of a run of `epochs`.
+    ///
+    /// The warm-up is that of DKD's authors (Zhao et al., "Decoupled Knowledge Distillation", 2022): the
+    /// first of `w` epochs has `1 / w` of the weight, the `w`-th all of it.
+    ///
+    /// # Errors
+    /// When `epochs` is 0 or `epoch` is past the end.
+    pub fn factor(&self, epoch: usize, epochs: usize) -> Result<f64> {
+        if epoch >= epochs {
+            return Err(Error::Config {
+                method: "schedule",
+                field: "epoch",
+                found: epoch.to_string(),
+                expected: "one before the run's last",
+            });
+        }
+        let warm = match self.warmup * epochs as f64 {
+            length if length > 0.0 => ((epoch + 1) as f64 / length).min(1.0),
+            _ => 1.0,
+        };
+        let done = epoch as f64 / epochs as f64;
+        let left = match self.decay {
+            Decay::None => 1.0,
+            Decay::Linear => 1.0 - done,
+            Decay::Cosine => (1.0 + (std::f64::consts::PI * done).cos()) / 2.0,
+        };
+        Ok(warm * left)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn factors(schedule: Schedule, epochs: usize) -> Vec<f64> {
+        (0..epochs).map(|epoch| schedule.factor(epoch, epochs).unwrap_or(f64::NAN)).collect()
+    }
+
+    #[test]
+    fn without_settings_a_weight_stays() {
+        assert_eq!(factors(Schedule::default(), 3), [1.0, 1.0, 1.0]);
+    }
+
+    /// DKD's authors: 240 epochs, `min(epoch / 20, 1)` with epochs from 1.
+    #[test]
+    fn the_warm_up_is_that_of_dkd() -> Result<()> {
+        let schedule = Schedule { warmup: 1.0 / 12.0, decay: Decay::None };
+        for (epoch, expected) in [(0, 0.05), (9, 0.5), (19, 1.0), (20, 1.0), (239, 1.0)] {
+            assert!((schedule.factor(epoch, 240)? - expected).abs() < 1e-12, "epoch {epoch}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn decay_goes_towards_zero() {
+        let linear = Schedule { warmup: 0.0, decay: Decay::Linear };
+        assert_eq!(factors(linear, 4), [1.0, 0.75, 0.5, 0.25]);
+        let cosine = factors(Schedule { warmup: 0.5, decay: Decay::Cosine }, 4);
+        let expected = [0.5, (1.0 + 0.5f64.sqrt()) / 2.0, 0.5, (1.0 - 0.5f64.sqrt()) / 2.0];
+        assert!(cosine.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-12), "{cosine:?}");
+    }
+
+    #[test]
+    fn an_epoch_past_the_end_is_an_error() {
+        assert!(Schedule::default().factor(3, 3).is_err());
+        assert!(Schedule::default().factor(0, 0).is_err());
+        assert!(Schedule { warmup: 1.5, decay: Decay::None }.validate("kd").is_err());
+    }
+}

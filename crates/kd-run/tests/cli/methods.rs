@@ -1,0 +1,136 @@
+//! Every recipe in recipes/methods trains, stops, goes on and ends the same; `kd methods` lists what there is.
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+use kd_run::recipe::Recipe;
+use kd_run::run::{Outcome, Progress, train};
+use serde_json::Value;
+
+use crate::resume::{assert_same, resolved};
+use crate::workdir::WorkDir;
+
+/// Three steps of a few images.
+const FEW: [&str; 10] = [
+    "--dataset",
+    "synthetic",
+    "--train-limit",
+    "40",
+    "--test-limit",
+    "20",
+    "--epochs",
+    "1",
+    "--batch-size",
+    "16",
+];
+
+fn folder() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../recipes/methods")
+}
+
+fn check(file: &str) {
+    let path = folder().join(format!("{file}.toml"));
+    let recipe = Recipe::read(&path).unwrap();
+    assert_eq!(recipe.name, file);
+    let dir = WorkDir::new();
+    std::fs::create_dir(dir.path("whole")).unwrap();
+    dir.teacher("whole/teacher.safetensors", 10, 5);
+    let runs: Vec<_> = recipe.runs.iter().filter(|run| !run.methods.is_empty()).collect();
+    assert!(!runs.is_empty(), "{file} has no method");
+    for run in runs {
+        let verb = if run.needs_teacher() { "distill" } else { "train" };
+        let line = format!("{verb} --run {} --out whole --recipe", run.name);
+        let output = dir.command(&line).arg(&path).args(FEW).output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "kd {line}: {errors}");
+
+        let again = resolved(&dir, &format!("whole/{}", run.name), "stopped");
+        let outcome = train(&again, &mut |progress| match progress {
+            Progress::Step { step: 2, .. } => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
+        });
+        assert!(matches!(outcome, Ok(Outcome::Stopped { step: 2 })), "{outcome:?}");
+        let outcome = train(&again, &mut |_| ControlFlow::Continue(()));
+        assert!(matches!(outcome, Ok(Outcome::Finished(_))), "{outcome:?}");
+        assert_same(&dir, "whole", "stopped", &run.name);
+        // What the method learned along the way is no part of the student.
+        let weights = dir.read(&format!("whole/{}.safetensors", run.name));
+        let weights = safetensors::SafeTensors::deserialize(&weights).unwrap();
+        assert_eq!(weights.len(), 8, "{:?}", weights.names());
+    }
+}
+
+macro_rules! recipes {
+    ($($test:ident $file:literal,)*) => {
+        $(
+            #[test]
+            fn $test() {
+                check($file);
+            }
+        )*
+
+        const FILES: &[&str] = &[$($file,)*];
+    };
+}
+
+recipes! {
+    attention_transfer "attention-transfer",
+    correlation_congruence "correlation-congruence",
+    cosine "cosine",
+    crd "crd",
+    dist "dist",
+    dkd "dkd",
+    fitnet "fitnet",
+    fsp "fsp",
+    kd "kd",
+    label_smoothing "label-smoothing",
+    logit_standardization "logit-standardization",
+    nst "nst",
+    pkt "pkt",
+    regressor "regressor",
+    rkd "rkd",
+    similarity_preserving "similarity-preserving",
+    soft_targets "soft-targets",
+    vid "vid",
+}
+
+#[test]
+fn no_recipe_is_left_out() {
+    let mut there: Vec<String> = std::fs::read_dir(folder())
+        .unwrap()
+        .map(|entry| entry.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned())
+        .collect();
+    there.sort();
+    assert_eq!(there, FILES);
+    // And each method is in some recipe.
+    let recipes: Vec<Recipe> = there
+        .iter()
+        .map(|file| Recipe::read(&folder().join(format!("{file}.toml"))).unwrap())
+        .collect();
+    for info in kd_loss::METHODS {
+        let mut terms = recipes.iter().flat_map(|r| &r.runs).flat_map(|run| &run.methods);
+        assert!(terms.any(|term| term.method.name() == info.name), "{}", info.name);
+    }
+}
+
+#[test]
+fn kd_methods_lists_each_with_its_options() {
+    let dir = WorkDir::new();
+    let text = dir.stdout("methods");
+    let list: Value = serde_json::from_str(&dir.stdout("methods --json")).unwrap();
+    let list = list.as_array().unwrap();
+    assert_eq!(list.len(), kd_loss::METHODS.len());
+    for method in list {
+        let name = method["name"].as_str().unwrap();
+        let summary = method["summary"].as_str().unwrap();
+        assert!(text.contains(&format!("  {name}: {summary}")), "{name} is not in {text}");
+        for option in method["options"].as_array().unwrap() {
+            let option = option["name"].as_str().unwrap();
+            assert!(text.contains(&format!("      {option}: ")), "{name}: {option}");
+        }
+    }
+    let kd = list.iter().find(|method| method["name"] == "kd").unwrap();
+    assert_eq!(kd["kind"], "response");
+    assert_eq!(kd["options"][0]["default"], 2.0);
+    assert_eq!(kd["weight"], 0.9);
+}

@@ -1,0 +1,152 @@
+"""The methods' losses, written from their papers' formulas for make_fixtures.py: f64, one image or one pair at a time
+where that is how the paper says it, so that they share nothing with the Rust code but the paper."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def kl(q: Tensor, p: Tensor) -> Tensor:
+    """KL(q || p) of two vectors of probabilities."""
+    return (q * (q.log() - p.log())).sum()
+
+
+def standardized(z: Tensor) -> Tensor:
+    """Sun et al. 2024, algorithm 1."""
+    return (z - z.mean(1, keepdim=True)) / (z.std(1, unbiased=True, keepdim=True) + 1e-7)
+
+
+def kd(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Hinton et al. 2015, T² KL, mean over images."""
+    p, q = F.softmax(student / temperature, 1), F.softmax(teacher / temperature, 1)
+    return temperature**2 * torch.stack([kl(q[i], p[i]) for i in range(len(p))]).mean()
+
+
+def dkd(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, alpha: float, beta: float) -> Tensor:
+    """Zhao et al. 2022, equation 7."""
+    total = []
+    for z, t, label in zip(student / temperature, teacher / temperature, labels):
+        p, q = F.softmax(z, 0), F.softmax(t, 0)
+        others = [j for j in range(len(z)) if j != label]
+        target = kl(torch.stack([q[label], q[others].sum()]), torch.stack([p[label], p[others].sum()]))
+        non_target = kl(F.softmax(t[others], 0), F.softmax(z[others], 0))
+        total.append(alpha * target + beta * non_target)
+    return temperature**2 * torch.stack(total).mean()
+
+
+def pearson(a: Tensor, b: Tensor) -> Tensor:
+    a, b = a - a.mean(), b - b.mean()
+    return (a @ b) / (a.norm() * b.norm() + 1e-8)
+
+
+def dist(student: Tensor, teacher: Tensor, temperature: float, beta: float, gamma: float) -> Tensor:
+    """Huang et al. 2022, equations 8 to 10."""
+    p, q = F.softmax(student / temperature, 1), F.softmax(teacher / temperature, 1)
+    inter = torch.stack([1 - pearson(a, b) for a, b in zip(p, q)]).mean()
+    intra = torch.stack([1 - pearson(a, b) for a, b in zip(p.T, q.T)]).mean()
+    return temperature**2 * (beta * inter + gamma * intra)
+
+
+def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    size = min(student.shape[2], teacher.shape[2])
+    return F.adaptive_avg_pool2d(student, size), F.adaptive_avg_pool2d(teacher, size)
+
+
+def attention(student: Tensor, teacher: Tensor) -> Tensor:
+    """Zagoruyko and Komodakis 2017, equation 2, as the mean of squares."""
+    student, teacher = same_size(student, teacher)
+    maps = [F.normalize(x.pow(2).mean(1).flatten(1)) for x in (student, teacher)]
+    return (maps[0] - maps[1]).pow(2).mean()
+
+
+def nst(student: Tensor, teacher: Tensor) -> Tensor:
+    """Huang and Wang 2017, equation 4 with the polynomial kernel (d = 2, c = 0)."""
+    student, teacher = same_size(student, teacher)
+    total = []
+    for s, t in zip(student, teacher):
+        s, t = F.normalize(s.flatten(1)), F.normalize(t.flatten(1))
+        mean_kernel = lambda a, b: torch.stack([(x @ y) ** 2 for x in a for y in b]).mean()
+        total.append(mean_kernel(t, t) + mean_kernel(s, s) - 2 * mean_kernel(s, t))
+    return torch.stack(total).mean()
+
+
+def fsp(first: Tensor, last: Tensor, teacher_first: Tensor, teacher_last: Tensor) -> Tensor:
+    """Yim et al. 2017, equations 1 and 2."""
+    def flow(a: Tensor, b: Tensor) -> Tensor:
+        a, b = same_size(a, b)
+        return torch.einsum("bihw,bjhw->bij", a, b) / (a.shape[2] * a.shape[3])
+    return (flow(first, last) - flow(teacher_first, teacher_last)).pow(2).mean()
+
+
+def vid(mean: Tensor, alpha: Tensor, teacher: Tensor) -> Tensor:
+    """Ahn et al. 2019, equations 5 and 6, by PyTorch's own Gaussian likelihood."""
+    variance = (F.softplus(alpha) + 1e-5).view(1, -1, 1, 1).expand_as(mean)
+    return F.gaussian_nll_loss(mean, teacher, variance, eps=1e-12)
+
+
+def distances(x: Tensor) -> Tensor:
+    """Park et al. 2019, equations 4 and 5."""
+    n = len(x)
+    d = torch.stack([torch.stack([(x[i] - x[j]).norm() if i != j else x.new_zeros(()) for j in range(n)]) for i in range(n)])
+    return d / (d.sum() / (n * (n - 1)))
+
+
+def rkd_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    return F.huber_loss(distances(student.flatten(1)), distances(teacher.flatten(1)))
+
+
+def angles(x: Tensor) -> Tensor:
+    """Park et al. 2019, equation 8: the cosine at j of i and k."""
+    n = len(x)
+    zero = torch.zeros_like(x[0])
+    unit = lambda i, j: (x[i] - x[j]) / (x[i] - x[j]).norm() if i != j else zero
+    return torch.stack([unit(i, j) @ unit(k, j) for j in range(n) for i in range(n) for k in range(n)])
+
+
+def rkd_angle(student: Tensor, teacher: Tensor) -> Tensor:
+    return F.huber_loss(angles(student.flatten(1)), angles(teacher.flatten(1)))
+
+
+def similarity(student: Tensor, teacher: Tensor) -> Tensor:
+    """Tung and Mori 2019, equations 2 to 4."""
+    g = [F.normalize(x.flatten(1) @ x.flatten(1).T) for x in (student, teacher)]
+    return (g[0] - g[1]).norm() ** 2 / len(student) ** 2
+
+
+def congruence(student: Tensor, teacher: Tensor, gamma: float, order: int) -> Tensor:
+    """Peng et al. 2019, equations 5, 8 and 9."""
+    def kernel(x: Tensor) -> Tensor:
+        x = F.normalize(x.flatten(1))
+        terms = [(2 * gamma) ** p / math.factorial(p) * (x @ x.T) ** p for p in range(order + 1)]
+        return math.exp(-2 * gamma) * sum(terms)
+    return (kernel(student) - kernel(teacher)).pow(2).sum() / len(student) ** 2
+
+
+def pkt(student: Tensor, teacher: Tensor) -> Tensor:
+    """Passalis and Tefas 2018, equations 3, 4, 6 and 9."""
+    def neighbours(x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        k = (F.cosine_similarity(x[:, None], x[None], dim=2) + 1) / 2
+        return k / k.sum(1, keepdim=True)
+    p, q = neighbours(student), neighbours(teacher)
+    return (q * (q.log() - p.log())).mean()
+
+
+def crd_nce(similarities: Tensor, normalizer: float, images: int) -> Tensor:
+    """Tian et al. 2020, equations 10, 11 and 19."""
+    total = []
+    for row in similarities:
+        p, n = row / normalizer, len(row) - 1
+        h = p / (p + n / images)
+        total.append(-h[0].log() - (1 - h[1:]).log().sum())
+    return torch.stack(total).mean()
+
+
+def label_smoothing(student: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+    """Szegedy et al. 2016, section 7."""
+    log_p, classes = F.log_softmax(student, 1), student.shape[1]
+    target = torch.full_like(log_p, smoothing / classes)
+    target[torch.arange(len(labels)), labels] += 1 - smoothing
+    return -(target * log_p).sum(1).mean()
