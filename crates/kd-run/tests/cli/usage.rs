@@ -28,7 +28,7 @@ fn wrong_flags_are_usage_errors_that_name_the_flag() {
         ("distill --method magic --teacher t", "there is no method \"magic\"; the methods are kd"),
         ("distill --method kd --alpha 1.5", "expected a number from 0 to 1"),
         ("distill --method kd --temperature 0", "expected a number above 0"),
-        ("distill --method cosine --temperature 3", "--temperature is for the method kd"),
+        ("distill --method cosine --temperature 3", "--temperature is for the methods kd, dkd"),
         ("distill --method label-smoothing --teacher t", "asks no teacher"),
         ("eval", "--weights"),
         ("report", "<OUT>"),
