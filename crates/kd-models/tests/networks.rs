@@ -271,3 +271,36 @@ fn gradients_repeat_bit_for_bit() {
     };
     assert_eq!(run(), run());
 }
+
+/// Going along the gradient by ±h changes the loss by 2 h times the gradient's length, for every parameter by itself.
+#[test]
+fn gradients_are_finite_differences() {
+    for architecture in [Architecture::Teacher, Architecture::Student] {
+        let config = config(architecture);
+        let parameters = common::fixed_weights(&config);
+        let network = build(&config, var_builder(&parameters)).unwrap();
+        let images = hashed(&[3, 3, 32, 32], 90, 1.0);
+        let weights = hashed(&[3, 10], 91, 1.0);
+        let forward = || network.forward_t(&images, Mode::Train(KEY), &[]).unwrap().logits;
+        // Each logit with a weight of its own, summed in f64.
+        let loss = || -> f64 {
+            let terms = values(&forward()).into_iter().zip(values(&weights));
+            terms.map(|(logit, weight)| f64::from(logit) * f64::from(weight)).sum()
+        };
+        let grads = (forward() * &weights).unwrap().sum_all().unwrap().backward().unwrap();
+        for (name, var) in &parameters {
+            let grad = grads.get(var).unwrap();
+            let length = values(grad).iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
+            let start = var.as_tensor().copy().unwrap();
+            let h = 1e-3;
+            let at = |h: f64| {
+                var.set(&(&start + (grad * (h / length)).unwrap()).unwrap()).unwrap();
+                loss()
+            };
+            let slope = (at(h) - at(-h)) / (2.0 * h);
+            var.set(&start).unwrap();
+            let off = (slope / length - 1.0).abs();
+            assert!(off < 0.02, "{architecture} {name}: slope {slope}, gradient's length {length}");
+        }
+    }
+}

@@ -1,6 +1,7 @@
 //! `kd` as a process.
 
 mod evaluation;
+mod images;
 mod methods;
 mod resume;
 mod targets;
