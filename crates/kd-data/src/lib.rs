@@ -14,7 +14,7 @@ mod synthetic;
 
 pub use augment::{Augment, View};
 pub use batches::{Batch, BatchConfig, Batches, batches};
-pub use cifar::{cifar10, cifar100};
+pub use cifar::{cifar10, cifar10_records, cifar100, cifar100_records};
 pub use error::{Error, Result};
 pub use normalize::Normalization;
 pub use split::{Dataset, Split};

@@ -15,4 +15,5 @@ pub mod progress;
 pub mod recipe;
 pub mod report;
 pub mod run;
+mod signals;
 pub mod teacher;

@@ -11,8 +11,13 @@ use kd_ops::adam::AdamConfig;
 use serde::{Deserialize, Serialize};
 use toml::de::{DeTable, DeValue};
 
+use crate::files;
+
 /// The recipe format that this version reads and writes.
 pub const FORMAT: u32 = 1;
+
+/// No recipe that people write comes near this size; a larger file is not read.
+pub(crate) const MAX_BYTES: u64 = 1 << 20;
 
 /// The built-in recipe: PyTorch's tutorial on knowledge distillation.
 pub const TUTORIAL: &str = include_str!("../../../recipes/tutorial.toml");
@@ -111,6 +116,9 @@ pub struct TrainingConfig {
     pub batch_size: usize,
     /// Of initial weights, batch order, augmentation and dropout.
     pub seed: u64,
+    /// Scale a step's gradients down to this norm where they have a larger one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip_grad_norm: Option<f64>,
 }
 
 /// The optimiser: Adam.
@@ -205,7 +213,7 @@ impl Default for DataConfig {
 
 impl Default for TrainingConfig {
     fn default() -> Self {
-        Self { epochs: 10, batch_size: 128, seed: 0 }
+        Self { epochs: 10, batch_size: 128, seed: 0, clip_grad_norm: None }
     }
 }
 
@@ -354,7 +362,7 @@ impl Recipe {
     /// When it can't be read, is no TOML, has an unknown key or a value that makes no sense; with
     /// file and line.
     pub fn read(path: &Path) -> anyhow::Result<Self> {
-        let text = std::fs::read_to_string(path)
+        let text = files::read_text(path, MAX_BYTES)
             .with_context(|| format!("{}: the recipe can't be read", path.display()))?;
         Ok(Self::parse(&text, &path.display().to_string())?)
     }
@@ -401,6 +409,9 @@ impl Recipe {
         for (key, value) in [("epochs", training.epochs), ("batch_size", training.batch_size)] {
             require(value >= 1, &[Step::Key("training"), Step::Key(key)], value, "at least 1")?;
         }
+        let clip = training.clip_grad_norm.unwrap_or(1.0);
+        let path = [Step::Key("training"), Step::Key("clip_grad_norm")];
+        require(clip > 0.0 && clip.is_finite(), &path, clip, "a number above 0")?;
         self.optimizer.check().map_err(|invalid| invalid.below(&[Step::Key("optimizer")]))?;
         require(!self.runs.is_empty(), &[Step::Key("run")], "empty", "at least one [[run]]")?;
         for (index, run) in self.runs.iter().enumerate() {
@@ -639,6 +650,21 @@ pub fn differences(there: &toml::Table, asked: &toml::Table) -> Vec<String> {
         .filter(|key| *key != "run.teacher" && value(&a, key) != value(&b, key))
         .map(|key| format!("{key} ({} there, {} asked for)", value(&a, key), value(&b, key)))
         .collect()
+}
+
+/// [`differences`] of recipes as texts, `file` being the name of the first: a setting that is not written counts with its
+/// default, so that a recipe of an earlier version is still the same.
+pub(crate) fn differences_in_text(
+    there: &str,
+    file: &str,
+    asked: &str,
+) -> anyhow::Result<Vec<String>> {
+    let whole = |text: &str, file: &str| {
+        let recipe = Recipe::parse(text, file)?;
+        let text = toml::to_string(&recipe).context("the recipe can't be written as TOML")?;
+        anyhow::Ok(text.parse::<toml::Table>()?)
+    };
+    Ok(differences(&whole(there, file)?, &whole(asked, "the run's recipe")?))
 }
 
 fn flatten(prefix: &str, value: &toml::Value, out: &mut Vec<(String, String)>) {

@@ -1,8 +1,11 @@
 //! `kd` as a process.
 
+mod disk;
 mod evaluation;
+mod kills;
 mod methods;
 mod resume;
+mod signals;
 mod targets;
 mod teacher;
 mod training;
