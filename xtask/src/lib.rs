@@ -10,5 +10,6 @@ pub mod process;
 pub mod progress;
 pub mod published;
 pub mod reproduce;
+pub mod soak;
 pub mod unpack;
 pub mod workspace;

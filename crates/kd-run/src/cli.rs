@@ -111,7 +111,7 @@ pub(crate) struct RunFlags {
     #[arg(long, value_name = "NORM", value_parser = positive)]
     pub(crate) clip_grad_norm: Option<f64>,
     /// Of initial weights, batch order and dropout
-    #[arg(long)]
+    #[arg(long, value_parser = seed)]
     pub(crate) seed: Option<u64>,
     /// Train on this many images, balanced over the classes
     #[arg(long, value_name = "IMAGES", value_parser = at_least_one)]
@@ -148,7 +148,7 @@ pub(crate) struct ComputeFlags {
     #[arg(long, value_enum, default_value_t)]
     pub(crate) device: DeviceChoice,
     /// Threads to compute with [default: all cores]; the result is the same with any number
-    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    #[arg(long, value_name = "N", value_parser = threads)]
     threads: Option<usize>,
 }
 
@@ -287,6 +287,19 @@ fn at_least_one(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(number) if number >= 1 => Ok(number),
         _ => Err("expected a whole number, at least 1".into()),
+    }
+}
+
+/// TOML, and so a recipe, has no larger integers.
+fn seed(text: &str) -> Result<u64, String> {
+    let seed = text.parse().ok().and_then(|seed: i64| u64::try_from(seed).ok());
+    seed.ok_or_else(|| format!("expected a whole number from 0 to {}", i64::MAX))
+}
+
+fn threads(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number) if (1..=1024).contains(&number) => Ok(number),
+        _ => Err("expected a whole number from 1 to 1024".into()),
     }
 }
 

@@ -19,6 +19,9 @@ pub const FORMAT: u32 = 1;
 /// No recipe that people write comes near this size; a larger file is not read.
 pub(crate) const MAX_BYTES: u64 = 1 << 20;
 
+/// Most epochs, and most images in a step: far more than anybody trains with.
+const MOST: usize = 1_000_000;
+
 /// The built-in recipe: PyTorch's tutorial on knowledge distillation.
 pub const TUTORIAL: &str = include_str!("../../../recipes/tutorial.toml");
 
@@ -375,7 +378,7 @@ impl Recipe {
         let error = |line, message| RecipeError { file: file.to_string(), line, message };
         let toml_error = |found: toml::de::Error| {
             let line = found.span().map(|span| line_of(text, span.start));
-            error(line, with_suggestion(found.message().trim()))
+            error(line, in_words(&with_suggestion(found.message().trim())))
         };
         let root = DeTable::parse(text).map_err(toml_error)?;
         let root = root.into_inner();
@@ -407,7 +410,8 @@ impl Recipe {
         self.data.check().map_err(|invalid| invalid.below(&[Step::Key("data")]))?;
         let training = &self.training;
         for (key, value) in [("epochs", training.epochs), ("batch_size", training.batch_size)] {
-            require(value >= 1, &[Step::Key("training"), Step::Key(key)], value, "at least 1")?;
+            let path = [Step::Key("training"), Step::Key(key)];
+            require((1..=MOST).contains(&value), &path, value, "at least 1, at most 1000000")?;
         }
         let clip = training.clip_grad_norm.unwrap_or(1.0);
         let path = [Step::Key("training"), Step::Key("clip_grad_norm")];
@@ -607,13 +611,33 @@ fn with_suggestion(message: &str) -> String {
     let mut names = message.split('`').skip(1).step_by(2);
     let is_unknown = message.starts_with("unknown field") || message.starts_with("unknown variant");
     let (true, Some(found)) = (is_unknown, names.next()) else { return message.to_string() };
-    let nearest = names.map(|name| (edit_distance(found, name), name)).min();
-    match nearest {
-        Some((distance, name)) if distance <= 1 + found.len() / 4 => {
-            format!("{message}; did you mean `{name}`?")
-        }
-        _ => message.to_string(),
+    match nearest(found, names) {
+        Some(name) => format!("{message}; did you mean `{name}`?"),
+        None => message.to_string(),
     }
+}
+
+/// The one of these names that was probably meant.
+pub(crate) fn nearest<'a>(found: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let (distance, name) = names.map(|name| (edit_distance(found, name), name)).min()?;
+    (distance <= 1 + found.len() / 4).then_some(name)
+}
+
+/// What serde calls by Rust's types, in words.
+fn in_words(message: &str) -> String {
+    let types = [
+        ("expected usize", "expected a whole number, not negative"),
+        ("expected u64", "expected a whole number, not negative"),
+        ("expected u32", "expected a whole number, not negative"),
+        ("expected f64", "expected a number"),
+        ("expected f32", "expected a number"),
+    ];
+    for (name, words) in types {
+        if let Some(start) = message.strip_suffix(name) {
+            return format!("{start}{words}");
+        }
+    }
+    message.to_string()
 }
 
 /// Letters to insert, delete or change (Levenshtein, 1966).
@@ -756,6 +780,19 @@ mod tests {
     fn wrong_types_and_names_are_named_with_their_line() {
         let message = changed("batch_size = 128", "batch_size = \"many\"");
         assert!(message.contains(&format!("line {}", line("batch_size"))), "{message}");
+        assert!(message.contains("expected a whole number, not negative"), "{message}");
+        let message = changed("lr = 1e-3", "lr = \"small\"");
+        assert!(
+            message.ends_with("invalid type: string \"small\", expected a number"),
+            "{message}"
+        );
+        let message = changed("flip = false", "flip = 3");
+        assert!(message.contains("expected a boolean"), "{message}");
+        let message = changed("std = [0.229, ", "std = [");
+        assert!(message.contains(&format!("line {}", line("std = ["))), "{message}");
+        assert!(message.contains("expected an array of length 3"), "{message}");
+        let message = changed("name = \"teacher\"\nmodel = \"teacher\"", "name = \"teacher\"");
+        assert!(message.contains("missing field `model`"), "{message}");
         let message = changed("model = \"teacher\"", "model = \"teachr\"");
         assert!(message.contains("did you mean `teacher`?"), "{message}");
         let message = changed("name = \"cosine\"\nweight", "name = \"cosin\"\nweight");
@@ -766,6 +803,10 @@ mod tests {
     fn impossible_values_are_named_with_their_line() {
         let values = [
             ("epochs = 10", "epochs = 0", "training.epochs: is 0; expected at least 1"),
+            ("epochs = 10", "epochs = 1000001", "expected at least 1, at most 1000000"),
+            ("seed = 0", "clip_grad_norm = -1.0", "training.clip_grad_norm: is -1"),
+            ("seed = 0", "clip_grad_norm = inf", "training.clip_grad_norm: is inf"),
+            ("crop_padding = 0", "crop_padding = 40", "data.augment.crop_padding: is 40"),
             ("lr = 1e-3", "lr = -1.0", "optimizer.lr: is -1"),
             ("beta2 = 0.999", "beta2 = 1.0", "optimizer.beta2"),
             ("temperature = 2.0", "temperature = 0.0", "temperature is 0"),

@@ -86,18 +86,16 @@ fn kill(kills: usize, seed: u64) -> Count {
                 .stderr(printed)
                 .spawn()
                 .unwrap();
-            // Half of the kills wait for a file that is being written, and a moment longer.
+            // Half of the kills then wait for a file that is being written, and a moment longer.
             let aimed = random.next_u32() % 2 == 0;
             let share = f64::from(random.next_u32()) / f64::from(u32::MAX);
-            let ended = if aimed {
+            let until = Instant::now() + times[index].mul_f64(share);
+            let mut ended = wait(&mut child, times[index] * 20, || Instant::now() >= until);
+            if aimed && !ended {
                 let writing = || !half_written(&dir.path(&out)).is_empty();
-                let seen = wait(&mut child, times[index] * 20, writing);
+                ended = wait(&mut child, times[index] * 20, writing);
                 std::thread::sleep(Duration::from_micros((3000.0 * share) as u64));
-                seen
-            } else {
-                let until = Instant::now() + times[index].mul_f64(share);
-                wait(&mut child, times[index] * 20, || Instant::now() >= until)
-            };
+            }
             let ended = ended || child.try_wait().unwrap().is_some();
             if !ended {
                 child.kill().unwrap();
