@@ -182,6 +182,24 @@ def adam() -> dict[str, Tensor]:
     return tensors
 
 
+def clipping() -> dict[str, Tensor]:
+    """Gradients before and after `clip_grad_norm_`."""
+    tensors = {}
+    shapes = {"a": (3, 7), "b": (300,), "c": (1,)}
+    # name: size of the gradients, max_norm
+    cases = {"smaller": (1e-3, 5.0), "larger": (3.0, 2.0), "huge": (1e15, 1.0), "zero": (0.0, 1.0)}
+    for tag, (name, (scale, max_norm)) in enumerate(cases.items()):
+        parameters = {key: nn.Parameter(torch.zeros(shape)) for key, shape in shapes.items()}
+        for index, (key, parameter) in enumerate(parameters.items()):
+            parameter.grad = hashed(shapes[key], 550 + 10 * tag + index, scale)
+            tensors[f"{name}.grad.{key}"] = parameter.grad.clone()
+        norm = nn.utils.clip_grad_norm_(parameters.values(), max_norm)
+        tensors[f"{name}.max_norm"] = torch.tensor(max_norm, dtype=torch.float64)
+        tensors[f"{name}.norm"] = norm
+        tensors |= {f"{name}.clipped.{key}": parameter.grad for key, parameter in parameters.items()}
+    return tensors
+
+
 # --- kd-loss --------------------------------------------------------------------------------------
 
 
@@ -389,6 +407,7 @@ FIXTURES = {
     "kd-ops/tests/fixtures/conv2d_relu_max_pool2.safetensors": conv_relu_pools,
     "kd-ops/tests/fixtures/linear.safetensors": linears,
     "kd-ops/tests/fixtures/adam.safetensors": adam,
+    "kd-ops/tests/fixtures/clipping.safetensors": clipping,
     "kd-loss/tests/fixtures/losses.safetensors": losses,
     "kd-loss/tests/fixtures/methods.safetensors": method_losses,
     "kd-models/tests/fixtures/teacher.safetensors": lambda: network(Teacher),

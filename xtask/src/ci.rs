@@ -164,6 +164,11 @@ fn results(out: &Path) -> anyhow::Result<Vec<(PathBuf, Vec<u8>)>> {
     };
     let (_, summary) = read("summary.json")?;
     let summary: serde_json::Value = serde_json::from_slice(&summary).context("summary.json")?;
+    ensure!(
+        summary["format"] == 1,
+        "summary.json has format {}; these checks read format 1: build `kd` from this checkout",
+        summary["format"]
+    );
     read("report.html")?;
     let runs = summary["runs"].as_array().context("summary.json has no runs")?;
     reproduce::RUNS

@@ -1,6 +1,6 @@
 use clap::Parser;
 
-use xtask::{bench, ci, compare, data, process, reproduce};
+use xtask::{bench, ci, compare, data, process, reproduce, soak};
 
 /// The project's own commands.
 #[derive(Parser)]
@@ -16,6 +16,8 @@ enum Command {
     Bench(bench::Args),
     /// Do what continuous integration does
     Ci(ci::Args),
+    /// Checks of reliability that take minutes: kills, a full disk, fuzzing, AddressSanitizer
+    Soak(soak::Args),
 }
 
 fn main() {
@@ -25,6 +27,7 @@ fn main() {
         Command::Compare(args) => compare::command(&args),
         Command::Bench(args) => bench::command(&args),
         Command::Ci(args) => ci::command(&args),
+        Command::Soak(args) => soak::command(&args),
     };
     if let Err(error) = result {
         eprintln!("error: {error:#}");

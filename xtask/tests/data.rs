@@ -140,6 +140,76 @@ fn a_download_that_breaks_off_is_whole_in_the_end() {
 }
 
 #[test]
+fn a_killed_download_is_never_taken_for_whole_and_goes_on() {
+    let folder = TempDir::new().unwrap();
+    let server = Server::start(PACKED.clone(), vec![Answer::Stall(50_000), Answer::Well]);
+    let program = assert_cmd::cargo::cargo_bin("xtask");
+    let mut child = std::process::Command::new(program)
+        .args(["data", "--url", &server.url, "--sha256", &SHA256, "--data"])
+        .arg(folder.path())
+        .env("no_proxy", "127.0.0.1")
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let part = folder.path().join("cifar-10-binary.tar.gz.part");
+    let started = std::time::Instant::now();
+    while fs::metadata(&part).map_or(0, |part| part.len()) < 50_000 {
+        assert!(started.elapsed().as_secs() < 60, "nothing arrives");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(names(folder.path()), ["cifar-10-binary.tar.gz.part"]);
+    // The lock went with the process.
+    data(folder.path()).args(["--url", &server.url, "--sha256", &SHA256]).assert().success();
+    assert_eq!(server.ranges(), [None, Some(50_000)]);
+    assert_eq!(names(folder.path()), [FOLDER]);
+}
+
+#[test]
+fn what_a_killed_unpacking_left_is_removed() {
+    let folder = TempDir::new().unwrap();
+    let into = folder.path().join("data");
+    for left in [".cifar-10-batches-bin.unpacking", ".cifar-10-batches-bin.replaced"] {
+        fs::create_dir_all(into.join(left)).unwrap();
+        fs::write(into.join(left).join("data_batch_1.bin"), b"half").unwrap();
+    }
+    data(&into).arg("--archive").arg(archive(&folder)).assert().success();
+    assert_eq!(names(&into), [FOLDER]);
+}
+
+/// `cargo xtask` with no file growing beyond so many blocks of 512 or 1024 bytes.
+#[cfg(unix)]
+fn limited(blocks: u32, folder: &Path) -> Command {
+    let mut command = Command::new("sh");
+    let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" \"$@\"");
+    command.arg("-c").arg(script).arg(assert_cmd::cargo::cargo_bin("xtask"));
+    command.env("no_proxy", "127.0.0.1");
+    command.args(["data", "--retry-wait", "0.01", "--attempts", "3", "--data"]).arg(folder);
+    command
+}
+
+#[cfg(unix)]
+#[test]
+fn a_full_disk_is_one_error_and_nothing_half_done_is_taken() {
+    let folder = TempDir::new().unwrap();
+    let full = contains("File too large");
+    // In the middle of the download: what arrived is gone on with.
+    let server = Server::start(PACKED.clone(), vec![Answer::Well]);
+    let from_server = ["--url", &server.url, "--sha256", &SHA256];
+    limited(50, folder.path()).args(from_server).assert().failure().stderr(full.clone());
+    assert_eq!(names(folder.path()), ["cifar-10-binary.tar.gz.part"]);
+    data(folder.path()).args(from_server).assert().success();
+    assert!(server.ranges()[1].is_some());
+    // In the middle of the unpacking.
+    let into = folder.path().join("data");
+    let path = archive(&folder);
+    limited(20_000, &into).arg("--archive").arg(&path).assert().failure().stderr(full);
+    assert!(names(&into).is_empty());
+    data(&into).arg("--archive").arg(&path).assert().success();
+}
+
+#[test]
 fn wrong_bytes_are_never_taken() {
     let folder = TempDir::new().unwrap();
     let server = Server::start(PACKED.clone(), vec![Answer::Wrong]);

@@ -107,6 +107,32 @@ fn absolute_paths_are_refused() {
     refused_with(|| with("/tmp/kd-evil", b"x"), "`/tmp/kd-evil`, which would lie outside");
 }
 
+/// A POSIX extended header, whose values go before those of the entry behind it.
+fn extended(key: &str, value: &str) -> Entry {
+    // The record's length counts its own digits.
+    let rest = format!(" {key}={value}\n");
+    let length = (rest.len()..).find(|length| length.to_string().len() + rest.len() == *length);
+    let record = format!("{}{rest}", length.unwrap());
+    Entry { kind: EntryType::XHeader, ..with("set/extended", record.as_bytes()) }
+}
+
+#[test]
+fn an_extended_header_leads_nowhere_else() {
+    for path in ["../evil", "/tmp/kd-evil", "set/../../evil"] {
+        refused(vec![extended("path", path), with("set/a.bin", &[7; 1000])], "outside");
+    }
+    let huge = vec![extended("size", "99999999999999"), with("set/a.bin", &[7; 1000])];
+    refused(huge, "has 99999999999999 bytes, expected 1000 bytes");
+    let wrong = vec![extended("size", "many"), with("set/a.bin", &[7; 999])];
+    refused(wrong, "");
+}
+
+#[test]
+fn a_long_name_leads_nowhere_else() {
+    let name = Entry { kind: EntryType::GNULongName, ..with("././@LongLink", b"../../evil\0") };
+    refused(vec![name, with("set/a.bin", &[7; 1000])], "outside");
+}
+
 #[test]
 fn links_are_refused() {
     let link = |kind| Entry { kind, link: "/etc/passwd", ..file("set/a.bin", 0) };

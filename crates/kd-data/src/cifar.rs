@@ -115,6 +115,27 @@ pub fn cifar100(dir: &Path) -> Result<Dataset> {
     read(dir, &CIFAR100)
 }
 
+/// Reads records of CIFAR-10 that are in memory, any number of them; `name` stands for the file in errors.
+///
+/// # Errors
+/// As for [`cifar10`].
+pub fn cifar10_records(bytes: &[u8], name: &Path) -> Result<Split> {
+    records(bytes, name, &CIFAR10)
+}
+
+/// Reads records of CIFAR-100 that are in memory, any number of them; `name` stands for the file in errors.
+///
+/// # Errors
+/// As for [`cifar10`].
+pub fn cifar100_records(bytes: &[u8], name: &Path) -> Result<Split> {
+    records(bytes, name, &CIFAR100)
+}
+
+fn records(bytes: &[u8], name: &Path, layout: &Layout) -> Result<Split> {
+    check(bytes, name, layout, bytes.len().div_ceil(layout.record()))?;
+    Ok(split(&[bytes], layout))
+}
+
 fn read(dir: &Path, layout: &Layout) -> Result<Dataset> {
     let folder = find(dir, layout)?;
     let contents: Vec<Vec<u8>> = layout
@@ -290,13 +311,14 @@ fn foreign(head: &[u8]) -> Option<(&'static str, &'static str)> {
 }
 
 /// Takes checked files apart.
-fn split(files: &[Vec<u8>], layout: &Layout) -> Split {
-    let total: usize = files.iter().map(|bytes| bytes.len() / layout.record()).sum();
+fn split(files: &[impl AsRef<[u8]>], layout: &Layout) -> Split {
+    let files = files.iter().map(AsRef::as_ref);
+    let total: usize = files.clone().map(|bytes| bytes.len() / layout.record()).sum();
     let class = layout.labels.len() - 1;
     let mut images = Vec::with_capacity(total * PIXELS);
     let mut labels = Vec::with_capacity(total);
     let mut coarse = Vec::new();
-    for record in files.iter().flat_map(|bytes| bytes.chunks_exact(layout.record())) {
+    for record in files.flat_map(|bytes| bytes.chunks_exact(layout.record())) {
         labels.push(record[class]);
         coarse.extend_from_slice(&record[..class]);
         images.extend_from_slice(&record[class + 1..]);
@@ -399,6 +421,18 @@ mod tests {
         fn cifar100_records_are_an_error_or_read_correctly(bytes in nearly_records(2)) {
             agrees_with_the_format(&bytes, &CIFAR100, 3);
         }
+    }
+
+    #[test]
+    fn records_in_memory_are_read_like_files() {
+        let name = Path::new("memory");
+        let two = cifar10_records(&[vec![3; 3073], vec![9; 3073]].concat(), name).unwrap();
+        assert_eq!((two.len(), &two.labels[..]), (2, &[3, 9][..]));
+        assert!(cifar10_records(&[], name).unwrap().is_empty());
+        let error = cifar10_records(&[1; 3072], name).unwrap_err().to_string();
+        assert!(error.contains("memory") && error.contains("1 records of 3073 bytes"), "{error}");
+        let error = cifar100_records(&[20; 3074], name).unwrap_err().to_string();
+        assert!(error.contains("coarse label 20"), "{error}");
     }
 
     #[test]

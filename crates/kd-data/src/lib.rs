@@ -1,5 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![deny(missing_docs)]
+// Nothing that comes from outside may end in a panic.
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used))]
 
 mod augment;
 mod batches;
@@ -14,7 +16,7 @@ mod synthetic;
 
 pub use augment::{Augment, View};
 pub use batches::{Batch, BatchConfig, Batches, batches};
-pub use cifar::{cifar10, cifar100};
+pub use cifar::{cifar10, cifar10_records, cifar100, cifar100_records};
 pub use error::{Error, Result};
 pub use normalize::Normalization;
 pub use split::{Dataset, Split};

@@ -122,13 +122,25 @@ fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
         let mut file = File::create(&aside)?;
         file.write_all(bytes)?;
         file.sync_all()?;
-        fs::rename(&aside, path)
+        fs::rename(&aside, path)?;
+        sync_folder(path)
     };
     write().map_err(|source| {
         // The first error is the one to tell.
         let _ = fs::remove_file(&aside);
         Error::Io { path: path.into(), source }
     })
+}
+
+/// Makes the new name last; folders can be opened, and so flushed, on Unix only.
+fn sync_folder(path: &Path) -> std::io::Result<()> {
+    match path.parent() {
+        Some(folder) if cfg!(unix) => {
+            let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+            File::open(folder)?.sync_all()
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Loads the weights of the network that `config` describes, onto the CPU, with the file's own
@@ -145,18 +157,41 @@ pub fn load(
     path: &Path,
     config: &ModelConfig,
 ) -> Result<(BTreeMap<String, Tensor>, Option<Metadata>)> {
-    config.validate()?;
     let io = |source| Error::Io { path: path.into(), source };
-    let malformed = |reason: String| Error::Malformed { path: path.into(), reason };
-
     let mut file = File::open(path).map_err(io)?;
     let about = file.metadata().map_err(io)?;
     if !about.is_file() {
-        return Err(malformed("it is not a regular file".into()));
+        let reason = "it is not a regular file".into();
+        return Err(Error::Malformed { path: path.into(), reason });
     }
-    let (header, data_start) = read_header(path, &mut file, about.len())?;
+    read(path, &mut file, about.len(), config)
+}
+
+/// [`load`] of a file's contents that are in memory; `path` stands for the file in errors.
+///
+/// # Errors
+/// As for [`load`].
+pub fn parse(
+    mut contents: &[u8],
+    path: &Path,
+    config: &ModelConfig,
+) -> Result<(BTreeMap<String, Tensor>, Option<Metadata>)> {
+    let len = contents.len() as u64;
+    read(path, &mut contents, len, config)
+}
+
+fn read(
+    path: &Path,
+    file: &mut impl Read,
+    file_len: u64,
+    config: &ModelConfig,
+) -> Result<(BTreeMap<String, Tensor>, Option<Metadata>)> {
+    config.validate()?;
+    let io = |source| Error::Io { path: path.into(), source };
+    let malformed = |reason: String| Error::Malformed { path: path.into(), reason };
+    let (header, data_start) = read_header(path, file, file_len)?;
     let in_header = header.data_len() as u64;
-    let in_file = about.len() - data_start;
+    let in_file = file_len - data_start;
     if in_header != in_file {
         return Err(malformed(format!(
             "its header announces {in_header} bytes of data from offset {data_start}, the file has {in_file}"
@@ -194,7 +229,7 @@ pub fn load(
 /// Reads the header; gives it and the offset at which the data starts.
 fn read_header(
     path: &Path,
-    file: &mut File,
+    file: &mut impl Read,
     file_len: u64,
 ) -> Result<(safetensors::tensor::Metadata, u64)> {
     let io = |source| Error::Io { path: path.into(), source };
@@ -238,7 +273,7 @@ fn metadata(path: &Path, entries: &Option<HashMap<String, String>>) -> Result<Op
     let version: Version = serde_json::from_str(json).map_err(|error| bad(error.to_string()))?;
     if version.format != FORMAT {
         return Err(bad(format!(
-            "format is {}; this version reads format {FORMAT}",
+            "format is {}; this version reads format {FORMAT}: use the version of kd that wrote the file, or train anew",
             version.format
         )));
     }

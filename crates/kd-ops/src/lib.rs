@@ -5,6 +5,7 @@ pub mod adam;
 mod conv;
 mod cpu;
 mod dropout;
+mod grad_norm;
 mod linear;
 mod matmul;
 mod max_pool;
@@ -14,6 +15,7 @@ mod simd;
 
 pub use conv::{Conv2d, Conv2dConfig, conv2d, conv2d_chain};
 pub use dropout::{DropoutKey, dropout};
+pub use grad_norm::{clip_grad_norm, grad_norms, total_norm};
 pub use linear::linear;
 pub use max_pool::max_pool2d;
 pub use process::{keep_candle_single_threaded, keep_freed_memory};

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use candle_core::{Device, Result, Tensor, Var, safetensors};
 use kd_ops::adam::{Adam, AdamConfig};
-use kd_ops::{Conv2dConfig, conv2d, linear, max_pool2d, relu};
+use kd_ops::{
+    Conv2dConfig, clip_grad_norm, conv2d, grad_norms, linear, max_pool2d, relu, total_norm,
+};
 
 struct Fixture(HashMap<String, Tensor>);
 
@@ -130,6 +132,45 @@ fn adam_agrees_step_by_step() -> Result<()> {
         let tensor = |v: &[f32]| Tensor::from_slice(v, parameter.shape(), &Device::Cpu);
         fixture.assert_close(case, "first", &tensor(&moments.first)?)?;
         fixture.assert_close(case, "second", &tensor(&moments.second)?)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn clipped_gradients_agree() -> Result<()> {
+    let fixture = Fixture::load("clipping")?;
+    for case in &fixture.cases() {
+        let names = ["a", "b", "c"];
+        let mut parameters = BTreeMap::new();
+        let mut sum = Tensor::zeros((), candle_core::DType::F32, &Device::Cpu)?;
+        for name in names {
+            let grad = fixture.get(case, &format!("grad.{name}"));
+            let parameter = Var::zeros(grad.shape(), candle_core::DType::F32, &Device::Cpu)?;
+            sum = (sum + (parameter.as_tensor() * grad)?.sum_all()?)?;
+            parameters.insert(name.to_string(), parameter);
+        }
+        let mut grads = sum.backward()?;
+        let norm = total_norm(&grad_norms(&parameters, &grads)?);
+        let expected = f64::from(fixture.get(case, "norm").to_scalar::<f32>()?);
+        assert!((norm - expected).abs() <= 1e-6 * expected, "{case}: {norm}, {expected}");
+        let max_norm = fixture.get(case, "max_norm").to_scalar::<f64>()?;
+        clip_grad_norm(&parameters, &mut grads, norm, max_norm)?;
+        for name in names {
+            let Some(grad) = grads.get(&parameters[name]) else { panic!("{case}: {name} is gone") };
+            fixture.assert_close(case, &format!("clipped.{name}"), grad)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_norm_is_finite_exactly_when_the_gradient_is() -> Result<()> {
+    for (bad, finite) in [(f32::NAN, false), (f32::INFINITY, false), (f32::MAX, true)] {
+        let parameter = Var::zeros(3, candle_core::DType::F32, &Device::Cpu)?;
+        let grad = Tensor::new(&[1.0, bad, f32::MAX], &Device::Cpu)?;
+        let grads = (parameter.as_tensor() * grad)?.sum_all()?.backward()?;
+        let parameters = BTreeMap::from([("p".to_string(), parameter)]);
+        assert_eq!(grad_norms(&parameters, &grads)?["p"].is_finite(), finite, "{bad}");
     }
     Ok(())
 }

@@ -19,6 +19,7 @@ use sha2::{Digest, Sha256};
 
 use crate::evaluate::Evaluation;
 use crate::files;
+use crate::recipe;
 
 const FORMAT: u32 = 1;
 /// The one metadata entry; with several, safetensors' hash map would make the bytes vary.
@@ -45,8 +46,42 @@ pub struct State {
     /// The best epoch so far (from 1) and its share of right answers, where a run chooses it.
     #[serde(default)]
     pub best: Option<(usize, f64)>,
+    /// The step of the best checkpoint at an epoch's end and its share of right answers: it is kept beside the last ones.
+    #[serde(default)]
+    pub best_step: Option<(u64, f64)>,
     /// `events.jsonl` so far.
     pub events: String,
+}
+
+impl State {
+    /// Notes that a checkpoint is about to be written at an epoch's end, where this share of answers is right.
+    pub(crate) fn count_best(&mut self, accuracy: f64) {
+        // Of equal ones the first.
+        if self.best_step.is_none_or(|(_, best)| accuracy > best) {
+            self.best_step = Some((self.step, accuracy));
+        }
+    }
+
+    /// Checks that a run of so many epochs and batches can be where this says.
+    fn check(&self, epochs: usize, batches: usize) -> anyhow::Result<()> {
+        let (epoch, batch, step) = (self.epoch, self.batch, self.step);
+        let in_epoch = if epoch < epochs { batch < batches } else { epoch == epochs && batch == 0 };
+        ensure!(
+            in_epoch,
+            "it is at batch {batch} of epoch {epoch}; the run has {epochs} epochs of {batches}"
+        );
+        let expected = epoch as u64 * batches as u64 + batch as u64;
+        ensure!(step == expected, "it is at step {step}; expected {expected} in this epoch");
+        let sums = &self.sums;
+        let mut values = sums.parts.values().chain([&sums.loss, &sums.seconds]);
+        ensure!(
+            values.all(|sum| sum.is_finite()) && (sums.images > 0) == (batch > 0),
+            "its sums over {batch} batches are of {} images, or not finite",
+            sums.images
+        );
+        ensure!(self.evaluation.is_some() == (epoch > 0), "its evaluation is not of epoch {epoch}");
+        Ok(())
+    }
 }
 
 /// Sums over the batches of an epoch.
@@ -72,11 +107,40 @@ struct Header {
     sha256: String,
 }
 
+/// What a checkpoint must fit.
+#[derive(Clone, Debug)]
+pub struct Expected<'a> {
+    /// The run's.
+    pub recipe: &'a str,
+    /// Of the parameters, by name.
+    pub shapes: BTreeMap<String, Vec<usize>>,
+    /// Of the run.
+    pub epochs: usize,
+    /// Steps of an epoch.
+    pub batches: usize,
+}
+
+/// Not damaged, but not to be gone on from either: passing over it could lose what it holds.
+#[derive(Debug, thiserror::Error)]
+enum Foreign {
+    #[error(
+        "this checkpoint has format {0}, and this version of kd reads format {FORMAT}: go on with the version that wrote it, or start anew in another folder (--out)"
+    )]
+    Format(u32),
+    #[error(
+        "this checkpoint is of another recipe; it differs in {0}; choose another --out or --name, or remove the folder"
+    )]
+    Recipe(String),
+}
+
 /// What is read back.
-pub(crate) struct Checkpoint {
-    pub(crate) state: State,
-    pub(crate) parameters: BTreeMap<String, Tensor>,
-    pub(crate) moments: BTreeMap<String, Moments>,
+pub struct Checkpoint {
+    /// Where the run is.
+    pub state: State,
+    /// The network's and the methods' helpers', by name.
+    pub parameters: BTreeMap<String, Tensor>,
+    /// Adam's, by the parameter's name.
+    pub moments: BTreeMap<String, Moments>,
 }
 
 /// Writes `step-<step>.safetensors` into `folder`.
@@ -90,16 +154,15 @@ pub(crate) fn save(
     let mut data: BTreeMap<String, (Vec<usize>, Vec<u8>)> = BTreeMap::new();
     for (name, parameter) in parameters {
         let values = parameter.flatten_all()?.to_vec1::<f32>()?;
-        if let Some(index) = values.iter().position(|value| !value.is_finite()) {
-            bail!(
-                "{name} is {} at element {index} after step {}; no checkpoint is written of it",
-                values[index],
-                state.step
-            );
-        }
+        check_finite(name, &values)
+            .with_context(|| format!("no checkpoint is written after step {}", state.step))?;
         data.insert(format!("parameter/{name}"), (parameter.dims().to_vec(), bytes(&values)));
     }
     for (name, Moments { first, second }) in &adam.moments {
+        for moments in [first, second] {
+            check_finite(&format!("Adam's moment of {name}"), moments)
+                .with_context(|| format!("no checkpoint is written after step {}", state.step))?;
+        }
         data.insert(format!("adam.first/{name}"), (vec![first.len()], bytes(first)));
         data.insert(format!("adam.second/{name}"), (vec![second.len()], bytes(second)));
     }
@@ -131,6 +194,13 @@ fn floats(bytes: &[u8]) -> Vec<f32> {
     bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
 }
 
+fn check_finite(name: &str, values: &[f32]) -> anyhow::Result<()> {
+    match values.iter().position(|value| !value.is_finite()) {
+        None => Ok(()),
+        Some(index) => bail!("{name} is {} at element {index}", values[index]),
+    }
+}
+
 /// Of names, shapes and contents.
 fn checksum(tensors: &BTreeMap<&str, TensorView<'_>>) -> String {
     let mut hash = Sha256::new();
@@ -141,23 +211,34 @@ fn checksum(tensors: &BTreeMap<&str, TensorView<'_>>) -> String {
     files::hex(hash)
 }
 
-/// Reads a checkpoint for parameters of these shapes.
-fn load(path: &Path, shapes: &BTreeMap<String, Vec<usize>>) -> anyhow::Result<Checkpoint> {
+/// Reads a checkpoint.
+fn load(path: &Path, expected: &Expected<'_>) -> anyhow::Result<Checkpoint> {
+    let shapes = &expected.shapes;
     let values: usize = shapes.values().map(|shape| shape.iter().product::<usize>()).sum();
     let limit = 12 * values as u64 + MAX_REST;
     let len = fs::metadata(path)?.len();
     ensure!(len <= limit, "it has {len} bytes; expected at most {limit}");
-    let contents = fs::read(path)?;
-    let (_, metadata) = SafeTensors::read_metadata(&contents)?;
+    parse(&fs::read(path)?, expected)
+}
+
+/// What a checkpoint's bytes say.
+///
+/// # Errors
+/// When they are no whole checkpoint, or one that doesn't fit.
+pub fn parse(contents: &[u8], expected: &Expected<'_>) -> anyhow::Result<Checkpoint> {
+    /// Read first: a later format may differ in all else.
+    #[derive(Deserialize)]
+    struct Version {
+        format: u32,
+    }
+    let shapes = &expected.shapes;
+    let (_, metadata) = SafeTensors::read_metadata(contents)?;
     let header = metadata.metadata().as_ref().and_then(|metadata| metadata.get(KEY));
     let header = header.context("it is no checkpoint of kd: the metadata is missing")?;
+    let version: Version = serde_json::from_str(header).context("its metadata can't be read")?;
+    ensure!(version.format == FORMAT, Foreign::Format(version.format));
     let header: Header = serde_json::from_str(header).context("its metadata can't be read")?;
-    ensure!(
-        header.format == FORMAT,
-        "its format is {}; this version of kd reads format {FORMAT}",
-        header.format
-    );
-    let tensors = SafeTensors::deserialize(&contents)?;
+    let tensors = SafeTensors::deserialize(contents)?;
     let views = tensors.tensors();
     let views: BTreeMap<&str, TensorView<'_>> =
         views.iter().map(|(name, view)| (name.as_str(), view.clone())).collect();
@@ -166,6 +247,8 @@ fn load(path: &Path, shapes: &BTreeMap<String, Vec<usize>>) -> anyhow::Result<Ch
 
     let state = views.get("state").context("it has no state")?;
     let state: State = serde_json::from_slice(state.data()).context("its state can't be read")?;
+    check_recipe(&state.recipe, expected.recipe)?;
+    state.check(expected.epochs, expected.batches)?;
     let mut parameters = BTreeMap::new();
     let mut moments: BTreeMap<String, Moments> = BTreeMap::new();
     for (full_name, view) in &views {
@@ -182,6 +265,7 @@ fn load(path: &Path, shapes: &BTreeMap<String, Vec<usize>>) -> anyhow::Result<Ch
             view.shape()
         );
         let values = floats(view.data());
+        check_finite(full_name, &values)?;
         match kind {
             "parameter" => {
                 let tensor = Tensor::from_vec(values, shape.as_slice(), &Device::Cpu)?;
@@ -197,20 +281,27 @@ fn load(path: &Path, shapes: &BTreeMap<String, Vec<usize>>) -> anyhow::Result<Ch
     Ok(Checkpoint { state, parameters, moments })
 }
 
-/// The newest checkpoint in `folder` that is whole and of this recipe; damaged ones are passed over
-/// with a warning.
-pub(crate) fn latest(
-    folder: &Path,
-    recipe: &str,
-    shapes: &BTreeMap<String, Vec<usize>>,
-) -> anyhow::Result<Option<Checkpoint>> {
+/// The teacher's path may differ: its hash says whether it is the same.
+fn check_recipe(there: &str, asked: &str) -> anyhow::Result<()> {
+    if there == asked {
+        return Ok(());
+    }
+    let differing = recipe::differences_in_text(there, "the checkpoint's recipe", asked)?;
+    ensure!(differing.is_empty(), Foreign::Recipe(differing.join(", ")));
+    Ok(())
+}
+
+/// The newest checkpoint in `folder` that is whole; damaged ones are passed over with a warning.
+///
+/// # Errors
+/// When one is of another format or recipe.
+pub(crate) fn latest(folder: &Path, expected: &Expected<'_>) -> anyhow::Result<Option<Checkpoint>> {
     for path in list(folder)?.into_iter().rev() {
-        let checkpoint = load(&path, shapes).and_then(|checkpoint| {
-            ensure!(checkpoint.state.recipe == recipe, "it was made with another recipe");
-            Ok(checkpoint)
-        });
-        match checkpoint {
+        match load(&path, expected) {
             Ok(checkpoint) => return Ok(Some(checkpoint)),
+            Err(error) if error.is::<Foreign>() => {
+                return Err(error.context(path.display().to_string()));
+            }
             Err(error) => {
                 tracing::warn!(
                     "{}: this checkpoint can't be used: {error:#}; looking for the one before",
@@ -222,13 +313,16 @@ pub(crate) fn latest(
     Ok(None)
 }
 
-/// Removes all but the newest `keep` checkpoints, and any from after `step` (of a damaged future).
-pub(crate) fn prune(folder: &Path, keep: usize, step: u64) -> anyhow::Result<()> {
-    let last = folder.join(file_name(step));
-    let (past, future): (Vec<_>, Vec<_>) =
+/// Removes all but the newest `keep` checkpoints and the best one, and any from after the present step (of a damaged
+/// future).
+pub(crate) fn prune(folder: &Path, keep: usize, state: &State) -> anyhow::Result<()> {
+    let last = folder.join(file_name(state.step));
+    let (mut past, future): (Vec<_>, Vec<_>) =
         list(folder)?.into_iter().partition(|path| *path <= last);
-    let old = past.len().saturating_sub(keep);
-    for path in past[..old].iter().chain(&future) {
+    past.truncate(past.len().saturating_sub(keep));
+    let best = state.best_step.map(|(step, _)| folder.join(file_name(step)));
+    past.retain(|path| Some(path) != best.as_ref());
+    for path in past.iter().chain(&future) {
         fs::remove_file(path).with_context(|| format!("{}: can't be removed", path.display()))?;
     }
     Ok(())
@@ -265,13 +359,34 @@ mod tests {
         adam.moments.insert("w".into(), moments);
         // A sum that has no short decimal form.
         let sums = Sums { loss: 0.1 + 0.2, seconds: 1.0 / 3.0, ..Sums::default() };
-        let state = State { recipe: "r".into(), step, sums, ..State::default() };
+        let evaluation = (step >= 10).then(evaluation);
+        let state = State {
+            recipe: "r".into(),
+            epoch: step as usize / 10,
+            batch: step as usize % 10,
+            step,
+            sums: Sums { images: step as usize % 10, ..sums },
+            evaluation,
+            ..State::default()
+        };
         let path = save(folder, &state, &parameters, &adam).unwrap();
         (state, parameters, adam, path)
     }
 
-    fn shapes() -> BTreeMap<String, Vec<usize>> {
-        BTreeMap::from([("w".to_string(), vec![2, 2])])
+    fn evaluation() -> Evaluation {
+        Evaluation {
+            format: 1,
+            accuracy: 0.5,
+            loss: 1.0,
+            classes: Vec::new(),
+            confusion: Vec::new(),
+            per_class_accuracy: Vec::new(),
+        }
+    }
+
+    fn expected(recipe: &str) -> Expected<'_> {
+        let shapes = BTreeMap::from([("w".to_string(), vec![2, 2])]);
+        Expected { recipe, shapes, epochs: 3, batches: 10 }
     }
 
     #[test]
@@ -279,7 +394,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (state, parameters, adam, path) = made(folder.path(), 7);
         let bytes = fs::read(&path).unwrap();
-        let found = load(&path, &shapes()).unwrap();
+        let found = load(&path, &expected("r")).unwrap();
         assert_eq!(found.state, state);
         assert_eq!(found.moments, adam.moments);
         let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
@@ -298,14 +413,14 @@ mod tests {
             damaged[index] ^= 4;
             fs::write(&path, &damaged).unwrap();
             // Changed blanks that pad the header say nothing.
-            if let Ok(found) = load(&path, &shapes()) {
+            if let Ok(found) = load(&path, &expected("r")) {
                 assert_eq!(bytes[index], b' ', "byte {index} of {}", bytes.len());
                 assert_eq!(found.state.step, 7);
             }
         }
         for len in 0..bytes.len() {
             fs::write(&path, &bytes[..len]).unwrap();
-            assert!(load(&path, &shapes()).is_err(), "cut to {len}");
+            assert!(load(&path, &expected("r")).is_err(), "cut to {len}");
         }
     }
 
@@ -314,25 +429,164 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         made(folder.path(), 7);
         let (.., newest) = made(folder.path(), 12);
-        assert_eq!(latest(folder.path(), "r", &shapes()).unwrap().unwrap().state.step, 12);
+        assert_eq!(latest(folder.path(), &expected("r")).unwrap().unwrap().state.step, 12);
         fs::write(&newest, b"half").unwrap();
-        assert_eq!(latest(folder.path(), "r", &shapes()).unwrap().unwrap().state.step, 7);
-        assert!(latest(folder.path(), "another", &shapes()).unwrap().is_none());
+        assert_eq!(latest(folder.path(), &expected("r")).unwrap().unwrap().state.step, 7);
     }
 
     #[test]
-    fn only_the_newest_are_kept() {
-        let folder = tempfile::tempdir().unwrap();
-        for step in [0, 5, 10, 15] {
-            made(folder.path(), step);
+    fn the_newest_are_kept_and_the_best() {
+        for best in [None, Some(0), Some(3), Some(10)] {
+            let folder = tempfile::tempdir().unwrap();
+            for step in [0, 3, 5, 10, 15] {
+                made(folder.path(), step);
+            }
+            let best_step = best.map(|step| (step, 0.5));
+            prune(folder.path(), 2, &State { step: 10, best_step, ..State::default() }).unwrap();
+            let found: Vec<_> = list(folder.path())
+                .unwrap()
+                .iter()
+                .map(|path| path.file_name().unwrap().to_str().unwrap().to_owned())
+                .collect();
+            let mut kept = vec![file_name(5), file_name(10)];
+            kept.splice(0..0, best.filter(|step| *step < 5).map(file_name));
+            assert_eq!(found, kept);
         }
-        prune(folder.path(), 2, 10).unwrap();
-        let names: Vec<_> = list(folder.path())
-            .unwrap()
-            .iter()
-            .map(|p| p.file_name().unwrap().to_owned())
+    }
+
+    #[test]
+    fn the_best_is_the_first_of_the_highest() {
+        let mut state = State::default();
+        for (step, accuracy) in [(7, 0.3), (14, 0.5), (21, 0.5), (28, 0.4)] {
+            state.step = step;
+            state.count_best(accuracy);
+        }
+        assert_eq!(state.best_step, Some((14, 0.5)));
+    }
+
+    fn foreign(folder: &Path, recipe: &str) -> String {
+        let error = latest(folder, &expected(recipe)).err().expect("it is not taken");
+        format!("{error:#}")
+    }
+
+    #[test]
+    fn another_format_is_not_passed_over() {
+        let folder = tempfile::tempdir().unwrap();
+        made(folder.path(), 7);
+        let (.., newest) = made(folder.path(), 12);
+        let mut bytes = fs::read(&newest).unwrap();
+        let found = br#"{\"format\":1"#;
+        let at = bytes.windows(found.len()).position(|window| window == found).unwrap();
+        bytes[at + found.len() - 1] = b'2';
+        fs::write(&newest, bytes).unwrap();
+        let message = foreign(folder.path(), "r");
+        assert!(message.contains("step-000000012.safetensors: this checkpoint has"), "{message}");
+        assert!(message.contains("format 2, and this version of kd reads format 1"), "{message}");
+    }
+
+    #[test]
+    fn another_recipe_is_not_passed_over_and_another_path_of_the_teacher_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut state, parameters, adam, _) = made(folder.path(), 7);
+        state.recipe = recipe::TUTORIAL.into();
+        state.step = 8;
+        state.batch = 8;
+        save(folder.path(), &state, &parameters, &adam).unwrap();
+        let message = foreign(folder.path(), &recipe::TUTORIAL.replace("seed = 0", "seed = 5"));
+        assert!(message.contains("training.seed (0 there, 5 asked for)"), "{message}");
+        let moved = recipe::TUTORIAL.replace("seed = 0  ", "");
+        let found = latest(folder.path(), &expected(&moved)).map(|found| found.unwrap().state.step);
+        assert_eq!(found.unwrap(), 8, "a value that is the default need not be written");
+    }
+
+    /// A file that is whole and right in form, made by somebody for this reader.
+    fn forged(change: impl FnOnce(&mut BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>)) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        let (.., path) = made(folder.path(), 7);
+        let contents = fs::read(path).unwrap();
+        let tensors = SafeTensors::deserialize(&contents).unwrap();
+        let mut data: BTreeMap<_, _> = tensors
+            .tensors()
+            .into_iter()
+            .map(|(name, view)| (name, (view.dtype(), view.shape().to_vec(), view.data().to_vec())))
             .collect();
-        assert_eq!(names, [file_name(5).as_str(), file_name(10).as_str()]);
+        change(&mut data);
+        let views: BTreeMap<&str, TensorView<'_>> = data
+            .iter()
+            .map(|(name, (dtype, shape, bytes))| {
+                (name.as_str(), TensorView::new(*dtype, shape.clone(), bytes).unwrap())
+            })
+            .collect();
+        let header = Header { format: FORMAT, sha256: checksum(&views) };
+        let header = HashMap::from([(KEY.to_string(), serde_json::to_string(&header).unwrap())]);
+        let bytes = safetensors::serialize(views, Some(header)).unwrap();
+        format!("{:#}", parse(&bytes, &expected("r")).err().expect("it is refused"))
+    }
+
+    /// The same with another state.
+    fn forged_state(from: &str, to: &str) -> String {
+        forged(|data| {
+            let (_, shape, bytes) = data.get_mut("state").unwrap();
+            let text = String::from_utf8(bytes.clone()).unwrap();
+            assert!(text.contains(from), "{text}");
+            *bytes = text.replacen(from, to, 1).into_bytes();
+            *shape = vec![bytes.len()];
+        })
+    }
+
+    #[test]
+    fn a_forged_checkpoint_is_refused_by_what_is_wrong() {
+        let nan = |name: &'static str| {
+            forged(|data| data.get_mut(name).unwrap().2[..4].copy_from_slice(&[0, 0, 0xc0, 0x7f]))
+        };
+        assert!(nan("parameter/w").contains("parameter/w is NaN at element 0"));
+        assert!(nan("adam.first/w").contains("adam.first/w is NaN at element 0"));
+        let message = forged(|data| data.get_mut("parameter/w").unwrap().1 = vec![4]);
+        assert!(message.contains("parameter/w is F32 [4]; the run's is F32 [2, 2]"), "{message}");
+        let message = forged(|data| data.get_mut("parameter/w").unwrap().0 = Dtype::I32);
+        assert!(message.contains("parameter/w is I32 [2, 2]"), "{message}");
+        let message = forged(|data| _ = data.remove("parameter/w"));
+        assert!(message.contains("parameter w is missing"), "{message}");
+        let message = forged(|data| _ = data.remove("state"));
+        assert!(message.contains("it has no state"), "{message}");
+        let message = forged(|data| {
+            let entry = data["parameter/w"].clone();
+            data.insert("parameter/other".into(), entry);
+        });
+        assert!(message.contains("parameter/other is not the run's"), "{message}");
+        let message = forged(|data| {
+            let entry = data["adam.first/w"].clone();
+            data.insert("adam.third/w".into(), entry);
+        });
+        assert!(message.contains("adam.third/w is nothing that a checkpoint holds"), "{message}");
+
+        let message = forged_state("\"batch\":7", "\"batch\":70");
+        assert!(message.contains("batch 70 of epoch 0; the run has 3 epochs of 10"), "{message}");
+        let message = forged_state("\"epoch\":0", "\"epoch\":9");
+        assert!(message.contains("batch 7 of epoch 9"), "{message}");
+        let message = forged_state("\"step\":7", "\"step\":18446744073709551615");
+        assert!(message.contains("it is at step 18446744073709551615; expected 7"), "{message}");
+        let message = forged_state("\"images\":7", "\"images\":0");
+        assert!(message.contains("of 0 images"), "{message}");
+        let message = forged_state("\"epoch\":0", "\"era\":0");
+        assert!(message.contains("its state can't be read: unknown field `era`"), "{message}");
+    }
+
+    #[test]
+    fn a_header_that_announces_more_than_there_is_is_refused() {
+        let contents = |header: &str| {
+            let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+            bytes.extend(header.bytes());
+            bytes
+        };
+        let huge = r#"{"w":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,16]}}"#;
+        let far = r#"{"w":{"dtype":"F32","shape":[4],"data_offsets":[0,1099511627776]}}"#;
+        let back = r#"{"w":{"dtype":"F32","shape":[4],"data_offsets":[16,0]}}"#;
+        let own = r#"{"__metadata__":{"kd-checkpoint":"{\"format\":1,\"sha256\":\"\"}"}}"#;
+        let long = [0xff; 16];
+        for bytes in [contents(huge), contents(far), contents(back), contents(own), long.to_vec()] {
+            assert!(parse(&bytes, &expected("r")).is_err());
+        }
     }
 
     #[test]
@@ -341,7 +595,7 @@ mod tests {
         let weight = Var::from_slice(&[1.0, f32::NAN], 2, &Device::Cpu).unwrap();
         let parameters = Parameters::from([("w".to_string(), weight)]);
         let error = save(folder.path(), &State::default(), &parameters, &Adam::default());
-        let message = error.unwrap_err().to_string();
+        let message = format!("{:#}", error.unwrap_err());
         assert!(message.contains("w is NaN at element 1"), "{message}");
         assert!(list(folder.path()).unwrap().is_empty());
     }

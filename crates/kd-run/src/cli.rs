@@ -11,6 +11,7 @@ use crate::commands;
 use crate::device::DeviceChoice;
 use crate::recipe::DatasetName;
 use crate::run::Every;
+use crate::signals::Interrupted;
 
 /// Knowledge distillation: train a teacher, distil it into a student, and see what it was worth.
 #[derive(Debug, Parser)]
@@ -106,8 +107,11 @@ pub(crate) struct RunFlags {
     /// Learning rate
     #[arg(long, value_parser = positive)]
     pub(crate) lr: Option<f64>,
+    /// Scale a step's gradients down to this norm where they have a larger one
+    #[arg(long, value_name = "NORM", value_parser = positive)]
+    pub(crate) clip_grad_norm: Option<f64>,
     /// Of initial weights, batch order and dropout
-    #[arg(long)]
+    #[arg(long, value_parser = seed)]
     pub(crate) seed: Option<u64>,
     /// Train on this many images, balanced over the classes
     #[arg(long, value_name = "IMAGES", value_parser = at_least_one)]
@@ -144,7 +148,7 @@ pub(crate) struct ComputeFlags {
     #[arg(long, value_enum, default_value_t)]
     pub(crate) device: DeviceChoice,
     /// Threads to compute with [default: all cores]; the result is the same with any number
-    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    #[arg(long, value_name = "N", value_parser = threads)]
     threads: Option<usize>,
 }
 
@@ -222,7 +226,8 @@ pub(crate) struct ShowRecipe {
 #[error("{0}")]
 pub(crate) struct Usage(pub(crate) String);
 
-/// Runs `kd` with the process's arguments. Exit codes: 0 done, 1 failed, 2 wrong usage.
+/// Runs `kd` with the process's arguments. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 and 143 stopped by
+/// Ctrl-C and by SIGTERM, with a checkpoint to go on from.
 ///
 /// Call it from `main`, before any other thread exists.
 pub fn run() -> ExitCode {
@@ -252,6 +257,10 @@ pub fn run() -> ExitCode {
     });
     match done {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<Interrupted>() => {
+            let _ = writeln!(std::io::stderr(), "{error:#}");
+            ExitCode::from(error.downcast_ref().map_or(1, Interrupted::exit_code))
+        }
         Err(error) => {
             // Where even that can't be said, the exit code says it.
             let _ = writeln!(std::io::stderr(), "error: {error:#}");
@@ -278,6 +287,19 @@ fn at_least_one(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(number) if number >= 1 => Ok(number),
         _ => Err("expected a whole number, at least 1".into()),
+    }
+}
+
+/// TOML, and so a recipe, has no larger integers.
+fn seed(text: &str) -> Result<u64, String> {
+    let seed = text.parse().ok().and_then(|seed: i64| u64::try_from(seed).ok());
+    seed.ok_or_else(|| format!("expected a whole number from 0 to {}", i64::MAX))
+}
+
+fn threads(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number) if (1..=1024).contains(&number) => Ok(number),
+        _ => Err("expected a whole number from 1 to 1024".into()),
     }
 }
 

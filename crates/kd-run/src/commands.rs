@@ -6,6 +6,7 @@ mod export;
 mod methods;
 
 use std::io::Write;
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use anyhow::{Context, bail};
@@ -17,6 +18,7 @@ use crate::data::{self, Data};
 use crate::progress::Display;
 use crate::recipe::{Recipe, RunConfig, RunRecipe, TUTORIAL, check_name};
 use crate::run::{Outcome, ResolvedRun, Settings, shapes, train as train_run};
+use crate::signals::{Interrupted, StopRequest};
 use crate::teacher::Pretrained;
 use crate::{device, files, report};
 
@@ -126,6 +128,7 @@ fn start(
     teacher: Option<&Path>,
     mut settings: Settings,
 ) -> anyhow::Result<()> {
+    let stop = StopRequest::listen()?;
     let device = device::choose(flags.compute.device)?;
     if let Some(every) = flags.checkpoint_every {
         settings.checkpoint_every = every;
@@ -167,7 +170,10 @@ fn start(
 
     let run = ResolvedRun { recipe: resolved, out, data, teacher, device, settings };
     let mut display = Display::default();
-    let outcome = train_run(&run, &mut |progress| display.observe(progress));
+    let outcome = train_run(&run, &mut |progress| {
+        let shown = display.observe(progress);
+        if stop.signal().is_some() { ControlFlow::Break(()) } else { shown }
+    });
     display.finish();
     let name = &run.recipe.run.name;
     match outcome? {
@@ -178,9 +184,15 @@ fn start(
         Outcome::AlreadyFinished(evaluation) => {
             say(&format!("{name}: finished before, {}\n", eval::one_line(&evaluation)))?;
         }
-        Outcome::Stopped { step } => bail!("stopped after step {step}; the same command goes on"),
+        Outcome::Stopped { step } => {
+            let signal = stop.signal().unwrap_or_default();
+            return Err(Interrupted { run: name.clone(), step, signal }.into());
+        }
     }
     let _lock = files::lock(&run.out, true)?;
+    for name in ["report.html", "summary.json"] {
+        files::remove_partial_of(&run.out.join(name))?;
+    }
     report::write(std::slice::from_ref(&run.out))
         .with_context(|| format!("run {name} is finished, but its report can't be made"))?;
     say(&format!("report: {}\n", run.out.join("report.html").display()))?;
@@ -202,6 +214,7 @@ fn with_flags(recipe: &Recipe, mut run: RunConfig, flags: &RunFlags) -> anyhow::
     training.epochs = flags.epochs.unwrap_or(training.epochs);
     training.batch_size = flags.batch_size.unwrap_or(training.batch_size);
     training.seed = flags.seed.unwrap_or(training.seed);
+    training.clip_grad_norm = flags.clip_grad_norm.or(training.clip_grad_norm);
     optimizer.lr = flags.lr.unwrap_or(optimizer.lr);
     if let Some(name) = &flags.name {
         check_name(name).map_err(|error| Usage(format!("--name: {error}")))?;

@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 use crate::files;
 
 const FORMAT: u32 = 1;
+/// A thousand classes' counts are far smaller.
+const MAX_BYTES: u64 = 64 << 20;
 
 /// Images in a batch where nothing is trained.
 pub(crate) const BATCH: usize = 128;
@@ -134,13 +136,13 @@ impl Evaluation {
     /// # Errors
     /// When it can't be read or is of another format.
     pub fn read(path: &Path) -> anyhow::Result<Self> {
-        let text = std::fs::read_to_string(path)
+        let text = files::read_text(path, MAX_BYTES)
             .with_context(|| format!("{}: can't be read", path.display()))?;
         let evaluation: Self = serde_json::from_str(&text)
             .with_context(|| format!("{}: not an evaluation", path.display()))?;
         ensure!(
             evaluation.format == FORMAT,
-            "{}: format is {}; this version reads format {FORMAT}",
+            "{}: format is {}; this version reads format {FORMAT}: use the version of kd that wrote it, or remove it and run the same command again",
             path.display(),
             evaluation.format
         );

@@ -1,7 +1,7 @@
 //! Files that are whole or absent.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -13,6 +13,14 @@ pub(crate) fn write_whole_with(
     path: &Path,
     write: impl FnOnce(&mut File) -> std::io::Result<()>,
 ) -> anyhow::Result<()> {
+    write_aside(path, write).with_context(|| format!("{}: can't be written", path.display()))
+}
+
+/// [`write_whole_with`], and the system's own error.
+pub(crate) fn write_aside(
+    path: &Path,
+    write: impl FnOnce(&mut File) -> std::io::Result<()>,
+) -> std::io::Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{}.partial", std::process::id()));
     let aside = path.with_file_name(name);
@@ -23,11 +31,8 @@ pub(crate) fn write_whole_with(
         fs::rename(&aside, path)?;
         sync_folder(path)
     };
-    attempt().map_err(|error| {
-        // The first error is the one to tell.
-        let _ = fs::remove_file(&aside);
-        anyhow::Error::new(error).context(format!("{}: can't be written", path.display()))
-    })
+    // The first error is the one to tell.
+    attempt().inspect_err(|_| _ = fs::remove_file(&aside))
 }
 
 /// [`write_whole_with`] of bytes that are at hand.
@@ -63,6 +68,39 @@ pub(crate) fn remove_partial(folder: &Path) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Removes what killed processes left of writing `path`. Only where nobody else can be writing it.
+pub(crate) fn remove_partial_of(path: &Path) -> anyhow::Result<()> {
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let start = format!("{}.", path.file_name().unwrap_or_default().to_string_lossy());
+    let reading = || format!("{}: the folder can't be read", folder.display());
+    for entry in fs::read_dir(folder).with_context(reading)? {
+        let found = entry.with_context(reading)?.path();
+        let name = found.file_name().unwrap_or_default().to_string_lossy();
+        let middle = name.strip_prefix(&start).and_then(|rest| rest.strip_suffix(".partial"));
+        if middle.is_some_and(|process| process.bytes().all(|byte| byte.is_ascii_digit())) {
+            fs::remove_file(&found)
+                .with_context(|| format!("{}: can't be removed", found.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// A text file of at most `most` bytes: one that never ends is not read for ever.
+pub(crate) fn read_text(path: &Path, most: u64) -> std::io::Result<String> {
+    let mut text = String::new();
+    let read = File::open(path)?.take(most + 1).read_to_string(&mut text)?;
+    if read as u64 > most {
+        return Err(std::io::Error::new(
+            std::io::ErrorKind::FileTooLarge,
+            format!("it has more than {most} bytes"),
+        ));
+    }
+    Ok(text)
 }
 
 /// Takes the lock of a folder, which lasts until the file is dropped or the process ends in
@@ -128,4 +166,46 @@ pub(crate) fn from_run_folder(file: &Path, out: &Path) -> anyhow::Result<PathBuf
         Ok(below) => Path::new("..").join(below),
         Err(_) => file,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_a_killed_process_left_of_this_file_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        for name in ["a.bin", "a.bin.7.partial", "a.bin.x.partial", "ba.bin.7.partial", "a.bin.7"] {
+            fs::write(path(name), name).unwrap();
+        }
+        remove_partial_of(&path("a.bin")).unwrap();
+        assert!(!path("a.bin.7.partial").exists());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 4);
+    }
+
+    #[test]
+    fn a_failed_write_leaves_what_was_there_and_nothing_beside_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.bin");
+        write_whole(&path, b"before").unwrap();
+        let error = write_whole_with(&path, |file| {
+            file.write_all(b"half of")?;
+            Err(std::io::ErrorKind::StorageFull.into())
+        });
+        let message = format!("{:#}", error.unwrap_err());
+        assert!(message.contains("a.bin: can't be written: no storage space"), "{message}");
+        assert_eq!(fs::read(&path).unwrap(), b"before");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_text_that_never_ends_is_not_read_for_ever() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("long");
+        fs::write(&path, "12345").unwrap();
+        assert_eq!(read_text(&path, 5).unwrap(), "12345");
+        let message = read_text(&path, 4).unwrap_err().to_string();
+        assert!(message.contains("more than 4 bytes"), "{message}");
+    }
 }

@@ -173,6 +173,9 @@ impl Kept {
     fn try_write(&self, values: &[f32]) -> anyhow::Result<()> {
         let folder = self.path.parent().unwrap_or(Path::new("."));
         files::create_folder(folder)?;
+        // One writer at a time, so that what lies there half-written is nobody's.
+        let _lock = files::lock(folder, true)?;
+        files::remove_partial(folder)?;
         let mut buffer = Vec::with_capacity(CHUNK);
         let mut in_chunks = |act: &mut dyn FnMut(&[u8]) -> std::io::Result<()>| {
             for chunk in values.chunks(CHUNK / 4) {

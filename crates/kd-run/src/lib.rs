@@ -1,5 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![deny(missing_docs)]
+// Nothing that comes from outside may end in a panic.
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod checkpoint;
 pub mod cli;
@@ -15,4 +17,5 @@ pub mod progress;
 pub mod recipe;
 pub mod report;
 pub mod run;
+mod signals;
 pub mod teacher;

@@ -45,10 +45,10 @@ impl Display {
     /// An observer for [`train`](crate::run::train); it never stops the run.
     pub fn observe(&mut self, progress: Progress<'_>) -> ControlFlow<()> {
         match progress {
-            Progress::Started { run, epochs, batches, step } => {
+            Progress::Started { run, epochs, batches, step, resumed } => {
                 (self.run, self.epochs, self.batches) = (run.to_string(), epochs, batches);
                 self.begun = (Instant::now(), step);
-                if step > 0 {
+                if resumed {
                     self.line(&format!(
                         "{run}: going on after step {step} of {}",
                         epochs * batches

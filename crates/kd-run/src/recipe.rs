@@ -11,8 +11,16 @@ use kd_ops::adam::AdamConfig;
 use serde::{Deserialize, Serialize};
 use toml::de::{DeTable, DeValue};
 
+use crate::files;
+
 /// The recipe format that this version reads and writes.
 pub const FORMAT: u32 = 1;
+
+/// No recipe that people write comes near this size; a larger file is not read.
+pub(crate) const MAX_BYTES: u64 = 1 << 20;
+
+/// Most epochs, and most images in a step: far more than anybody trains with.
+const MOST: usize = 1_000_000;
 
 /// The built-in recipe: PyTorch's tutorial on knowledge distillation.
 pub const TUTORIAL: &str = include_str!("../../../recipes/tutorial.toml");
@@ -111,6 +119,9 @@ pub struct TrainingConfig {
     pub batch_size: usize,
     /// Of initial weights, batch order, augmentation and dropout.
     pub seed: u64,
+    /// Scale a step's gradients down to this norm where they have a larger one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip_grad_norm: Option<f64>,
 }
 
 /// The optimiser: Adam.
@@ -205,7 +216,7 @@ impl Default for DataConfig {
 
 impl Default for TrainingConfig {
     fn default() -> Self {
-        Self { epochs: 10, batch_size: 128, seed: 0 }
+        Self { epochs: 10, batch_size: 128, seed: 0, clip_grad_norm: None }
     }
 }
 
@@ -354,7 +365,7 @@ impl Recipe {
     /// When it can't be read, is no TOML, has an unknown key or a value that makes no sense; with
     /// file and line.
     pub fn read(path: &Path) -> anyhow::Result<Self> {
-        let text = std::fs::read_to_string(path)
+        let text = files::read_text(path, MAX_BYTES)
             .with_context(|| format!("{}: the recipe can't be read", path.display()))?;
         Ok(Self::parse(&text, &path.display().to_string())?)
     }
@@ -367,7 +378,7 @@ impl Recipe {
         let error = |line, message| RecipeError { file: file.to_string(), line, message };
         let toml_error = |found: toml::de::Error| {
             let line = found.span().map(|span| line_of(text, span.start));
-            error(line, with_suggestion(found.message().trim()))
+            error(line, in_words(&with_suggestion(found.message().trim())))
         };
         let root = DeTable::parse(text).map_err(toml_error)?;
         let root = root.into_inner();
@@ -399,8 +410,12 @@ impl Recipe {
         self.data.check().map_err(|invalid| invalid.below(&[Step::Key("data")]))?;
         let training = &self.training;
         for (key, value) in [("epochs", training.epochs), ("batch_size", training.batch_size)] {
-            require(value >= 1, &[Step::Key("training"), Step::Key(key)], value, "at least 1")?;
+            let path = [Step::Key("training"), Step::Key(key)];
+            require((1..=MOST).contains(&value), &path, value, "at least 1, at most 1000000")?;
         }
+        let clip = training.clip_grad_norm.unwrap_or(1.0);
+        let path = [Step::Key("training"), Step::Key("clip_grad_norm")];
+        require(clip > 0.0 && clip.is_finite(), &path, clip, "a number above 0")?;
         self.optimizer.check().map_err(|invalid| invalid.below(&[Step::Key("optimizer")]))?;
         require(!self.runs.is_empty(), &[Step::Key("run")], "empty", "at least one [[run]]")?;
         for (index, run) in self.runs.iter().enumerate() {
@@ -596,13 +611,33 @@ fn with_suggestion(message: &str) -> String {
     let mut names = message.split('`').skip(1).step_by(2);
     let is_unknown = message.starts_with("unknown field") || message.starts_with("unknown variant");
     let (true, Some(found)) = (is_unknown, names.next()) else { return message.to_string() };
-    let nearest = names.map(|name| (edit_distance(found, name), name)).min();
-    match nearest {
-        Some((distance, name)) if distance <= 1 + found.len() / 4 => {
-            format!("{message}; did you mean `{name}`?")
-        }
-        _ => message.to_string(),
+    match nearest(found, names) {
+        Some(name) => format!("{message}; did you mean `{name}`?"),
+        None => message.to_string(),
     }
+}
+
+/// The one of these names that was probably meant.
+pub(crate) fn nearest<'a>(found: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let (distance, name) = names.map(|name| (edit_distance(found, name), name)).min()?;
+    (distance <= 1 + found.len() / 4).then_some(name)
+}
+
+/// What serde calls by Rust's types, in words.
+fn in_words(message: &str) -> String {
+    let types = [
+        ("expected usize", "expected a whole number, not negative"),
+        ("expected u64", "expected a whole number, not negative"),
+        ("expected u32", "expected a whole number, not negative"),
+        ("expected f64", "expected a number"),
+        ("expected f32", "expected a number"),
+    ];
+    for (name, words) in types {
+        if let Some(start) = message.strip_suffix(name) {
+            return format!("{start}{words}");
+        }
+    }
+    message.to_string()
 }
 
 /// Letters to insert, delete or change (Levenshtein, 1966).
@@ -639,6 +674,21 @@ pub fn differences(there: &toml::Table, asked: &toml::Table) -> Vec<String> {
         .filter(|key| *key != "run.teacher" && value(&a, key) != value(&b, key))
         .map(|key| format!("{key} ({} there, {} asked for)", value(&a, key), value(&b, key)))
         .collect()
+}
+
+/// [`differences`] of recipes as texts, `file` being the name of the first: a setting that is not written counts with its
+/// default, so that a recipe of an earlier version is still the same.
+pub(crate) fn differences_in_text(
+    there: &str,
+    file: &str,
+    asked: &str,
+) -> anyhow::Result<Vec<String>> {
+    let whole = |text: &str, file: &str| {
+        let recipe = Recipe::parse(text, file)?;
+        let text = toml::to_string(&recipe).context("the recipe can't be written as TOML")?;
+        anyhow::Ok(text.parse::<toml::Table>()?)
+    };
+    Ok(differences(&whole(there, file)?, &whole(asked, "the run's recipe")?))
 }
 
 fn flatten(prefix: &str, value: &toml::Value, out: &mut Vec<(String, String)>) {
@@ -730,6 +780,19 @@ mod tests {
     fn wrong_types_and_names_are_named_with_their_line() {
         let message = changed("batch_size = 128", "batch_size = \"many\"");
         assert!(message.contains(&format!("line {}", line("batch_size"))), "{message}");
+        assert!(message.contains("expected a whole number, not negative"), "{message}");
+        let message = changed("lr = 1e-3", "lr = \"small\"");
+        assert!(
+            message.ends_with("invalid type: string \"small\", expected a number"),
+            "{message}"
+        );
+        let message = changed("flip = false", "flip = 3");
+        assert!(message.contains("expected a boolean"), "{message}");
+        let message = changed("std = [0.229, ", "std = [");
+        assert!(message.contains(&format!("line {}", line("std = ["))), "{message}");
+        assert!(message.contains("expected an array of length 3"), "{message}");
+        let message = changed("name = \"teacher\"\nmodel = \"teacher\"", "name = \"teacher\"");
+        assert!(message.contains("missing field `model`"), "{message}");
         let message = changed("model = \"teacher\"", "model = \"teachr\"");
         assert!(message.contains("did you mean `teacher`?"), "{message}");
         let message = changed("name = \"cosine\"\nweight", "name = \"cosin\"\nweight");
@@ -740,6 +803,10 @@ mod tests {
     fn impossible_values_are_named_with_their_line() {
         let values = [
             ("epochs = 10", "epochs = 0", "training.epochs: is 0; expected at least 1"),
+            ("epochs = 10", "epochs = 1000001", "expected at least 1, at most 1000000"),
+            ("seed = 0", "clip_grad_norm = -1.0", "training.clip_grad_norm: is -1"),
+            ("seed = 0", "clip_grad_norm = inf", "training.clip_grad_norm: is inf"),
+            ("crop_padding = 0", "crop_padding = 40", "data.augment.crop_padding: is 40"),
             ("lr = 1e-3", "lr = -1.0", "optimizer.lr: is -1"),
             ("beta2 = 0.999", "beta2 = 1.0", "optimizer.beta2"),
             ("temperature = 2.0", "temperature = 0.0", "temperature is 0"),

@@ -100,13 +100,9 @@ pub fn write(outs: &[PathBuf]) -> Result<String, Error> {
     Ok(terminal::table(&experiments))
 }
 
-/// Writes beside the file and renames, so that a reader never finds half of it.
+/// Whole or not at all.
 fn write_whole(path: &Path, contents: &str) -> Result<(), Error> {
     let failed = |source| Error::Io { path: path.to_owned(), source };
-    let mut aside = path.as_os_str().to_owned();
-    aside.push(".part");
-    let mut file = std::fs::File::create(&aside).map_err(failed)?;
-    std::io::Write::write_all(&mut file, contents.as_bytes()).map_err(failed)?;
-    file.sync_all().map_err(failed)?;
-    std::fs::rename(&aside, path).map_err(failed)
+    crate::files::write_aside(path, |file| std::io::Write::write_all(file, contents.as_bytes()))
+        .map_err(failed)
 }

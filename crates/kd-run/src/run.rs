@@ -5,14 +5,14 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use candle_core::{Device, Tensor, Var};
 use kd_data::{Batch, BatchConfig};
 use kd_loss::{Init, Inputs, Loss, Needs, Objective, Shapes, Weighted};
 use kd_models::weights::{LeftOut, Metadata};
 use kd_models::{Classifier, Mode, ModelConfig, Parameters};
-use kd_ops::DropoutKey;
 use kd_ops::adam::Adam;
+use kd_ops::{DropoutKey, clip_grad_norm, grad_norms, total_norm};
 
 use crate::checkpoint::{self, State, Sums};
 use crate::data::Data;
@@ -21,6 +21,11 @@ use crate::events::{DatasetRecord, EpochRecord, Event, EventLog, Start};
 use crate::recipe::{self, RunRecipe};
 use crate::teacher::{DEFAULT_MEMORY, KeepConfig, LOGITS, Pretrained, Says, TeacherOutputs};
 use crate::{device, events, files};
+
+/// The observer broke while the teacher's outputs were computed; the run has no step yet to lose.
+#[derive(Debug, thiserror::Error)]
+#[error("stopped while the teacher looked at the images")]
+struct StoppedInTeacherPass;
 
 /// Batches on which a teacher is judged whose logits are not kept.
 const TEACHER_SAMPLE: usize = 20;
@@ -85,8 +90,10 @@ pub enum Progress<'a> {
         epochs: usize,
         /// Steps in each epoch.
         batches: usize,
-        /// Steps that an earlier process did; 0 for a new run.
+        /// Steps that an earlier process did.
         step: u64,
+        /// Whether there was an earlier process.
+        resumed: bool,
     },
     /// The teacher looks at the training images, whose outputs are then kept.
     TeacherPass {
@@ -130,8 +137,8 @@ pub enum Outcome {
 /// The result depends on recipe, data and teacher alone: interrupted or not, it is the same bit for bit.
 ///
 /// # Errors
-/// When the folder is in use, holds a run of another recipe, or can't be written; when a loss or a
-/// weight is not finite (the last good checkpoint is kept).
+/// When the folder is in use, holds a run of another recipe or of another version, or can't be written;
+/// when a loss, a gradient or a weight is not finite (the last good checkpoint is kept).
 pub fn train(
     run: &ResolvedRun,
     observer: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
@@ -145,43 +152,55 @@ pub fn train(
     let _lock = files::lock(&folder, false)?;
     files::remove_partial(&folder)?;
     files::remove_partial(&checkpoints)?;
+    let weights_path = run.out.join(format!("{}.safetensors", run.recipe.run.name));
+    files::remove_partial_of(&weights_path)?;
 
     let recipe = run.recipe.to_toml()?;
     let recipe_path = folder.join("recipe.toml");
     check_same_recipe(&recipe_path, &recipe)?;
     let events_path = folder.join("events.jsonl");
     let evaluation_path = folder.join("evaluation.json");
-    let weights_path = run.out.join(format!("{}.safetensors", run.recipe.run.name));
     if events::has_ended(&events_path) && weights_path.exists() && evaluation_path.exists() {
         return Ok(Outcome::AlreadyFinished(Evaluation::read(&evaluation_path)?));
     }
 
     let mut trainer = Trainer::new(run)?;
+    let training = &run.recipe.training;
+    let batches = run.data.train.len().div_ceil(training.batch_size);
     let shapes = trainer.parameters.iter().map(|(name, p)| (name.clone(), p.dims().to_vec()));
-    let found = checkpoint::latest(&checkpoints, &recipe, &shapes.collect())?;
+    let expected = checkpoint::Expected {
+        recipe: &recipe,
+        shapes: shapes.collect(),
+        epochs: training.epochs,
+        batches,
+    };
+    let found = checkpoint::latest(&checkpoints, &expected)?;
     let resumed = found.is_some();
     let mut state = match found {
         Some(checkpoint) => {
             trainer.restore(&checkpoint)?;
-            checkpoint.state
+            // The same, but the teacher's file may lie elsewhere now.
+            State { recipe: recipe.clone(), ..checkpoint.state }
         }
         None => State { recipe: recipe.clone(), ..State::default() },
     };
     files::write_whole(&recipe_path, recipe.as_bytes())?;
     let mut log = EventLog::restore(events_path, std::mem::take(&mut state.events))?;
 
-    let training = &run.recipe.training;
-    let batches = run.data.train.len().div_ceil(training.batch_size);
-    let run_name = &run.recipe.run.name;
-    let started =
-        Progress::Started { run: run_name, epochs: training.epochs, batches, step: state.step };
+    let (run_name, epochs, step) = (&run.recipe.run.name, training.epochs, state.step);
+    let started = Progress::Started { run: run_name, epochs, batches, step, resumed };
     let mut stop = observer(started).is_break();
 
     if state.epoch < training.epochs {
         if !resumed {
             log.write(&Event::Start(&start(run)))?;
         }
-        trainer.ask_teacher(&mut log, resumed, observer)?;
+        match trainer.ask_teacher(&mut log, resumed, observer) {
+            Err(error) if error.is::<StoppedInTeacherPass>() => {
+                return Ok(Outcome::Stopped { step: state.step });
+            }
+            asked => asked?,
+        }
         if !resumed {
             trainer.save(&mut state, &log)?;
         }
@@ -220,6 +239,7 @@ pub fn train(
             Every::Epochs(epochs) => state.epoch.is_multiple_of(epochs),
         };
         if due || stop || state.epoch == training.epochs {
+            state.count_best(record.selection_accuracy.unwrap_or(record.test_accuracy));
             trainer.save(&mut state, &log)?;
         }
     }
@@ -237,14 +257,12 @@ pub fn train(
 
 /// A folder belongs to one recipe.
 fn check_same_recipe(path: &std::path::Path, recipe: &str) -> anyhow::Result<()> {
-    let there = match std::fs::read_to_string(path) {
+    let there = match files::read_text(path, recipe::MAX_BYTES) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error).with_context(|| path.display().to_string()),
     };
-    let there: toml::Table =
-        there.parse().with_context(|| format!("{}: not a recipe", path.display()))?;
-    let differing = recipe::differences(&there, &recipe.parse()?);
+    let differing = recipe::differences_in_text(&there, &path.display().to_string(), recipe)?;
     ensure!(
         differing.is_empty(),
         "{}: this folder holds a run of another recipe; it differs in {}; choose another --out or --name, or remove the folder",
@@ -388,7 +406,7 @@ impl<'a> Trainer<'a> {
         };
         let mut progress = |done| match observer(Progress::TeacherPass { done, images }) {
             ControlFlow::Continue(()) => Ok(()),
-            ControlFlow::Break(()) => bail!("stopped while the teacher looked at the images"),
+            ControlFlow::Break(()) => Err(StoppedInTeacherPass.into()),
         };
         let (data, device) = (&self.run.data, &self.run.device);
         let outputs =
@@ -451,9 +469,20 @@ impl<'a> Trainer<'a> {
             values.push((*name, f64::from(part.to_scalar::<f32>()?)));
         }
         if !loss.is_finite() {
-            return Err(self.not_finite(loss, &values, batch, state));
+            let parts: Vec<String> =
+                values.iter().map(|(name, value)| format!("{name} {value}")).collect();
+            let found = format!("the loss is {loss} ({})", parts.join(", "));
+            return Err(self.not_finite(&found, batch, state));
         }
-        let gradients = total.backward()?;
+        let mut gradients = total.backward()?;
+        let norms = grad_norms(&self.parameters, &gradients)?;
+        if let Some((name, norm)) = norms.iter().find(|(_, norm)| !norm.is_finite()) {
+            let found = format!("the norm of the gradient of {name} is {norm}");
+            return Err(self.not_finite(&found, batch, state));
+        }
+        if let Some(max_norm) = self.run.recipe.training.clip_grad_norm {
+            clip_grad_norm(&self.parameters, &mut gradients, total_norm(&norms), max_norm)?;
+        }
         self.adam.step(&self.parameters, &gradients)?;
 
         let labels = batch.labels.to_vec1::<u32>()?;
@@ -476,22 +505,11 @@ impl<'a> Trainer<'a> {
         format!("run {name}, epoch {}, step {}", state.epoch + 1, state.step + 1)
     }
 
-    fn not_finite(
-        &self,
-        loss: f64,
-        parts: &[(&str, f64)],
-        batch: &Batch,
-        state: &State,
-    ) -> anyhow::Error {
-        let parts: Vec<String> =
-            parts.iter().map(|(name, value)| format!("{name} {value}")).collect();
-        let (first, more) = batch.indices.split_at(batch.indices.len().min(8));
-        let more =
-            if more.is_empty() { String::new() } else { format!(" and {} more", more.len()) };
+    fn not_finite(&self, found: &str, batch: &Batch, state: &State) -> anyhow::Error {
         anyhow::anyhow!(
-            "{}: the loss is {loss} ({}) on training images {first:?}{more}; expected a finite number: a lower learning rate often helps; the last good checkpoint is kept in {}",
+            "{}: {found} on training images {:?}; expected a finite number: a lower learning rate or --clip-grad-norm often helps; the last good checkpoint is kept in {}",
             self.stage(state),
-            parts.join(", "),
+            batch.indices,
             self.run.out.join(&self.run.recipe.run.name).join("checkpoints").display()
         )
     }
@@ -559,7 +577,7 @@ impl<'a> Trainer<'a> {
         checkpoint::save(&folder, state, &self.parameters, &self.adam)
             .with_context(|| format!("run {}", self.run.recipe.run.name))?;
         state.events.clear();
-        checkpoint::prune(&folder, self.run.settings.keep_checkpoints, state.step)
+        checkpoint::prune(&folder, self.run.settings.keep_checkpoints, state)
     }
 
     /// Where the best epoch's weights are while the run goes on.

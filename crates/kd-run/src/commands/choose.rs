@@ -6,7 +6,7 @@ use kd_loss::{METHODS, MethodConfig, Schedule, Term};
 use kd_models::Architecture;
 
 use crate::cli::{Distill, RunFlags, Train, Usage};
-use crate::recipe::{Recipe, RunConfig};
+use crate::recipe::{Recipe, RunConfig, nearest};
 
 /// The run that `kd train` is about.
 pub(super) fn on_labels(recipe: &Recipe, flags: &Train) -> anyhow::Result<RunConfig> {
@@ -33,7 +33,11 @@ pub(super) fn on_labels(recipe: &Recipe, flags: &Train) -> anyhow::Result<RunCon
 /// The run that `kd distill` is about; a method that no run of the recipe has gets its customary weights.
 pub(super) fn distilled(recipe: &Recipe, flags: &Distill) -> anyhow::Result<RunConfig> {
     let method = flags.method.as_deref().map(MethodConfig::from_name).transpose();
-    let method = method.map_err(|error| Usage(format!("--method: {error}")))?;
+    let method = method.map_err(|error| {
+        let known = METHODS.iter().map(|method| method.name);
+        let meant = did_you_mean(flags.method.as_deref().unwrap_or_default(), known);
+        Usage(format!("--method: {error}{meant}"))
+    })?;
     if let Some(name) = &flags.run.run {
         let run = named(recipe, name)?;
         let names: Vec<_> = run.methods.iter().map(|term| term.method.name()).collect();
@@ -70,9 +74,15 @@ fn named(recipe: &Recipe, name: &str) -> anyhow::Result<RunConfig> {
     let run = recipe.runs.iter().find(|run| run.name == name);
     let missing = || {
         let names: Vec<_> = recipe.runs.iter().map(|run| run.name.as_str()).collect();
-        Usage(format!("--run {name}: the recipe has the runs {}", names.join(", ")))
+        let meant = did_you_mean(name, names.iter().copied());
+        Usage(format!("--run {name}: the recipe has the runs {}{meant}", names.join(", ")))
     };
     Ok(run.cloned().ok_or_else(missing)?)
+}
+
+/// The end of a message about a name that there isn't.
+fn did_you_mean<'a>(found: &str, names: impl Iterator<Item = &'a str>) -> String {
+    nearest(found, names).map(|name| format!("; did you mean {name}?")).unwrap_or_default()
 }
 
 /// The one run that can be meant.

@@ -464,7 +464,10 @@ fn read_evaluation(path: &Path) -> Result<Evaluation, Error> {
         .map_err(|error| corrupt(path, None, format!("not an evaluation: {error}")))?;
     let bad = |found: String| Err(corrupt(path, None, found));
     if evaluation.format != 1 {
-        return bad(format!("format {}; expected 1", evaluation.format));
+        return bad(format!(
+            "format is {}; this version reads format 1: use the version of kd that wrote it",
+            evaluation.format
+        ));
     }
     let classes = evaluation.classes.len();
     let confusion = &evaluation.confusion;
@@ -494,7 +497,8 @@ fn read_evaluation(path: &Path) -> Result<Evaluation, Error> {
 }
 
 fn read_text(path: &Path, advice: &'static str) -> Result<String, Error> {
-    std::fs::read_to_string(path).map_err(|source| match source.kind() {
+    // The events of a million epochs are far smaller.
+    crate::files::read_text(path, 1 << 30).map_err(|source| match source.kind() {
         std::io::ErrorKind::NotFound => Error::Missing { path: path.to_owned(), advice },
         _ => Error::Io { path: path.to_owned(), source },
     })

@@ -1,9 +1,12 @@
 //! `kd` as a process.
 
+mod disk;
 mod evaluation;
 mod images;
+mod kills;
 mod methods;
 mod resume;
+mod signals;
 mod targets;
 mod teacher;
 mod training;

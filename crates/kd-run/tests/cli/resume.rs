@@ -90,7 +90,7 @@ fn a_run_that_breaks_off_without_a_checkpoint_goes_on_from_the_one_before() {
             .unwrap();
         let said = dir.train(&format!("train --model student --out {out}"));
         let expected = format!("going on after step {from} of 14");
-        assert_eq!(said.contains(&expected), from > 0, "{said}");
+        assert!(said.contains(&expected), "{said}");
         assert_same(&dir, "whole", &out, "student");
         assert!(!dir.path(&format!("{out}/student/checkpoints/step-9.1.partial")).exists());
     }

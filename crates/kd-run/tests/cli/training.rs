@@ -126,7 +126,125 @@ fn a_loss_that_is_not_finite_stops_the_run_at_its_step() {
     assert!(!dir.path("out/student.safetensors").exists());
     assert!(!dir.path("out/summary.json").exists());
     // The checkpoint is good: the same command goes on from it, to the same end.
-    assert_eq!(dir.train_fails("train --model student --out out --lr 1e30", 1), message);
+    let again = dir.train_fails("train --model student --out out --lr 1e30", 1);
+    assert_eq!(again, format!("student: going on after step 0 of 14\n{message}"));
+}
+
+/// The tutorial's student with so much weight on the labels, on images of so small a deviation.
+fn steep(dir: &WorkDir, name: &str, labels: &str, std: &str) {
+    let recipe = kd_run::recipe::TUTORIAL
+        .replace("std = [0.229, 0.224, 0.225]", &format!("std = [{std}, {std}, {std}]"))
+        .replace(
+            "name = \"student\"\nmodel = \"student\"\n",
+            &format!("name = \"student\"\nmodel = \"student\"\nlabels = {labels}\n"),
+        );
+    std::fs::write(dir.path(name), recipe).unwrap();
+}
+
+#[test]
+fn a_gradient_that_is_not_finite_stops_the_run_before_the_step_is_taken() {
+    let dir = WorkDir::new();
+    // The loss is 1e36 times some thousands, still finite; its gradient is not.
+    steep(&dir, "steep.toml", "1e36", "1e-4");
+    let line = "train --run student --recipe steep.toml --out out --checkpoint-every 1";
+    let message = dir.train_fails(line, 1);
+    let start = "run student, epoch 1, step 1: the norm of the gradient of classifier.3.weight is inf on training images [";
+    assert!(message.contains(start), "{message}");
+    let (_, indices) = message.split_once("images [").unwrap();
+    let indices: Vec<u32> =
+        indices.split(']').next().unwrap().split(", ").map(|i| i.parse().unwrap()).collect();
+    assert_eq!(indices.len(), 16, "all of the batch");
+    assert!(message.contains("--clip-grad-norm"), "{message}");
+    let [checkpoint] = &dir.checkpoints("out/student")[..] else { panic!("{message}") };
+    assert!(checkpoint.ends_with("step-000000000.safetensors"));
+}
+
+#[test]
+fn moments_that_are_not_finite_are_not_saved_and_clipping_keeps_them_finite() {
+    let dir = WorkDir::new();
+    // Gradients of 1e30: their squares are more than an f32 holds.
+    steep(&dir, "steep.toml", "1e30", "0.2");
+    let line = "train --run student --recipe steep.toml";
+    let message = dir.train_fails(&format!("{line} --out out"), 1);
+    assert!(
+        message.contains("no checkpoint is written after step 7: Adam's moment of"),
+        "{message}"
+    );
+    assert_eq!(dir.checkpoints("out/student").len(), 1, "the last good one");
+    dir.train(&format!("{line} --out clipped --clip-grad-norm 5"));
+    let recipe = String::from_utf8(dir.read("clipped/student/recipe.toml")).unwrap();
+    assert!(recipe.contains("clip_grad_norm = 5.0"), "{recipe}");
+}
+
+#[test]
+fn clipping_at_a_large_norm_changes_nothing_and_at_a_small_one_does() {
+    let dir = WorkDir::new();
+    dir.train("train --model student --out plain");
+    dir.train("train --model student --out large --clip-grad-norm 1e6");
+    dir.train("train --model student --out small --clip-grad-norm 0.1");
+    assert_eq!(dir.read("plain/student.safetensors"), dir.read("large/student.safetensors"));
+    assert_ne!(dir.read("plain/student.safetensors"), dir.read("small/student.safetensors"));
+}
+
+#[test]
+fn a_run_of_another_version_is_refused_and_says_what_to_do() {
+    let dir = WorkDir::new();
+    dir.train("train --model student --out out");
+    // As if it had been killed before its end.
+    std::fs::remove_file(dir.path("out/student.safetensors")).unwrap();
+    let newest = dir.checkpoints("out/student").pop().unwrap();
+    let whole = std::fs::read(&newest).unwrap();
+    let mut bytes = whole.clone();
+    let format = br#"\"format\":1"#;
+    let at = bytes.windows(format.len()).position(|window| window == format).unwrap();
+    bytes[at + format.len() - 1] = b'2';
+    std::fs::write(&newest, &bytes).unwrap();
+    let message = dir.train_fails("train --model student --out out", 1);
+    assert!(
+        message.contains("step-000000014.safetensors: this checkpoint has format 2"),
+        "{message}"
+    );
+    assert!(message.contains("go on with the version that wrote it, or start anew"), "{message}");
+    assert!(dir.read(newest.to_str().unwrap()) == bytes, "it is left as it was");
+    std::fs::write(&newest, &whole).unwrap();
+
+    let path = dir.path("out/student/recipe.toml");
+    let recipe = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, recipe.replace("format = 1", "format = 0")).unwrap();
+    let message = dir.train_fails("train --model student --out out", 1);
+    assert!(message.contains("recipe.toml, line 1: format is 0"), "{message}");
+    assert!(message.contains("use the version that wrote the recipe"), "{message}");
+    std::fs::write(&path, recipe).unwrap();
+    dir.train("train --model student --out out");
+
+    let path = dir.path("out/student/evaluation.json");
+    let evaluation = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, evaluation.replace("\"format\":1", "\"format\":9")).unwrap();
+    let message = dir.fails("report out", 1);
+    assert!(message.contains("evaluation.json: format is 9"), "{message}");
+    assert!(message.contains("use the version of kd that wrote it"), "{message}");
+}
+
+#[test]
+fn the_best_checkpoint_is_kept_beside_the_last() {
+    let dir = WorkDir::new();
+    let line = "train --model student --dataset synthetic --train-limit 60 --test-limit 40 --epochs 8 --batch-size 32 --lr 0.02 --keep-checkpoints 1 --out out";
+    dir.stdout(line);
+    let accuracies: Vec<f64> = dir
+        .events("out/student")
+        .iter()
+        .filter_map(|event| event["test_accuracy"].as_f64())
+        .collect();
+    let best = accuracies.iter().copied().fold(0.0, f64::max);
+    let epoch = 1 + accuracies.iter().position(|accuracy| *accuracy == best).unwrap();
+    let mut expected = vec![2 * epoch, 16];
+    expected.dedup();
+    let kept: Vec<usize> = dir
+        .checkpoints("out/student")
+        .iter()
+        .map(|path| path.file_stem().unwrap().to_str().unwrap()[5..].parse().unwrap())
+        .collect();
+    assert_eq!(kept, expected, "{accuracies:?}");
 }
 
 #[test]

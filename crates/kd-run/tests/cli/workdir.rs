@@ -134,6 +134,7 @@ impl WorkDir {
             return Vec::new();
         };
         let mut paths: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+        paths.retain(|path| path.extension().is_some_and(|extension| extension == "safetensors"));
         paths.sort();
         paths
     }

@@ -1,0 +1,69 @@
+//! Norms of gradients, and clipping by the norm of all of them together.
+
+use std::collections::BTreeMap;
+
+use candle_core::backprop::GradStore;
+use candle_core::{DType, Result, Tensor, Var};
+use rayon::prelude::*;
+
+use crate::cpu;
+
+/// The Euclidean norm of each parameter's gradient, by name; parameters without a gradient are left out.
+///
+/// Sums are in f64, where the square of no f32 overflows: a norm is finite exactly when every element is.
+///
+/// # Errors
+/// When a gradient is not f32.
+pub fn grad_norms(
+    parameters: &BTreeMap<String, Var>,
+    grads: &GradStore,
+) -> Result<BTreeMap<String, f64>> {
+    let with_grad = |(name, parameter): (&String, &Var)| {
+        let grad = grads.get(parameter.as_tensor())?;
+        Some(norm(grad).map(|norm| (name.clone(), norm)))
+    };
+    parameters.iter().filter_map(with_grad).collect()
+}
+
+/// Elements of a partial sum; partial sums are added in order, so that the threads don't change the result.
+const CHUNK: usize = 1 << 14;
+
+fn norm(grad: &Tensor) -> Result<f64> {
+    if !grad.device().is_cpu() {
+        return Ok(grad.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()?.sqrt());
+    }
+    let square = |value: &f32| f64::from(*value) * f64::from(*value);
+    cpu::with_slice("grad_norm", grad, |grad| {
+        let partial: Vec<f64> =
+            grad.par_chunks(CHUNK).map(|chunk| chunk.iter().map(square).sum()).collect();
+        Ok(partial.iter().sum::<f64>().sqrt())
+    })
+}
+
+/// The norm of all gradients together, from those of [`grad_norms`].
+pub fn total_norm(norms: &BTreeMap<String, f64>) -> f64 {
+    norms.values().map(|norm| norm * norm).sum::<f64>().sqrt()
+}
+
+/// Scales all gradients by `max_norm / (total_norm + 1e-6)` where that is below 1, as PyTorch's
+/// `torch.nn.utils.clip_grad_norm_` does with its default norm, the Euclidean one.
+///
+/// # Errors
+/// When candle refuses.
+pub fn clip_grad_norm(
+    parameters: &BTreeMap<String, Var>,
+    grads: &mut GradStore,
+    total_norm: f64,
+    max_norm: f64,
+) -> Result<()> {
+    let scale = max_norm / (total_norm + 1e-6);
+    if scale >= 1.0 {
+        return Ok(());
+    }
+    for parameter in parameters.values() {
+        if let Some(grad) = grads.remove(parameter.as_tensor()) {
+            grads.insert(parameter.as_tensor(), (grad * scale)?);
+        }
+    }
+    Ok(())
+}

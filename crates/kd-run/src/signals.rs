@@ -1,0 +1,67 @@
+//! Ctrl-C and SIGTERM: the first asks a run to stop after its step, the second ends the process at once.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use anyhow::Context;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
+
+/// Whether the process was asked to end, and by what.
+#[derive(Clone, Debug)]
+pub(crate) struct StopRequest {
+    signal: Arc<AtomicUsize>,
+}
+
+impl StopRequest {
+    /// Listens from now on.
+    pub(crate) fn listen() -> anyhow::Result<Self> {
+        let asked = Arc::new(AtomicBool::new(false));
+        let signal = Arc::new(AtomicUsize::new(0));
+        for number in [SIGINT, SIGTERM] {
+            // In this order: the first signal finds `asked` false and sets it, the second ends the process.
+            flag::register_conditional_shutdown(number, exit_code(number), Arc::clone(&asked))
+                .and_then(|_| flag::register(number, Arc::clone(&asked)))
+                .and_then(|_| flag::register_usize(number, Arc::clone(&signal), number as usize))
+                .context("Ctrl-C can't be listened to")?;
+        }
+        Ok(Self { signal })
+    }
+
+    /// The signal's number, if one came.
+    pub(crate) fn signal(&self) -> Option<i32> {
+        i32::try_from(self.signal.load(Ordering::SeqCst)).ok().filter(|signal| *signal != 0)
+    }
+}
+
+/// The customary exit code of a process that a signal ended.
+fn exit_code(signal: i32) -> i32 {
+    128 + signal
+}
+
+/// A run was stopped by a signal and can go on.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "run {run}: stopped by {} after step {step}, with a checkpoint; the same command goes on from there",
+    name(*signal)
+)]
+pub(crate) struct Interrupted {
+    pub(crate) run: String,
+    /// Steps done.
+    pub(crate) step: u64,
+    pub(crate) signal: i32,
+}
+
+impl Interrupted {
+    pub(crate) fn exit_code(&self) -> u8 {
+        u8::try_from(exit_code(self.signal)).unwrap_or(1)
+    }
+}
+
+fn name(signal: i32) -> &'static str {
+    match signal {
+        SIGINT => "Ctrl-C",
+        SIGTERM => "SIGTERM",
+        _ => "a signal",
+    }
+}

@@ -1,0 +1,154 @@
+//! SIGKILL at random moments: the run goes on and ends as one that nobody killed, bit for bit.
+
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::time::{Duration, Instant};
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use crate::resume::assert_same;
+use crate::workdir::{TINY, WorkDir};
+
+/// Runs that together hold all that a checkpoint holds: helper weights and a memory that steps write to,
+/// augmented images, clipped gradients, a best epoch, kept and live outputs of the teacher.
+const RUNS: [(&str, &str); 3] = [
+    ("student", "train --model student --clip-grad-norm 1 --checkpoint-every 1"),
+    (
+        "crd",
+        "distill --method crd --teacher teacher.safetensors --recipe crd.toml --checkpoint-every 2",
+    ),
+    ("best", "train --model student --name best --recipe best.toml --checkpoint-every 1epoch"),
+];
+
+/// How many kills struck, and where.
+#[derive(Clone, Copy, Debug, Default)]
+struct Count {
+    kills: usize,
+    /// That left a half-written file behind.
+    in_writing: usize,
+    /// Before there was a checkpoint.
+    before_the_first_checkpoint: usize,
+    /// Runs brought to their end and compared.
+    runs: usize,
+}
+
+#[test]
+fn runs_killed_at_random_moments_end_the_same() {
+    let count = kill(6, 1);
+    assert!(count.kills >= 6 && count.in_writing >= 1, "{count:?}");
+}
+
+/// `cargo xtask soak kills`.
+#[test]
+#[ignore = "takes minutes"]
+fn fifty_kills_at_random_moments_change_nothing() {
+    let count = kill(50, 2);
+    println!("{count:?}");
+    assert!(count.kills >= 50 && count.in_writing >= 5, "{count:?}");
+}
+
+/// Kills runs until so many kills struck; each run is then brought to its end and compared.
+fn kill(kills: usize, seed: u64) -> Count {
+    let dir = WorkDir::new();
+    dir.teacher("teacher.safetensors", 10, 5);
+    let tutorial = kd_run::recipe::TUTORIAL;
+    let crd = "[[run]]\nname = \"crd\"\nmodel = \"student\"\n[[run.method]]\nname = \"crd\"\nweight = 0.8\nnegatives = 20\n";
+    let flipped = tutorial.replace("flip = false", "flip = true");
+    std::fs::write(dir.path("crd.toml"), format!("{flipped}\n{crd}")).unwrap();
+    let best = tutorial.replace(
+        "name = \"student\"\nmodel = \"student\"\n",
+        "name = \"student\"\nmodel = \"student\"\nselect_on = 20\n",
+    );
+    assert_ne!(best, tutorial);
+    std::fs::write(dir.path("best.toml"), best).unwrap();
+
+    let mut times = Vec::new();
+    for (_, line) in RUNS {
+        let started = Instant::now();
+        dir.train(&format!("{line} --out whole"));
+        times.push(started.elapsed());
+    }
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let mut count = Count::default();
+    while count.kills < kills {
+        let index = count.runs % RUNS.len();
+        let (name, line) = RUNS[index];
+        let out = format!("killed-{}", count.runs);
+        let line = format!("{line} --out {out}");
+        let said = loop {
+            let before = dir.checkpoints(&format!("{out}/{name}")).len();
+            let printed = std::fs::File::create(dir.path("printed")).unwrap();
+            let mut child = dir
+                .command(&line)
+                .args(TINY)
+                .stdout(printed.try_clone().unwrap())
+                .stderr(printed)
+                .spawn()
+                .unwrap();
+            // Half of the kills then wait for a file that is being written, and a moment longer.
+            let aimed = random.next_u32() % 2 == 0;
+            let share = f64::from(random.next_u32()) / f64::from(u32::MAX);
+            let until = Instant::now() + times[index].mul_f64(share);
+            let mut ended = wait(&mut child, times[index] * 20, || Instant::now() >= until);
+            if aimed && !ended {
+                let writing = || !half_written(&dir.path(&out)).is_empty();
+                ended = wait(&mut child, times[index] * 20, writing);
+                std::thread::sleep(Duration::from_micros((3000.0 * share) as u64));
+            }
+            let ended = ended || child.try_wait().unwrap().is_some();
+            if !ended {
+                child.kill().unwrap();
+            }
+            let status = child.wait().unwrap();
+            let said = std::fs::read_to_string(dir.path("printed")).unwrap();
+            if ended {
+                assert!(status.success(), "{line}: {said}");
+                let goes_on = said.contains("going on after step");
+                // Killed while the report was made, the run itself had ended.
+                assert!(goes_on || before == 0 || said.contains("finished before"), "{said}");
+                break said;
+            }
+            assert!(!said.contains("can't be used"), "a checkpoint was damaged: {said}");
+            count.kills += 1;
+            count.in_writing += usize::from(!half_written(&dir.path(&out)).is_empty());
+            let none = dir.checkpoints(&format!("{out}/{name}")).is_empty();
+            count.before_the_first_checkpoint += usize::from(none);
+            // Enough: the rest of this run is left in peace.
+            if count.kills >= kills {
+                break dir.train(&line);
+            }
+        };
+        assert_same(&dir, "whole", &out, name);
+        assert!(half_written(&dir.path(&out)).is_empty(), "{said}");
+        count.runs += 1;
+    }
+    count
+}
+
+/// Waits for `moment`, and says whether the child ended before it.
+fn wait(child: &mut Child, most: Duration, moment: impl Fn() -> bool) -> bool {
+    let started = Instant::now();
+    while !moment() {
+        if child.try_wait().unwrap().is_some() {
+            return true;
+        }
+        assert!(started.elapsed() < most + Duration::from_secs(60), "it neither ends nor writes");
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    false
+}
+
+/// Files below `folder` that are not whole yet.
+fn half_written(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let Ok(entries) = std::fs::read_dir(folder) else { return found };
+    for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+        if path.is_dir() {
+            found.extend(half_written(&path));
+        } else if path.extension().is_some_and(|extension| extension == "partial") {
+            found.push(path);
+        }
+    }
+    found
+}
