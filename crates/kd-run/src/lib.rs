@@ -16,3 +16,4 @@ pub mod recipe;
 pub mod report;
 pub mod run;
 pub mod teacher;
+mod test_outputs;

@@ -20,7 +20,7 @@ use crate::evaluate::{self, Evaluation, answers, evaluate};
 use crate::events::{DatasetRecord, EpochRecord, Event, EventLog, Start};
 use crate::recipe::{self, RunRecipe};
 use crate::teacher::{DEFAULT_MEMORY, KeepConfig, LOGITS, Pretrained, Says, TeacherOutputs};
-use crate::{device, events, files};
+use crate::{device, events, files, test_outputs};
 
 /// Batches on which a teacher is judged whose logits are not kept.
 const TEACHER_SAMPLE: usize = 20;
@@ -230,6 +230,7 @@ pub fn train(
     let evaluation = state.evaluation.context("the last checkpoint has no evaluation")?;
     evaluation.write(&evaluation_path)?;
     trainer.write_result(&weights_path)?;
+    test_outputs::write(run, &weights_path)?;
     log.write(&Event::End { steps: state.step })?;
     log.flush()?;
     Ok(Outcome::Finished(evaluation))
