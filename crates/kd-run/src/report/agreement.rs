@@ -156,7 +156,6 @@ pub(super) fn section(shown: &[Shown<'_>]) -> Option<Section> {
                 &rows,
             )),
             numbers,
-            wide: true,
             ..Figure::default()
         }],
         ..Section::default()

@@ -143,7 +143,7 @@ fn figure(shown: &Shown<'_>, bins: &[Bin; BINS], error: &str) -> Figure {
         numbers.rows.push(vec![interval, grouped(bin.images), percent(confidence), percent(right)]);
     }
     Figure {
-        title: format!("{}: ECE {error} points", shown.label),
+        title: format!("{}: ECE {error}", shown.label),
         svg: safe(charts::reliability_diagram(
             &format!("Reliability diagram of {}: share right over confidence", shown.label),
             shown.slot,

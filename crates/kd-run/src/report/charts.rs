@@ -376,9 +376,9 @@ pub(super) struct Reliability {
 
 /// Share right over confidence, the line where both are equal, and a strip with the images' shares.
 pub(super) fn reliability_diagram(description: &str, slot: usize, bins: &[Reliability]) -> String {
-    let (width, height) = (340.0, 300.0);
-    let (left, right, top, bottom) = (36.0, width - 8.0, 8.0, 206.0);
-    let (strip_top, strip_bottom) = (bottom + 10.0, bottom + 48.0);
+    let (width, height) = (270.0, 276.0);
+    let (left, right, top, bottom) = (32.0, width - 10.0, 8.0, 188.0);
+    let (strip_top, strip_bottom) = (bottom + 10.0, bottom + 44.0);
     let axis = |from, to| Axis { low: 0.0, high: 100.0, from, to, step: 20.0 };
     let (x, y) = (axis(left, right), axis(bottom, top));
     let mut svg = String::new();
@@ -437,10 +437,10 @@ pub(super) fn swatch(class: &str) -> String {
 
 /// A bar per row, as long as all others, cut into its parts.
 pub(super) fn stacked_bars(description: &str, rows: &[StackedRow]) -> String {
-    let width = 720.0;
+    let width = 440.0;
     let longest = rows.iter().map(|row| row.label.chars().count()).max();
     let left = 12.0 + 6.6 * longest.unwrap_or(0).min(22) as f64;
-    let (pitch, thick, top) = (38.0, 26.0, 4.0);
+    let (pitch, thick, top) = (34.0, 24.0, 4.0);
     let bottom = top + pitch * rows.len() as f64;
     let mut svg = String::new();
     open(&mut svg, width, bottom + 2.0, description);
@@ -461,7 +461,7 @@ pub(super) fn stacked_bars(description: &str, rows: &[StackedRow]) -> String {
                 svg,
                 "<g><rect class=\"part {class}\" x=\"{from:.1}\" y=\"{y:.1}\" width=\"{shown:.1}\" height=\"{thick}\"/>"
             );
-            if length > 30.0 {
+            if length > 27.0 {
                 let _ = write!(
                     svg,
                     "<text class=\"inside {class}\" x=\"{:.1}\" y=\"{middle:.1}\">{:.1}</text>",

@@ -99,8 +99,6 @@ pub(super) struct Figure {
     pub(super) numbers: Table,
     /// Shows the numbers at once.
     pub(super) open: bool,
-    /// As wide as the page.
-    pub(super) wide: bool,
     /// The numbers as text, where a table would have thousands of cells.
     pub(super) csv: Option<String>,
 }
