@@ -16,4 +16,5 @@ pub mod recipe;
 pub mod report;
 pub mod run;
 pub mod teacher;
+mod tensorboard;
 mod test_outputs;

@@ -20,7 +20,7 @@ use crate::evaluate::{self, Evaluation, answers, evaluate};
 use crate::events::{DatasetRecord, EpochRecord, Event, EventLog, Start};
 use crate::recipe::{self, RunRecipe};
 use crate::teacher::{DEFAULT_MEMORY, KeepConfig, LOGITS, Pretrained, Says, TeacherOutputs};
-use crate::{device, events, files, test_outputs};
+use crate::{device, events, files, tensorboard, test_outputs};
 
 /// Batches on which a teacher is judged whose logits are not kept.
 const TEACHER_SAMPLE: usize = 20;
@@ -52,6 +52,8 @@ pub struct Settings {
     pub cache_memory: u64,
     /// Steps from one step event to the next.
     pub event_steps: u64,
+    /// Writes a file for TensorBoard into the run's folder.
+    pub tensorboard: bool,
 }
 
 impl Default for Settings {
@@ -61,6 +63,7 @@ impl Default for Settings {
             keep_checkpoints: 2,
             cache_memory: DEFAULT_MEMORY,
             event_steps: 50,
+            tensorboard: false,
         }
     }
 }
@@ -153,6 +156,9 @@ pub fn train(
     let evaluation_path = folder.join("evaluation.json");
     let weights_path = run.out.join(format!("{}.safetensors", run.recipe.run.name));
     if events::has_ended(&events_path) && weights_path.exists() && evaluation_path.exists() {
+        if run.settings.tensorboard {
+            tensorboard::TensorBoard::rewrite(&folder, &std::fs::read_to_string(&events_path)?)?;
+        }
         return Ok(Outcome::AlreadyFinished(Evaluation::read(&evaluation_path)?));
     }
 
@@ -168,7 +174,11 @@ pub fn train(
         None => State { recipe: recipe.clone(), ..State::default() },
     };
     files::write_whole(&recipe_path, recipe.as_bytes())?;
-    let mut log = EventLog::restore(events_path, std::mem::take(&mut state.events))?;
+    let mut log = EventLog::restore(
+        events_path,
+        std::mem::take(&mut state.events),
+        run.settings.tensorboard,
+    )?;
 
     let training = &run.recipe.training;
     let batches = run.data.train.len().div_ceil(training.batch_size);

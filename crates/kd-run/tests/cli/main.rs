@@ -5,6 +5,7 @@ mod methods;
 mod resume;
 mod targets;
 mod teacher;
+mod tensorboard;
 mod training;
 mod usage;
 mod workdir;
