@@ -7,7 +7,8 @@
 //!
 //! `events.jsonl` is the truth: whenever a run starts, goes on, or was finished before, a new file is
 //! written from it in place of the old, so no step is there twice. Its first entry after the version says
-//! that a session starts at step 0, upon which an open TensorBoard drops what it had read before.
+//! that a session starts at step 0, upon which an open TensorBoard drops what it had read before. The file
+//! before the new one is left without contents: an open TensorBoard stays with one that is removed.
 //!
 //! The format: TFRecord framing (TensorFlow, `core/lib/io/record_writer.h`) of `Event` messages
 //! (`core/util/event.proto`, of which the fields used here are written out below).
@@ -123,8 +124,11 @@ impl TensorBoard {
         }
         files::write_whole(&path, &bytes)?;
         for path in old {
-            fs::remove_file(&path)
-                .with_context(|| format!("{}: can't be removed", path.display()))?;
+            let done = match number(&path) == Some(newest) {
+                true => File::create(&path).map(drop),
+                false => fs::remove_file(&path),
+            };
+            done.with_context(|| format!("{}: can't be removed", path.display()))?;
         }
         let file = File::options()
             .append(true)

@@ -73,11 +73,13 @@ fn fields(mut bytes: &[u8]) -> Vec<(u64, u64, Vec<u8>)> {
     found
 }
 
-/// Time, step, tag and value of each scalar of a run's only file.
+/// Time, step, tag and value of each scalar of a run's only file that isn't empty.
 fn scalars(dir: &WorkDir, run: &str) -> Vec<(f64, u64, String, f32)> {
     let entries = std::fs::read_dir(dir.path(run)).unwrap().map(|entry| entry.unwrap().path());
-    let files: Vec<_> =
+    let mut files: Vec<_> =
         entries.filter(|path| path.to_string_lossy().contains("tfevents")).collect();
+    assert!(files.len() <= 2, "{files:?}");
+    files.retain(|path| std::fs::metadata(path).unwrap().len() > 0);
     assert_eq!(files.len(), 1, "{files:?}");
     let bytes = std::fs::read(&files[0]).unwrap();
     let messages = messages(&bytes);
