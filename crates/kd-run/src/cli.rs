@@ -125,6 +125,12 @@ pub(crate) struct RunFlags {
     /// How many checkpoints are kept
     #[arg(long, value_name = "N", default_value = "2", value_parser = at_least_one)]
     pub(crate) keep_checkpoints: usize,
+    /// Also write the measurements for TensorBoard: `tensorboard --logdir OUT`
+    #[arg(long)]
+    pub(crate) tensorboard: bool,
+    /// Plain lines instead of the dashboard that a terminal shows
+    #[arg(long)]
+    pub(crate) plain: bool,
     #[command(flatten)]
     pub(crate) compute: ComputeFlags,
 }

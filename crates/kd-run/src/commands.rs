@@ -134,6 +134,7 @@ fn start(
         settings.checkpoint_every = every;
     }
     settings.keep_checkpoints = flags.keep_checkpoints;
+    settings.tensorboard = flags.tensorboard;
 
     let mut resolved = with_flags(recipe, run, flags)?;
     let out = flags.out.clone().unwrap_or_else(|| Path::new("runs").join(&recipe.name));

@@ -19,3 +19,5 @@ pub mod report;
 pub mod run;
 mod signals;
 pub mod teacher;
+mod tensorboard;
+mod test_outputs;

@@ -20,7 +20,7 @@ use crate::evaluate::{self, Evaluation, answers, evaluate};
 use crate::events::{DatasetRecord, EpochRecord, Event, EventLog, Start};
 use crate::recipe::{self, RunRecipe};
 use crate::teacher::{DEFAULT_MEMORY, KeepConfig, LOGITS, Pretrained, Says, TeacherOutputs};
-use crate::{device, events, files};
+use crate::{device, events, files, tensorboard, test_outputs};
 
 /// The observer broke while the teacher's outputs were computed; the run has no step yet to lose.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +57,8 @@ pub struct Settings {
     pub cache_memory: u64,
     /// Steps from one step event to the next.
     pub event_steps: u64,
+    /// Writes a file for TensorBoard into the run's folder.
+    pub tensorboard: bool,
 }
 
 impl Default for Settings {
@@ -66,6 +68,7 @@ impl Default for Settings {
             keep_checkpoints: 2,
             cache_memory: DEFAULT_MEMORY,
             event_steps: 50,
+            tensorboard: false,
         }
     }
 }
@@ -161,6 +164,9 @@ pub fn train(
     let events_path = folder.join("events.jsonl");
     let evaluation_path = folder.join("evaluation.json");
     if events::has_ended(&events_path) && weights_path.exists() && evaluation_path.exists() {
+        if run.settings.tensorboard {
+            tensorboard::TensorBoard::rewrite(&folder, &std::fs::read_to_string(&events_path)?)?;
+        }
         return Ok(Outcome::AlreadyFinished(Evaluation::read(&evaluation_path)?));
     }
 
@@ -185,7 +191,11 @@ pub fn train(
         None => State { recipe: recipe.clone(), ..State::default() },
     };
     files::write_whole(&recipe_path, recipe.as_bytes())?;
-    let mut log = EventLog::restore(events_path, std::mem::take(&mut state.events))?;
+    let mut log = EventLog::restore(
+        events_path,
+        std::mem::take(&mut state.events),
+        run.settings.tensorboard,
+    )?;
 
     let (run_name, epochs, step) = (&run.recipe.run.name, training.epochs, state.step);
     let started = Progress::Started { run: run_name, epochs, batches, step, resumed };
@@ -250,6 +260,7 @@ pub fn train(
     let evaluation = state.evaluation.context("the last checkpoint has no evaluation")?;
     evaluation.write(&evaluation_path)?;
     trainer.write_result(&weights_path)?;
+    test_outputs::write(run, &weights_path)?;
     log.write(&Event::End { steps: state.step })?;
     log.flush()?;
     Ok(Outcome::Finished(evaluation))

@@ -9,6 +9,7 @@ mod resume;
 mod signals;
 mod targets;
 mod teacher;
+mod tensorboard;
 mod training;
 mod usage;
 mod workdir;
