@@ -14,8 +14,9 @@ use toml::de::{DeTable, DeValue};
 /// The recipe format that this version reads and writes.
 pub const FORMAT: u32 = 1;
 
-/// The built-in recipe: PyTorch's tutorial on knowledge distillation.
-pub const TUTORIAL: &str = include_str!("../../../recipes/tutorial.toml");
+/// The built-in recipe: PyTorch's tutorial on knowledge distillation. It is `recipes/tutorial.toml` of the
+/// repository, copied because a published crate has its own folder's files alone.
+pub const TUTORIAL: &str = include_str!("tutorial.toml");
 
 /// An experiment: data and settings that all its runs share, and the runs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -76,6 +77,8 @@ pub enum DatasetName {
     Cifar100,
     /// Pictures drawn by program.
     Synthetic,
+    /// One's own pictures: `train/CLASS/*.png` and `test/CLASS/*.png`.
+    Folder,
 }
 
 impl DatasetName {
@@ -85,6 +88,7 @@ impl DatasetName {
             Self::Cifar10 => "cifar10",
             Self::Cifar100 => "cifar100",
             Self::Synthetic => "synthetic",
+            Self::Folder => "folder",
         }
     }
 }

@@ -2,7 +2,9 @@
 
 mod evaluation;
 mod methods;
+mod pictures;
 mod resume;
+mod shell;
 mod targets;
 mod teacher;
 mod training;
