@@ -4,6 +4,9 @@ mod choose;
 mod eval;
 mod export;
 mod methods;
+mod predict;
+mod shell;
+mod weights;
 
 use std::io::Write;
 use std::ops::ControlFlow;
@@ -24,6 +27,8 @@ use crate::{device, files, report};
 
 pub(crate) use eval::eval;
 pub(crate) use export::export;
+pub(crate) use predict::predict;
+pub(crate) use shell::{completions, man};
 
 /// `kd train`.
 pub(crate) fn train(flags: &Train) -> anyhow::Result<()> {

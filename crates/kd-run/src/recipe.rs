@@ -22,8 +22,9 @@ pub(crate) const MAX_BYTES: u64 = 1 << 20;
 /// Most epochs, and most images in a step: far more than anybody trains with.
 const MOST: usize = 1_000_000;
 
-/// The built-in recipe: PyTorch's tutorial on knowledge distillation.
-pub const TUTORIAL: &str = include_str!("../../../recipes/tutorial.toml");
+/// The built-in recipe: PyTorch's tutorial on knowledge distillation. It is `recipes/tutorial.toml` of the
+/// repository, copied because a published crate has its own folder's files alone.
+pub const TUTORIAL: &str = include_str!("tutorial.toml");
 
 /// An experiment: data and settings that all its runs share, and the runs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -84,6 +85,8 @@ pub enum DatasetName {
     Cifar100,
     /// Pictures drawn by program.
     Synthetic,
+    /// One's own pictures: `train/CLASS/*.png` and `test/CLASS/*.png`.
+    Folder,
 }
 
 impl DatasetName {
@@ -93,6 +96,7 @@ impl DatasetName {
             Self::Cifar10 => "cifar10",
             Self::Cifar100 => "cifar100",
             Self::Synthetic => "synthetic",
+            Self::Folder => "folder",
         }
     }
 }
