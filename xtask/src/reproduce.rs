@@ -232,7 +232,9 @@ fn obtain(choice: Choice, folder: &Path, network: &Network) -> anyhow::Result<Im
         Choice::Cifar100 => Dataset::Cifar100,
         Choice::Auto | Choice::Cifar10 => Dataset::Cifar10,
     };
-    let obtained = data::obtain(dataset, folder, &Origin::Download(network.clone()), None);
+    // An absent network may answer, as a gateway with a server's error; ten seconds are enough to notice.
+    let network = Network { dispensable: choice == Choice::Auto, ..network.clone() };
+    let obtained = data::obtain(dataset, folder, &Origin::Download(network), None);
     match obtained {
         Ok(_) => Ok(Images::Published(dataset)),
         Err(error) if choice == Choice::Auto => {
