@@ -12,12 +12,13 @@ use crate::workdir::{TINY, WorkDir};
 
 /// Runs that together hold all that a checkpoint holds: helper weights and a memory that steps write to,
 /// augmented images, clipped gradients, a best epoch, kept and live outputs of the teacher.
-const RUNS: [(&str, &str); 3] = [
+const RUNS: [(&str, &str); 4] = [
     ("student", "train --model student --clip-grad-norm 1 --checkpoint-every 1"),
     (
         "crd",
         "distill --method crd --teacher teacher.safetensors --recipe crd.toml --checkpoint-every 2",
     ),
+    ("regressor", "distill --method regressor --teacher teacher.safetensors --checkpoint-every 3"),
     ("best", "train --model student --name best --recipe best.toml --checkpoint-every 1epoch"),
 ];
 
