@@ -104,7 +104,7 @@ fn fuzz((target, longest, seeds): (&str, u32, Option<&str>), seconds: u64) -> an
     command.arg(format!("-max_len={longest}"));
     // A reader that asks for much more memory than its input has is a finding.
     command.args(["-timeout=10", "-rss_limit_mb=2048", "-malloc_limit_mb=64"]);
-    command.args(["-print_final_stats=1", "-verbosity=0"]);
+    command.args(["-print_final_stats=1", "-print_funcs=0", "-verbosity=0"]);
     println!("fuzz target {target}");
     process::run(&mut command)
 }

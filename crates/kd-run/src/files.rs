@@ -144,6 +144,9 @@ pub(crate) fn sha256(path: &Path) -> anyhow::Result<String> {
     let mut hash = Sha256::new();
     let reading = || format!("{}: can't be read", path.display());
     let mut file = File::open(path).with_context(reading)?;
+    // A device may never end.
+    let about = file.metadata().with_context(reading)?;
+    anyhow::ensure!(about.is_file(), "{}: it is not a regular file", path.display());
     std::io::copy(&mut file, &mut HashWriter(&mut hash)).with_context(reading)?;
     Ok(hex(hash))
 }

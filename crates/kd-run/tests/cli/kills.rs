@@ -12,12 +12,13 @@ use crate::workdir::{TINY, WorkDir};
 
 /// Runs that together hold all that a checkpoint holds: helper weights and a memory that steps write to,
 /// augmented images, clipped gradients, a best epoch, kept and live outputs of the teacher.
-const RUNS: [(&str, &str); 3] = [
+const RUNS: [(&str, &str); 4] = [
     ("student", "train --model student --clip-grad-norm 1 --checkpoint-every 1"),
     (
         "crd",
         "distill --method crd --teacher teacher.safetensors --recipe crd.toml --checkpoint-every 2",
     ),
+    ("regressor", "distill --method regressor --teacher teacher.safetensors --checkpoint-every 3"),
     ("best", "train --model student --name best --recipe best.toml --checkpoint-every 1epoch"),
 ];
 
@@ -63,10 +64,14 @@ fn kill(kills: usize, seed: u64) -> Count {
     assert_ne!(best, tutorial);
     std::fs::write(dir.path("best.toml"), best).unwrap();
 
+    // From the first checkpoint to the end: before it, images are made and nothing can be lost.
     let mut times = Vec::new();
-    for (_, line) in RUNS {
+    for (name, line) in RUNS {
+        let mut child = start(&dir, &format!("{line} --out whole"));
+        let begun = || !dir.checkpoints(&format!("whole/{name}")).is_empty();
+        assert!(!wait(&mut child, begun));
         let started = Instant::now();
-        dir.train(&format!("{line} --out whole"));
+        assert!(child.wait().unwrap().success(), "{}", printed(&dir));
         times.push(started.elapsed());
     }
     let mut random = ChaCha8Rng::seed_from_u64(seed);
@@ -78,22 +83,22 @@ fn kill(kills: usize, seed: u64) -> Count {
         let line = format!("{line} --out {out}");
         let said = loop {
             let before = dir.checkpoints(&format!("{out}/{name}")).len();
-            let printed = std::fs::File::create(dir.path("printed")).unwrap();
-            let mut child = dir
-                .command(&line)
-                .args(TINY)
-                .stdout(printed.try_clone().unwrap())
-                .stderr(printed)
-                .spawn()
-                .unwrap();
+            let mut child = start(&dir, &line);
             // Half of the kills then wait for a file that is being written, and a moment longer.
             let aimed = random.next_u32() % 2 == 0;
             let share = f64::from(random.next_u32()) / f64::from(u32::MAX);
+            // One in eight comes while the run begins, the others while it trains, writes and reports.
+            let early = random.next_u32() % 8 == 0;
+            let begun = || match before {
+                0 => !dir.checkpoints(&format!("{out}/{name}")).is_empty(),
+                _ => printed(&dir).contains("going on after step"),
+            };
+            let mut ended = !early && wait(&mut child, begun);
             let until = Instant::now() + times[index].mul_f64(share);
-            let mut ended = wait(&mut child, times[index] * 20, || Instant::now() >= until);
+            ended = ended || wait(&mut child, || Instant::now() >= until);
             if aimed && !ended {
                 let writing = || !half_written(&dir.path(&out)).is_empty();
-                ended = wait(&mut child, times[index] * 20, writing);
+                ended = wait(&mut child, writing);
                 std::thread::sleep(Duration::from_micros((3000.0 * share) as u64));
             }
             let ended = ended || child.try_wait().unwrap().is_some();
@@ -101,7 +106,7 @@ fn kill(kills: usize, seed: u64) -> Count {
                 child.kill().unwrap();
             }
             let status = child.wait().unwrap();
-            let said = std::fs::read_to_string(dir.path("printed")).unwrap();
+            let said = printed(&dir);
             if ended {
                 assert!(status.success(), "{line}: {said}");
                 let goes_on = said.contains("going on after step");
@@ -126,14 +131,26 @@ fn kill(kills: usize, seed: u64) -> Count {
     count
 }
 
+fn start(dir: &WorkDir, line: &str) -> Child {
+    let file = std::fs::File::create(dir.path("printed")).unwrap();
+    let mut command = dir.command(line);
+    command.args(TINY).stdout(file.try_clone().unwrap()).stderr(file);
+    command.spawn().unwrap()
+}
+
+/// What the last started process said.
+fn printed(dir: &WorkDir) -> String {
+    std::fs::read_to_string(dir.path("printed")).unwrap()
+}
+
 /// Waits for `moment`, and says whether the child ended before it.
-fn wait(child: &mut Child, most: Duration, moment: impl Fn() -> bool) -> bool {
+fn wait(child: &mut Child, moment: impl Fn() -> bool) -> bool {
     let started = Instant::now();
     while !moment() {
         if child.try_wait().unwrap().is_some() {
             return true;
         }
-        assert!(started.elapsed() < most + Duration::from_secs(60), "it neither ends nor writes");
+        assert!(started.elapsed() < Duration::from_secs(300), "it neither ends nor writes");
         std::thread::sleep(Duration::from_micros(200));
     }
     false

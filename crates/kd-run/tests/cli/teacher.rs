@@ -135,6 +135,11 @@ fn a_teacher_that_does_not_fit_is_refused_with_its_reason() {
     let message = dir.train_fails(&format!("{KD} --out out"), 1);
     assert!(message.contains("teacher.safetensors: not a whole safetensors file"), "{message}");
 
+    #[cfg(unix)]
+    {
+        let message = dir.train_fails("distill --teacher /dev/zero --method kd --out out", 1);
+        assert!(message.contains("/dev/zero: it is not a regular file"), "{message}");
+    }
     dir.teacher("teacher.safetensors", 10, 5);
     let bytes = dir.read("teacher.safetensors");
     std::fs::write(dir.path("teacher.safetensors"), &bytes[..bytes.len() / 2]).unwrap();
