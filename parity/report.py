@@ -175,7 +175,12 @@ def check_slider(browser):
     data = json.loads(samples)
     compared = 0
     seen = set()
-    for position in (0, 250, 500, 1000):
+    students = browser.run("document.getElementById('student').options.length")
+    for position, student in ((0, 0), (250, students - 1), (500, 0), (1000, students - 1)):
+        browser.run(
+            "(() => { const s = document.getElementById('student');"
+            f" s.selectedIndex = {student}; s.dispatchEvent(new Event('change', {{bubbles: true}})); }})()"
+        )
         browser.run(
             "(() => { const s = document.getElementById('temperature');"
             f" s.value = {position}; s.dispatchEvent(new Event('input', {{bubbles: true}})); }})()"
@@ -186,6 +191,8 @@ def check_slider(browser):
             "[+e.dataset.image, +e.dataset.who, +e.dataset.class, e.querySelector('.share').textContent,"
             " e.querySelector('.bar').style.width])"
         )
+        if {who for _, who, *_ in shown} != {0, student + 1}:
+            raise RuntimeError("the page does not show the student that was chosen")
         for image, who, label, text, width in shown:
             share = 100 * softmax(data["logits"][who][image], temperature)[label]
             for figure, tolerance in ((float(text.rstrip(" %")), 0.0501), (float(width[:-1]), 0.02)):

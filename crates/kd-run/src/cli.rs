@@ -352,7 +352,7 @@ fn log() {
     let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     tracing_subscriber::fmt()
         .with_env_filter(filter.unwrap_or_else(|()| EnvFilter::new("warn")))
-        .with_writer(std::io::stderr)
+        .with_writer(|| crate::progress::Messages)
         .with_ansi(std::io::stderr().is_terminal() && !no_color)
         .without_time()
         .with_target(false)

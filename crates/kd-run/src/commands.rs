@@ -10,7 +10,7 @@ mod weights;
 
 use std::io::Write;
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use kd_loss::{MethodConfig, Term};
@@ -18,7 +18,7 @@ use kd_models::ModelConfig;
 
 use crate::cli::{Distill, Part, Report, RunFlags, ShowMethods, ShowRecipe, Train, Usage};
 use crate::data::{self, Data};
-use crate::progress::Display;
+use crate::progress::{Display, DisplayConfig};
 use crate::recipe::{Recipe, RunConfig, RunRecipe, TUTORIAL, check_name};
 use crate::run::{Outcome, ResolvedRun, Settings, shapes, train as train_run};
 use crate::signals::{Interrupted, StopRequest};
@@ -175,7 +175,11 @@ fn start(
     resolve_methods(&mut resolved.run, teacher.as_ref(), &data)?;
 
     let run = ResolvedRun { recipe: resolved, out, data, teacher, device, settings };
-    let mut display = Display::default();
+    let mut display = Display::new(DisplayConfig {
+        plain: flags.plain,
+        events: Some(run.out.join(&run.recipe.run.name).join("events.jsonl")),
+        teacher_events: teacher_events(&run.out, teacher_path.as_deref(), &run.recipe.run.name),
+    });
     let outcome = train_run(&run, &mut |progress| {
         let shown = display.observe(progress);
         if stop.signal().is_some() { ControlFlow::Break(()) } else { shown }
@@ -203,6 +207,16 @@ fn start(
         .with_context(|| format!("run {name} is finished, but its report can't be made"))?;
     say(&format!("report: {}\n", run.out.join("report.html").display()))?;
     Ok(())
+}
+
+/// Where the teacher's measurements are if kd trained it; for a run on labels, those of a teacher in the
+/// same folder.
+fn teacher_events(out: &Path, teacher: Option<&Path>, run: &str) -> Option<PathBuf> {
+    let folder = match teacher {
+        Some(weights) => weights.with_extension(""),
+        None => out.join("teacher"),
+    };
+    (folder != out.join(run)).then(|| folder.join("events.jsonl"))
 }
 
 /// The recipe of one run, with what the flags say over it.

@@ -175,6 +175,23 @@ impl EventLog {
     }
 }
 
+/// The epochs in the text of an `events.jsonl`; what isn't one is passed over.
+pub(crate) fn epochs_of(text: &str) -> Vec<EpochRecord> {
+    #[derive(Deserialize)]
+    #[serde(tag = "event", rename_all = "lowercase")]
+    enum Line {
+        Epoch(EpochRecord),
+        #[serde(other)]
+        Other,
+    }
+    let lines = text.lines().filter_map(|line| serde_json::from_str(line).ok());
+    let epoch = |line| match line {
+        Line::Epoch(record) => Some(record),
+        Line::Other => None,
+    };
+    lines.filter_map(epoch).collect()
+}
+
 /// Whether a run's events say that it came to its end.
 pub(crate) fn has_ended(path: &Path) -> bool {
     #[derive(Deserialize)]

@@ -165,7 +165,9 @@ pub fn train(
     let evaluation_path = folder.join("evaluation.json");
     if events::has_ended(&events_path) && weights_path.exists() && evaluation_path.exists() {
         if run.settings.tensorboard {
-            tensorboard::TensorBoard::rewrite(&folder, &std::fs::read_to_string(&events_path)?)?;
+            let events = std::fs::read_to_string(&events_path)
+                .with_context(|| format!("{}: can't be read", events_path.display()))?;
+            tensorboard::TensorBoard::rewrite(&folder, &events)?;
         }
         return Ok(Outcome::AlreadyFinished(Evaluation::read(&evaluation_path)?));
     }

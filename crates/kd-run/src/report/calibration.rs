@@ -59,7 +59,7 @@ pub(super) fn error_of(run: &Run) -> Option<f64> {
 
 pub(super) fn section(shown: &[Shown<'_>]) -> Option<Section> {
     let mut table = Table {
-        head: ["Run", "ECE, points", "Mean confidence %", "minus accuracy", "Images"]
+        head: ["Run", "ECE, points", "Mean confidence %", "Confidence − accuracy", "Images"]
             .map(str::to_owned)
             .to_vec(),
         ..Table::default()

@@ -352,7 +352,7 @@ fn card(role: &'static str, arm: &Arm, experiment: &Experiment, slot: usize) -> 
     let answers: Option<Vec<f64>> = arm.runs.iter().map(Run::answers_per_second).collect();
     if let Some(mean) = answers.and_then(|answers| statistics::mean(&answers)) {
         facts.push(Fact {
-            label: "Answers/s",
+            label: "Test images/s",
             value: rate(mean),
             beside: beside(|run| Some(1.0 / run.answers_per_second()?), "faster"),
         });
