@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor, Var};
-use kd_loss::{Inputs, Method, Needs, Objective, Result, Weighted, mse};
+use kd_loss::{Inputs, Loss, Method, Needs, Objective, Result, Weighted, mse};
 
 struct Logits;
 
@@ -32,8 +32,8 @@ impl Method for Logits {
     }
 }
 
-/// The weighted sum for a batch of two images, its parts, and the gradient of the student's logits.
-fn loss() -> Result<(f32, Vec<(&'static str, f32)>, Vec<Vec<f32>>)> {
+/// The loss of a batch of two images, and the gradient of the student's logits.
+fn loss() -> Result<(Loss, Vec<Vec<f32>>)> {
     // 0.5 of the cross-entropy with the labels, 0.1 of our own loss.
     let objective = Objective::new(0.5, vec![Weighted::new(0.1, Box::new(Logits))])?;
     assert!(objective.needs().teacher_logits);
@@ -56,25 +56,27 @@ fn loss() -> Result<(f32, Vec<(&'static str, f32)>, Vec<Vec<f32>>)> {
     })?;
     let gradients = loss.total.backward()?;
     let gradient = gradients.get(&student).map(|gradient| gradient.to_vec2()).transpose()?;
-    let mut parts = Vec::new();
-    for (name, part) in &loss.parts {
-        parts.push((*name, part.to_scalar()?));
-    }
-    Ok((loss.total.to_scalar()?, parts, gradient.unwrap_or_default()))
+    Ok((loss, gradient.unwrap_or_default()))
 }
 
 fn main() -> Result<()> {
-    let (total, parts, gradient) = loss()?;
-    println!("loss {total:.4}, of it {parts:?}; gradient {gradient:?}");
+    let (loss, gradient) = loss()?;
+    println!("loss {}, gradient {gradient:?}", loss.total);
+    for (name, part) in &loss.parts {
+        println!("  of it {name}: {part}");
+    }
     Ok(())
 }
 
 #[test]
 fn the_sum_and_its_gradient_are_right() {
-    let (total, parts, gradient) = loss().unwrap();
+    let (loss, gradient) = loss().unwrap();
+    let value = |tensor: &Tensor| tensor.to_scalar::<f32>().unwrap();
+    let (total, labels, logits) =
+        (value(&loss.total), value(&loss.parts[0].1), value(&loss.parts[1].1));
     // (4 + 1 + 1 + 0.25 + 2.25 + 0) / 6
-    assert!(parts[1].0 == "logits" && (parts[1].1 - 8.5 / 6.0).abs() < 1e-6, "{parts:?}");
-    assert!((total - (0.5 * parts[0].1 + 0.1 * parts[1].1)).abs() < 1e-6);
+    assert!((logits - 8.5 / 6.0).abs() < 1e-6, "{logits}");
+    assert!((total - (0.5 * labels + 0.1 * logits)).abs() < 1e-6, "{total}");
     // Of image 0, class 0: 0.5 (p - 1) / 2 + 0.1 * 2 (1 - 3) / 6, with p = e / (e + 1 + 1/e).
     let e = 1f32.exp();
     let expected = 0.25 * (e / (e + 1.0 + 1.0 / e) - 1.0) - 0.4 / 6.0;

@@ -51,8 +51,8 @@ Examples:
   kd predict --weights runs/mine/kd.safetensors --json pictures/ | jq -r '.images[] | [.path, .class] | @tsv'
 
 A picture is turned upright as its EXIF data says; the largest square in its middle is scaled to 32x32; grey becomes
-colour, 16 bits become 8, and transparent parts lie on white. The confidence is the softmax's, and calibrated
-by nobody. A file that can't be read is named on standard error, the others are answered, and the exit code is 3.";
+colour, 16 bits become 8, and transparent parts lie on white. The confidence is the softmax, which is
+not calibrated. A file that can't be read is named on standard error, the others are answered, and the exit code is 3.";
 
 pub(super) const EXPORT: &str = "\
 Examples:
