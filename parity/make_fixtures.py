@@ -1,6 +1,6 @@
 """Writes what PyTorch computes to crates/*/tests/fixtures, for the Rust tests to agree with.
 
-    python make_fixtures.py [--check]
+    python make_fixtures.py [--check] [--only TEXT]
 
 --check compares with the files that are there instead of writing. README.md says what is in them.
 """
@@ -179,6 +179,79 @@ def adam() -> dict[str, Tensor]:
         state = optimizer.state[parameter]
         tensors[f"{name}.first"] = state["exp_avg"].clone()
         tensors[f"{name}.second"] = state["exp_avg_sq"].clone()
+    return tensors
+
+
+def batch_norms() -> dict[str, Tensor]:
+    """Batch normalisation: two steps in training and one evaluation with what they left."""
+    # name: x shape, momentum, eps, relu, residual
+    cases = {
+        "plain": ((3, 4, 5, 5), 0.1, 1e-5, False, False),
+        "relu": ((2, 5, 4, 6), 0.1, 1e-5, True, False),
+        "residual": ((2, 3, 6, 6), 0.3, 1e-3, False, True),
+        "residual_relu": ((4, 3, 5, 4), 0.1, 1e-5, True, True),
+        "pixel": ((6, 2, 1, 1), 0.1, 1e-5, False, False),
+    }
+    tensors = {}
+    for tag, (name, (shape, momentum, eps, relu, residual)) in enumerate(cases.items()):
+        channels = shape[1:2]
+        norm = nn.BatchNorm2d(channels[0], eps=eps, momentum=momentum)
+        with torch.no_grad():
+            norm.weight.copy_(1 + hashed(channels, 800 + 20 * tag, 0.5))
+            norm.bias.copy_(hashed(channels, 801 + 20 * tag, 0.5))
+        tensors |= {
+            f"{name}.config": torch.tensor([momentum, eps, float(relu), float(residual)], dtype=torch.float64),
+            f"{name}.weight": norm.weight.detach().clone(), f"{name}.bias": norm.bias.detach().clone(),
+        }
+        for step, pass_ in enumerate(("first", "second", "evaluation")):
+            case = f"{name}_{pass_}"
+            norm.train(pass_ != "evaluation")
+            norm.zero_grad()
+            # Far from zero, as the sums of an untrained network can be.
+            x = (3 + hashed(shape, 802 + 20 * tag + step, 2.0)).requires_grad_()
+            r = hashed(shape, 806 + 20 * tag + step).requires_grad_()
+            y = norm(x) + r if residual else norm(x)
+            y = F.relu(y) if relu else y
+            dy = hashed(shape, 810 + 20 * tag + step)
+            y.backward(dy)
+            tensors |= {
+                f"{case}.x": x, f"{case}.y": y, f"{case}.dy": dy, f"{case}.dx": x.grad,
+                f"{case}.dweight": norm.weight.grad.clone(), f"{case}.dbias": norm.bias.grad.clone(),
+                f"{case}.running_mean": norm.running_mean.clone(), f"{case}.running_var": norm.running_var.clone(),
+            }
+            if residual:
+                tensors |= {f"{case}.residual": r, f"{case}.dresidual": r.grad}
+    x = hashed((2, 4, 5, 6), 990).requires_grad_()
+    y = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2))
+    dy = hashed(tuple(y.shape), 991)
+    y.backward(dy)
+    return tensors | {"shortcut.x": x, "shortcut.y": y, "shortcut.dy": dy, "shortcut.dx": x.grad}
+
+
+def sgd() -> dict[str, Tensor]:
+    # name: lr, momentum, nesterov, weight_decay
+    cases = {
+        "plain": (0.1, 0.0, False, 0.0),
+        "decay": (0.1, 0.0, False, 0.01),
+        "momentum": (0.05, 0.9, False, 0.0),
+        "nesterov": (0.1, 0.9, True, 5e-4),
+    }
+    steps, tensors = 4, {}
+    for tag, (name, (lr, momentum, nesterov, weight_decay)) in enumerate(cases.items()):
+        parameter = nn.Parameter(hashed((3, 7), 560 + 10 * tag))
+        optimizer = torch.optim.SGD(
+            [parameter], lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay
+        )
+        tensors[f"{name}.config"] = torch.tensor([lr, momentum, float(nesterov), weight_decay], dtype=torch.float64)
+        tensors[f"{name}.start"] = parameter.detach().clone()
+        for step in range(steps):
+            grad = hashed((3, 7), 561 + 10 * tag + step)
+            parameter.grad = grad
+            optimizer.step()
+            tensors[f"{name}.grad.{step}"] = grad
+            tensors[f"{name}.parameter.{step}"] = parameter.detach().clone()
+        if momentum > 0:
+            tensors[f"{name}.momentum"] = optimizer.state[parameter]["momentum_buffer"].clone()
     return tensors
 
 
@@ -389,6 +462,8 @@ FIXTURES = {
     "kd-ops/tests/fixtures/conv2d_relu_max_pool2.safetensors": conv_relu_pools,
     "kd-ops/tests/fixtures/linear.safetensors": linears,
     "kd-ops/tests/fixtures/adam.safetensors": adam,
+    "kd-ops/tests/fixtures/batch_norm.safetensors": batch_norms,
+    "kd-ops/tests/fixtures/sgd.safetensors": sgd,
     "kd-loss/tests/fixtures/losses.safetensors": losses,
     "kd-loss/tests/fixtures/methods.safetensors": method_losses,
     "kd-models/tests/fixtures/teacher.safetensors": lambda: network(Teacher),
@@ -399,10 +474,14 @@ FIXTURES = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="compare, don't write")
-    check = parser.parse_args().check
+    parser.add_argument("--only", default="", metavar="TEXT", help="only files whose path has this text")
+    arguments = parser.parse_args()
+    check = arguments.check
     torch.set_num_threads(1)
     bad = 0
     for name, make in FIXTURES.items():
+        if arguments.only not in name:
+            continue
         path = CRATES / name
         tensors = {key: value.detach().contiguous() for key, value in make().items()}
         if not check:
