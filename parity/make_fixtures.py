@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import methods
-from networks import Network, Student, Teacher
+from networks import Network, ResNet, Student, Teacher
 
 CRATES = Path(__file__).resolve().parent.parent / "crates"
 
@@ -392,14 +392,22 @@ def method_losses() -> dict[str, Tensor]:
 # --- kd-models ------------------------------------------------------------------------------------
 
 
-def fixed_weights(network: Network) -> None:
-    """PyTorch's bounds, values from the hash; the n-th parameter of the state dict has tag n."""
+def fixed_weights(network: nn.Module) -> None:
+    """PyTorch's bounds, values from the hash; the n-th parameter of the state dict has tag n.
+
+    Batch normalisations have scales about 1, and buffers with tags from 500.
+    """
     bound = 0.0
     with torch.no_grad():
-        for tag, parameter in enumerate(network.parameters()):
+        for tag, (name, parameter) in enumerate(network.named_parameters()):
             if parameter.dim() > 1:
                 bound = 1.0 / parameter[0].numel() ** 0.5
-            parameter.copy_(hashed(tuple(parameter.shape), tag, bound))
+            values = hashed(tuple(parameter.shape), tag, 0.5 if ".bn" in f".{name}" else bound)
+            parameter.copy_(values + 1 if ".bn" in f".{name}" and name.endswith("weight") else values)
+        buffers = [(name, buffer) for name, buffer in network.named_buffers() if buffer.dim() > 0]
+        for tag, (name, buffer) in enumerate(buffers, 500):
+            values = hashed(tuple(buffer.shape), tag, 0.5)
+            buffer.copy_(values + 1 if name.endswith("var") else values)
 
 
 def digest(name: str, tensor: Tensor) -> dict[str, Tensor]:
@@ -454,6 +462,47 @@ def network(kind: type[Network]) -> dict[str, Tensor]:
     return tensors
 
 
+def resnet(blocks: int) -> dict[str, Tensor]:
+    model = ResNet(blocks)
+    fixed_weights(model)
+    images = hashed((3, 3, 32, 32), 1000, 2.0)
+    tensors = {}
+    with torch.no_grad():
+        for name, values in model.eval().places(images).items():
+            tensors |= {"logits": values} if name == "logits" else digest(name, values)
+
+    # Three steps of SGD in training mode. Batch and rate are chosen as in `network`: noise of 5e-7 of each
+    # convolution's output changes no weight by more than 2e-5; with most batches some change by 1e-4, because
+    # the input of some ReLU is about zero.
+    images, labels = hashed((2, 3, 32, 32), 1003, 2.0), torch.arange(2) * 7 % 10
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    model.train()
+    losses = []
+    for step in range(3):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(images)[0], labels)
+        loss.backward()
+        losses.append(loss.detach())
+        if step == 0:
+            for name, parameter in model.named_parameters():
+                tensors |= short_digest(f"grad.{name}", parameter.grad)
+        optimizer.step()
+    tensors["losses"] = torch.stack(losses)
+    for name, value in model.state_dict().items():
+        if value.dim() > 0:
+            tensors |= short_digest(f"after.{name}", value)
+    with torch.no_grad():
+        tensors["logits_after"] = model.eval()(images)[0]
+    return tensors
+
+
+def short_digest(name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """Sum, norm and sum of every other entry less the rest (f64), and the first and last entry."""
+    double = tensor.detach().double().flatten()
+    even = double[::2].sum() - double[1::2].sum()
+    return {name: torch.stack([double.sum(), double.norm(), even, double[0], double[-1]])}
+
+
 # --------------------------------------------------------------------------------------------------
 
 FIXTURES = {
@@ -468,6 +517,7 @@ FIXTURES = {
     "kd-loss/tests/fixtures/methods.safetensors": method_losses,
     "kd-models/tests/fixtures/teacher.safetensors": lambda: network(Teacher),
     "kd-models/tests/fixtures/student.safetensors": lambda: network(Student),
+    "kd-models/tests/fixtures/resnet20.safetensors": lambda: resnet(3),
 }
 
 

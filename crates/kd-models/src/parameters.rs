@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::VarBuilder;
 
-/// Weights that train, by name and in the names' order.
+/// Weights that train, by name and in the names' order, and beside them the running statistics of
+/// batch normalisation, which no gradient reaches and which training changes in place.
 pub type Parameters = BTreeMap<String, Var>;
 
 /// Gives a network weights that train: gradients reach `parameters`.
