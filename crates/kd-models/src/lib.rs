@@ -19,7 +19,7 @@ pub use architecture::{
 pub use classifier::{Classifier, Mode, Output, Place};
 pub use error::{Error, Result};
 pub use init::{init, uniform};
-pub use parameters::{Parameters, frozen, var_builder};
+pub use parameters::{Parameters, frozen, partly_frozen, var_builder};
 pub use resnet::ResNet;
 pub use student::StudentCnn;
 pub use teacher::TeacherCnn;

@@ -14,6 +14,18 @@ pub fn var_builder(parameters: &Parameters) -> VarBuilder<'static> {
     builder(parameters.iter().map(|(name, var)| (name.clone(), var.as_tensor().clone())).collect())
 }
 
+/// The same, but no gradient reaches those for whose name `is_frozen` is true.
+pub fn partly_frozen(
+    parameters: &Parameters,
+    is_frozen: impl Fn(&str) -> bool,
+) -> VarBuilder<'static> {
+    let tensor = |(name, var): (&String, &Var)| {
+        let tensor = var.as_tensor();
+        (name.clone(), if is_frozen(name) { tensor.detach() } else { tensor.clone() })
+    };
+    builder(parameters.iter().map(tensor).collect())
+}
+
 /// Gives a network weights that don't train: a teacher's. No gradient reaches `tensors`, and a
 /// forward pass keeps nothing for one.
 pub fn frozen(tensors: &BTreeMap<String, Tensor>) -> VarBuilder<'static> {

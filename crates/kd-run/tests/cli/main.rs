@@ -2,6 +2,7 @@
 
 mod evaluation;
 mod methods;
+mod networks;
 mod resume;
 mod targets;
 mod teacher;
