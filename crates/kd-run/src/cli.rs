@@ -109,6 +109,12 @@ pub(crate) struct RunFlags {
     pub(crate) out: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) data: DataFlags,
+    /// Weights to start from; the last layer starts fresh where they tell another number of classes apart
+    #[arg(long, value_name = "FILE")]
+    pub(crate) init: Option<PathBuf>,
+    /// Layers that stay as they are, by name: "conv1,layer1"
+    #[arg(long, value_name = "LAYERS", value_delimiter = ',')]
+    pub(crate) freeze: Vec<String>,
     /// Passes over the training images
     #[arg(long, value_parser = at_least_one)]
     pub(crate) epochs: Option<usize>,

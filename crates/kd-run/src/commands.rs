@@ -18,6 +18,7 @@ use kd_models::ModelConfig;
 
 use crate::cli::{Distill, Part, Report, RunFlags, ShowMethods, ShowRecipe, Train, Usage};
 use crate::data::{self, Data};
+use crate::initial::Initial;
 use crate::progress::{Display, DisplayConfig};
 use crate::recipe::{Recipe, RunConfig, RunRecipe, TUTORIAL, check_name};
 use crate::run::{Outcome, ResolvedRun, Settings, shapes, train as train_run};
@@ -46,7 +47,7 @@ pub(crate) fn distill(flags: &Distill) -> anyhow::Result<()> {
     let recipe = read_recipe(flags.run.recipe.as_deref())?;
     let mut run = choose::distilled(&recipe, flags)?;
     if let Some(model) = flags.model {
-        run.model = model;
+        run.set_model(model);
     }
     if let Some(temperature) = flags.temperature {
         set_temperature(&mut run.methods, temperature)?;
@@ -145,7 +146,7 @@ fn start(
     let out = flags.out.clone().unwrap_or_else(|| Path::new("runs").join(&recipe.name));
     let teacher_path = match (teacher, &resolved.run.teacher) {
         (Some(path), _) => Some(path.to_owned()),
-        (None, Some(name)) => Some(choose::teacher_path(recipe, flags, &out, name)),
+        (None, Some(name)) => Some(choose::weights_path(recipe, flags, &out, name)),
         (None, None) if resolved.run.needs_teacher() => {
             return Err(Usage(format!(
                 "run {:?} learns from a teacher: give its weights with --teacher FILE",
@@ -172,9 +173,18 @@ fn start(
         Some(path) => Some(load_teacher(path, &mut resolved, &data, &out)?),
         None => None,
     };
+    let initial_path = match (&flags.init, &resolved.run.init) {
+        (Some(path), _) => Some(path.to_owned()),
+        (None, Some(name)) => Some(choose::weights_path(recipe, flags, &out, name)),
+        (None, None) => None,
+    };
+    let initial = match &initial_path {
+        Some(path) => Some(load_initial(path, &mut resolved, &data, &out)?),
+        None => None,
+    };
     resolve_methods(&mut resolved.run, teacher.as_ref(), &data)?;
 
-    let run = ResolvedRun { recipe: resolved, out, data, teacher, device, settings };
+    let run = ResolvedRun { recipe: resolved, out, data, teacher, initial, device, settings };
     let mut display = Display::new(DisplayConfig {
         plain: flags.plain,
         events: Some(run.out.join(&run.recipe.run.name).join("events.jsonl")),
@@ -235,7 +245,10 @@ fn with_flags(recipe: &Recipe, mut run: RunConfig, flags: &RunFlags) -> anyhow::
     training.batch_size = flags.batch_size.unwrap_or(training.batch_size);
     training.seed = flags.seed.unwrap_or(training.seed);
     training.clip_grad_norm = flags.clip_grad_norm.or(training.clip_grad_norm);
-    optimizer.lr = flags.lr.unwrap_or(optimizer.lr);
+    *optimizer.lr_mut() = flags.lr.unwrap_or(optimizer.lr());
+    if !flags.freeze.is_empty() {
+        run.freeze.clone_from(&flags.freeze);
+    }
     if let Some(name) = &flags.name {
         check_name(name).map_err(|error| Usage(format!("--name: {error}")))?;
         run.name = name.clone();
@@ -308,6 +321,33 @@ fn load_teacher(
     run.teacher_model = Some(teacher.config.architecture);
     run.teacher_sha256 = Some(teacher.sha256.clone());
     Ok(teacher)
+}
+
+/// Loads the weights to start from, says what is taken of them, and records them in the recipe.
+fn load_initial(
+    path: &Path,
+    resolved: &mut RunRecipe,
+    data: &Data,
+    out: &Path,
+) -> anyhow::Result<Initial> {
+    let normalization = resolved.data.normalization();
+    let run = &mut resolved.run;
+    let config = ModelConfig::new(run.model, data.classes.len());
+    let initial = Initial::load(path, &config, normalization)
+        .with_context(|| format!("run {} can't start from these weights", run.name))?;
+    if let Some(expected) = &run.init_sha256
+        && *expected != initial.sha256
+    {
+        bail!(
+            "{}: the SHA-256 is {}; the recipe's init_sha256 is {expected}: these are other weights",
+            path.display(),
+            initial.sha256
+        );
+    }
+    say(&format!("{}: {}\n", run.name, initial.says(path, &config)))?;
+    run.init = Some(files::from_run_folder(path, out)?.display().to_string());
+    run.init_sha256 = Some(initial.sha256.clone());
+    Ok(initial)
 }
 
 /// The run that leaves a part out, and where a student with `cross_fit` looks for its weights.

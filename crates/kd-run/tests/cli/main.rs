@@ -5,6 +5,7 @@ mod evaluation;
 mod images;
 mod kills;
 mod methods;
+mod networks;
 mod pictures;
 mod resume;
 mod shell;
