@@ -21,6 +21,9 @@ const DISK_NEEDED: u64 = 2 << 30;
 const DRIVERS: [(u32, u32); 3] = [(13, 580), (12, 525), (11, 450)];
 
 #[derive(clap::Args)]
+#[command(
+    after_help = "Exit codes: 0 the experiment can run on the CPU, 1 it can't; standard error says why"
+)]
 pub struct Args {
     /// Where data sets lie [default: data/ in the checkout]
     #[arg(long, value_name = "DIR")]

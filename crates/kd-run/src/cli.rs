@@ -253,6 +253,9 @@ pub(crate) struct Report {
     /// Output folders of training runs; of several, each gets its report, and the first a comparison
     #[arg(required = true)]
     pub(crate) out: Vec<PathBuf>,
+    /// Print JSON: an array with each folder's summary.json
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -87,7 +87,13 @@ fn set_temperature(methods: &mut [Term], value: f64) -> anyhow::Result<()> {
 
 /// `kd report`.
 pub(crate) fn report(flags: &Report) -> anyhow::Result<()> {
-    say(&report::write(&flags.out)?)?;
+    let table = report::write(&flags.out)?;
+    if flags.json {
+        let summaries: anyhow::Result<Vec<_>> =
+            flags.out.iter().map(|out| files::read_json(&out.join("summary.json"))).collect();
+        return say(&format!("{}\n", serde_json::Value::Array(summaries?)));
+    }
+    say(&table)?;
     for out in &flags.out {
         say(&format!("{}\n", out.join("report.html").display()))?;
     }

@@ -52,6 +52,12 @@ fn sync_folder(path: &Path) -> std::io::Result<()> {
     }
 }
 
+/// Reads a JSON file.
+pub(crate) fn read_json(path: &Path) -> anyhow::Result<serde_json::Value> {
+    let bytes = fs::read(path).with_context(|| format!("{}: can't be read", path.display()))?;
+    serde_json::from_slice(&bytes).with_context(|| format!("{}: no JSON", path.display()))
+}
+
 pub(crate) fn create_folder(path: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(path)
         .with_context(|| format!("{}: the folder can't be made", path.display()))

@@ -65,7 +65,8 @@ The classes' names are a JSON array in the metadata entry `classes`.";
 pub(super) const REPORT: &str = "\
 Examples:
   kd report runs/mine
-  kd report runs/seed-0 runs/seed-1 runs/seed-2";
+  kd report runs/seed-0 runs/seed-1 runs/seed-2
+  kd report runs/mine --json | jq '.[0].runs[] | [.name, .test_accuracy]'";
 
 pub(super) const RECIPE: &str = "\
 Examples:

@@ -51,6 +51,8 @@ fn a_report_shows_the_runs_of_a_folder() {
     let table = dir.stdout("report out");
     assert!(table.contains(&format!("{:.2}", 100.0 * accuracy)), "{table}");
     assert!(dir.path("out/report.html").exists());
+    let printed: Value = serde_json::from_str(&dir.stdout("report out --json")).unwrap();
+    assert_eq!(printed, Value::Array(vec![dir.json("out/summary.json")]));
     let message = dir.fails("report nothing-here", 1);
     assert!(message.contains("nothing-here"), "{message}");
 }
