@@ -4,6 +4,7 @@ Source: "Knowledge Distillation Tutorial", https://pytorch.org/tutorials/beginne
 (DeepNN and LightNN, and their variants that also return a hidden representation).
 """
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -44,3 +45,50 @@ class Student(Network):
             *conv_relu(3, 16), nn.MaxPool2d(2, 2), *conv_relu(16, 16), nn.MaxPool2d(2, 2)
         )
         self.classifier = head(1024, 256, classes, dropout)
+
+
+class Block(nn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.padding = (outputs - inputs) // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x
+        if self.padding:
+            shortcut = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.padding, self.padding))
+        x = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(x)) + shortcut)
+
+
+class ResNet(nn.Module):
+    """He et al. (2016), section 4.2, with option-A shortcuts; `blocks` in each of three stages."""
+
+    def __init__(self, blocks: int, classes: int = 10):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = nn.Sequential(*(Block(16, 16, 1) for _ in range(blocks)))
+        self.layer2 = nn.Sequential(Block(16, 32, 2), *(Block(32, 32, 1) for _ in range(blocks - 1)))
+        self.layer3 = nn.Sequential(Block(32, 64, 2), *(Block(64, 64, 1) for _ in range(blocks - 1)))
+        self.linear = nn.Linear(64, classes)
+
+    def places(self, images: Tensor) -> dict[str, Tensor]:
+        """The values at every feature place, and the logits."""
+        stem = F.relu(self.bn1(self.conv1(images)))
+        layer1 = self.layer1(stem)
+        layer2 = self.layer2(layer1)
+        layer3 = self.layer3(layer2)
+        pool = layer3.mean((2, 3))
+        return {
+            "stem": stem, "layer1": layer1, "layer2": layer2, "layer3": layer3, "pool": pool,
+            "logits": self.linear(pool),
+        }
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits, and the last feature map."""
+        places = self.places(images)
+        return places["logits"], places["layer3"]

@@ -23,6 +23,8 @@ pub struct Args {
 enum Step {
     /// Formatting
     Fmt,
+    /// `cargo xtask` links no candle: it has to be built in seconds
+    Lean,
     /// Clippy, warnings being errors
     Clippy,
     /// Documentation, warnings being errors
@@ -31,6 +33,8 @@ enum Step {
     Reproduce,
     /// The tests that need candle-datasets, which takes minutes to build
     Hub,
+    /// kd-ops' operations once more in portable code: the tests take the best that the processor has
+    Portable,
     /// All other tests: README's command
     Test,
 }
@@ -60,6 +64,7 @@ impl Step {
     fn run(self) -> anyhow::Result<()> {
         match self {
             Step::Fmt => cargo(&["fmt", "--all", "--check"]),
+            Step::Lean => lean(),
             Step::Clippy => cargo(&[
                 "clippy",
                 "--locked",
@@ -87,9 +92,36 @@ impl Step {
                 "--features",
                 "hub",
             ]),
+            Step::Portable => {
+                let mut command = workspace::cargo();
+                // The whole workspace's features, so that the next step builds nothing twice.
+                command.args(["test", "--workspace", "--test", "conv2d", "--test", "references"]);
+                process::run(command.env("KD_ISA", "portable"))
+            }
             Step::Test => cargo(&["test", "--workspace"]),
         }
     }
+}
+
+fn lean() -> anyhow::Result<()> {
+    let mut command = workspace::cargo();
+    command.args([
+        "tree",
+        "--locked",
+        "--package",
+        "xtask",
+        "--edges",
+        "normal",
+        "--prefix",
+        "none",
+    ]);
+    let output = command.output().context("cargo tree can't be started")?;
+    ensure!(output.status.success(), "cargo tree: {}", String::from_utf8_lossy(&output.stderr));
+    let packages = String::from_utf8(output.stdout).context("cargo tree printed no text")?;
+    ensure!(packages.starts_with("xtask "), "cargo tree printed {packages:?}");
+    let candle = packages.lines().find(|line| line.starts_with("candle"));
+    ensure!(candle.is_none(), "xtask depends on {}", candle.unwrap_or_default());
+    Ok(())
 }
 
 fn cargo(arguments: &[&str]) -> anyhow::Result<()> {

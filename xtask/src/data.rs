@@ -49,6 +49,9 @@ pub struct Network {
     /// Seconds before the second attempt, doubled before each further one [default: 1]
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub retry_wait: Option<Duration>,
+    /// Whether one can do without the data: a server that has sent nothing is asked once.
+    #[arg(skip)]
+    pub dispensable: bool,
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
@@ -62,10 +65,12 @@ fn seconds(text: &str) -> Result<Duration, String> {
 impl Network {
     fn patience(&self) -> Patience {
         let default = Patience::default();
+        let attempts = self.attempts.unwrap_or(default.attempts);
         Patience {
             connect: self.connect_timeout.unwrap_or(default.connect),
             stall: self.stall_timeout.unwrap_or(default.stall),
-            attempts: self.attempts.unwrap_or(default.attempts),
+            attempts,
+            first_attempts: if self.dispensable { 1 } else { attempts },
             retry_wait: self.retry_wait.unwrap_or(default.retry_wait),
         }
     }

@@ -21,6 +21,8 @@ pub struct Patience {
     pub stall: Duration,
     /// Attempts in a row that bring nothing new.
     pub attempts: u32,
+    /// The same as long as nothing at all has arrived: few, where one can do without the file.
+    pub first_attempts: u32,
     /// Wait after the first failed attempt; doubled after each further one.
     pub retry_wait: Duration,
 }
@@ -31,6 +33,7 @@ impl Default for Patience {
             connect: Duration::from_secs(8),
             stall: Duration::from_secs(30),
             attempts: 5,
+            first_attempts: 5,
             retry_wait: Duration::from_secs(1),
         }
     }
@@ -109,7 +112,8 @@ pub fn download(
             failures = 0;
         }
         failures += 1;
-        if failures >= patience.attempts {
+        let attempts = if have > 0 { patience.attempts } else { patience.first_attempts };
+        if failures >= attempts {
             bail!(
                 "{url}: {why}; gave up after {failures} attempts that brought nothing new. \
                  What arrived is kept: the same command goes on from there"

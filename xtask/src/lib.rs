@@ -8,6 +8,7 @@ pub mod checksum;
 pub mod ci;
 pub mod compare;
 pub mod data;
+pub mod doctor;
 pub mod download;
 pub mod process;
 pub mod progress;

@@ -1,6 +1,6 @@
 use clap::Parser;
 
-use xtask::{bench, ci, compare, data, process, reproduce, soak};
+use xtask::{bench, ci, compare, data, doctor, process, reproduce, soak};
 
 /// The project's own commands.
 #[derive(Parser)]
@@ -14,6 +14,8 @@ enum Command {
     Compare(compare::Args),
     /// Measure training steps beside candle's and PyTorch's, in turns
     Bench(bench::Args),
+    /// Say what this machine has for kd, and whether the experiment can run on it
+    Doctor(doctor::Args),
     /// Do what continuous integration does
     Ci(ci::Args),
     /// Checks of reliability that take minutes: kills, a full disk, fuzzing, AddressSanitizer
@@ -26,6 +28,7 @@ fn main() {
         Command::Reproduce(args) => reproduce::command(&args),
         Command::Compare(args) => compare::command(&args),
         Command::Bench(args) => bench::command(&args),
+        Command::Doctor(args) => doctor::command(&args),
         Command::Ci(args) => ci::command(&args),
         Command::Soak(args) => soak::command(&args),
     };

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use clap::ValueEnum;
 use clap::builder::RangedU64ValueParser;
 
@@ -139,6 +139,7 @@ pub fn command(args: &Args) -> anyhow::Result<()> {
         None | Some(1) => vec![args.seed.unwrap_or(0)],
         Some(count) => (0..count).collect(),
     };
+    check_layout(&out, seeds.len() as u64)?;
     for &seed in &seeds {
         let (folder, of_seed) = match seeds.len() {
             1 => (out.clone(), String::new()),
@@ -158,6 +159,31 @@ pub fn command(args: &Args) -> anyhow::Result<()> {
 
     print_times(&times);
     println!("Results: {}", workspace::short(&out));
+    Ok(())
+}
+
+/// One seed lies in the folder itself, several in a folder each: with both, or with seeds of another time, a report would show
+/// runs that nobody asked for, or leave out those that were.
+fn check_layout(out: &Path, seeds: u64) -> anyhow::Result<()> {
+    let several = seeds > 1;
+    let entries = match std::fs::read_dir(out) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.with_context(|| format!("{}: can't be read", out.display()))?,
+    };
+    for entry in entries {
+        let name = entry.with_context(|| format!("{}: can't be read", out.display()))?.file_name();
+        let name = name.to_string_lossy();
+        let seed = name.strip_prefix("seed-").and_then(|seed| seed.parse::<u64>().ok());
+        let foreign = match seed {
+            Some(seed) => !several || seed >= seeds,
+            None => several && RUNS.contains(&&*name),
+        };
+        ensure!(
+            !foreign,
+            "{}: holds {name}, of an experiment with other seeds; choose another --out, or remove the folder",
+            out.display()
+        );
+    }
     Ok(())
 }
 
@@ -206,7 +232,9 @@ fn obtain(choice: Choice, folder: &Path, network: &Network) -> anyhow::Result<Im
         Choice::Cifar100 => Dataset::Cifar100,
         Choice::Auto | Choice::Cifar10 => Dataset::Cifar10,
     };
-    let obtained = data::obtain(dataset, folder, &Origin::Download(network.clone()), None);
+    // An absent network may answer, as a gateway with a server's error; ten seconds are enough to notice.
+    let network = Network { dispensable: choice == Choice::Auto, ..network.clone() };
+    let obtained = data::obtain(dataset, folder, &Origin::Download(network), None);
     match obtained {
         Ok(_) => Ok(Images::Published(dataset)),
         Err(error) if choice == Choice::Auto => {

@@ -15,6 +15,7 @@ const PATIENCE: Patience = Patience {
     connect: Duration::from_secs(20),
     stall: Duration::from_secs(20),
     attempts: 3,
+    first_attempts: 3,
     retry_wait: Duration::from_millis(10),
 };
 
@@ -189,6 +190,18 @@ fn a_server_error_is_tried_again() {
     assert_eq!(case.server.requests().len(), 3);
     let error = Case::new(vec![Answer::Status(500)]).fails(Some(100_000));
     assert!(error.contains("500") && error.contains("gave up after 3 attempts"), "{error}");
+}
+
+#[test]
+fn a_server_that_one_can_do_without_is_asked_once_before_the_first_byte() {
+    let patience = Patience { first_attempts: 1, ..PATIENCE };
+    let case = Case::new(vec![Answer::Status(503), Answer::Well]);
+    let error = format!("{:#}", case.run_with(patience).unwrap_err());
+    assert!(error.contains("503") && error.contains("gave up after 1 attempts"), "{error}");
+    // Once something has arrived it is worth more.
+    let case = Case::new(vec![Answer::BreakOff(10), Answer::Status(503), Answer::Well]);
+    let patience = Patience { first_attempts: 1, ..PATIENCE };
+    assert!(case.run_with(patience).unwrap());
 }
 
 #[test]

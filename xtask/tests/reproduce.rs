@@ -99,6 +99,22 @@ fn several_seeds_have_a_folder_each_and_one_report() {
 }
 
 #[test]
+fn seeds_of_another_experiment_are_not_mixed_in() {
+    let stage = Stage::new("");
+    fs::create_dir_all(stage.path("out/seed-2")).unwrap();
+    let other = "out: holds seed-2, of an experiment with other seeds; choose another --out";
+    for flags in [&["--seed", "5"][..], &["--seeds", "1"], &["--seeds", "2"]] {
+        let line = [&["--dataset", "synthetic"], flags].concat();
+        stage.run(&line).failure().stderr(contains(other));
+    }
+    assert!(stage.log().is_empty());
+    stage.run(&["--dataset", "synthetic", "--seeds", "3"]).success();
+    fs::create_dir(stage.path("out/teacher")).unwrap();
+    let line = ["--dataset", "synthetic", "--seeds", "3"];
+    stage.run(&line).failure().stderr(contains("out: holds teacher, of an experiment"));
+}
+
+#[test]
 fn without_a_network_auto_says_so_and_goes_on_with_the_synthetic_set() {
     let stage = Stage::new("");
     let plainly = contains("No CIFAR-10 in data and none to be had").and(contains("SYNTHETIC"));

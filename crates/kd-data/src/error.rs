@@ -41,6 +41,24 @@ pub enum Error {
         /// What to do.
         advice: String,
     },
+    /// A file can't be read as a picture.
+    #[error("{}: expected a whole PNG or JPEG file, but {reason}", path.display())]
+    Picture {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A folder of pictures is not laid out as it should be.
+    #[error("{}: found {found}, expected {expected}", path.display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// What is there.
+        found: String,
+        /// What should be there.
+        expected: String,
+    },
     /// A setting makes no sense.
     #[error("data setting {field} is {found}; expected {expected}")]
     Config {

@@ -7,8 +7,12 @@ mod augment;
 mod batches;
 pub mod cifar;
 mod error;
+#[cfg(feature = "images")]
+mod folder;
 #[cfg(feature = "hub")]
 pub mod hub;
+#[cfg(feature = "images")]
+pub mod images;
 mod normalize;
 mod random;
 mod split;
@@ -18,6 +22,8 @@ pub use augment::{Augment, View};
 pub use batches::{Batch, BatchConfig, Batches, batches};
 pub use cifar::{cifar10, cifar10_records, cifar100, cifar100_records};
 pub use error::{Error, Result};
+#[cfg(feature = "images")]
+pub use folder::image_folder;
 pub use normalize::Normalization;
 pub use split::{Dataset, Split};
 pub use synthetic::{SyntheticConfig, synthetic};

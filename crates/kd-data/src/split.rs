@@ -21,7 +21,7 @@ pub struct Split {
 /// A data set: images to train on, images to test on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dataset {
-    /// `cifar10`, `cifar100` or `synthetic`.
+    /// `cifar10`, `cifar100`, `synthetic` or `folder`.
     pub name: String,
     /// The classes' names, by label.
     pub classes: Vec<String>,
@@ -30,7 +30,8 @@ pub struct Dataset {
     /// The images to test on.
     pub test: Split,
     /// SHA-256 in hex: of the batch files' contents in order where there are files, else of the
-    /// training images, training labels, test images and test labels.
+    /// training images, training labels, test images and test labels (and, of a folder of pictures,
+    /// the classes' names).
     pub sha256: String,
 }
 

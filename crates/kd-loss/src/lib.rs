@@ -53,3 +53,8 @@ pub use schedule::{Decay, Schedule};
 pub use similarity::{SimilarityConfig, similarity_preserving};
 pub use standardize::standardize;
 pub use vid::{VidConfig, vid};
+
+/// The guide's example is a test.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/new-method.md")]
+struct NewMethod;

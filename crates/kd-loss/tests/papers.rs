@@ -21,7 +21,7 @@ impl Case<'_> {
     }
 
     /// Compares value and gradients of the first `vars` inputs, in f64 and in f32.
-    fn check(&self, vars: usize, loss: &dyn Fn(&[Var], &[Tensor]) -> Result<Tensor>) {
+    fn check(&self, vars: usize, loss: impl Fn(&[Var], &[Tensor]) -> Result<Tensor>) {
         for (dtype, slack) in [(DType::F64, 1e-7), (DType::F32, 2e-4)] {
             let input = |i: usize| self.fixture.get(&format!("{}.input.{i}", self.name));
             let inputs: Vec<Tensor> = (0..).map_while(input).cloned().collect();

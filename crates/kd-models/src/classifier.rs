@@ -5,21 +5,23 @@ use std::collections::BTreeMap;
 use candle_core::Tensor;
 use kd_ops::DropoutKey;
 
-use crate::Result;
+use crate::{Architecture, Error, Result};
 
 /// Whether a forward pass trains or evaluates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// No dropout.
+    /// No dropout; batch normalisation by its running statistics.
     Eval,
-    /// Dropout, with the masks that the key gives.
+    /// Dropout, with the masks that the key gives; batch normalisation by the batch's statistics, which
+    /// also enter the running ones.
     Train(DropoutKey),
 }
 
 /// A point of a network whose values can be asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
-    /// The module's name in the reference, such as `features.2`: the place is that module's output.
+    /// A module's name in the reference, such as `features.2` or `layer1`: the place is that module's
+    /// output. What has no module there has a name of its own ([`ResNet`](crate::ResNet)).
     pub name: String,
     /// The shape of one image's values there: `[C, H, W]` or `[F]`.
     pub shape: Vec<usize>,
@@ -54,4 +56,28 @@ pub trait Classifier {
     /// Multiplications (each with an addition) in the convolutions and linear layers of the
     /// forward pass of one image, done directly.
     fn multiply_adds(&self) -> u64;
+}
+
+/// Images must be `[B, 3, 32, 32]`.
+pub(crate) fn check_images(architecture: Architecture, images: &Tensor) -> Result<()> {
+    match images.dims() {
+        [_, 3, 32, 32] => Ok(()),
+        found => Err(Error::Images { architecture: architecture.name(), found: found.to_vec() }),
+    }
+}
+
+/// Every place asked for must be known.
+pub(crate) fn check_places(
+    architecture: Architecture,
+    known: &[Place],
+    asked: &[&str],
+) -> Result<()> {
+    let is_unknown = |name: &&&str| known.iter().all(|place| place.name != **name);
+    let Some(&place) = asked.iter().find(is_unknown) else { return Ok(()) };
+    let known: Vec<_> = known.iter().map(|place| place.name.as_str()).collect();
+    Err(Error::UnknownPlace {
+        architecture: architecture.name(),
+        place: place.to_string(),
+        known: known.join(", "),
+    })
 }

@@ -7,7 +7,8 @@ use candle_core::Tensor;
 use candle_nn::VarBuilder;
 use kd_ops::{Conv2d, Conv2dConfig, conv2d_chain, dropout, linear, max_pool2d, relu};
 
-use crate::{Architecture, Error, Mode, ModelConfig, Output, Place, Result};
+use crate::classifier::{check_images, check_places};
+use crate::{Architecture, Mode, ModelConfig, Output, Place, Result};
 
 /// Side of the square images.
 const SIDE: usize = 32;
@@ -143,18 +144,8 @@ impl Cnn {
     }
 
     pub(crate) fn forward_t(&self, images: &Tensor, mode: Mode, asked: &[&str]) -> Result<Output> {
-        let architecture = self.plan.architecture.name();
-        if !matches!(images.dims(), [_, CHANNELS, SIDE, SIDE]) {
-            return Err(Error::Images { architecture, found: images.dims().to_vec() });
-        }
-        if !asked.is_empty() {
-            let known = self.plan.places();
-            if let Some(&place) = asked.iter().find(|&&name| known.iter().all(|p| p.name != name)) {
-                let known: Vec<_> = known.into_iter().map(|place| place.name).collect();
-                let (place, known) = (place.to_string(), known.join(", "));
-                return Err(Error::UnknownPlace { architecture, place, known });
-            }
-        }
+        check_images(self.plan.architecture, images)?;
+        check_places(self.plan.architecture, &self.plan.places(), asked)?;
 
         let mut features = BTreeMap::new();
         let mut x = images.clone();

@@ -1,33 +1,72 @@
 //! The weights that training starts from.
 
-use candle_core::{Device, Var};
+use candle_core::{Device, Tensor, Var};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::{ModelConfig, Parameters, Result, parameter_shapes};
+use crate::{ModelConfig, Parameters, Result, buffer_shapes, parameter_shapes};
 
-/// Fresh weights, distributed as PyTorch's defaults for `Conv2d` and `Linear`: weights and biases
-/// uniform in ±1/sqrt(fan_in).
+/// Fresh weights and running statistics.
 ///
-/// For the weights PyTorch calls this `kaiming_uniform_(a=sqrt(5))` (He et al., 2015): the bound is
+/// The tutorial's networks have PyTorch's defaults for `Conv2d` and `Linear`: weights and biases uniform in
+/// ±1/sqrt(fan_in). For the weights PyTorch calls this `kaiming_uniform_(a=sqrt(5))`: the bound is
 /// sqrt(6 / ((1 + a²) fan_in)) = 1/sqrt(fan_in). fan_in is the number of inputs of one output: input
-/// channels times window. The values depend on `seed` and each parameter's name alone.
+/// channels times window.
+///
+/// A ResNet's convolutions are normal with variance 2/fan_in (He et al., 2015, equation 10, which the paper
+/// of the ResNets adopts; `kaiming_normal_`), its linear layer has PyTorch's default. Batch normalisations
+/// start as 1 and 0, with running mean 0 and variance 1.
+///
+/// The values depend on `seed` and each parameter's name alone.
 ///
 /// # Errors
 /// When a setting of `config` makes no sense, or the device refuses.
 pub fn init(config: &ModelConfig, seed: u64, device: &Device) -> Result<Parameters> {
     config.validate()?;
+    let resnet = config.architecture.resnet().is_some();
     let mut parameters = Parameters::new();
     let mut bound = 0.0;
     for (name, shape) in parameter_shapes(config) {
-        // A bias follows its layer's weight and shares its bound.
-        if shape.len() > 1 {
-            bound = 1.0 / (shape[1..].iter().product::<usize>() as f64).sqrt();
-        }
-        let values = uniform(&name, &shape, bound, seed, device)?;
+        let fan_in = shape[1..].iter().product::<usize>() as f64;
+        let values = match (resnet, shape.len()) {
+            (true, 4) => normal(&name, &shape, (2.0 / fan_in).sqrt(), seed, device)?,
+            (true, 1) if name != "linear.bias" => {
+                constant(f32::from(u8::from(name.ends_with("weight"))), &shape, device)?
+            }
+            (_, rank) => {
+                // A bias follows its layer's weight and shares its bound.
+                if rank > 1 {
+                    bound = 1.0 / fan_in.sqrt();
+                }
+                uniform(&name, &shape, bound, seed, device)?
+            }
+        };
         parameters.insert(name, values);
     }
+    for (name, shape) in buffer_shapes(config) {
+        let value = f32::from(u8::from(name.ends_with("running_var")));
+        parameters.insert(name, constant(value, &shape, device)?);
+    }
     Ok(parameters)
+}
+
+fn constant(value: f32, shape: &[usize], device: &Device) -> Result<Var> {
+    Ok(Var::from_tensor(&Tensor::full(value, shape, device)?)?)
+}
+
+/// Normal values of mean 0, by Box and Muller (1958), drawn from `seed` and `name` alone.
+fn normal(name: &str, shape: &[usize], std: f64, seed: u64, device: &Device) -> Result<Var> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    rng.set_stream(stream(name));
+    // In (0, 1], so that the logarithm is finite.
+    let mut unit = || (f64::from(rng.next_u32()) + 1.0) / (f64::from(u32::MAX) + 1.0);
+    let values: Vec<f32> = (0..shape.iter().product())
+        .map(|_| {
+            let (radius, angle) = ((-2.0 * unit().ln()).sqrt(), std::f64::consts::TAU * unit());
+            (std * radius * angle.cos()) as f32
+        })
+        .collect();
+    Ok(Var::from_vec(values, shape, device)?)
 }
 
 /// A variable of f32 values uniform in [-`bound`, `bound`), drawn from `seed` and `name` alone.

@@ -1,16 +1,20 @@
 //! Weights on disk: safetensors files under the reference's names, which PyTorch loads with
 //! `load_state_dict(safetensors.torch.load_file(path))`.
+//!
+//! Running statistics are among them. PyTorch also counts batches (`num_batches_tracked`, an integer that only
+//! an average with `momentum=None` uses): it is passed over when a file has it and never written. PyTorch
+//! puts in what it has itself, `strict=True` or not.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::{Dtype, TensorInfo, TensorView};
 use serde::{Deserialize, Serialize};
 
-use crate::{Architecture, Error, ModelConfig, Result, parameter_shapes};
+use crate::{Architecture, Error, ModelConfig, Result, buffer_shapes, parameter_shapes};
 
 /// The version of [`Metadata`] that this crate writes and reads.
 const FORMAT: u32 = 1;
@@ -205,13 +209,20 @@ fn read(
             return Err(Error::WrongArchitecture { path: path.into(), found, expected });
         }
     }
-    let expected = parameter_shapes(config);
-    check_tensors(path, config, metadata.as_ref(), &expected, &header.tensors())?;
+    check_tensors(path, config, metadata.as_ref(), &header.tensors())?;
+    let mut known = parameter_shapes(config);
+    known.extend(buffer_shapes(config));
 
     // The file's order, so that it is read once from start to end.
     let mut tensors = BTreeMap::new();
     for name in header.offset_keys() {
         let Some(info) = header.info(&name) else { continue };
+        if known.iter().all(|(known, _)| *known != name) {
+            // Counted batches, wherever the file has them.
+            let len = (info.data_offsets.1 - info.data_offsets.0) as i64;
+            file.seek(SeekFrom::Current(len)).map_err(io)?;
+            continue;
+        }
         // Its type and shape are the network's by now, so its size is known to be sane.
         let mut bytes = vec![0; info.data_offsets.1 - info.data_offsets.0];
         file.read_exact(&mut bytes).map_err(io)?;
@@ -224,6 +235,43 @@ fn read(
         tensors.insert(name, tensor);
     }
     Ok((tensors, metadata))
+}
+
+/// Weights that another training starts from.
+#[derive(Clone, Debug)]
+pub struct Start {
+    /// The network's tensors by name, without those of the last layer where it has to be new.
+    pub tensors: BTreeMap<String, Tensor>,
+    /// The file's own description, if it has one.
+    pub metadata: Option<Metadata>,
+    /// Where the file tells another number of classes apart: that number. The last layer is then new.
+    pub other_classes: Option<usize>,
+}
+
+/// Loads weights to start from: as [`load`], but the last layer may be for another number of classes
+/// and is then left out.
+///
+/// # Errors
+/// As [`load`], except for another number of classes.
+pub fn load_start(path: &Path, config: &ModelConfig) -> Result<Start> {
+    match load(path, config) {
+        Ok((tensors, metadata)) => Ok(Start { tensors, metadata, other_classes: None }),
+        Err(Error::ClassCount { found, .. }) => {
+            let other = ModelConfig { classes: found, ..*config };
+            let (mut tensors, metadata) = load(path, &other)?;
+            for (name, _) in head(&other) {
+                tensors.remove(&name);
+            }
+            Ok(Start { tensors, metadata, other_classes: Some(found) })
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Weight and bias of the layer that gives the logits.
+fn head(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
+    let mut shapes = parameter_shapes(config);
+    shapes.split_off(shapes.len() - 2)
 }
 
 /// Reads the header; gives it and the offset at which the data starts.
@@ -291,12 +339,18 @@ fn check_tensors(
     path: &Path,
     config: &ModelConfig,
     metadata: Option<&Metadata>,
-    expected: &[(String, Vec<usize>)],
     found: &HashMap<String, &TensorInfo>,
 ) -> Result<()> {
     let architecture = config.architecture.name();
+    let mut expected = parameter_shapes(config);
+    expected.extend(buffer_shapes(config));
+    let is_known = |name: &str| expected.iter().any(|(known, _)| known == name);
+    let counts_batches = |name: &str| {
+        let norm = name.strip_suffix(".num_batches_tracked");
+        norm.is_some_and(|norm| is_known(&format!("{norm}.running_mean")))
+    };
     // Sorted, so that the same file always gives the same message.
-    let extra = found.keys().filter(|name| expected.iter().all(|(known, _)| known != *name)).min();
+    let extra = found.keys().filter(|name| !is_known(name) && !counts_batches(name)).min();
     if let Some(name) = extra {
         let found = found[name].shape.clone();
         return Err(Error::ExtraTensor {
@@ -306,7 +360,7 @@ fn check_tensors(
             found,
         });
     }
-    for (name, shape) in expected {
+    for (name, shape) in &expected {
         if !found.contains_key(name) {
             return Err(Error::MissingTensor {
                 path: path.into(),
@@ -318,7 +372,7 @@ fn check_tensors(
     }
     // Another number of classes shows as another shape of the last layer; say what it means.
     let classes = metadata.map(|metadata| metadata.classes).or_else(|| {
-        let (name, shape) = &expected[expected.len() - 2];
+        let (name, shape) = &head(config)[0];
         let found = &found[name].shape;
         (found.len() == shape.len() && found[1..] == shape[1..]).then(|| found[0])
     });
@@ -331,7 +385,7 @@ fn check_tensors(
             expected: config.classes,
         });
     }
-    for (name, shape) in expected {
+    for (name, shape) in &expected {
         let info = found[name];
         if &info.shape != shape {
             return Err(Error::TensorShape {

@@ -5,8 +5,8 @@ mod common;
 use candle_core::{DType, Device, Tensor};
 use common::{bits, config, hashed, values};
 use kd_models::{
-    Architecture, Error, Mode, ModelConfig, build, frozen, init, multiply_adds, parameter_count,
-    parameter_shapes, places, uniform, var_builder,
+    Architecture, Error, Mode, ModelConfig, buffer_shapes, build, frozen, init, multiply_adds,
+    parameter_count, parameter_shapes, places, uniform, var_builder,
 };
 use kd_ops::DropoutKey;
 
@@ -18,6 +18,16 @@ fn parameter_counts_are_the_references() {
     assert_eq!(parameter_count(&config(Architecture::Student)), 267_738);
     let student = ModelConfig::new(Architecture::Student, 100);
     assert_eq!(parameter_count(&student), 267_738 + 90 * 257);
+    // He et al. (2016), table 6, give 0.27, 0.46, 0.66, 0.85 and 1.7 million.
+    for (architecture, count) in [
+        (Architecture::ResNet20, 269_722),
+        (Architecture::ResNet32, 464_154),
+        (Architecture::ResNet44, 658_586),
+        (Architecture::ResNet56, 853_018),
+        (Architecture::ResNet110, 1_727_962),
+    ] {
+        assert_eq!(parameter_count(&config(architecture)), count, "{architecture}");
+    }
 }
 
 #[test]
@@ -59,12 +69,34 @@ fn parameter_names_and_shapes_are_the_references() {
 }
 
 #[test]
+fn a_resnets_names_are_those_of_its_usual_pytorch_code() {
+    let config = config(Architecture::ResNet8);
+    let names: Vec<String> = parameter_shapes(&config).into_iter().map(|(name, _)| name).collect();
+    let expected = "conv1.weight bn1.weight bn1.bias layer1.0.conv1.weight layer1.0.bn1.weight \
+        layer1.0.bn1.bias layer1.0.conv2.weight layer1.0.bn2.weight layer1.0.bn2.bias \
+        layer2.0.conv1.weight layer2.0.bn1.weight layer2.0.bn1.bias layer2.0.conv2.weight \
+        layer2.0.bn2.weight layer2.0.bn2.bias layer3.0.conv1.weight layer3.0.bn1.weight \
+        layer3.0.bn1.bias layer3.0.conv2.weight layer3.0.bn2.weight layer3.0.bn2.bias \
+        linear.weight linear.bias";
+    assert_eq!(names.join(" "), expected);
+    let buffers = buffer_shapes(&config);
+    assert_eq!(buffers.len(), 14);
+    assert_eq!(buffers[13], ("layer3.0.bn2.running_var".to_string(), vec![64]));
+    let last = parameter_shapes(&ModelConfig::new(Architecture::ResNet110, 10));
+    assert!(last.iter().any(|(name, _)| name == "layer3.17.conv2.weight"));
+}
+
+#[test]
 fn multiply_adds_are_those_of_the_layers_one_by_one() {
     let teacher = 1024 * 9 * (3 * 128 + 128 * 64) + 256 * 9 * (64 * 64 + 64 * 32);
     let teacher = teacher + 2048 * 512 + 512 * 10;
     assert_eq!(multiply_adds(&config(Architecture::Teacher)), teacher);
     let student = 1024 * 9 * 3 * 16 + 256 * 9 * 16 * 16 + 1024 * 256 + 256 * 10;
     assert_eq!(multiply_adds(&config(Architecture::Student)), student);
+    // Each stage halves the side and doubles the channels: its layers cost the same, but for its first.
+    let layer = 1024 * 9 * 16 * 16;
+    let resnet8 = 1024 * 9 * 3 * 16 + 6 * layer - 2 * layer / 2 + 64 * 10;
+    assert_eq!(multiply_adds(&config(Architecture::ResNet8)), resnet8);
 }
 
 #[test]
@@ -132,14 +164,23 @@ fn settings_that_make_no_sense_are_errors() {
         let config = ModelConfig { dropout, ..config(Architecture::Student) };
         assert!(matches!(config.validate(), Err(Error::Config { field: "dropout", .. })));
     }
+    let config = ModelConfig { dropout: 0.1, ..config(Architecture::ResNet20) };
+    assert!(config.validate().unwrap_err().to_string().contains("a ResNet has no dropout"));
     let error = "resnet".parse::<Architecture>().unwrap_err().to_string();
-    assert_eq!(error, "there is no model \"resnet\"; the models are teacher, student");
+    let expected =
+        "there is no model \"resnet\"; the models are teacher, student, resnet8, resnet14, ";
+    assert!(error.starts_with(expected), "{error}");
+    for architecture in Architecture::ALL {
+        assert_eq!(architecture.name().parse::<Architecture>().unwrap(), architecture);
+        let json = serde_json::to_string(&architecture).unwrap();
+        assert_eq!(json, format!("\"{architecture}\""));
+    }
 }
 
 /// Uniform in ±1/sqrt(fan_in), biases too.
 #[test]
 fn fresh_weights_are_distributed_as_pytorchs() {
-    for architecture in Architecture::ALL {
+    for architecture in [Architecture::Teacher, Architecture::Student] {
         let config = config(architecture);
         let parameters = init(&config, 42, &Device::Cpu).unwrap();
         let mut fan_in = 0;
@@ -160,6 +201,35 @@ fn fresh_weights_are_distributed_as_pytorchs() {
             assert!((var - expected).abs() < 5.0 * 0.298 * bound * bound / n.sqrt(), "{name}");
         }
     }
+}
+
+/// Convolutions normal with variance 2/fan_in, normalisations 1 and 0, mean 0 and variance 1.
+#[test]
+fn a_fresh_resnet_is_as_he_et_al_start_it() {
+    let config = config(Architecture::ResNet20);
+    let parameters = init(&config, 42, &Device::Cpu).unwrap();
+    let mut largest = 0f64;
+    for (name, shape) in parameter_shapes(&config).into_iter().chain(buffer_shapes(&config)) {
+        let values = values(&parameters[&name]);
+        if shape.len() == 4 {
+            let n = values.len() as f64;
+            let std = (2.0 / shape[1..].iter().product::<usize>() as f64).sqrt();
+            let scaled = |x: &f32| f64::from(*x) / std;
+            let moment = |power| values.iter().map(|x| scaled(x).powi(power)).sum::<f64>() / n;
+            // Five standard errors of the mean, the mean square and the mean fourth power of normal values.
+            assert!(moment(1).abs() < 5.0 / n.sqrt(), "{name}: mean {}", moment(1));
+            assert!((moment(2) - 1.0).abs() < 5.0 * (2.0 / n).sqrt(), "{name}: {}", moment(2));
+            assert!((moment(4) - 3.0).abs() < 5.0 * (96.0 / n).sqrt(), "{name}: {}", moment(4));
+            largest = values.iter().map(scaled).fold(largest, |most, x| most.max(x.abs()));
+        } else if !name.starts_with("linear") {
+            let expected =
+                if name.ends_with("weight") || name.ends_with("var") { 1.0 } else { 0.0 };
+            assert!(values.iter().all(|&x| x == expected), "{name}");
+        } else {
+            assert!(values.iter().all(|x| x.abs() <= 0.125), "{name}");
+        }
+    }
+    assert!((4.0..6.0).contains(&largest), "the largest of 270,000 normal values is {largest}");
 }
 
 #[test]
@@ -199,14 +269,19 @@ const FIRST_WEIGHT: u32 = 0xbd31_1f56;
 
 #[test]
 fn every_variable_gets_a_gradient() {
-    for architecture in Architecture::ALL {
+    let some = [Architecture::Teacher, Architecture::Student, Architecture::ResNet14];
+    for architecture in some {
         let config = config(architecture);
         let parameters = init(&config, 1, &Device::Cpu).unwrap();
         let network = build(&config, var_builder(&parameters)).unwrap();
         let images = hashed(&[4, 3, 32, 32], 1, 2.0);
         let output = network.forward_t(&images, Mode::Train(KEY), &[]).unwrap();
         let grads = output.logits.sqr().unwrap().sum_all().unwrap().backward().unwrap();
-        for (name, var) in &parameters {
+        for (name, _) in buffer_shapes(&config) {
+            assert!(grads.get(&parameters[&name]).is_none(), "{name} is not trained");
+        }
+        for (name, _) in parameter_shapes(&config) {
+            let var = &parameters[&name];
             let grad = grads.get(var).unwrap_or_else(|| panic!("{name} has no gradient"));
             assert_eq!(grad.dims(), var.dims(), "{name}");
             let values = values(grad);
@@ -270,4 +345,71 @@ fn gradients_repeat_bit_for_bit() {
         parameters.values().map(|var| bits(grads.get(var).unwrap())).collect::<Vec<_>>()
     };
     assert_eq!(run(), run());
+}
+
+/// Going along the gradient by ±h changes the loss by 2 h times the gradient's length, for every parameter by itself.
+#[test]
+fn gradients_are_finite_differences() {
+    for architecture in [Architecture::Teacher, Architecture::Student] {
+        let config = config(architecture);
+        let parameters = common::fixed_weights(&config);
+        let network = build(&config, var_builder(&parameters)).unwrap();
+        let images = hashed(&[3, 3, 32, 32], 90, 1.0);
+        let weights = hashed(&[3, 10], 91, 1.0);
+        let forward = || network.forward_t(&images, Mode::Train(KEY), &[]).unwrap().logits;
+        // Each logit with a weight of its own, summed in f64.
+        let loss = || -> f64 {
+            let terms = values(&forward()).into_iter().zip(values(&weights));
+            terms.map(|(logit, weight)| f64::from(logit) * f64::from(weight)).sum()
+        };
+        let grads = (forward() * &weights).unwrap().sum_all().unwrap().backward().unwrap();
+        for (name, var) in &parameters {
+            let grad = grads.get(var).unwrap();
+            let length = values(grad).iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
+            let start = var.as_tensor().copy().unwrap();
+            let h = 1e-3;
+            let at = |h: f64| {
+                var.set(&(&start + (grad * (h / length)).unwrap()).unwrap()).unwrap();
+                loss()
+            };
+            let slope = (at(h) - at(-h)) / (2.0 * h);
+            var.set(&start).unwrap();
+            let off = (slope / length - 1.0).abs();
+            assert!(off < 0.02, "{architecture} {name}: slope {slope}, gradient's length {length}");
+        }
+    }
+}
+
+/// Training moves a ResNet's running statistics, evaluation does not, and a frozen layer keeps them.
+#[test]
+fn running_statistics_move_in_training_alone_and_stay_where_frozen() {
+    let config = config(Architecture::ResNet8);
+    let parameters = init(&config, 1, &Device::Cpu).unwrap();
+    let images = hashed(&[4, 3, 32, 32], 1, 2.0);
+    let state = || -> Vec<(String, Vec<u32>)> {
+        let names = buffer_shapes(&config).into_iter().map(|(name, _)| name);
+        names.map(|name| (name.clone(), bits(&parameters[&name]))).collect()
+    };
+    let start = state();
+    let network = build(&config, var_builder(&parameters)).unwrap();
+    network.forward_t(&images, Mode::Eval, &[]).unwrap();
+    assert_eq!(state(), start);
+    // The first block and the stem don't train.
+    let mut tensors: std::collections::HashMap<String, Tensor> =
+        parameters.iter().map(|(name, var)| (name.clone(), var.as_tensor().clone())).collect();
+    let is_frozen = |name: &str| ["conv1.", "bn1.", "layer1."].iter().any(|p| name.starts_with(p));
+    for (name, tensor) in &mut tensors {
+        if is_frozen(name) {
+            *tensor = tensor.detach();
+        }
+    }
+    let vb = candle_nn::VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
+    let output = build(&config, vb).unwrap().forward_t(&images, Mode::Train(KEY), &[]).unwrap();
+    for ((name, before), (_, after)) in start.iter().zip(state()) {
+        assert_eq!(*before == after, is_frozen(name), "{name}");
+    }
+    let grads = output.logits.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+    for (name, _) in parameter_shapes(&config) {
+        assert_eq!(grads.get(&parameters[&name]).is_none(), is_frozen(&name), "{name}");
+    }
 }

@@ -8,6 +8,7 @@ use candle_core::{Device, Tensor};
 use common::{config, fixed_weights, fixture, hashed, values};
 use kd_models::{Architecture, Mode, build, places, var_builder};
 use kd_ops::adam::{Adam, AdamConfig};
+use kd_ops::sgd::{Sgd, SgdConfig};
 
 /// Compares a tensor with the digest of PyTorch's.
 fn assert_agrees(name: &str, tensor: &Tensor, fixture: &HashMap<String, Tensor>, tolerance: f32) {
@@ -29,9 +30,12 @@ fn assert_agrees(name: &str, tensor: &Tensor, fixture: &HashMap<String, Tensor>,
     assert!((norm - sum_norm[1]).abs() <= slack, "{name}: norm {norm}, PyTorch {}", sum_norm[1]);
 }
 
+/// The networks whose fixtures `network` makes.
+const CNNS: [Architecture; 2] = [Architecture::Teacher, Architecture::Student];
+
 #[test]
 fn logits_and_every_feature_place_agree_with_pytorch() {
-    for architecture in Architecture::ALL {
+    for architecture in CNNS.into_iter().chain([Architecture::ResNet20]) {
         let config = config(architecture);
         let fixture = fixture(&format!("{architecture}.safetensors"));
         let network = build(&config, var_builder(&fixed_weights(&config))).unwrap();
@@ -56,7 +60,7 @@ fn logits_and_every_feature_place_agree_with_pytorch() {
 
 #[test]
 fn three_adam_steps_agree_with_pytorch() {
-    for architecture in Architecture::ALL {
+    for architecture in CNNS {
         let mut config = config(architecture);
         config.dropout = 0.0;
         let fixture = fixture(&format!("{architecture}.safetensors"));
@@ -84,5 +88,68 @@ fn three_adam_steps_agree_with_pytorch() {
         for (name, var) in &parameters {
             assert_agrees(&format!("adam.{name}"), var, &fixture, 2e-5);
         }
+    }
+}
+
+/// Compares a tensor with `short_digest` of PyTorch's.
+fn assert_agrees_in_short(
+    name: &str,
+    tensor: &Tensor,
+    fixture: &HashMap<String, Tensor>,
+    tolerance: f64,
+) {
+    let ours: Vec<f64> = values(tensor).into_iter().map(f64::from).collect();
+    let theirs = fixture[name].to_vec1::<f64>().unwrap();
+    let sign = |i: usize| if i.is_multiple_of(2) { 1.0 } else { -1.0 };
+    let found = [
+        ours.iter().sum(),
+        ours.iter().map(|x| x * x).sum::<f64>().sqrt(),
+        ours.iter().enumerate().map(|(i, x)| sign(i) * x).sum(),
+        ours[0],
+        ours[ours.len() - 1],
+    ];
+    for (i, (found, theirs)) in found.into_iter().zip(theirs).enumerate() {
+        // Errors of a sum add up as a random walk does.
+        let slack = if i < 3 { (ours.len() as f64).sqrt() } else { 1.0 };
+        let close = (found - theirs).abs() <= tolerance * slack;
+        assert!(close, "{name}, figure {i}: {found}, PyTorch has {theirs}");
+    }
+}
+
+/// Gradients, weights and running statistics in training, and evaluation with what it left.
+#[test]
+fn three_steps_of_a_resnet_with_nesterovs_momentum_agree_with_pytorch() {
+    let config = config(Architecture::ResNet20);
+    let fixture = fixture("resnet20.safetensors");
+    let parameters = fixed_weights(&config);
+    let network = build(&config, var_builder(&parameters)).unwrap();
+    let mut sgd =
+        Sgd::new(SgdConfig { lr: 1e-3, momentum: 0.9, nesterov: true, weight_decay: 5e-4 });
+    let images = hashed(&[2, 3, 32, 32], 1003, 2.0);
+    let labels: Vec<u32> = (0..2).map(|i| i * 7 % 10).collect();
+    let labels = Tensor::new(labels, &Device::Cpu).unwrap();
+    let key = kd_ops::DropoutKey { seed: 0, step: 0 };
+    for (step, expected) in values(&fixture["losses"]).iter().enumerate() {
+        let output = network.forward_t(&images, Mode::Train(key), &[]).unwrap();
+        let loss = candle_nn::loss::cross_entropy(&output.logits, &labels).unwrap();
+        let value = loss.to_scalar::<f32>().unwrap();
+        assert!((value - expected).abs() < 1e-5, "step {step}: {value}, PyTorch {expected}");
+        let grads = loss.backward().unwrap();
+        for (name, var) in &parameters {
+            let is_buffer = name.contains("running");
+            assert_eq!(grads.get(var).is_none(), is_buffer, "{name}");
+            if step == 0 && !is_buffer {
+                let grad = grads.get(var).unwrap();
+                assert_agrees_in_short(&format!("grad.{name}"), grad, &fixture, 1e-4);
+            }
+        }
+        sgd.step(&parameters, &grads).unwrap();
+    }
+    for (name, var) in &parameters {
+        assert_agrees_in_short(&format!("after.{name}"), var, &fixture, 1e-4);
+    }
+    let logits = network.forward_t(&images, Mode::Eval, &[]).unwrap().logits;
+    for (ours, theirs) in values(&logits).iter().zip(values(&fixture["logits_after"])) {
+        assert!((ours - theirs).abs() < 2e-5, "logits: {ours}, PyTorch has {theirs}");
     }
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use common::{bits, config, tensors};
-use kd_models::weights::{Metadata, load, save};
+use kd_models::weights::{Metadata, load, load_start, save};
 use kd_models::{Architecture, Error, ModelConfig, init};
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -330,4 +330,45 @@ proptest! {
         fs::write(&path, &bytes[..len]).unwrap();
         prop_assert!(load(&path, &student()).is_err());
     }
+}
+
+/// PyTorch counts batches in an integer beside each normalisation's statistics.
+#[test]
+fn pytorchs_counted_batches_are_passed_over() {
+    let folder = TempDir::new().unwrap();
+    let config = config(Architecture::ResNet8);
+    let expected = tensors(&init(&config, 1, &Device::Cpu).unwrap());
+    let mut with_counts = expected.clone();
+    for norm in ["bn1", "layer2.0.bn2"] {
+        let count = Tensor::new(7i64, &Device::Cpu).unwrap();
+        with_counts.insert(format!("{norm}.num_batches_tracked"), count);
+    }
+    let (loaded, _) = load(&foreign(&folder, &with_counts), &config).unwrap();
+    assert_eq!(loaded.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
+    for (name, tensor) in &expected {
+        assert_eq!(bits(tensor), bits(&loaded[name]), "{name}");
+    }
+    with_counts.insert("conv1.num_batches_tracked".into(), zeros(&[1]));
+    let error = load(&foreign(&folder, &with_counts), &config).unwrap_err().to_string();
+    assert!(error.contains("has no tensor conv1.num_batches_tracked"), "{error}");
+    with_counts.retain(|name, _| !name.contains("tracked") && name != "bn1.running_var");
+    let error = load(&foreign(&folder, &with_counts), &config).unwrap_err().to_string();
+    assert!(error.contains("bn1.running_var is missing"), "{error}");
+}
+
+#[test]
+fn weights_to_start_from_may_have_another_last_layer_and_nothing_else() {
+    let (_folder, path) = saved();
+    let same = load_start(&path, &student()).unwrap();
+    assert_eq!((same.tensors.len(), same.other_classes), (8, None));
+    let hundred = ModelConfig { classes: 100, ..student() };
+    let start = load_start(&path, &hundred).unwrap();
+    assert_eq!((start.tensors.len(), start.other_classes), (6, Some(10)));
+    assert!(!start.tensors.contains_key("classifier.3.weight"));
+    assert!(!start.tensors.contains_key("classifier.3.bias"));
+    let folder = TempDir::new().unwrap();
+    let mut tensors = student_tensors();
+    tensors.insert("features.3.weight".into(), zeros(&[16, 8, 3, 3]));
+    let error = load_start(&foreign(&folder, &tensors), &hundred).unwrap_err().to_string();
+    assert!(error.contains("[16, 8, 3, 3]") && error.contains("[16, 16, 3, 3]"), "{error}");
 }

@@ -2,6 +2,7 @@
 #![deny(missing_docs)]
 
 pub mod adam;
+mod batch_norm;
 mod conv;
 mod cpu;
 mod dropout;
@@ -11,8 +12,11 @@ mod matmul;
 mod max_pool;
 mod process;
 mod relu;
+pub mod sgd;
+mod shortcut;
 mod simd;
 
+pub use batch_norm::{BatchNorm, BatchNormConfig, Statistics};
 pub use conv::{Conv2d, Conv2dConfig, conv2d, conv2d_chain};
 pub use dropout::{DropoutKey, dropout};
 pub use grad_norm::{clip_grad_norm, grad_norms, total_norm};
@@ -20,3 +24,4 @@ pub use linear::linear;
 pub use max_pool::max_pool2d;
 pub use process::{keep_candle_single_threaded, keep_freed_memory};
 pub use relu::relu;
+pub use shortcut::subsample_pad;

@@ -5,8 +5,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use candle_core::{Device, Result, Tensor, Var, safetensors};
 use kd_ops::adam::{Adam, AdamConfig};
+use kd_ops::sgd::{Sgd, SgdConfig};
 use kd_ops::{
-    Conv2dConfig, clip_grad_norm, conv2d, grad_norms, linear, max_pool2d, relu, total_norm,
+    BatchNorm, BatchNormConfig, Conv2dConfig, Statistics, clip_grad_norm, conv2d, grad_norms,
+    linear, max_pool2d, relu, subsample_pad, total_norm,
 };
 
 struct Fixture(HashMap<String, Tensor>);
@@ -158,6 +160,78 @@ fn clipped_gradients_agree() -> Result<()> {
         for name in names {
             let Some(grad) = grads.get(&parameters[name]) else { panic!("{case}: {name} is gone") };
             fixture.assert_close(case, &format!("clipped.{name}"), grad)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn batch_norm_agrees_in_training_and_evaluation() -> Result<()> {
+    let fixture = Fixture::load("batch_norm")?;
+    let cases: Vec<String> = fixture
+        .cases()
+        .into_iter()
+        .filter(|c| fixture.0.contains_key(&format!("{c}.config")))
+        .collect();
+    assert!(cases.len() >= 5);
+    for case in &cases {
+        let [momentum, eps, relu, residual] = fixture.get(case, "config").to_vec1::<f64>()?[..]
+        else {
+            panic!("{case}")
+        };
+        let (weight, bias) = (fixture.var(case, "weight")?, fixture.var(case, "bias")?);
+        let running_mean = Var::from_tensor(&weight.zeros_like()?)?;
+        let running_var = Var::from_tensor(&weight.ones_like()?)?;
+        let norm = BatchNorm {
+            weight: weight.as_tensor().clone(),
+            bias: bias.as_tensor().clone(),
+            running_mean: running_mean.as_tensor().clone(),
+            running_var: running_var.as_tensor().clone(),
+            config: BatchNormConfig { momentum, eps, relu: relu == 1.0 },
+        };
+        for (pass, statistics) in [
+            ("first", Statistics::Batch),
+            ("second", Statistics::Batch),
+            ("evaluation", Statistics::Running),
+        ] {
+            let case = &format!("{case}_{pass}");
+            let x = fixture.var(case, "x")?;
+            let mut variables = vec![("x", &x), ("weight", &weight), ("bias", &bias)];
+            let r = (residual == 1.0).then(|| fixture.var(case, "residual")).transpose()?;
+            variables.extend(r.as_ref().map(|r| ("residual", r)));
+            let y = norm.forward(&x, r.as_ref().map(|r| r.as_tensor()), statistics)?;
+            fixture.check(case, &y, &variables)?;
+            fixture.assert_close(case, "running_mean", &running_mean)?;
+            fixture.assert_close(case, "running_var", &running_var)?;
+        }
+    }
+    let x = fixture.var("shortcut", "x")?;
+    fixture.check("shortcut", &subsample_pad(&x, 8)?, &[("x", &x)])
+}
+
+#[test]
+fn sgd_agrees_step_by_step() -> Result<()> {
+    let fixture = Fixture::load("sgd")?;
+    for case in &fixture.cases() {
+        let [lr, momentum, nesterov, weight_decay] =
+            fixture.get(case, "config").to_vec1::<f64>()?[..]
+        else {
+            panic!("{case}")
+        };
+        let parameter = fixture.var(case, "start")?;
+        let parameters = BTreeMap::from([("p".to_string(), parameter.clone())]);
+        let mut sgd = Sgd::new(SgdConfig { lr, momentum, nesterov: nesterov == 1.0, weight_decay });
+        for step in 0..4 {
+            let grad = fixture.get(case, &format!("grad.{step}"));
+            let grads = (parameter.as_tensor() * grad)?.sum_all()?.backward()?;
+            sgd.step(&parameters, &grads)?;
+            fixture.assert_close(case, &format!("parameter.{step}"), &parameter)?;
+        }
+        if momentum > 0.0 {
+            let buffer = Tensor::from_slice(&sgd.momentum["p"], parameter.shape(), &Device::Cpu)?;
+            fixture.assert_close(case, "momentum", &buffer)?;
+        } else {
+            assert!(sgd.momentum.is_empty());
         }
     }
     Ok(())

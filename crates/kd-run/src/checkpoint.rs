@@ -1,7 +1,8 @@
 //! Checkpoints: everything that a run needs to go on exactly where it was.
 //!
-//! One safetensors file each: `parameter/<name>`, `adam.first/<name>` and `adam.second/<name>`, and as
-//! bytes under `state` a JSON text with the rest. Random draws depend on the seed, the epoch and the
+//! One safetensors file each: `parameter/<name>` (running statistics among them), the optimiser's state
+//! (`adam.first/<name>` and `adam.second/<name>`, or `sgd.momentum/<name>`), and as bytes under `state` a
+//! JSON text with the rest. Random draws depend on the seed, the epoch and the
 //! step alone, so no generator's state is among them. The metadata holds a format number and a SHA-256 of all tensors.
 
 use std::collections::{BTreeMap, HashMap};
@@ -11,7 +12,6 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail, ensure};
 use candle_core::{Device, Tensor};
 use kd_models::Parameters;
-use kd_ops::adam::{Adam, Moments};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
@@ -19,6 +19,7 @@ use sha2::{Digest, Sha256};
 
 use crate::evaluate::Evaluation;
 use crate::files;
+use crate::optimizer::{KINDS, Optimizer};
 use crate::recipe;
 
 const FORMAT: u32 = 1;
@@ -139,8 +140,8 @@ pub struct Checkpoint {
     pub state: State,
     /// The network's and the methods' helpers', by name.
     pub parameters: BTreeMap<String, Tensor>,
-    /// Adam's, by the parameter's name.
-    pub moments: BTreeMap<String, Moments>,
+    /// What the optimiser remembers of each parameter, as `<kind>/<parameter>`.
+    pub optimizer: BTreeMap<String, Vec<f32>>,
 }
 
 /// Writes `step-<step>.safetensors` into `folder`.
@@ -148,7 +149,7 @@ pub(crate) fn save(
     folder: &Path,
     state: &State,
     parameters: &Parameters,
-    adam: &Adam,
+    optimizer: &Optimizer,
 ) -> anyhow::Result<PathBuf> {
     let path = folder.join(file_name(state.step));
     let mut data: BTreeMap<String, (Vec<usize>, Vec<u8>)> = BTreeMap::new();
@@ -158,13 +159,10 @@ pub(crate) fn save(
             .with_context(|| format!("no checkpoint is written after step {}", state.step))?;
         data.insert(format!("parameter/{name}"), (parameter.dims().to_vec(), bytes(&values)));
     }
-    for (name, Moments { first, second }) in &adam.moments {
-        for moments in [first, second] {
-            check_finite(&format!("Adam's moment of {name}"), moments)
-                .with_context(|| format!("no checkpoint is written after step {}", state.step))?;
-        }
-        data.insert(format!("adam.first/{name}"), (vec![first.len()], bytes(first)));
-        data.insert(format!("adam.second/{name}"), (vec![second.len()], bytes(second)));
+    for (name, values) in optimizer.state() {
+        check_finite(&name, values)
+            .with_context(|| format!("no checkpoint is written after step {}", state.step))?;
+        data.insert(name, (vec![values.len()], bytes(values)));
     }
     let state = serde_json::to_vec(state).context("the state can't be written as JSON")?;
     data.insert("state".into(), (vec![state.len()], state));
@@ -250,7 +248,7 @@ pub fn parse(contents: &[u8], expected: &Expected<'_>) -> anyhow::Result<Checkpo
     check_recipe(&state.recipe, expected.recipe)?;
     state.check(expected.epochs, expected.batches)?;
     let mut parameters = BTreeMap::new();
-    let mut moments: BTreeMap<String, Moments> = BTreeMap::new();
+    let mut optimizer = BTreeMap::new();
     for (full_name, view) in &views {
         let Some((kind, name)) = full_name.split_once('/') else { continue };
         let shape = shapes.get(name).with_context(|| format!("{full_name} is not the run's"))?;
@@ -271,14 +269,13 @@ pub fn parse(contents: &[u8], expected: &Expected<'_>) -> anyhow::Result<Checkpo
                 let tensor = Tensor::from_vec(values, shape.as_slice(), &Device::Cpu)?;
                 parameters.insert(name.to_string(), tensor);
             }
-            "adam.first" => moments.entry(name.to_string()).or_default().first = values,
-            "adam.second" => moments.entry(name.to_string()).or_default().second = values,
+            kind if KINDS.contains(&kind) => _ = optimizer.insert((*full_name).to_string(), values),
             _ => bail!("{full_name} is nothing that a checkpoint holds"),
         }
     }
     let missing = shapes.keys().find(|name| !parameters.contains_key(*name));
     ensure!(missing.is_none(), "parameter {} is missing", missing.map_or("", String::as_str));
-    Ok(Checkpoint { state, parameters, moments })
+    Ok(Checkpoint { state, parameters, optimizer })
 }
 
 /// The teacher's path may differ: its hash says whether it is the same.
@@ -349,14 +346,16 @@ fn list(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
 mod tests {
     use super::*;
     use candle_core::Var;
+    use kd_ops::adam::{Adam, Moments};
 
-    fn made(folder: &Path, step: u64) -> (State, Parameters, Adam, PathBuf) {
+    fn made(folder: &Path, step: u64) -> (State, Parameters, Optimizer, PathBuf) {
         let values = [0.1f32, -2.5, f32::MIN_POSITIVE, 3e30];
         let weight = Var::from_slice(&values, (2, 2), &Device::Cpu).unwrap();
         let parameters = Parameters::from([("w".to_string(), weight)]);
         let mut adam = Adam::default();
         let moments = Moments { first: vec![0.3; 4], second: vec![1e-12; 4] };
         adam.moments.insert("w".into(), moments);
+        let optimizer = Optimizer::Adam(adam);
         // A sum that has no short decimal form.
         let sums = Sums { loss: 0.1 + 0.2, seconds: 1.0 / 3.0, ..Sums::default() };
         let evaluation = (step >= 10).then(evaluation);
@@ -369,8 +368,8 @@ mod tests {
             evaluation,
             ..State::default()
         };
-        let path = save(folder, &state, &parameters, &adam).unwrap();
-        (state, parameters, adam, path)
+        let path = save(folder, &state, &parameters, &optimizer).unwrap();
+        (state, parameters, optimizer, path)
     }
 
     fn evaluation() -> Evaluation {
@@ -392,11 +391,13 @@ mod tests {
     #[test]
     fn a_checkpoint_reads_back_bit_for_bit() {
         let folder = tempfile::tempdir().unwrap();
-        let (state, parameters, adam, path) = made(folder.path(), 7);
+        let (state, parameters, optimizer, path) = made(folder.path(), 7);
         let bytes = fs::read(&path).unwrap();
         let found = load(&path, &expected("r")).unwrap();
         assert_eq!(found.state, state);
-        assert_eq!(found.moments, adam.moments);
+        let mut restored = Optimizer::Adam(Adam::default());
+        restored.restore(0, found.optimizer).unwrap();
+        assert_eq!(restored, optimizer);
         let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         assert_eq!(values(&found.parameters["w"]), values(&parameters["w"]));
         made(folder.path(), 7);
@@ -594,7 +595,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let weight = Var::from_slice(&[1.0, f32::NAN], 2, &Device::Cpu).unwrap();
         let parameters = Parameters::from([("w".to_string(), weight)]);
-        let error = save(folder.path(), &State::default(), &parameters, &Adam::default());
+        let optimizer = Optimizer::Adam(Adam::default());
+        let error = save(folder.path(), &State::default(), &parameters, &optimizer);
         let message = format!("{:#}", error.unwrap_err());
         assert!(message.contains("w is NaN at element 1"), "{message}");
         assert!(list(folder.path()).unwrap().is_empty());

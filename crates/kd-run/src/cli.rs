@@ -1,11 +1,14 @@
 //! The command line.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use kd_models::Architecture;
+use tracing_subscriber::EnvFilter;
+
+mod help;
 
 use crate::commands;
 use crate::device::DeviceChoice;
@@ -15,7 +18,7 @@ use crate::signals::Interrupted;
 
 /// Knowledge distillation: train a teacher, distil it into a student, and see what it was worth.
 #[derive(Debug, Parser)]
-#[command(name = "kd", version)]
+#[command(name = "kd", version, after_help = help::KD)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -29,6 +32,8 @@ enum Command {
     Distill(Distill),
     /// Accuracy, loss and confusion matrix of weights on the test images
     Eval(Eval),
+    /// What pictures show: class and confidence, of a student and its teacher
+    Predict(Predict),
     /// A network for other programs, as an ONNX file
     Export(Export),
     /// Table and HTML page of the runs below output folders
@@ -37,9 +42,14 @@ enum Command {
     Methods(ShowMethods),
     /// Check a recipe and print it with every default filled in
     Recipe(ShowRecipe),
+    /// Completions for a shell, on standard output
+    Completions(Completions),
+    /// The manual page, on standard output, or a page for each command as files
+    Man(Man),
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = help::TRAIN)]
 pub(crate) struct Train {
     /// The network
     #[arg(long, value_name = "MODEL", value_parser = architecture)]
@@ -56,6 +66,7 @@ pub(crate) struct Train {
 pub(crate) struct Part(pub(crate) usize, pub(crate) usize);
 
 #[derive(Debug, Args)]
+#[command(after_help = help::DISTILL)]
 pub(crate) struct Distill {
     /// The teacher's weights [default: what the recipe says, in the output folder]
     #[arg(long, value_name = "FILE")]
@@ -98,6 +109,12 @@ pub(crate) struct RunFlags {
     pub(crate) out: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) data: DataFlags,
+    /// Weights to start from; the last layer starts fresh where they tell another number of classes apart
+    #[arg(long, value_name = "FILE")]
+    pub(crate) init: Option<PathBuf>,
+    /// Layers that stay as they are, by name: "conv1,layer1"
+    #[arg(long, value_name = "LAYERS", value_delimiter = ',')]
+    pub(crate) freeze: Vec<String>,
     /// Passes over the training images
     #[arg(long, value_parser = at_least_one)]
     pub(crate) epochs: Option<usize>,
@@ -125,6 +142,12 @@ pub(crate) struct RunFlags {
     /// How many checkpoints are kept
     #[arg(long, value_name = "N", default_value = "2", value_parser = at_least_one)]
     pub(crate) keep_checkpoints: usize,
+    /// Also write the measurements for TensorBoard: `tensorboard --logdir OUT`
+    #[arg(long)]
+    pub(crate) tensorboard: bool,
+    /// Plain lines instead of the dashboard that a terminal shows
+    #[arg(long)]
+    pub(crate) plain: bool,
     #[command(flatten)]
     pub(crate) compute: ComputeFlags,
 }
@@ -153,6 +176,7 @@ pub(crate) struct ComputeFlags {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = help::EVAL)]
 pub(crate) struct Eval {
     /// The weights
     #[arg(long, value_name = "FILE")]
@@ -176,6 +200,32 @@ pub(crate) struct Eval {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = help::PREDICT)]
+pub(crate) struct Predict {
+    /// PNG or JPEG files, or folders of them
+    #[arg(required = true, value_name = "PICTURE")]
+    pub(crate) images: Vec<PathBuf>,
+    /// The weights
+    #[arg(long, value_name = "FILE")]
+    pub(crate) weights: PathBuf,
+    /// The network, for files that don't say it [default: teacher]
+    #[arg(long, value_name = "MODEL", value_parser = architecture)]
+    pub(crate) model: Option<Architecture>,
+    /// A teacher, whose answer stands beside
+    #[arg(long, value_name = "FILE")]
+    pub(crate) teacher: Option<PathBuf>,
+    /// The teacher's network, for files that don't say it [default: teacher]
+    #[arg(long, value_name = "MODEL", value_parser = architecture)]
+    pub(crate) teacher_model: Option<Architecture>,
+    /// Print JSON, with the probabilities of all classes
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) compute: ComputeFlags,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = help::EXPORT)]
 pub(crate) struct Export {
     /// The weights
     #[arg(long, value_name = "FILE")]
@@ -183,9 +233,9 @@ pub(crate) struct Export {
     /// The network, for files that don't say it [default: teacher]
     #[arg(long, value_name = "MODEL", value_parser = architecture)]
     pub(crate) model: Option<Architecture>,
-    /// The number of classes
-    #[arg(long, value_name = "N", default_value = "10", value_parser = at_least_one)]
-    pub(crate) classes: usize,
+    /// The number of classes [default: what the file says]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub(crate) classes: Option<usize>,
     /// Where the ONNX file goes; it takes RGB bytes `[batch, 3, 32, 32]`, normalises them itself and gives logits
     #[arg(long, value_name = "FILE")]
     pub(crate) onnx: PathBuf,
@@ -198,6 +248,7 @@ pub(crate) struct Export {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = help::REPORT)]
 pub(crate) struct Report {
     /// Output folders of training runs; of several, each gets its report, and the first a comparison
     #[arg(required = true)]
@@ -212,6 +263,7 @@ pub(crate) struct ShowMethods {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = help::RECIPE)]
 pub(crate) struct ShowRecipe {
     /// The recipe [default: the built-in tutorial]
     #[arg(value_name = "FILE")]
@@ -221,39 +273,57 @@ pub(crate) struct ShowRecipe {
     pub(crate) json: bool,
 }
 
+#[derive(Debug, Args)]
+#[command(after_help = help::COMPLETIONS)]
+pub(crate) struct Completions {
+    /// The shell
+    #[arg(value_enum)]
+    shell: clap_complete::Shell,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = help::MAN)]
+pub(crate) struct Man {
+    /// Write a page for `kd` and for each of its commands into this folder
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+}
+
 /// A command line that can't be right: exit code 2.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct Usage(pub(crate) String);
 
-/// Runs `kd` with the process's arguments. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 and 143 stopped by
-/// Ctrl-C and by SIGTERM, with a checkpoint to go on from.
+/// Some of what was asked for is done, some could not be: exit code 3.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Incomplete(pub(crate) String);
+
+/// Runs `kd` with the process's arguments. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done in part, 130 and 143
+/// stopped by Ctrl-C and by SIGTERM, with a checkpoint to go on from.
 ///
 /// Call it from `main`, before any other thread exists.
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .without_time()
-        .with_target(false)
-        .init();
+    log();
     let threads = match &cli.command {
         Command::Train(train) => train.run.compute.threads,
         Command::Distill(distill) => distill.run.compute.threads,
         Command::Eval(eval) => eval.compute.threads,
-        Command::Export(_) | Command::Report(_) | Command::Methods(_) | Command::Recipe(_) => None,
+        Command::Predict(predict) => predict.compute.threads,
+        _ => None,
     };
     let done = set_threads(threads).and_then(|()| match cli.command {
         Command::Train(train) => commands::train(&train),
         Command::Distill(distill) => commands::distill(&distill),
         Command::Eval(eval) => commands::eval(&eval),
+        Command::Predict(predict) => commands::predict(&predict),
         Command::Export(export) => commands::export(&export),
         Command::Report(report) => commands::report(&report),
         Command::Methods(methods) => commands::methods(&methods),
         Command::Recipe(recipe) => commands::recipe(&recipe),
+        Command::Completions(Completions { shell }) => commands::completions(shell, Cli::command()),
+        Command::Man(man) => commands::man(&man, Cli::command()),
     });
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -264,9 +334,35 @@ pub fn run() -> ExitCode {
         Err(error) => {
             // Where even that can't be said, the exit code says it.
             let _ = writeln!(std::io::stderr(), "error: {error:#}");
-            ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
+            ExitCode::from(exit_code(&error))
         }
     }
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    match () {
+        () if error.is::<Usage>() => 2,
+        () if error.is::<Incomplete>() => 3,
+        () => 1,
+    }
+}
+
+/// Warnings go to standard error, or what RUST_LOG says.
+fn log() {
+    let filter = match std::env::var("RUST_LOG") {
+        Ok(directives) => EnvFilter::try_new(&directives).map_err(|error| {
+            let _ = writeln!(std::io::stderr(), "warning: RUST_LOG is {directives:?}: {error}");
+        }),
+        Err(_) => Err(()),
+    };
+    let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter.unwrap_or_else(|()| EnvFilter::new("warn")))
+        .with_writer(|| crate::progress::Messages)
+        .with_ansi(std::io::stderr().is_terminal() && !no_color)
+        .without_time()
+        .with_target(false)
+        .init();
 }
 
 fn set_threads(threads: Option<usize>) -> anyhow::Result<()> {
@@ -351,7 +447,7 @@ impl ValueEnum for DeviceChoice {
 
 impl ValueEnum for DatasetName {
     fn value_variants<'a>() -> &'a [Self] {
-        &[Self::Cifar10, Self::Cifar100, Self::Synthetic]
+        &[Self::Cifar10, Self::Cifar100, Self::Synthetic, Self::Folder]
     }
 
     fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
@@ -365,8 +461,20 @@ mod tests {
 
     #[test]
     fn the_command_line_is_well_formed() {
-        use clap::CommandFactory;
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_examples_of_the_help_are_command_lines_that_parse() {
+        let texts = [help::KD, help::TRAIN, help::DISTILL, help::EVAL, help::PREDICT, help::EXPORT];
+        let more = [help::REPORT, help::RECIPE, help::COMPLETIONS, help::MAN];
+        let examples = texts.iter().chain(&more).flat_map(|text| text.lines());
+        for line in examples.filter(|line| line.starts_with("  kd ") && !line.contains("--help")) {
+            // Up to a pipe, a redirection or a remark.
+            let words = line.trim_start().split(['|', '>']).next().unwrap_or_default();
+            let words = words.split("  ").next().unwrap_or_default().split_whitespace();
+            Cli::try_parse_from(words).unwrap_or_else(|error| panic!("{line}: {error}"));
+        }
     }
 
     #[test]

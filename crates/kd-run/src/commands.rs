@@ -4,10 +4,13 @@ mod choose;
 mod eval;
 mod export;
 mod methods;
+mod predict;
+mod shell;
+mod weights;
 
 use std::io::Write;
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use kd_loss::{MethodConfig, Term};
@@ -15,7 +18,8 @@ use kd_models::ModelConfig;
 
 use crate::cli::{Distill, Part, Report, RunFlags, ShowMethods, ShowRecipe, Train, Usage};
 use crate::data::{self, Data};
-use crate::progress::Display;
+use crate::initial::Initial;
+use crate::progress::{Display, DisplayConfig};
 use crate::recipe::{Recipe, RunConfig, RunRecipe, TUTORIAL, check_name};
 use crate::run::{Outcome, ResolvedRun, Settings, shapes, train as train_run};
 use crate::signals::{Interrupted, StopRequest};
@@ -24,6 +28,8 @@ use crate::{device, files, report};
 
 pub(crate) use eval::eval;
 pub(crate) use export::export;
+pub(crate) use predict::predict;
+pub(crate) use shell::{completions, man};
 
 /// `kd train`.
 pub(crate) fn train(flags: &Train) -> anyhow::Result<()> {
@@ -41,7 +47,7 @@ pub(crate) fn distill(flags: &Distill) -> anyhow::Result<()> {
     let recipe = read_recipe(flags.run.recipe.as_deref())?;
     let mut run = choose::distilled(&recipe, flags)?;
     if let Some(model) = flags.model {
-        run.model = model;
+        run.set_model(model);
     }
     if let Some(temperature) = flags.temperature {
         set_temperature(&mut run.methods, temperature)?;
@@ -134,12 +140,13 @@ fn start(
         settings.checkpoint_every = every;
     }
     settings.keep_checkpoints = flags.keep_checkpoints;
+    settings.tensorboard = flags.tensorboard;
 
     let mut resolved = with_flags(recipe, run, flags)?;
     let out = flags.out.clone().unwrap_or_else(|| Path::new("runs").join(&recipe.name));
     let teacher_path = match (teacher, &resolved.run.teacher) {
         (Some(path), _) => Some(path.to_owned()),
-        (None, Some(name)) => Some(choose::teacher_path(recipe, flags, &out, name)),
+        (None, Some(name)) => Some(choose::weights_path(recipe, flags, &out, name)),
         (None, None) if resolved.run.needs_teacher() => {
             return Err(Usage(format!(
                 "run {:?} learns from a teacher: give its weights with --teacher FILE",
@@ -166,10 +173,23 @@ fn start(
         Some(path) => Some(load_teacher(path, &mut resolved, &data, &out)?),
         None => None,
     };
+    let initial_path = match (&flags.init, &resolved.run.init) {
+        (Some(path), _) => Some(path.to_owned()),
+        (None, Some(name)) => Some(choose::weights_path(recipe, flags, &out, name)),
+        (None, None) => None,
+    };
+    let initial = match &initial_path {
+        Some(path) => Some(load_initial(path, &mut resolved, &data, &out)?),
+        None => None,
+    };
     resolve_methods(&mut resolved.run, teacher.as_ref(), &data)?;
 
-    let run = ResolvedRun { recipe: resolved, out, data, teacher, device, settings };
-    let mut display = Display::default();
+    let run = ResolvedRun { recipe: resolved, out, data, teacher, initial, device, settings };
+    let mut display = Display::new(DisplayConfig {
+        plain: flags.plain,
+        events: Some(run.out.join(&run.recipe.run.name).join("events.jsonl")),
+        teacher_events: teacher_events(&run.out, teacher_path.as_deref(), &run.recipe.run.name),
+    });
     let outcome = train_run(&run, &mut |progress| {
         let shown = display.observe(progress);
         if stop.signal().is_some() { ControlFlow::Break(()) } else { shown }
@@ -199,6 +219,16 @@ fn start(
     Ok(())
 }
 
+/// Where the teacher's measurements are if kd trained it; for a run on labels, those of a teacher in the
+/// same folder.
+fn teacher_events(out: &Path, teacher: Option<&Path>, run: &str) -> Option<PathBuf> {
+    let folder = match teacher {
+        Some(weights) => weights.with_extension(""),
+        None => out.join("teacher"),
+    };
+    (folder != out.join(run)).then(|| folder.join("events.jsonl"))
+}
+
 /// The recipe of one run, with what the flags say over it.
 fn with_flags(recipe: &Recipe, mut run: RunConfig, flags: &RunFlags) -> anyhow::Result<RunRecipe> {
     let Recipe { name, mut data, mut training, mut optimizer, .. } = recipe.clone();
@@ -215,7 +245,10 @@ fn with_flags(recipe: &Recipe, mut run: RunConfig, flags: &RunFlags) -> anyhow::
     training.batch_size = flags.batch_size.unwrap_or(training.batch_size);
     training.seed = flags.seed.unwrap_or(training.seed);
     training.clip_grad_norm = flags.clip_grad_norm.or(training.clip_grad_norm);
-    optimizer.lr = flags.lr.unwrap_or(optimizer.lr);
+    *optimizer.lr_mut() = flags.lr.unwrap_or(optimizer.lr());
+    if !flags.freeze.is_empty() {
+        run.freeze.clone_from(&flags.freeze);
+    }
     if let Some(name) = &flags.name {
         check_name(name).map_err(|error| Usage(format!("--name: {error}")))?;
         run.name = name.clone();
@@ -288,6 +321,33 @@ fn load_teacher(
     run.teacher_model = Some(teacher.config.architecture);
     run.teacher_sha256 = Some(teacher.sha256.clone());
     Ok(teacher)
+}
+
+/// Loads the weights to start from, says what is taken of them, and records them in the recipe.
+fn load_initial(
+    path: &Path,
+    resolved: &mut RunRecipe,
+    data: &Data,
+    out: &Path,
+) -> anyhow::Result<Initial> {
+    let normalization = resolved.data.normalization();
+    let run = &mut resolved.run;
+    let config = ModelConfig::new(run.model, data.classes.len());
+    let initial = Initial::load(path, &config, normalization)
+        .with_context(|| format!("run {} can't start from these weights", run.name))?;
+    if let Some(expected) = &run.init_sha256
+        && *expected != initial.sha256
+    {
+        bail!(
+            "{}: the SHA-256 is {}; the recipe's init_sha256 is {expected}: these are other weights",
+            path.display(),
+            initial.sha256
+        );
+    }
+    say(&format!("{}: {}\n", run.name, initial.says(path, &config)))?;
+    run.init = Some(files::from_run_folder(path, out)?.display().to_string());
+    run.init_sha256 = Some(initial.sha256.clone());
+    Ok(initial)
 }
 
 /// The run that leaves a part out, and where a student with `cross_fit` looks for its weights.

@@ -21,7 +21,7 @@ const SELECTION_SEED: u64 = 3;
 /// Images to train on and to test on, after any limit.
 #[derive(Clone, Debug)]
 pub struct Data {
-    /// `cifar10`, `cifar100` or `synthetic`.
+    /// `cifar10`, `cifar100`, `synthetic` or `folder`.
     pub name: String,
     /// The classes' names, by label.
     pub classes: Vec<String>,
@@ -47,7 +47,7 @@ impl Data {
 }
 
 /// Loads the data set of `config`; `folder` has its batch files or is the parent of that folder
-/// (the synthetic set needs none).
+/// (the synthetic set needs none, and one's own pictures lie in `train` and `test` in it).
 ///
 /// # Errors
 /// When a file is missing or damaged, or the data is not what the recipe's hash says.
@@ -56,6 +56,7 @@ pub fn load(config: &DataConfig, folder: &Path) -> anyhow::Result<Data> {
         DatasetName::Cifar10 => (kd_data::cifar10(folder)?, Some("cifar-10-batches-bin")),
         DatasetName::Cifar100 => (kd_data::cifar100(folder)?, Some("cifar-100-binary")),
         DatasetName::Synthetic => (kd_data::synthetic(&SyntheticConfig::default()), None),
+        DatasetName::Folder => (kd_data::image_folder(folder)?, None),
     };
     if let Some(expected) = &config.sha256
         && *expected != dataset.sha256

@@ -1,4 +1,4 @@
-//! `events.jsonl`: one measurement a line.
+//! `events.jsonl`: one measurement a line, each with its `time` in seconds since 1970.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -9,6 +9,7 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
 use crate::files;
+use crate::tensorboard::TensorBoard;
 
 /// A line of `events.jsonl`.
 #[derive(Debug, Serialize)]
@@ -123,27 +124,45 @@ pub(crate) struct EventLog {
     path: PathBuf,
     file: File,
     text: String,
+    tensorboard: Option<TensorBoard>,
+}
+
+#[derive(Serialize)]
+struct Timed<'a> {
+    #[serde(flatten)]
+    event: &'a Event<'a>,
+    time: f64,
 }
 
 impl EventLog {
-    /// Starts the file with `text`, in place of what is there.
-    pub(crate) fn restore(path: PathBuf, text: String) -> anyhow::Result<Self> {
+    /// Starts the file with `text`, in place of what is there; on demand TensorBoard's too.
+    pub(crate) fn restore(path: PathBuf, text: String, tensorboard: bool) -> anyhow::Result<Self> {
         files::write_whole(&path, text.as_bytes())?;
         let file = File::options()
             .append(true)
             .open(&path)
             .with_context(|| format!("{}: can't be opened", path.display()))?;
-        Ok(Self { path, file, text })
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let tensorboard = match tensorboard {
+            true => Some(TensorBoard::rewrite(folder, &text)?),
+            false => None,
+        };
+        Ok(Self { path, file, text, tensorboard })
     }
 
     pub(crate) fn write(&mut self, event: &Event<'_>) -> anyhow::Result<()> {
-        let mut line = serde_json::to_string(event).context("an event can't be written as JSON")?;
+        let timed = Timed { event, time: files::unix_seconds() };
+        let mut line =
+            serde_json::to_string(&timed).context("an event can't be written as JSON")?;
         line.push('\n');
         self.file
             .write_all(line.as_bytes())
             .with_context(|| format!("{}: can't be written", self.path.display()))?;
         self.text.push_str(&line);
-        Ok(())
+        match &mut self.tensorboard {
+            Some(tensorboard) => tensorboard.add(&line),
+            None => Ok(()),
+        }
     }
 
     /// Everything so far, for a checkpoint.
@@ -154,6 +173,23 @@ impl EventLog {
     pub(crate) fn flush(&self) -> anyhow::Result<()> {
         self.file.sync_all().with_context(|| format!("{}: can't be written", self.path.display()))
     }
+}
+
+/// The epochs in the text of an `events.jsonl`; what isn't one is passed over.
+pub(crate) fn epochs_of(text: &str) -> Vec<EpochRecord> {
+    #[derive(Deserialize)]
+    #[serde(tag = "event", rename_all = "lowercase")]
+    enum Line {
+        Epoch(EpochRecord),
+        #[serde(other)]
+        Other,
+    }
+    let lines = text.lines().filter_map(|line| serde_json::from_str(line).ok());
+    let epoch = |line| match line {
+        Line::Epoch(record) => Some(record),
+        Line::Other => None,
+    };
+    lines.filter_map(epoch).collect()
 }
 
 /// Whether a run's events say that it came to its end.

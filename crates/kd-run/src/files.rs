@@ -128,6 +128,12 @@ pub(crate) fn lock(folder: &Path, wait: bool) -> anyhow::Result<File> {
     }
 }
 
+/// Seconds since 1970, to the millisecond.
+pub(crate) fn unix_seconds() -> f64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0.0, |since| since.as_millis() as f64 / 1e3)
+}
+
 /// A hash as 64 hexadecimal digits.
 pub(crate) fn hex(hash: Sha256) -> String {
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()

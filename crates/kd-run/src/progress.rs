@@ -1,100 +1,170 @@
-//! What a run shows while it goes: a bar on a terminal, plain lines elsewhere. To standard error.
+//! What a run shows while it goes, to standard error: a dashboard on a terminal, plain lines elsewhere.
+
+mod dashboard;
+mod screen;
 
 use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-
 use crate::checkpoint::Sums;
-use crate::events::EpochRecord;
+use crate::events::{EpochRecord, epochs_of};
 use crate::run::Progress;
+use dashboard::Dashboard;
+pub(crate) use screen::Messages;
+use screen::Screen;
 
 /// Plain lines come at most this often within an epoch.
 const PLAIN_EVERY: Duration = Duration::from_secs(30);
+/// Pictures come at most this often.
+const DRAW_EVERY: Duration = Duration::from_millis(250);
+
+/// How a run is shown.
+#[derive(Clone, Debug, Default)]
+pub struct DisplayConfig {
+    /// Lines even on a terminal.
+    pub plain: bool,
+    /// The run's own `events.jsonl`, for the curves of a run that goes on.
+    pub events: Option<PathBuf>,
+    /// The teacher's `events.jsonl`, for its curves beside the run's; it need not be there.
+    pub teacher_events: Option<PathBuf>,
+}
 
 /// Shows a run's progress.
 pub struct Display {
-    /// On a terminal.
-    bar: Option<ProgressBar>,
+    config: DisplayConfig,
     run: String,
     epochs: usize,
     batches: usize,
     /// When this process's first step began, and the steps done before.
     begun: (Instant, u64),
-    last_line: Instant,
-}
-
-impl Default for Display {
-    fn default() -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
-            // Drawn a few times a second, however quick the steps.
-            ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr_with_hz(5))
-        });
-        if let Some(bar) = &bar
-            && let Ok(style) = ProgressStyle::with_template("{prefix} [{bar:24}] {pos}/{len} {msg}")
-        {
-            bar.set_style(style.progress_chars("=> "));
-        }
-        let now = Instant::now();
-        Self { bar, run: String::new(), epochs: 0, batches: 0, begun: (now, 0), last_line: now }
-    }
+    last_line: Option<Instant>,
+    last_picture: Option<Instant>,
+    dashboard: Dashboard,
+    screen: Screen,
 }
 
 impl Display {
+    /// Nothing is shown yet.
+    pub fn new(mut config: DisplayConfig) -> Self {
+        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        config.plain |= dumb || !std::io::stderr().is_terminal();
+        Self {
+            config,
+            run: String::new(),
+            epochs: 0,
+            batches: 0,
+            begun: (Instant::now(), 0),
+            last_line: None,
+            last_picture: None,
+            dashboard: Dashboard::default(),
+            screen: Screen::default(),
+        }
+    }
+
     /// An observer for [`train`](crate::run::train); it never stops the run.
     pub fn observe(&mut self, progress: Progress<'_>) -> ControlFlow<()> {
         match progress {
             Progress::Started { run, epochs, batches, step, resumed } => {
                 (self.run, self.epochs, self.batches) = (run.to_string(), epochs, batches);
                 self.begun = (Instant::now(), step);
+                self.last_line = Some(Instant::now());
                 if resumed {
-                    self.line(&format!(
-                        "{run}: going on after step {step} of {}",
-                        epochs * batches
-                    ));
+                    let all = epochs * batches;
+                    show(&format!("{run}: going on after step {step} of {all}"));
+                }
+                if !self.config.plain {
+                    self.start_dashboard(step);
                 }
             }
             Progress::TeacherPass { done, images } => {
+                self.dashboard.stage = "teacher's outputs".to_owned();
+                self.dashboard.done = done as f64 / images.max(1) as f64;
+                self.dashboard.figures = format!("{done} of {images} images");
                 let text = format!("{}: teacher's outputs", self.run);
                 self.moved(&text, done, images, "images done");
                 // The students' steps begin after it.
                 self.begun.0 = Instant::now();
             }
             Progress::Step { epoch, batch, step, sums } => {
-                let text = format!("{}: epoch {epoch}/{}", self.run, self.epochs);
+                self.dashboard.step = step;
+                self.dashboard.count(batch, sums);
+                self.dashboard.stage = format!("epoch {epoch}/{}", self.epochs);
+                self.dashboard.done = step as f64 / (self.epochs * self.batches).max(1) as f64;
                 let figures = format!("{}, {} left", figures(sums, batch), self.time_left(step));
+                let text = format!("{}: epoch {epoch}/{}", self.run, self.epochs);
                 self.moved(&text, batch, self.batches, &figures);
+                self.dashboard.figures = figures;
             }
-            Progress::Epoch(record) => self.line(&self.epoch_line(record)),
+            Progress::Epoch(record) => {
+                self.dashboard.own.push(record.clone());
+                if !self.draw() {
+                    show(&self.epoch_line(record));
+                    self.last_line = Some(Instant::now());
+                }
+            }
         }
         ControlFlow::Continue(())
     }
 
-    /// Removes the bar.
-    pub fn finish(&self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
+    /// Draws the picture that stays.
+    pub fn finish(&mut self) {
+        if self.last_picture.is_some() {
+            self.draw();
         }
+    }
+
+    fn start_dashboard(&mut self, step: u64) {
+        let read = |path: &Option<PathBuf>| {
+            let text = path.as_ref().and_then(|path| std::fs::read_to_string(path).ok());
+            epochs_of(&text.unwrap_or_default())
+        };
+        self.dashboard = Dashboard {
+            run: self.run.clone(),
+            epochs: self.epochs,
+            batches: self.batches,
+            step,
+            stage: "starting".to_owned(),
+            own: read(&self.config.events),
+            teacher: read(&self.config.teacher_events),
+            ..Dashboard::default()
+        };
     }
 
     fn moved(&mut self, text: &str, done: usize, of: usize, message: &str) {
-        if let Some(bar) = &self.bar {
-            bar.set_length(of as u64);
-            bar.set_prefix(text.to_string());
-            bar.set_message(message.to_string());
-            bar.set_position(done as u64);
-        } else if self.last_line.elapsed() >= PLAIN_EVERY {
-            self.line(&format!("{text}, {done} of {of}: {message}"));
+        if !self.config.plain {
+            if self.last_picture.is_some_and(|last| last.elapsed() < DRAW_EVERY) || self.draw() {
+                return;
+            }
+            // Asked again at the next turn: the terminal may have grown.
+            self.last_picture = None;
+        }
+        if self.last_line.is_none_or(|last| last.elapsed() >= PLAIN_EVERY) {
+            show(&format!("{text}, {done} of {of}: {message}"));
+            self.last_line = Some(Instant::now());
         }
     }
 
-    fn line(&mut self, text: &str) {
-        match &self.bar {
-            Some(bar) => bar.suspend(|| show(text)),
-            None => show(text),
+    /// Whether there was room for it.
+    fn draw(&mut self) -> bool {
+        if self.config.plain {
+            return false;
         }
-        self.last_line = Instant::now();
+        let Some((rows, columns)) = console::Term::stderr().size_checked() else {
+            return false;
+        };
+        let Some(area) = Dashboard::area(columns, rows) else {
+            return false;
+        };
+        let colours = console::colors_enabled_stderr();
+        let draw = |area, buffer: &mut _| self.dashboard.draw(area, buffer);
+        let frame = self.screen.frame((columns, rows), area, colours, draw);
+        let mut stderr = std::io::stderr().lock();
+        // Nobody may be looking any more; the run goes on all the same.
+        let _ = stderr.write_all(frame.as_bytes()).and_then(|()| stderr.flush());
+        self.last_picture = Some(Instant::now());
+        true
     }
 
     fn epoch_line(&self, record: &EpochRecord) -> String {
@@ -121,7 +191,7 @@ impl Display {
 
 /// Nobody may be listening any more (`kd train 2>&1 | head`); the run goes on all the same.
 fn show(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{text}");
+    let _ = writeln!(Messages, "{text}");
 }
 
 fn figures(sums: &Sums, batches: usize) -> String {

@@ -6,12 +6,13 @@ use std::path::Path;
 use anyhow::Context;
 use kd_data::{Augment, Normalization};
 use kd_loss::{Kind, MethodConfig, Term};
-use kd_models::{Architecture, ModelConfig};
-use kd_ops::adam::AdamConfig;
+use kd_models::Architecture;
 use serde::{Deserialize, Serialize};
 use toml::de::{DeTable, DeValue};
 
 use crate::files;
+pub use crate::optimizer::OptimizerConfig;
+pub use crate::schedule::LrSchedule;
 
 /// The recipe format that this version reads and writes.
 pub const FORMAT: u32 = 1;
@@ -22,8 +23,9 @@ pub(crate) const MAX_BYTES: u64 = 1 << 20;
 /// Most epochs, and most images in a step: far more than anybody trains with.
 const MOST: usize = 1_000_000;
 
-/// The built-in recipe: PyTorch's tutorial on knowledge distillation.
-pub const TUTORIAL: &str = include_str!("../../../recipes/tutorial.toml");
+/// The built-in recipe: PyTorch's tutorial on knowledge distillation. It is `recipes/tutorial.toml` of the
+/// repository, copied because a published crate has its own folder's files alone.
+pub const TUTORIAL: &str = include_str!("tutorial.toml");
 
 /// An experiment: data and settings that all its runs share, and the runs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -84,6 +86,8 @@ pub enum DatasetName {
     Cifar100,
     /// Pictures drawn by program.
     Synthetic,
+    /// One's own pictures: `train/CLASS/*.png` and `test/CLASS/*.png`.
+    Folder,
 }
 
 impl DatasetName {
@@ -93,6 +97,7 @@ impl DatasetName {
             Self::Cifar10 => "cifar10",
             Self::Cifar100 => "cifar100",
             Self::Synthetic => "synthetic",
+            Self::Folder => "folder",
         }
     }
 }
@@ -122,33 +127,9 @@ pub struct TrainingConfig {
     /// Scale a step's gradients down to this norm where they have a larger one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clip_grad_norm: Option<f64>,
-}
-
-/// The optimiser: Adam.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct OptimizerConfig {
-    /// Which.
-    pub name: OptimizerName,
-    /// Learning rate.
-    pub lr: f64,
-    /// Decay of the mean of the gradients.
-    pub beta1: f64,
-    /// Decay of the mean of the squared gradients.
-    pub beta2: f64,
-    /// Added to the denominator.
-    pub eps: f64,
-    /// L2 penalty.
-    pub weight_decay: f64,
-}
-
-/// The optimisers by name.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum OptimizerName {
-    /// [`kd_ops::adam::Adam`].
-    #[default]
-    Adam,
+    /// How the learning rate goes.
+    #[serde(skip_serializing_if = "LrSchedule::is_constant")]
+    pub schedule: LrSchedule,
 }
 
 /// One network to train.
@@ -159,9 +140,10 @@ pub struct RunConfig {
     pub name: String,
     /// The network.
     pub model: Architecture,
-    /// Share of the hidden layer that is dropped in training.
-    #[serde(default = "default_dropout")]
-    pub dropout: f64,
+    /// Share of the hidden layer that is dropped in training; none in a ResNet. What is left out is
+    /// filled in with the network's default when a recipe is read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dropout: Option<f64>,
     /// The teacher: a run of the same recipe, or a weights file (relative to the recipe's folder).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub teacher: Option<String>,
@@ -182,16 +164,23 @@ pub struct RunConfig {
     /// Train without this many images, and end with the weights of the epoch that is best on them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub select_on: Option<usize>,
+    /// Weights to start from instead of fresh ones: a run of the same recipe, or a weights file (relative
+    /// to the recipe's folder). Its last layer is left out where it tells another number of classes apart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init: Option<String>,
+    /// SHA-256 of that file; another one is then an error.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init_sha256: Option<String>,
+    /// Layers that stay as they are, by name: `features.0`, or `layer1` for all below it. A frozen batch
+    /// normalisation keeps its running statistics and trains with them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub freeze: Vec<String>,
     /// Weight of the cross-entropy with the labels.
     #[serde(default = "default_labels")]
     pub labels: f64,
     /// What is added to it.
     #[serde(default, rename = "method", skip_serializing_if = "Vec::is_empty")]
     pub methods: Vec<Term>,
-}
-
-fn default_dropout() -> f64 {
-    ModelConfig::new(Architecture::Student, 1).dropout
 }
 
 fn default_labels() -> f64 {
@@ -216,14 +205,13 @@ impl Default for DataConfig {
 
 impl Default for TrainingConfig {
     fn default() -> Self {
-        Self { epochs: 10, batch_size: 128, seed: 0, clip_grad_norm: None }
-    }
-}
-
-impl Default for OptimizerConfig {
-    fn default() -> Self {
-        let AdamConfig { lr, beta1, beta2, eps, weight_decay } = AdamConfig::default();
-        Self { name: OptimizerName::Adam, lr, beta1, beta2, eps, weight_decay }
+        Self {
+            epochs: 10,
+            batch_size: 128,
+            seed: 0,
+            clip_grad_norm: None,
+            schedule: LrSchedule::default(),
+        }
     }
 }
 
@@ -240,30 +228,32 @@ impl DataConfig {
     }
 }
 
-impl OptimizerConfig {
-    /// For `kd-ops`.
-    pub fn adam(&self) -> AdamConfig {
-        let Self { name: OptimizerName::Adam, lr, beta1, beta2, eps, weight_decay } = *self;
-        AdamConfig { lr, beta1, beta2, eps, weight_decay }
-    }
-}
-
 impl RunConfig {
     /// A network trained on the labels alone.
     pub fn on_labels(name: &str, model: Architecture) -> Self {
         Self {
             name: name.to_string(),
             model,
-            dropout: default_dropout(),
+            dropout: model.default_dropout(),
             teacher: None,
             teacher_model: None,
             teacher_sha256: None,
             cross_fit: None,
             part: None,
             select_on: None,
+            init: None,
+            init_sha256: None,
+            freeze: Vec::new(),
             labels: default_labels(),
             methods: Vec::new(),
         }
+    }
+
+    /// Makes it another network, with that network's dropout where this one's does not fit.
+    pub fn set_model(&mut self, model: Architecture) {
+        self.model = model;
+        let default = model.default_dropout();
+        self.dropout = default.map(|default| self.dropout.unwrap_or(default));
     }
 
     /// Whether any method asks a teacher.
@@ -345,15 +335,16 @@ impl fmt::Display for RecipeError {
 }
 
 /// A value that makes no sense.
-struct Invalid {
+#[derive(Debug)]
+pub(crate) struct Invalid {
     /// Keys and positions down to the value.
     path: Vec<Step>,
     message: String,
 }
 
 /// One step towards a value in a recipe.
-#[derive(Clone)]
-enum Step {
+#[derive(Clone, Debug)]
+pub(crate) enum Step {
     Key(&'static str),
     Index(usize),
 }
@@ -399,7 +390,10 @@ impl Recipe {
                 },
             ));
         }
-        let recipe: Self = toml::from_str(text).map_err(toml_error)?;
+        let mut recipe: Self = toml::from_str(text).map_err(toml_error)?;
+        for run in &mut recipe.runs {
+            run.dropout = run.dropout.or(run.model.default_dropout());
+        }
         recipe.check().map_err(|invalid| {
             error(Some(line_of(text, offset_of(&root, &invalid.path))), invalid.to_string())
         })?;
@@ -416,6 +410,10 @@ impl Recipe {
         let clip = training.clip_grad_norm.unwrap_or(1.0);
         let path = [Step::Key("training"), Step::Key("clip_grad_norm")];
         require(clip > 0.0 && clip.is_finite(), &path, clip, "a number above 0")?;
+        training
+            .schedule
+            .check()
+            .map_err(|invalid| invalid.below(&[Step::Key("training"), Step::Key("schedule")]))?;
         self.optimizer.check().map_err(|invalid| invalid.below(&[Step::Key("optimizer")]))?;
         require(!self.runs.is_empty(), &[Step::Key("run")], "empty", "at least one [[run]]")?;
         for (index, run) in self.runs.iter().enumerate() {
@@ -455,30 +453,18 @@ impl DataConfig {
     }
 }
 
-impl OptimizerConfig {
-    fn check(&self) -> Result<(), Invalid> {
-        let Self { lr, beta1, beta2, eps, weight_decay, .. } = *self;
-        for (key, value) in [("lr", lr), ("eps", eps)] {
-            let good = value > 0.0 && value.is_finite();
-            require(good, &[Step::Key(key)], value, "a number above 0")?;
-        }
-        for (key, value) in [("beta1", beta1), ("beta2", beta2)] {
-            let good = (0.0..1.0).contains(&value);
-            require(good, &[Step::Key(key)], value, "a number from 0 to below 1")?;
-        }
-        let good = weight_decay >= 0.0 && weight_decay.is_finite();
-        require(good, &[Step::Key("weight_decay")], weight_decay, "a number that is not negative")
-    }
-}
-
 impl RunConfig {
     fn check(&self) -> Result<(), Invalid> {
         check_name(&self.name).map_err(|message| Invalid {
             path: vec![Step::Key("name")],
             message: message.to_string(),
         })?;
-        let dropout = (0.0..1.0).contains(&self.dropout);
-        require(dropout, &[Step::Key("dropout")], self.dropout, "a number from 0 to below 1")?;
+        if let Some(dropout) = self.dropout {
+            let path = [Step::Key("dropout")];
+            require((0.0..1.0).contains(&dropout), &path, dropout, "a number from 0 to below 1")?;
+            let has = self.model.default_dropout().is_some();
+            require(has, &path, dropout, "none: a ResNet has no dropout")?;
+        }
         let weight = |value: f64, path: &[Step]| {
             let good = value >= 0.0 && value.is_finite();
             require(good, path, value, "a number that is not negative")
@@ -545,7 +531,7 @@ pub fn check_name(name: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn require(
+pub(crate) fn require(
     good: bool,
     path: &[Step],
     found: impl fmt::Display,
@@ -656,8 +642,8 @@ fn edit_distance(a: &str, b: &str) -> usize {
     row[b.len()]
 }
 
-/// The keys in which two recipes of one run differ, each with both values. The teacher's path is
-/// left out: its hash says whether it is the same.
+/// The keys in which two recipes of one run differ, each with both values. The paths of
+/// weights files are left out: their hashes say whether they are the same.
 pub fn differences(there: &toml::Table, asked: &toml::Table) -> Vec<String> {
     let (mut a, mut b) = (Vec::new(), Vec::new());
     flatten("", &toml::Value::Table(there.clone()), &mut a);
@@ -671,7 +657,8 @@ pub fn differences(there: &toml::Table, asked: &toml::Table) -> Vec<String> {
             .map_or("not set".into(), |(_, value)| value.clone())
     };
     keys.into_iter()
-        .filter(|key| *key != "run.teacher" && value(&a, key) != value(&b, key))
+        .filter(|key| !["run.teacher", "run.init"].contains(&key.as_str()))
+        .filter(|key| value(&a, key) != value(&b, key))
         .map(|key| format!("{key} ({} there, {} asked for)", value(&a, key), value(&b, key)))
         .collect()
 }
@@ -737,10 +724,10 @@ mod tests {
         let recipe = Recipe::parse(TUTORIAL, "tutorial").unwrap();
         assert_eq!(recipe.data, DataConfig::default());
         assert_eq!(recipe.training, TrainingConfig::default());
-        assert_eq!(recipe.optimizer.adam(), AdamConfig::default());
+        assert_eq!(recipe.optimizer, OptimizerConfig::default());
         let names: Vec<_> = recipe.runs.iter().map(|run| run.name.as_str()).collect();
         assert_eq!(names, ["teacher", "student", "kd", "cosine", "regressor"]);
-        assert!(recipe.runs.iter().all(|run| run.dropout == 0.1));
+        assert!(recipe.runs.iter().all(|run| run.dropout == Some(0.1)));
         assert_eq!(recipe.runs[0].labels, 1.0);
         assert_eq!((recipe.runs[2].labels, recipe.runs[2].methods[0].weight), (0.75, 0.25));
     }
@@ -761,6 +748,82 @@ mod tests {
             assert_eq!(again.data, one.data);
             assert_eq!(again.optimizer, one.optimizer);
         }
+    }
+
+    #[test]
+    fn an_optimiser_has_its_own_settings_alone() {
+        let adam = "name = \"adam\"\nlr = 1e-3\nbeta1 = 0.9\nbeta2 = 0.999\neps = 1e-8\nweight_decay = 0.0";
+        let with = |table: &str| TUTORIAL.replacen(adam, table, 1);
+        let sgd = with("name = 'sgd'\nlr = 0.1\nmomentum = 0.9\nnesterov = true");
+        let recipe = Recipe::parse(&sgd, "r").unwrap();
+        let expected =
+            "name = \"sgd\"\nlr = 0.1\nmomentum = 0.9\nnesterov = true\nweight_decay = 0.0\n";
+        assert_eq!(toml::to_string(&recipe.optimizer).unwrap(), expected);
+        let adam = toml::to_string(&OptimizerConfig::default()).unwrap();
+        assert_eq!(
+            adam,
+            "name = \"adam\"\nlr = 0.001\nbeta1 = 0.9\nbeta2 = 0.999\neps = 0.00000001\nweight_decay = 0.0\n"
+        );
+        for (table, expected) in [
+            ("momentum = 0.9", "optimizer.momentum is a setting of sgd; this one has lr, beta1"),
+            (
+                "name = 'sgd'\nbeta1 = 0.9",
+                "optimizer.beta1 is a setting of adam; this one has lr, mom",
+            ),
+            (
+                "name = 'sgd'\nnesterov = true",
+                "optimizer.nesterov: is true; expected false without",
+            ),
+            ("name = 'sgd'\nmomentum = 1.0", "optimizer.momentum: is 1; expected a number from 0"),
+            ("name = 'sgd'\nmomentun = 0.9", "did you mean `momentum`?"),
+        ] {
+            let message = error(&with(table));
+            let line = line("[optimizer]");
+            let found = message.strip_prefix("r.toml, line ").and_then(|rest| rest.split_once(':'));
+            let (found, _) = found.unwrap_or_else(|| panic!("{message}"));
+            assert!((line..line + 3).contains(&found.parse().unwrap()), "{message}, {line}");
+            assert!(message.contains(expected), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_schedule_is_a_line_and_a_mistake_in_it_is_named() {
+        let with = |line: &str| {
+            TUTORIAL.replacen("epochs = 10", &format!("epochs = 10\nschedule = {line}"), 1)
+        };
+        let recipe = Recipe::parse(&with("{ name = 'cosine', warmup_epochs = 2 }"), "r").unwrap();
+        let text = toml::to_string(&recipe).unwrap();
+        assert_eq!(Recipe::parse(&text, "again").unwrap(), recipe, "{text}");
+        assert!(
+            !toml::to_string(&Recipe::parse(TUTORIAL, "r").unwrap()).unwrap().contains("schedule")
+        );
+        let at = line("epochs = 10") + 1;
+        for (line, expected) in [
+            (
+                "{ name = 'cosine', warmup_epochs = -1 }",
+                "training.schedule.warmup_epochs: is -1; expected",
+            ),
+            ("{ name = 'cosin' }", "did you mean `cosine`?"),
+            ("{ name = 'cosine', downto = 1 }", "unknown field `downto`"),
+        ] {
+            let message = error(&with(line));
+            assert!(message.starts_with(&format!("r.toml, line {at}: ")), "{message}");
+            assert!(message.contains(expected), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_resnet_has_no_dropout() {
+        let resnet = TUTORIAL.replacen("model = \"teacher\"", "model = \"resnet20\"", 1);
+        let recipe = Recipe::parse(&resnet, "r").unwrap();
+        assert_eq!((recipe.runs[0].dropout, recipe.runs[1].dropout), (None, Some(0.1)));
+        let mut run = recipe.runs[1].clone();
+        run.set_model(Architecture::ResNet20);
+        assert_eq!(run.dropout, None);
+        run.set_model(Architecture::Teacher);
+        assert_eq!(run.dropout, Some(0.1));
+        let message = error(&resnet.replacen("\"resnet20\"", "\"resnet20\"\ndropout = 0.1", 1));
+        assert!(message.contains("a ResNet has no dropout"), "{message}");
     }
 
     #[test]

@@ -2,14 +2,18 @@
 //! a summary for programs and a table for the terminal.
 //!
 //! Everything shown is read from the files that the runs left (`recipe.toml`, `events.jsonl`,
-//! `evaluation.json`, the weights' size); nothing is computed anew on a network.
+//! `evaluation.json`, `test-outputs.safetensors`, the weights' size); nothing is computed anew on a network.
 
 use std::path::{Path, PathBuf};
 
+mod agreement;
+mod calibration;
 mod charts;
 mod experiment;
 mod format;
 mod page;
+mod soft_targets;
+mod softmax;
 mod source;
 mod statistics;
 mod summary;

@@ -1,6 +1,6 @@
 //! Training: from a resolved run to its folder.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -11,16 +11,17 @@ use kd_data::{Batch, BatchConfig};
 use kd_loss::{Init, Inputs, Loss, Needs, Objective, Shapes, Weighted};
 use kd_models::weights::{LeftOut, Metadata};
 use kd_models::{Classifier, Mode, ModelConfig, Parameters};
-use kd_ops::adam::Adam;
 use kd_ops::{DropoutKey, clip_grad_norm, grad_norms, total_norm};
 
 use crate::checkpoint::{self, State, Sums};
 use crate::data::Data;
 use crate::evaluate::{self, Evaluation, answers, evaluate};
 use crate::events::{DatasetRecord, EpochRecord, Event, EventLog, Start};
+use crate::initial::{self, Initial};
+use crate::optimizer::Optimizer;
 use crate::recipe::{self, RunRecipe};
 use crate::teacher::{DEFAULT_MEMORY, KeepConfig, LOGITS, Pretrained, Says, TeacherOutputs};
-use crate::{device, events, files};
+use crate::{device, events, files, tensorboard, test_outputs};
 
 /// The observer broke while the teacher's outputs were computed; the run has no step yet to lose.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +41,8 @@ pub struct ResolvedRun {
     pub data: Data,
     /// Present when a method asks one.
     pub teacher: Option<Pretrained>,
+    /// Present when the run starts from weights of a file.
+    pub initial: Option<Initial>,
     /// Where it is computed.
     pub device: Device,
     /// What does not change the result.
@@ -57,6 +60,8 @@ pub struct Settings {
     pub cache_memory: u64,
     /// Steps from one step event to the next.
     pub event_steps: u64,
+    /// Writes a file for TensorBoard into the run's folder.
+    pub tensorboard: bool,
 }
 
 impl Default for Settings {
@@ -66,6 +71,7 @@ impl Default for Settings {
             keep_checkpoints: 2,
             cache_memory: DEFAULT_MEMORY,
             event_steps: 50,
+            tensorboard: false,
         }
     }
 }
@@ -161,6 +167,11 @@ pub fn train(
     let events_path = folder.join("events.jsonl");
     let evaluation_path = folder.join("evaluation.json");
     if events::has_ended(&events_path) && weights_path.exists() && evaluation_path.exists() {
+        if run.settings.tensorboard {
+            let events = std::fs::read_to_string(&events_path)
+                .with_context(|| format!("{}: can't be read", events_path.display()))?;
+            tensorboard::TensorBoard::rewrite(&folder, &events)?;
+        }
         return Ok(Outcome::AlreadyFinished(Evaluation::read(&evaluation_path)?));
     }
 
@@ -185,7 +196,11 @@ pub fn train(
         None => State { recipe: recipe.clone(), ..State::default() },
     };
     files::write_whole(&recipe_path, recipe.as_bytes())?;
-    let mut log = EventLog::restore(events_path, std::mem::take(&mut state.events))?;
+    let mut log = EventLog::restore(
+        events_path,
+        std::mem::take(&mut state.events),
+        run.settings.tensorboard,
+    )?;
 
     let (run_name, epochs, step) = (&run.recipe.run.name, training.epochs, state.step);
     let started = Progress::Started { run: run_name, epochs, batches, step, resumed };
@@ -250,6 +265,7 @@ pub fn train(
     let evaluation = state.evaluation.context("the last checkpoint has no evaluation")?;
     evaluation.write(&evaluation_path)?;
     trainer.write_result(&weights_path)?;
+    test_outputs::write(run, &weights_path)?;
     log.write(&Event::End { steps: state.step })?;
     log.flush()?;
     Ok(Outcome::Finished(evaluation))
@@ -300,7 +316,7 @@ fn model_config(run: &ResolvedRun) -> ModelConfig {
     ModelConfig {
         architecture: recipe.model,
         classes: run.data.classes.len(),
-        dropout: recipe.dropout,
+        dropout: recipe.dropout.unwrap_or(0.0),
     }
 }
 
@@ -331,7 +347,9 @@ struct Trainer<'a> {
     objective: Objective,
     needs: Needs,
     teacher: Option<TeacherOutputs>,
-    adam: Adam,
+    optimizer: Optimizer,
+    /// Steps of an epoch.
+    batches: usize,
 }
 
 impl<'a> Trainer<'a> {
@@ -339,6 +357,12 @@ impl<'a> Trainer<'a> {
         let config = model_config(run);
         let seed = run.recipe.training.seed;
         let mut parameters = kd_models::init(&config, seed, &run.device)?;
+        if let Some(initial) = &run.initial {
+            initial.set(&parameters)?;
+        }
+        let frozen: BTreeSet<String> =
+            initial::frozen(&config, &run.recipe.run.freeze, run.initial.as_ref())
+                .with_context(|| format!("run {}", run.recipe.run.name))?;
         let teacher = run.teacher.as_ref().map(|teacher| &teacher.config);
         let shapes = shapes(&config, teacher, &run.data.train_labels());
         for (index, term) in run.recipe.run.methods.iter().enumerate() {
@@ -357,7 +381,7 @@ impl<'a> Trainer<'a> {
                 parameters.insert(name, var);
             }
         }
-        let variables = kd_models::var_builder(&parameters);
+        let variables = kd_models::partly_frozen(&parameters, |name| frozen.contains(name));
         let network = kd_models::build(&config, variables.clone())?;
         let mut methods = Vec::new();
         for (index, term) in run.recipe.run.methods.iter().enumerate() {
@@ -372,8 +396,10 @@ impl<'a> Trainer<'a> {
             "run {:?} needs a teacher's weights file",
             run.recipe.run.name
         );
-        let adam = Adam::new(run.recipe.optimizer.adam());
-        Ok(Self { run, config, parameters, network, objective, needs, teacher: None, adam })
+        let optimizer = Optimizer::new(&run.recipe.optimizer);
+        let batches = run.data.train.len().div_ceil(run.recipe.training.batch_size);
+        let teacher = None;
+        Ok(Self { run, config, parameters, network, objective, needs, teacher, optimizer, batches })
     }
 
     fn restore(&mut self, checkpoint: &checkpoint::Checkpoint) -> anyhow::Result<()> {
@@ -381,9 +407,7 @@ impl<'a> Trainer<'a> {
             let var: &Var = self.parameters.get(name).context("a parameter that the run lacks")?;
             var.set(&tensor.to_device(&self.run.device)?)?;
         }
-        self.adam.moments = checkpoint.moments.clone();
-        self.adam.steps = checkpoint.state.step;
-        Ok(())
+        self.optimizer.restore(checkpoint.state.step, checkpoint.optimizer.clone())
     }
 
     /// Gets ready what the teacher says, if anybody asks it.
@@ -483,7 +507,10 @@ impl<'a> Trainer<'a> {
         if let Some(max_norm) = self.run.recipe.training.clip_grad_norm {
             clip_grad_norm(&self.parameters, &mut gradients, total_norm(&norms), max_norm)?;
         }
-        self.adam.step(&self.parameters, &gradients)?;
+        let Self { optimizer, batches, .. } = self;
+        let training = &self.run.recipe.training;
+        let share = training.schedule.share(state.step, *batches, training.epochs);
+        optimizer.step(share * self.run.recipe.optimizer.lr(), &self.parameters, &gradients)?;
 
         let labels = batch.labels.to_vec1::<u32>()?;
         let answers = answers(&output.logits)?;
@@ -564,9 +591,10 @@ impl<'a> Trainer<'a> {
         Ok(record)
     }
 
-    /// The network's weights, without the methods' helpers.
+    /// The network's weights and running statistics, without the methods' helpers.
     fn weights(&self) -> BTreeMap<String, Tensor> {
         let own = kd_models::parameter_shapes(&self.config).into_iter();
+        let own = own.chain(kd_models::buffer_shapes(&self.config));
         let weight = |(name, _)| Some((self.parameters.get(&name)?.as_detached_tensor(), name));
         own.filter_map(weight).map(|(tensor, name)| (name, tensor)).collect()
     }
@@ -574,7 +602,7 @@ impl<'a> Trainer<'a> {
     fn save(&self, state: &mut State, log: &EventLog) -> anyhow::Result<()> {
         let folder = self.run.out.join(&self.run.recipe.run.name).join("checkpoints");
         state.events = log.text().to_string();
-        checkpoint::save(&folder, state, &self.parameters, &self.adam)
+        checkpoint::save(&folder, state, &self.parameters, &self.optimizer)
             .with_context(|| format!("run {}", self.run.recipe.run.name))?;
         state.events.clear();
         checkpoint::prune(&folder, self.run.settings.keep_checkpoints, state)

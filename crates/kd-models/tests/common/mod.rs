@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use candle_core::{Device, Tensor, Var};
-use kd_models::{Architecture, ModelConfig, Parameters, parameter_shapes};
+use kd_models::{Architecture, ModelConfig, Parameters, buffer_shapes, parameter_shapes};
 
 pub(crate) fn config(architecture: Architecture) -> ModelConfig {
     ModelConfig::new(architecture, 10)
@@ -30,12 +30,21 @@ pub(crate) fn hashed(shape: &[usize], tag: u32, scale: f64) -> Tensor {
 pub(crate) fn fixed_weights(config: &ModelConfig) -> Parameters {
     let mut bound = 0.0;
     let mut parameters = BTreeMap::new();
+    let mut insert = |name: String, values: Tensor| {
+        // Scales and variances are about 1.
+        let one = name.ends_with("var") || (name.contains("bn") && name.ends_with("weight"));
+        let values = if one { (values + 1.0).unwrap() } else { values };
+        parameters.insert(name, Var::from_tensor(&values).unwrap());
+    };
     for (tag, (name, shape)) in parameter_shapes(config).into_iter().enumerate() {
         if shape.len() > 1 {
             bound = 1.0 / (shape[1..].iter().product::<usize>() as f64).sqrt();
         }
-        let values = hashed(&shape, tag as u32, bound);
-        parameters.insert(name, Var::from_tensor(&values).unwrap());
+        let scale = if name.contains("bn") { 0.5 } else { bound };
+        insert(name, hashed(&shape, tag as u32, scale));
+    }
+    for (tag, (name, shape)) in (500..).zip(buffer_shapes(config)) {
+        insert(name, hashed(&shape, tag, 0.5));
     }
     parameters
 }

@@ -60,7 +60,7 @@ pub fn conv2d(
     x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, op)
 }
 
-/// A convolution layer; drops in for `candle_nn::Conv2d`.
+/// A convolution layer; drops in for `candle_nn::Conv2d` ([`Conv2d::from_candle`]).
 #[derive(Clone, Debug)]
 pub struct Conv2d {
     /// `[O, I, kh, kw]`.
@@ -69,6 +69,22 @@ pub struct Conv2d {
     pub bias: Option<Tensor>,
     /// Stride, padding, dilation and what is fused in.
     pub config: Conv2dConfig,
+}
+
+impl Conv2d {
+    /// The same layer, on the same weights: `Conv2d::from_candle(&candle_nn::conv2d(in, out, kernel, config, vb)?)?` stands
+    /// where `candle_nn::conv2d(in, out, kernel, config, vb)?` stood.
+    ///
+    /// # Errors
+    /// When the layer has more than one group.
+    pub fn from_candle(layer: &candle_nn::Conv2d) -> Result<Self> {
+        let candle_nn::Conv2dConfig { padding, stride, dilation, groups, .. } = *layer.config();
+        if groups != 1 {
+            bail!("conv2d: groups is {groups}; expected 1, the only number that this layer has");
+        }
+        let config = Conv2dConfig { stride, padding, dilation, ..Conv2dConfig::default() };
+        Ok(Self { weight: layer.weight().clone(), bias: layer.bias().cloned(), config })
+    }
 }
 
 impl Module for Conv2d {

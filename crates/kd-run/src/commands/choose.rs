@@ -17,7 +17,7 @@ pub(super) fn on_labels(recipe: &Recipe, flags: &Train) -> anyhow::Result<RunCon
                 format!("run {name:?} learns from a teacher; use `kd distill --run {name}`");
             return Err(Usage(message).into());
         }
-        run.model = flags.model.unwrap_or(run.model);
+        run.set_model(flags.model.unwrap_or(run.model));
         return Ok(run);
     }
     let alone = || recipe.runs.iter().filter(|run| !run.needs_teacher());
@@ -98,8 +98,8 @@ fn only<'a>(runs: impl Iterator<Item = &'a RunConfig>, flags: &str) -> anyhow::R
     }
 }
 
-/// Where the teacher that a recipe names is: another run's weights, or a file beside the recipe.
-pub(super) fn teacher_path(recipe: &Recipe, flags: &RunFlags, out: &Path, name: &str) -> PathBuf {
+/// Where weights that a recipe names are: another run's, or a file beside the recipe.
+pub(super) fn weights_path(recipe: &Recipe, flags: &RunFlags, out: &Path, name: &str) -> PathBuf {
     if recipe.runs.iter().any(|run| run.name == name) {
         return out.join(format!("{name}.safetensors"));
     }

@@ -362,6 +362,121 @@ pub(super) fn dot_plot(
     svg
 }
 
+/// One interval of a reliability diagram.
+pub(super) struct Reliability {
+    /// Confidences, from 0 to 1.
+    pub(super) from: f64,
+    pub(super) to: f64,
+    /// Share of right answers.
+    pub(super) right: f64,
+    /// Share of all images.
+    pub(super) share: f64,
+    pub(super) title: String,
+}
+
+/// Share right over confidence, the line where both are equal, and a strip with the images' shares.
+pub(super) fn reliability_diagram(description: &str, slot: usize, bins: &[Reliability]) -> String {
+    let (width, height) = (270.0, 276.0);
+    let (left, right, top, bottom) = (32.0, width - 10.0, 8.0, 188.0);
+    let (strip_top, strip_bottom) = (bottom + 10.0, bottom + 44.0);
+    let axis = |from, to| Axis { low: 0.0, high: 100.0, from, to, step: 20.0 };
+    let (x, y) = (axis(left, right), axis(bottom, top));
+    let mut svg = String::new();
+    open(&mut svg, width, height, description);
+    for tick in y.ticks() {
+        let (down, across) = (y.at(tick), x.at(tick));
+        let _ = write!(
+            svg,
+            "<path class=\"grid\" d=\"M{left} {down:.1}L{right} {down:.1}\"/><text class=\"tick end\" x=\"{:.1}\" y=\"{:.1}\">{tick}</text><text class=\"tick mid\" x=\"{across:.1}\" y=\"{:.1}\">{tick}</text>",
+            left - 7.0,
+            down + 4.0,
+            strip_bottom + 17.0,
+        );
+    }
+    let most = bins.iter().map(|bin| bin.share).fold(f64::MIN_POSITIVE, f64::max);
+    let colour = colour(slot);
+    for bin in bins {
+        let (from, to) = (x.at(100.0 * bin.from) + 1.0, x.at(100.0 * bin.to) - 1.0);
+        let at = y.at(100.0 * bin.right);
+        let strip = (strip_bottom - strip_top) * bin.share / most;
+        let _ = write!(
+            svg,
+            "<g><rect class=\"bar {colour}\" x=\"{from:.1}\" y=\"{at:.1}\" width=\"{:.1}\" height=\"{:.1}\"/><rect class=\"strip\" x=\"{from:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{strip:.1}\"/><rect class=\"hit\" x=\"{from:.1}\" y=\"{top}\" width=\"{:.1}\" height=\"{:.1}\"/><title>{}</title></g>",
+            to - from,
+            bottom - at,
+            strip_bottom - strip,
+            to - from,
+            to - from,
+            strip_bottom - top,
+            HtmlEscape(&bin.title)
+        );
+    }
+    let _ = write!(
+        svg,
+        "<path class=\"ideal\" d=\"M{left} {bottom}L{right} {top}\"/><path class=\"zero\" d=\"M{left} {strip_bottom}L{right} {strip_bottom}\"/><text class=\"tick\" x=\"{:.1}\" y=\"{:.1}\">right, %</text><text class=\"tick end\" x=\"{right}\" y=\"{:.1}\">confidence, %</text></svg>",
+        left + 5.0,
+        top + 14.0,
+        height - 5.0
+    );
+    svg
+}
+
+/// A row of parts that together are a whole.
+pub(super) struct StackedRow {
+    pub(super) label: String,
+    /// Class of the colour, share of the whole, and what a pointer held over it says.
+    pub(super) parts: Vec<(&'static str, f64, String)>,
+}
+
+/// A square in a colour, for a legend.
+pub(super) fn swatch(class: &str) -> String {
+    format!(
+        "<svg class=\"key\" viewBox=\"0 0 14 14\" width=\"14\" height=\"14\" aria-hidden=\"true\"><rect class=\"part {class}\" width=\"14\" height=\"14\" rx=\"2\"/></svg>"
+    )
+}
+
+/// A bar per row, as long as all others, cut into its parts.
+pub(super) fn stacked_bars(description: &str, rows: &[StackedRow]) -> String {
+    let width = 440.0;
+    let longest = rows.iter().map(|row| row.label.chars().count()).max();
+    let left = 12.0 + 6.6 * longest.unwrap_or(0).min(22) as f64;
+    let (pitch, thick, top) = (34.0, 24.0, 4.0);
+    let bottom = top + pitch * rows.len() as f64;
+    let mut svg = String::new();
+    open(&mut svg, width, bottom + 2.0, description);
+    for (index, row) in rows.iter().enumerate() {
+        let y = top + pitch * index as f64;
+        let middle = y + thick / 2.0 + 4.0;
+        let _ = write!(
+            svg,
+            "<text class=\"label end\" x=\"{:.1}\" y=\"{middle:.1}\">{}</text>",
+            left - 8.0,
+            HtmlEscape(&shortened(&row.label, 22))
+        );
+        let mut from = left;
+        for (class, share, title) in &row.parts {
+            let length = share * (width - left);
+            let shown = (length - 2.0).max(0.0);
+            let _ = write!(
+                svg,
+                "<g><rect class=\"part {class}\" x=\"{from:.1}\" y=\"{y:.1}\" width=\"{shown:.1}\" height=\"{thick}\"/>"
+            );
+            if length > 27.0 {
+                let _ = write!(
+                    svg,
+                    "<text class=\"inside {class}\" x=\"{:.1}\" y=\"{middle:.1}\">{:.1}</text>",
+                    from + shown / 2.0,
+                    100.0 * share
+                );
+            }
+            let _ = write!(svg, "<title>{}</title></g>", HtmlEscape(title));
+            from += length;
+        }
+    }
+    svg.push_str("</svg>");
+    svg
+}
+
 /// Rows are true classes, columns predicted ones; shade is the share of the row, right answers in
 /// one hue and mistakes in another.
 pub(super) fn confusion_matrix(

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::{Error, statistics};
+use super::{Error, softmax, statistics};
+use crate::test_outputs::{self, TestOutputs};
 
 /// Everything read below one output folder.
 pub(super) struct Experiment {
@@ -48,6 +49,10 @@ pub(super) struct Run {
     pub(super) evaluation: Option<Evaluation>,
     pub(super) weights_bytes: Option<u64>,
     pub(super) teacher: Option<TeacherSays>,
+    /// What the finished network says of the test images; earlier versions left no such file.
+    pub(super) outputs: Option<TestOutputs>,
+    /// What the teacher that it learnt from says of them.
+    teacher_logits: Option<Vec<f32>>,
     pub(super) recipe: toml::Table,
     pub(super) recipe_text: String,
 }
@@ -103,6 +108,9 @@ pub(super) struct Epoch {
     pub(super) test_loss: f64,
     pub(super) test_accuracy: f64,
     pub(super) seconds: f64,
+    /// Spent on the test images.
+    #[serde(default)]
+    pub(super) test_seconds: Option<f64>,
     pub(super) images_per_second: f64,
     /// Parts of the training loss by name, before their weights.
     #[serde(default)]
@@ -165,6 +173,24 @@ impl Run {
         if seconds > 0.0 { self.epochs.iter().map(images).sum::<f64>() / seconds } else { 0.0 }
     }
 
+    /// Test images answered in a second, over all epochs; unknown where other images were looked at
+    /// too, to choose the best epoch.
+    pub(super) fn answers_per_second(&self) -> Option<f64> {
+        if self.setting("select_on").is_some() {
+            return None;
+        }
+        let seconds: Option<Vec<f64>> =
+            self.epochs.iter().map(|epoch| epoch.test_seconds).collect();
+        let seconds: f64 = seconds?.iter().sum();
+        let images = self.start.dataset.test as f64 * self.epochs.len() as f64;
+        (seconds > 0.0).then(|| images / seconds)
+    }
+
+    /// A value of the recipe's one `[[run]]`.
+    pub(super) fn setting(&self, name: &str) -> Option<&toml::Value> {
+        self.recipe.get("run")?.get(0)?.get(name)
+    }
+
     fn last(&self) -> &Epoch {
         &self.epochs[self.epochs.len() - 1]
     }
@@ -221,6 +247,20 @@ impl Arm {
 }
 
 impl Experiment {
+    /// What a student's teacher says of the test images: the teacher that it learnt from, or for one
+    /// on the labels alone the teacher of the same seed, if its outputs are there.
+    pub(super) fn teacher_logits<'a>(&'a self, run: &'a Run) -> Option<&'a [f32]> {
+        if let Some(logits) = &run.teacher_logits {
+            return Some(logits);
+        }
+        let teacher = self.teacher().filter(|_| run.start.method.is_none())?;
+        if teacher.name == run.start.run {
+            return None;
+        }
+        let same_seed = teacher.runs.iter().find(|other| other.start.seed == run.start.seed);
+        Some(&same_seed?.outputs.as_ref()?.logits)
+    }
+
     /// The same network trained on the labels alone, which a distilled one is measured against.
     pub(super) fn alone(&self, arm: &Arm) -> Option<&Arm> {
         arm.method()?;
@@ -388,6 +428,12 @@ fn read_run(folder: &Path) -> Result<Option<Run>, Error> {
     let evaluation =
         if finished { Some(read_evaluation(&folder.join("evaluation.json"))?) } else { None };
     let weights = folder.with_file_name(format!("{}.safetensors", start.run));
+    let outputs = match &evaluation {
+        Some(evaluation) => read_outputs(&folder.join(test_outputs::FILE), evaluation)?,
+        None => None,
+    };
+    let teacher_logits =
+        outputs.as_ref().and_then(|outputs| teacher_logits(folder, &recipe, outputs));
     Ok(Some(Run {
         folder: folder.to_owned(),
         weights_bytes: std::fs::metadata(weights).ok().map(|data| data.len()),
@@ -395,6 +441,8 @@ fn read_run(folder: &Path) -> Result<Option<Run>, Error> {
         epochs,
         finished,
         teacher,
+        outputs,
+        teacher_logits,
         evaluation,
         recipe,
         recipe_text,
@@ -494,6 +542,49 @@ fn read_evaluation(path: &Path) -> Result<Evaluation, Error> {
         ));
     }
     Ok(evaluation)
+}
+
+fn read_outputs(path: &Path, evaluation: &Evaluation) -> Result<Option<TestOutputs>, Error> {
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(Error::Io { path: path.to_owned(), source }),
+    };
+    let bad = |found| corrupt(path, None, format!("not a network's outputs: {found}"));
+    let outputs = TestOutputs::from_bytes(&bytes).map_err(bad)?;
+    let classes = evaluation.classes.len();
+    let mut confusion = vec![vec![0u32; classes]; classes];
+    if outputs.classes == classes {
+        for (logits, label) in outputs.rows() {
+            confusion[label][softmax::argmax(logits)] += 1;
+        }
+    }
+    let cells = |matrix: &[Vec<u32>]| matrix.concat();
+    let both = cells(&confusion).into_iter().zip(cells(&evaluation.confusion));
+    let differing: u64 = both.map(|(a, b)| u64::from(a.abs_diff(b))).sum();
+    // On a GPU sums may be added in another order, so that an image on the edge changes sides.
+    if outputs.classes != classes || differing > outputs.labels.len() as u64 / 100 {
+        let found =
+            "its answers are not those of evaluation.json; run it again, or remove the file";
+        return Err(corrupt(path, None, found.to_owned()));
+    }
+    Ok(Some(outputs))
+}
+
+/// What the teacher of a distilled run says of the test images: from the run's own file, or from
+/// that beside the teacher's weights if it is still of the same weights and images.
+fn teacher_logits(folder: &Path, recipe: &toml::Table, own: &TestOutputs) -> Option<Vec<f32>> {
+    if let Some(logits) = &own.teacher_logits {
+        return Some(logits.clone());
+    }
+    let run = recipe.get("run")?.get(0)?;
+    let teacher = folder.join(run.get("teacher")?.as_str()?);
+    let bytes = std::fs::read(test_outputs::path_for(&teacher)).ok()?;
+    let outputs = TestOutputs::from_bytes(&bytes).ok()?;
+    let same = Some(&*outputs.weights_sha256) == run.get("teacher_sha256")?.as_str()
+        && (&outputs.labels, outputs.classes) == (&own.labels, own.classes)
+        && outputs.sample_images == own.sample_images;
+    same.then_some(outputs.logits)
 }
 
 fn read_text(path: &Path, advice: &'static str) -> Result<String, Error> {

@@ -12,14 +12,15 @@ use super::experiment::{Arm, Comparison, Epoch, Evaluation, Experiment, Run};
 use super::format::{
     bytes, duration, grouped, millions, percent_spread, points_spread, rate, seeds, signed,
 };
-use super::{Error, source, statistics, terminal};
+use super::soft_targets::{self, SoftTargets};
+use super::{Error, agreement, calibration, source, statistics, terminal};
 
 /// A run name with its place in colours and legends, unique over all experiments of the page.
-struct Shown<'a> {
-    experiment: &'a Experiment,
-    arm: &'a Arm,
-    label: String,
-    slot: usize,
+pub(super) struct Shown<'a> {
+    pub(super) experiment: &'a Experiment,
+    pub(super) arm: &'a Arm,
+    pub(super) label: String,
+    pub(super) slot: usize,
 }
 
 #[derive(Serialize)]
@@ -68,40 +69,45 @@ struct Fact {
 }
 
 #[derive(Serialize, Default)]
-struct Section {
-    id: &'static str,
-    title: &'static str,
-    intro: Vec<String>,
-    legend: Vec<Key>,
+pub(super) struct Section {
+    pub(super) id: &'static str,
+    pub(super) title: &'static str,
+    pub(super) intro: Vec<String>,
+    pub(super) legend: Vec<Key>,
     /// Three to a row where there is room, in place of two.
-    small: bool,
-    figures: Vec<Figure>,
-    tables: Vec<Table>,
+    pub(super) small: bool,
+    pub(super) figures: Vec<Figure>,
+    pub(super) soft: Option<SoftTargets>,
+    pub(super) tables: Vec<Table>,
+    /// The tables stand before the figures.
+    pub(super) tables_first: bool,
+    /// The tables hold numbers, which stand on the right.
+    pub(super) numeric: bool,
 }
 
 #[derive(Serialize)]
-struct Key {
-    mark: Value,
-    label: String,
+pub(super) struct Key {
+    pub(super) mark: Value,
+    pub(super) label: String,
 }
 
 #[derive(Serialize, Default)]
-struct Figure {
-    title: String,
-    legend: Vec<Key>,
-    svg: Value,
-    numbers: Table,
+pub(super) struct Figure {
+    pub(super) title: String,
+    pub(super) legend: Vec<Key>,
+    pub(super) svg: Value,
+    pub(super) numbers: Table,
     /// Shows the numbers at once.
-    open: bool,
+    pub(super) open: bool,
     /// The numbers as text, where a table would have thousands of cells.
-    csv: Option<String>,
+    pub(super) csv: Option<String>,
 }
 
 #[derive(Serialize, Default)]
-struct Table {
-    caption: String,
-    head: Vec<String>,
-    rows: Vec<Vec<String>>,
+pub(super) struct Table {
+    pub(super) caption: String,
+    pub(super) head: Vec<String>,
+    pub(super) rows: Vec<Vec<String>>,
 }
 
 #[derive(Serialize)]
@@ -135,6 +141,9 @@ pub(super) fn render(experiments: &[Experiment]) -> Result<String, Error> {
         gains(&shown),
         curves(&shown),
         confusions(&shown),
+        calibration::section(&shown),
+        agreement::section(&shown),
+        soft_targets::section(&shown),
         loss_parts(&shown),
         teachers(&shown),
         settings(&shown),
@@ -182,7 +191,7 @@ fn unique(texts: impl Iterator<Item = String>) -> Vec<String> {
     kept
 }
 
-fn safe(svg: String) -> Value {
+pub(super) fn safe(svg: String) -> Value {
     Value::from_safe_string(svg)
 }
 
@@ -194,7 +203,7 @@ fn legend<'a>(shown: impl Iterator<Item = &'a Shown<'a>>) -> Vec<Key> {
     shown.map(|shown| key(shown.slot, &shown.label)).collect()
 }
 
-fn percent(share: f64) -> String {
+pub(super) fn percent(share: f64) -> String {
     format!("{:.2}", share * 100.0)
 }
 
@@ -340,6 +349,14 @@ fn card(role: &'static str, arm: &Arm, experiment: &Experiment, slot: usize) -> 
         value: rate(arm.mean(Run::images_per_second)),
         beside: None,
     });
+    let answers: Option<Vec<f64>> = arm.runs.iter().map(Run::answers_per_second).collect();
+    if let Some(mean) = answers.and_then(|answers| statistics::mean(&answers)) {
+        facts.push(Fact {
+            label: "Test images/s",
+            value: rate(mean),
+            beside: beside(|run| Some(1.0 / run.answers_per_second()?), "faster"),
+        });
+    }
     Card {
         role,
         name: arm.name.clone(),
@@ -391,7 +408,6 @@ fn runs_table(shown: &[Shown<'_>]) -> Table {
     }
 }
 
-/// Each distilled student against the same student alone.
 /// The tables of `cargo xtask compare`.
 fn comparison(experiments: &[Experiment]) -> Option<Section> {
     let found: Vec<_> = experiments.iter().filter_map(|e| e.comparison.as_ref()).collect();
@@ -403,12 +419,14 @@ fn comparison(experiments: &[Experiment]) -> Option<Section> {
     (!found.is_empty()).then(|| Section {
         id: "comparison",
         title: "Arms compared, seed by seed",
+        numeric: true,
         intro: unique(found.iter().flat_map(|comparison| comparison.notes.clone())),
         tables: found.iter().map(table).collect(),
         ..Section::default()
     })
 }
 
+/// Each distilled student against the same student alone.
 fn gains(shown: &[Shown<'_>]) -> Option<Section> {
     let mut rows = Vec::new();
     let mut numbers = Table {
@@ -801,7 +819,6 @@ fn loss_parts(shown: &[Shown<'_>]) -> Option<Section> {
     })
 }
 
-/// The recipe: what all runs share once, then what each adds.
 /// What the students' teachers say of the images that they teach with.
 fn teachers(shown: &[Shown<'_>]) -> Option<Section> {
     let row = |shown: &Shown<'_>, run: &Run| {
@@ -821,7 +838,8 @@ fn teachers(shown: &[Shown<'_>]) -> Option<Section> {
     let head = ["Run", "Seed", "Images", "Teacher right %", "Entropy, nats"].map(str::to_owned);
     (!rows.is_empty()).then(|| Section {
         id: "teachers",
-        title: "What the teachers say",
+        title: "What the teachers say of the training images",
+        numeric: true,
         intro: vec![format!(
             "On the images that each student learns from: how often its teacher is right, and the mean entropy of the teacher's softmax. The nearer to 100 % and to 0, the less its answers say beyond the labels.{most}"
         )],
@@ -830,6 +848,7 @@ fn teachers(shown: &[Shown<'_>]) -> Option<Section> {
     })
 }
 
+/// The recipe: what all runs share once, then what each adds.
 fn settings(shown: &[Shown<'_>]) -> Option<Section> {
     let mut values: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for run in shown.iter().flat_map(|shown| &shown.arm.runs) {

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::experiment::{Dataset, Experiment, Run};
-use super::statistics;
+use super::{agreement, calibration, statistics};
 
 #[derive(Serialize)]
 struct Summary<'a> {
@@ -40,6 +40,12 @@ struct RunSummary<'a> {
     /// The mean entropy of its softmax on them, in nats.
     #[serde(skip_serializing_if = "Option::is_none")]
     teacher_entropy: Option<f64>,
+    /// On the test images, 15 intervals.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expected_calibration_error: Option<f64>,
+    /// Share of the test images on which it answers as the teacher does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    teacher_agreement: Option<f64>,
 }
 
 #[derive(Serialize)]
@@ -71,7 +77,7 @@ fn spread(values: &[f64]) -> Spread {
     }
 }
 
-fn run_summary(run: &Run, several: bool) -> RunSummary<'_> {
+fn run_summary<'a>(experiment: &'a Experiment, run: &'a Run, several: bool) -> RunSummary<'a> {
     RunSummary {
         name: &run.start.run,
         seed: several.then_some(run.start.seed),
@@ -87,6 +93,8 @@ fn run_summary(run: &Run, several: bool) -> RunSummary<'_> {
         images_per_second: run.images_per_second(),
         teacher_accuracy: run.teacher.map(|teacher| teacher.accuracy),
         teacher_entropy: run.teacher.map(|teacher| teacher.entropy),
+        expected_calibration_error: calibration::error_of(run),
+        teacher_agreement: agreement::of(experiment, run),
     }
 }
 
@@ -96,7 +104,7 @@ pub(super) fn to_json(experiment: &Experiment) -> String {
     for seed in &experiment.seeds {
         let all = experiment.arms.iter().flat_map(|arm| &arm.runs);
         let of_seed = all.filter(|run| run.start.seed == *seed);
-        runs.extend(of_seed.map(|run| run_summary(run, several)));
+        runs.extend(of_seed.map(|run| run_summary(experiment, run, several)));
     }
     let over_seeds = experiment.arms.iter().map(|arm| OverSeeds {
         name: &arm.name,

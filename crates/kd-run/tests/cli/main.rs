@@ -2,12 +2,17 @@
 
 mod disk;
 mod evaluation;
+mod images;
 mod kills;
 mod methods;
+mod networks;
+mod pictures;
 mod resume;
+mod shell;
 mod signals;
 mod targets;
 mod teacher;
+mod tensorboard;
 mod training;
 mod usage;
 mod workdir;

@@ -5,6 +5,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::Stdio;
 
+use kd_models::ModelConfig;
+use kd_run::initial::Initial;
 use kd_run::recipe::{Recipe, RunRecipe};
 use kd_run::run::{Outcome, Progress, ResolvedRun, Settings, train};
 use kd_run::teacher::Pretrained;
@@ -21,11 +23,17 @@ pub(crate) fn resolved(dir: &WorkDir, done: &str, out: &str) -> ResolvedRun {
         let path = path.parent().unwrap().join(teacher);
         Pretrained::load(&path, None, 10, recipe.data.normalization()).unwrap()
     });
+    let initial = recipe.run.init.as_ref().map(|init| {
+        let path = path.parent().unwrap().join(init);
+        let config = ModelConfig::new(recipe.run.model, 10);
+        Initial::load(&path, &config, recipe.data.normalization()).unwrap()
+    });
     ResolvedRun {
         recipe,
         out: dir.path(out),
         data: images,
         teacher,
+        initial,
         device: candle_core::Device::Cpu,
         settings: Settings::default(),
     }

@@ -1,11 +1,16 @@
 //! What a run leaves behind, and that it is the same each time.
 
-use crate::workdir::{BATCHES, WorkDir};
+use crate::workdir::{BATCHES, TINY, WorkDir};
 
 #[test]
 fn a_run_leaves_weights_measurements_and_a_summary() {
     let dir = WorkDir::new();
-    dir.train("train --model student --out out");
+    let said = dir.train("train --model student --out out");
+    // Not on a terminal: a plain line an epoch.
+    let line = said.lines().find(|line| line.starts_with("student: epoch 2/2: loss ")).unwrap();
+    for part in [", accuracy ", "; test loss ", ", test accuracy ", " images/s"] {
+        assert!(line.contains(part), "{line}");
+    }
     let summary = dir.json("out/summary.json");
     assert_eq!(summary["format"], 1);
     assert_eq!(summary["dataset"]["name"], "synthetic");
@@ -54,6 +59,11 @@ fn the_same_run_gives_the_same_bytes_whatever_the_threads() {
     dir.train("train --model student --out a --threads 1");
     dir.train("train --model student --out b --threads 3");
     assert_eq!(dir.read("a/student.safetensors"), dir.read("b/student.safetensors"));
+    let mut command = dir.command("train --model student --out by-environment");
+    let output = command.args(TINY).env("RAYON_NUM_THREADS", "2").output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(dir.events("by-environment/student")[0]["threads"], 2);
+    assert_eq!(dir.read("a/student.safetensors"), dir.read("by-environment/student.safetensors"));
     assert_eq!(dir.read("a/student/recipe.toml"), dir.read("b/student/recipe.toml"));
     let without_start = |out: &str| dir.events(&format!("{out}/student"))[1..].to_vec();
     assert_eq!(without_start("a"), without_start("b"));

@@ -22,7 +22,10 @@ fn wrong_flags_are_usage_errors_that_name_the_flag() {
         ("distill --method cosin --teacher t", "did you mean cosine?"),
         ("train --model student --seed x", "--seed"),
         ("train --model student --device tpu", "possible values: auto, cpu, cuda"),
-        ("train --model student --dataset mnist", "possible values: cifar10, cifar100, synthetic"),
+        (
+            "train --model student --dataset mnist",
+            "possible values: cifar10, cifar100, synthetic, folder",
+        ),
         ("train --model student --checkpoint-every 3weeks", "--checkpoint-every"),
         ("train --model student --name ../up", "--name"),
         ("train --model resnet", "teacher, student"),
@@ -42,6 +45,8 @@ fn wrong_flags_are_usage_errors_that_name_the_flag() {
         ("distill --method label-smoothing --teacher t", "asks no teacher"),
         ("eval", "--weights"),
         ("report", "<OUT>"),
+        ("predict --weights w.safetensors", "<PICTURE>"),
+        ("completions tcsh", "possible values: bash"),
     ];
     for (line, expected) in wrong {
         let message = dir.fails(line, 2);
@@ -93,4 +98,17 @@ fn data_other_than_the_recipes_is_refused() {
     std::fs::write(dir.path("mine.toml"), recipe).unwrap();
     let message = dir.fails("train --model student --recipe mine.toml --out out", 1);
     assert!(message.contains("it was made for other data"), "{message}");
+}
+
+#[test]
+fn the_built_in_recipe_is_the_repositorys() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    match std::fs::read_to_string(root.join("recipes/tutorial.toml")) {
+        Ok(recipe) => assert_eq!(
+            recipe,
+            kd_run::recipe::TUTORIAL,
+            "`cp recipes/tutorial.toml crates/kd-run/src/` makes them the same"
+        ),
+        Err(_) => eprintln!("skipped: this is not the repository"),
+    }
 }

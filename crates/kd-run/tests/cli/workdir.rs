@@ -96,7 +96,7 @@ impl WorkDir {
         assert!(text.ends_with('\n'));
         let timeless = |line: &str| {
             let mut event: Value = serde_json::from_str(line).unwrap();
-            for time in ["seconds", "test_seconds", "images_per_second"] {
+            for time in ["time", "seconds", "test_seconds", "images_per_second"] {
                 event.as_object_mut().unwrap().remove(time);
             }
             event

@@ -68,6 +68,53 @@ impl FakeRun {
         std::fs::write(weights, vec![0; self.parameters() / 100]).unwrap();
     }
 
+    /// What it says of each test image, in the order of the classes: 4 for its answer, 1 for the next
+    /// class, else 0; the answers are the confusion matrix's. Rows of logits and labels.
+    pub(super) fn answers(&self) -> (Vec<Vec<f32>>, Vec<u8>) {
+        let evaluation = self.evaluation();
+        let classes = self.classes.len();
+        let (mut logits, mut labels) = (Vec::new(), Vec::new());
+        for truth in 0..classes {
+            for answer in 0..classes {
+                for _ in 0..evaluation["confusion"][truth][answer].as_u64().unwrap() {
+                    let mut row = vec![0.0; classes];
+                    row[(answer + 1) % classes] = 1.0;
+                    row[answer] = 4.0;
+                    logits.push(row);
+                    labels.push(truth as u8);
+                }
+            }
+        }
+        (logits, labels)
+    }
+
+    /// [`write`](Self::write), and the outputs; weights and teacher are known by their names.
+    pub(super) fn write_with_outputs(&self, above: &Path) {
+        use safetensors::tensor::{Dtype, TensorView};
+        self.write(above);
+        let folder = above.join(&self.name);
+        let recipe = std::fs::read_to_string(folder.join("recipe.toml")).unwrap();
+        let named = "teacher_sha256 = \"teacher\"\nlabels = 0.75";
+        std::fs::write(folder.join("recipe.toml"), recipe.replace("labels = 0.75", named)).unwrap();
+        let (logits, labels) = self.answers();
+        let shape = vec![logits.len(), self.classes.len()];
+        let logits: Vec<u8> = logits.concat().iter().flat_map(|v| v.to_le_bytes()).collect();
+        // Every third image, all of one grey.
+        let sample: Vec<u32> = (0..labels.len() as u32).step_by(3).collect();
+        let pixels = vec![128; sample.len() * 3 * 4];
+        let indices: Vec<u8> = sample.iter().flat_map(|index| index.to_le_bytes()).collect();
+        let view = |dtype, shape, data| TensorView::new(dtype, shape, data).unwrap();
+        let tensors = [
+            ("logits", view(Dtype::F32, shape, &logits)),
+            ("labels", view(Dtype::U8, vec![labels.len()], &labels)),
+            ("sample", view(Dtype::U32, vec![sample.len()], &indices)),
+            ("sample_images", view(Dtype::U8, vec![sample.len(), 3, 2, 2], &pixels)),
+        ];
+        let metadata = [("weights-sha256".to_owned(), self.name.clone())].into();
+        let bytes = safetensors::serialize(tensors, Some(metadata)).unwrap();
+        std::fs::write(folder.join("test-outputs.safetensors"), bytes).unwrap();
+    }
+
     pub(super) fn parameters(&self) -> usize {
         if self.model == "teacher" { 1_186_986 } else { 267_738 }
     }

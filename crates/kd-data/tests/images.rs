@@ -1,0 +1,187 @@
+//! Pictures from files: beside Pillow's result for the same files, and in folders of classes.
+#![cfg(feature = "images")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use image::RgbImage;
+use kd_data::{Error, Result, image_folder, images};
+use tempfile::TempDir;
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/pictures")
+}
+
+#[test]
+fn pictures_of_every_kind_are_what_pillow_makes_of_them() {
+    let mut checked = 0;
+    for path in images::files(&fixtures()).unwrap() {
+        let mut expected = path.clone().into_os_string();
+        expected.push(".expected");
+        let (found, expected) =
+            (images::read(&path).unwrap(), images::read(Path::new(&expected)).unwrap());
+        assert_eq!(found.len(), 3 * 32 * 32);
+        let difference = |(a, b): (&u8, &u8)| a.abs_diff(*b);
+        let largest = found.iter().zip(&expected).map(difference).max().unwrap();
+        // Rounding; for JPEG two decoders.
+        let most = if path.extension().unwrap() == "jpg" { 3 } else { 1 };
+        assert!(largest <= most, "{}: {largest}", path.display());
+        checked += 1;
+    }
+    assert_eq!(checked, 19);
+}
+
+#[test]
+fn a_picture_of_32x32_keeps_its_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.png");
+    let colour = |x, y| image::Rgb([x as u8, y as u8, (7 * x + y) as u8]);
+    RgbImage::from_fn(32, 32, colour).save(&path).unwrap();
+    let pixels = images::read(&path).unwrap();
+    for (x, y) in [(0, 0), (31, 0), (5, 9), (31, 31)] {
+        for channel in 0..3 {
+            let found = pixels[channel * 1024 + (y * 32 + x) as usize];
+            assert_eq!(found, colour(x, y).0[channel], "{channel} {y} {x}");
+        }
+    }
+}
+
+fn message<T>(result: Result<T>, path: &Path) -> String {
+    let Err(error) = result else { panic!("{} was taken", path.display()) };
+    let message = error.to_string();
+    assert!(message.starts_with(&path.display().to_string()), "{message}");
+    message
+}
+
+#[test]
+fn what_is_no_picture_is_named_with_the_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.png");
+    let jpeg = fs::read(fixtures().join("orientation-6.jpg")).unwrap();
+    let png = fs::read(fixtures().join("wide.png")).unwrap();
+    let mut damaged = png.clone();
+    damaged[png.len() / 2] ^= 0xff;
+    let cases: [(&[u8], &str); 7] = [
+        (b"", "empty"),
+        (b"hello", "neither"),
+        (b"GIF89a\x01\0\x01\0\0\0\0;", "not supported"),
+        (&jpeg[..jpeg.len() - 200], "cut off"),
+        (&png[..png.len() / 2], "expected a whole PNG or JPEG file, but"),
+        (&damaged, "expected a whole PNG or JPEG file, but"),
+        (&png[..20], "expected a whole PNG or JPEG file, but"),
+    ];
+    for (bytes, expected) in cases {
+        fs::write(&path, bytes).unwrap();
+        let message = message(images::read(&path), &path);
+        assert!(message.contains(expected), "{message}");
+        assert!(!message.contains('\n'), "{message}");
+    }
+    let absent = dir.path().join("none.png");
+    message(images::read(&absent), &absent);
+    message(images::read(dir.path()), dir.path());
+}
+
+#[test]
+fn a_header_that_announces_gigabytes_is_refused_before_they_are_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("bomb");
+    // Of a PNG: width and height are at 16, the header's check sum is at 29.
+    let mut png = fs::read(fixtures().join("wide.png")).unwrap();
+    png[16..24].copy_from_slice(&[0, 0, 0xff, 0xff, 0, 0, 0xff, 0xff]);
+    let sum = crc32(&png[12..29]);
+    png[29..33].copy_from_slice(&sum.to_be_bytes());
+    fs::write(&path, png).unwrap();
+    let text = message(images::read(&path), &path);
+    assert!(text.contains("65535x65535") || text.contains("limit"), "{text}");
+    // Of a JPEG: five bytes behind the frame's marker.
+    let mut jpeg = fs::read(fixtures().join("grey.jpg")).unwrap();
+    let frame = jpeg.windows(2).position(|pair| pair == [0xff, 0xc0]).unwrap();
+    jpeg[frame + 5..frame + 9].copy_from_slice(&[0xff; 4]);
+    fs::write(&path, jpeg).unwrap();
+    let text = message(images::read(&path), &path);
+    assert!(text.contains("65535x65535"), "{text}");
+}
+
+/// PNG's, bit by bit.
+fn crc32(bytes: &[u8]) -> u32 {
+    let step = |sum: u32| if sum & 1 == 1 { 0xedb8_8320 ^ (sum >> 1) } else { sum >> 1 };
+    !bytes.iter().fold(!0, |sum, &byte| (0..8).fold(sum ^ u32::from(byte), |sum, _| step(sum)))
+}
+
+/// One picture in `colour` at each of the paths.
+fn picture_folder(files: &[(&str, [u8; 3])]) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, colour) in files {
+        let path = dir.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        RgbImage::from_pixel(40, 32, image::Rgb(*colour)).save(path).unwrap();
+    }
+    dir
+}
+
+const FILES: [(&str, [u8; 3]); 6] = [
+    ("train/zebra/b.png", [1, 2, 3]),
+    ("train/zebra/a.png", [4, 5, 6]),
+    ("train/ant/new/c.PNG", [7, 8, 9]),
+    ("train/ant/.hidden.png", [0, 0, 0]),
+    ("test/ant/x.png", [10, 11, 12]),
+    ("test/zebra/y.png", [13, 14, 15]),
+];
+
+#[test]
+fn classes_are_the_folders_by_name() {
+    let dir = picture_folder(&FILES);
+    fs::write(dir.path().join("train/ant/notes.txt"), "not a picture").unwrap();
+    fs::write(dir.path().join("train/notes.txt"), "not a class").unwrap();
+    let data = image_folder(dir.path()).unwrap();
+    assert_eq!(data.classes, ["ant", "zebra"]);
+    assert_eq!((&data.train.labels[..], &data.test.labels[..]), (&[0, 1, 1][..], &[0, 1][..]));
+    assert_eq!(data.train.shape, [3, 32, 32]);
+    // By class, then by file name; all of red, then green, then blue.
+    let firsts: Vec<u8> = (0..3).map(|i| data.train.image(i)[0]).collect();
+    assert_eq!(firsts, [7, 4, 1]);
+    assert_eq!([data.test.image(1)[0], data.test.image(1)[1024]], [13, 14]);
+    assert!(data.test.to_tensors(&candle_core::Device::Cpu).is_ok());
+
+    // The hash is of what is learned from.
+    assert_eq!(image_folder(picture_folder(&FILES).path()).unwrap().sha256, data.sha256);
+    let mut other = FILES;
+    other[1].1 = [4, 5, 7];
+    assert_ne!(image_folder(picture_folder(&other).path()).unwrap().sha256, data.sha256);
+    for split in ["train", "test"] {
+        fs::rename(dir.path().join(split).join("zebra"), dir.path().join(split).join("zoo"))
+            .unwrap();
+    }
+    assert_ne!(image_folder(dir.path()).unwrap().sha256, data.sha256);
+}
+
+#[test]
+fn a_folder_that_is_laid_out_otherwise_is_named() {
+    let broken = |change: fn(&Path), at: &str, expected: &str| {
+        let dir = picture_folder(&FILES);
+        change(dir.path());
+        let text = message(image_folder(dir.path()), &dir.path().join(at));
+        assert!(text.contains(expected), "{text}");
+    };
+    broken(
+        |dir| fs::rename(dir.join("test"), dir.join("val")).unwrap(),
+        "test",
+        "test/CLASS/*.png",
+    );
+    broken(|dir| fs::remove_dir_all(dir.join("test/ant")).unwrap(), "test/ant", "no such folder");
+    broken(|dir| fs::create_dir(dir.join("test/bee")).unwrap(), "test/bee", "that train lacks");
+    broken(|dir| fs::remove_dir_all(dir.join("train/ant")).unwrap(), "train", "found 1 folders");
+    broken(|dir| fs::remove_file(dir.join("test/ant/x.png")).unwrap(), "test/ant", "no pictures");
+    broken(
+        |dir| fs::write(dir.join("train/zebra/b.png"), "b").unwrap(),
+        "train/zebra/b.png",
+        "neither",
+    );
+    broken(
+        |dir| fs::write(dir.join("train/ant/a.webp"), "b").unwrap(),
+        "train/ant/a.webp",
+        "neither",
+    );
+    let missing = image_folder(Path::new("nowhere")).unwrap_err();
+    assert!(matches!(missing, Error::Missing { .. }), "{missing}");
+}

@@ -1,0 +1,258 @@
+//! `kd predict`.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context;
+use candle_core::Device;
+use kd_data::{Split, images};
+use kd_models::{Architecture, ModelConfig};
+use rayon::prelude::*;
+use serde::Serialize;
+
+use super::weights::{self, Weights};
+use crate::cli::{Incomplete, Predict, Usage};
+use crate::evaluate::{answers, logits};
+use crate::teacher::Network;
+use crate::{device, files};
+
+/// Pictures read and answered together, 3 KiB each.
+const CHUNK: usize = 1024;
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Printed<'a> {
+    /// The classes' names by label.
+    classes: &'a [String],
+    model: Model,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    teacher: Option<Model>,
+    images: Vec<Image>,
+    /// What couldn't be read.
+    errors: Vec<Unread>,
+}
+
+#[derive(Serialize)]
+struct Model {
+    model: &'static str,
+    weights: String,
+    sha256: String,
+}
+
+#[derive(Serialize)]
+struct Image {
+    path: String,
+    #[serde(flatten)]
+    answer: Answer,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    teacher: Option<Answer>,
+}
+
+#[derive(Serialize)]
+struct Answer {
+    class: String,
+    label: usize,
+    /// The probability of this class.
+    confidence: f64,
+    /// The softmax, by label.
+    probabilities: Vec<f64>,
+}
+
+#[derive(Serialize)]
+struct Unread {
+    path: String,
+    error: String,
+}
+
+/// A network that answers.
+struct Answering {
+    network: Network,
+    about: Weights,
+}
+
+/// `kd predict`.
+pub(crate) fn predict(flags: &Predict) -> anyhow::Result<()> {
+    let device = device::choose(flags.compute.device)?;
+    let model = Answering::load(&flags.weights, flags.model, &device)?;
+    let teacher = match &flags.teacher {
+        Some(path) => Some(Answering::load(path, flags.teacher_model, &device)?),
+        None => None,
+    };
+    let classes = class_names(&model.about, teacher.as_ref().map(|teacher| &teacher.about), flags)?;
+
+    let mut errors = Vec::new();
+    let paths = pictures(&flags.images, &mut errors);
+    let shown = |path: &PathBuf| path.display().to_string();
+    let width = paths.iter().map(|path| shown(path).chars().count()).max().unwrap_or(0);
+    let longest = classes.iter().map(|class| class.chars().count()).max().unwrap_or(0);
+    let name = |about: &ModelConfig| about.architecture.name();
+    if let (Some(teacher), false, false) = (&teacher, flags.json, paths.is_empty()) {
+        let (ours, theirs) = (name(&model.about.config), name(&teacher.about.config));
+        // A column is a class, a space and "100.0 %".
+        let theirs = if ours == theirs { "as teacher" } else { theirs };
+        super::say(&format!("{:width$}  {ours:column$}  {theirs}\n", "", column = longest + 8))?;
+    }
+
+    let mut all = Vec::new();
+    for chunk in paths.chunks(CHUNK) {
+        let read: Vec<_> = chunk.par_iter().map(|path| images::read(path)).collect();
+        let mut split = Split { shape: [3, images::SIDE, images::SIDE], ..Split::default() };
+        let mut answered = Vec::new();
+        for (path, read) in chunk.iter().zip(read) {
+            match read {
+                Ok(pixels) => {
+                    split.images.extend(pixels);
+                    split.labels.push(0);
+                    answered.push(path);
+                }
+                Err(error) => errors.push(Unread::told(path, error.to_string())),
+            }
+        }
+        if answered.is_empty() {
+            continue;
+        }
+        let split = Arc::new(split);
+        let ours = model.answers(&split, &classes, &device)?;
+        let theirs = match &teacher {
+            Some(teacher) => {
+                teacher.answers(&split, &classes, &device)?.into_iter().map(Some).collect()
+            }
+            None => ours.iter().map(|_| None).collect::<Vec<_>>(),
+        };
+        for ((path, answer), teacher) in answered.into_iter().zip(ours).zip(theirs) {
+            let image = Image { path: shown(path), answer, teacher };
+            match flags.json {
+                true => all.push(image),
+                false => super::say(&image.line(width, longest))?,
+            }
+        }
+    }
+
+    let unread = errors.len();
+    if flags.json {
+        let teacher_file = flags.teacher.as_deref();
+        let described = teacher.as_ref().zip(teacher_file);
+        let printed = Printed {
+            classes: &classes,
+            model: Model::of(&model, &flags.weights)?,
+            teacher: described.map(|(teacher, path)| Model::of(teacher, path)).transpose()?,
+            images: all,
+            errors,
+        };
+        let json = serde_json::to_string(&printed).context("the answers can't be written")?;
+        super::say(&format!("{json}\n"))?;
+    }
+    match unread {
+        0 => Ok(()),
+        1 => Err(Incomplete("1 of the pictures could not be read".into()).into()),
+        _ => Err(Incomplete(format!("{unread} of the pictures could not be read")).into()),
+    }
+}
+
+/// The classes' names: from either file, else the labels.
+fn class_names(
+    model: &Weights,
+    teacher: Option<&Weights>,
+    flags: &Predict,
+) -> anyhow::Result<Vec<String>> {
+    let ours = &model.class_names;
+    let theirs = teacher.and_then(|teacher| teacher.class_names.as_ref());
+    if let (Some(teacher), Some(file)) = (teacher, &flags.teacher) {
+        let other_names = ours.is_some() && theirs.is_some() && ours.as_ref() != theirs;
+        if teacher.config.classes != model.config.classes || other_names {
+            return Err(Usage(format!(
+                "{} and {} tell other classes apart; give two networks of the same data",
+                flags.weights.display(),
+                file.display()
+            ))
+            .into());
+        }
+    }
+    let numbers = || (0..model.config.classes).map(|label| label.to_string()).collect();
+    Ok(ours.as_ref().or(theirs).cloned().unwrap_or_else(numbers))
+}
+
+/// The files that are meant: those named, whatever their names are, and the pictures below folders.
+fn pictures(named: &[PathBuf], errors: &mut Vec<Unread>) -> Vec<PathBuf> {
+    let mut paths = Vec::new();
+    for path in named {
+        if !path.is_dir() {
+            paths.push(path.clone());
+            continue;
+        }
+        match images::files(path) {
+            Ok(found) if found.is_empty() => {
+                let error = format!("{}: there is no PNG or JPEG file in it", path.display());
+                errors.push(Unread::told(path, error));
+            }
+            Ok(found) => paths.extend(found),
+            Err(error) => errors.push(Unread::told(path, error.to_string())),
+        }
+    }
+    paths
+}
+
+impl Unread {
+    /// Says it at once, so that it stands beside what was being done.
+    fn told(path: &Path, error: String) -> Self {
+        // Where even that can't be said, the exit code says it.
+        let _ = writeln!(std::io::stderr(), "error: {error}");
+        Self { path: path.display().to_string(), error }
+    }
+}
+
+impl Answering {
+    fn load(path: &Path, model: Option<Architecture>, device: &Device) -> anyhow::Result<Self> {
+        let about = weights::load(path, model, None)?;
+        let tensors = about
+            .tensors
+            .iter()
+            .map(|(name, tensor)| Ok((name.clone(), tensor.to_device(device)?)));
+        let tensors = tensors.collect::<candle_core::Result<_>>()?;
+        let network = kd_models::build(&about.config, kd_models::frozen(&tensors))?;
+        Ok(Self { network, about })
+    }
+
+    fn answers(
+        &self,
+        split: &Arc<Split>,
+        classes: &[String],
+        device: &Device,
+    ) -> anyhow::Result<Vec<Answer>> {
+        let logits = logits(&*self.network, split, self.about.normalization, device)?;
+        let rows = logits.to_vec2::<f32>()?;
+        let answer = |(row, label): (Vec<f32>, usize)| {
+            let probabilities = softmax(&row);
+            let (class, confidence) = (classes[label].clone(), probabilities[label]);
+            Answer { class, label, confidence, probabilities }
+        };
+        Ok(rows.into_iter().zip(answers(&logits)?).map(answer).collect())
+    }
+}
+
+fn softmax(logits: &[f32]) -> Vec<f64> {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let powers: Vec<f64> =
+        logits.iter().map(|&logit| (f64::from(logit) - f64::from(largest)).exp()).collect();
+    let sum: f64 = powers.iter().sum();
+    powers.into_iter().map(|power| power / sum).collect()
+}
+
+impl Model {
+    fn of(answering: &Answering, path: &Path) -> anyhow::Result<Self> {
+        let model = answering.about.config.architecture.name();
+        Ok(Self { model, weights: path.display().to_string(), sha256: files::sha256(path)? })
+    }
+}
+
+impl Image {
+    /// The path, then class and confidence of each network.
+    fn line(&self, width: usize, longest: usize) -> String {
+        let column = |answer: &Answer| {
+            format!("{:longest$} {:5.1} %", answer.class, 100.0 * answer.confidence)
+        };
+        let teacher = self.teacher.as_ref().map(|answer| "  ".to_owned() + &column(answer));
+        format!("{:width$}  {}{}\n", self.path, column(&self.answer), teacher.unwrap_or_default())
+    }
+}

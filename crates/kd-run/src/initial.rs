@@ -1,0 +1,144 @@
+//! What a run starts from besides fresh weights: weights of a file, and layers that stay as they are.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use anyhow::{Context, ensure};
+use kd_data::Normalization;
+use kd_models::weights::{self, Start};
+use kd_models::{ModelConfig, Parameters};
+
+use crate::files;
+
+/// Weights to start from.
+pub struct Initial {
+    /// Of the file.
+    pub sha256: String,
+    /// Its weights.
+    pub start: Start,
+}
+
+impl Initial {
+    /// Loads a weights file of the network `config`; its last layer may tell another number of classes apart.
+    ///
+    /// # Errors
+    /// When the file is missing, damaged, of another network, or of one for differently normalised images.
+    pub fn load(
+        path: &Path,
+        config: &ModelConfig,
+        normalization: Normalization,
+    ) -> anyhow::Result<Self> {
+        let sha256 = files::sha256(path)?;
+        let start = weights::load_start(path, config)?;
+        if let Some(metadata) = &start.metadata {
+            metadata.check_normalization(path, normalization.mean, normalization.std)?;
+        }
+        Ok(Self { sha256, start })
+    }
+
+    /// What is taken and what is new, in a line.
+    pub fn says(&self, path: &Path, config: &ModelConfig) -> String {
+        let path = path.display();
+        match self.start.other_classes {
+            None => format!("starts from {path}"),
+            Some(other) => format!(
+                "starts from {path}, but for {}: that file tells {other} classes apart, the data has {}; this layer starts fresh",
+                last_layer(config),
+                config.classes
+            ),
+        }
+    }
+
+    /// Puts the weights in the place of fresh ones.
+    pub(crate) fn set(&self, parameters: &Parameters) -> anyhow::Result<()> {
+        for (name, tensor) in &self.start.tensors {
+            let var = parameters.get(name).with_context(|| format!("no parameter {name}"))?;
+            var.set(&tensor.to_device(var.device())?)?;
+        }
+        Ok(())
+    }
+}
+
+/// The layer that gives the logits.
+fn last_layer(config: &ModelConfig) -> String {
+    layers(config).pop().unwrap_or_default()
+}
+
+/// The layers with trained values, from the input to the output.
+fn layers(config: &ModelConfig) -> Vec<String> {
+    let names = kd_models::parameter_shapes(config).into_iter();
+    let mut layers: Vec<String> = names.map(|(name, _)| layer_of(&name).to_string()).collect();
+    layers.dedup();
+    layers
+}
+
+fn layer_of(parameter: &str) -> &str {
+    parameter.rsplit_once('.').map_or(parameter, |(layer, _)| layer)
+}
+
+/// The parameters that the names of `freeze` mean: a parameter's own, a layer's, or what stands before a dot
+/// in several layers' names.
+///
+/// # Errors
+/// When a name means nothing, nothing is left to train, or the last layer is frozen although it starts fresh.
+pub(crate) fn frozen(
+    config: &ModelConfig,
+    freeze: &[String],
+    initial: Option<&Initial>,
+) -> anyhow::Result<BTreeSet<String>> {
+    let parameters = kd_models::parameter_shapes(config);
+    let mut frozen = BTreeSet::new();
+    for name in freeze {
+        let means = |parameter: &String| {
+            let rest = parameter.strip_prefix(name.as_str());
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        };
+        let found: Vec<_> =
+            parameters.iter().map(|(parameter, _)| parameter).filter(|p| means(p)).collect();
+        ensure!(
+            !found.is_empty(),
+            "freeze: the {} has no layer {name:?}; it has {}",
+            config.architecture,
+            layers(config).join(", ")
+        );
+        frozen.extend(found.into_iter().cloned());
+    }
+    ensure!(frozen.len() < parameters.len(), "freeze: no layer is left to train");
+    let last = last_layer(config);
+    let is_new = initial.is_some_and(|initial| initial.start.other_classes.is_some());
+    ensure!(
+        !(is_new && frozen.iter().any(|parameter| layer_of(parameter) == last)),
+        "freeze: {last} starts fresh, because the initial weights tell another number of classes apart; it has to be trained"
+    );
+    Ok(frozen)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kd_models::Architecture;
+
+    #[test]
+    fn layers_are_frozen_by_name_or_by_what_stands_before_a_dot() {
+        let config = ModelConfig::new(Architecture::ResNet8, 10);
+        let of = |names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|name| name.to_string()).collect();
+            frozen(&config, &names, None)
+        };
+        assert_eq!(of(&[]).unwrap().len(), 0);
+        assert_eq!(of(&["conv1", "bn1", "layer1"]).unwrap().len(), 1 + 2 + 6);
+        assert_eq!(of(&["layer1.0", "layer1.0.bn1.bias"]).unwrap().len(), 6);
+        // A name is whole up to a dot.
+        for unknown in ["layer", "conv", "layer1.0.bn1.running_mean", ""] {
+            let message = of(&[unknown]).unwrap_err().to_string();
+            assert!(
+                message.contains(&format!(
+                    "has no layer {unknown:?}; it has conv1, bn1, layer1.0.conv1, "
+                )),
+                "{message}"
+            );
+        }
+        let all = ["conv1", "bn1", "layer1", "layer2", "layer3", "linear"];
+        assert!(of(&all).unwrap_err().to_string().contains("no layer is left to train"));
+    }
+}

@@ -1,0 +1,126 @@
+//! A picture on the terminal's ordinary screen, drawn over itself.
+//!
+//! Neither the alternate screen nor raw mode nor a hidden cursor: whatever ends the process, a second
+//! Ctrl-C and a kill included, leaves the terminal as it was, with the last picture above the prompt.
+//! Ctrl-C stays a signal.
+
+use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use ratatui::buffer::Buffer;
+use ratatui::layout::Rect;
+use ratatui::style::{Color, Modifier};
+
+/// Something else was written to standard error since the last picture.
+static DISTURBED: AtomicBool = AtomicBool::new(false);
+
+/// Standard error for messages that may come while a picture stands there: the next one goes below.
+pub(crate) struct Messages;
+
+impl Write for Messages {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        DISTURBED.store(true, Ordering::Relaxed);
+        std::io::stderr().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        std::io::stderr().flush()
+    }
+}
+
+/// Where the last picture stands.
+#[derive(Default)]
+pub(super) struct Screen {
+    /// Columns and rows of the terminal then.
+    size: (u16, u16),
+    /// Rows of the picture; the cursor is in the row below.
+    drawn: u16,
+}
+
+impl Screen {
+    /// The bytes that draw `area` of the size `(columns, rows)` over the picture before.
+    pub(super) fn frame(
+        &mut self,
+        size: (u16, u16),
+        area: Rect,
+        colours: bool,
+        draw: impl FnOnce(Rect, &mut Buffer),
+    ) -> String {
+        let mut buffer = Buffer::empty(area);
+        draw(area, &mut buffer);
+        let mut text = String::new();
+        if DISTURBED.swap(false, Ordering::Relaxed) {
+            self.drawn = 0;
+        }
+        if self.drawn > 0 && self.size != size {
+            // Terminals break long lines anew in a new width: where the picture begins is not known.
+            text.push_str("\x1b[2J\x1b[H");
+        } else if self.drawn > 0 {
+            text.push_str(&format!("\x1b[{}A", self.drawn));
+        }
+        (self.size, self.drawn) = (size, area.height);
+        for row in buffer.content().chunks(usize::from(area.width.max(1))) {
+            text.push('\r');
+            let blank = |cell: &ratatui::buffer::Cell| cell.symbol() == " ";
+            let end = row.iter().rposition(|cell| !blank(cell)).map_or(0, |last| last + 1);
+            let mut style = (Color::Reset, Modifier::empty());
+            for cell in &row[..end] {
+                let wanted = (cell.fg, cell.modifier);
+                if colours && wanted != style {
+                    text.push_str(&codes(wanted));
+                    style = wanted;
+                }
+                text.push_str(cell.symbol());
+            }
+            if style != (Color::Reset, Modifier::empty()) {
+                text.push_str("\x1b[0m");
+            }
+            text.push_str("\x1b[K\n");
+        }
+        text
+    }
+}
+
+/// The escape sequence for those colours and modifiers that the dashboard uses.
+fn codes((colour, modifier): (Color, Modifier)) -> String {
+    let mut codes = String::from("\x1b[0");
+    if modifier.contains(Modifier::BOLD) {
+        codes.push_str(";1");
+    }
+    if modifier.contains(Modifier::DIM) {
+        codes.push_str(";2");
+    }
+    match colour {
+        Color::Cyan => codes.push_str(";36"),
+        Color::Yellow => codes.push_str(";33"),
+        _ => {}
+    }
+    codes.push('m');
+    codes
+}
+
+#[cfg(test)]
+mod tests {
+    use ratatui::style::Style;
+
+    use super::*;
+
+    #[test]
+    fn a_picture_goes_over_the_one_before() {
+        let mut screen = Screen::default();
+        let area = Rect::new(0, 0, 6, 2);
+        let mut frame = |size, colours| {
+            screen.frame(size, area, colours, |_, buffer| {
+                buffer.set_string(0, 0, "ab", Style::new().fg(Color::Cyan));
+                buffer.set_string(2, 0, "c", Style::new());
+            })
+        };
+        assert_eq!(frame((80, 24), false), "\rabc\x1b[K\n\r\x1b[K\n");
+        let coloured = "\x1b[2A\r\x1b[0;36mab\x1b[0mc\x1b[K\n\r\x1b[K\n";
+        assert_eq!(frame((80, 24), true), coloured);
+        assert_eq!(frame((70, 24), false), "\x1b[2J\x1b[H\rabc\x1b[K\n\r\x1b[K\n");
+        // A message came between: it stays, and the picture stands below it.
+        DISTURBED.store(true, Ordering::Relaxed);
+        assert_eq!(frame((70, 24), false), "\rabc\x1b[K\n\r\x1b[K\n");
+    }
+}

@@ -1,0 +1,325 @@
+//! Learning rates over a run, each step's from its number alone.
+
+use serde::{Deserialize, Serialize};
+
+use crate::recipe::{Invalid, Step, require};
+
+/// How the learning rate goes; a recipe's `training.schedule`, one line:
+///
+/// ```toml
+/// [training]
+/// schedule = { name = "cosine", warmup_epochs = 5 }
+/// ```
+///
+/// Every schedule but the one-cycle can begin with a linear warm-up.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "name", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum LrSchedule {
+    /// The optimiser's rate after the warm-up.
+    Constant {
+        /// Length of the warm-up.
+        #[serde(default)]
+        warmup_epochs: f64,
+        /// The share of the rate that it begins with.
+        #[serde(default = "warmup_from")]
+        warmup_from: f64,
+    },
+    /// Times `factor` at each milestone (`MultiStepLR`). Milestones are epochs of the whole run.
+    Step {
+        /// Epochs done when the rate falls.
+        milestones: Vec<f64>,
+        /// What it is multiplied with.
+        #[serde(default = "factor")]
+        factor: f64,
+        /// Length of the warm-up.
+        #[serde(default)]
+        warmup_epochs: f64,
+        /// The share of the rate that it begins with.
+        #[serde(default = "warmup_from")]
+        warmup_from: f64,
+    },
+    /// Half a cosine from the rate down to a share of it, over what follows the warm-up
+    /// (`CosineAnnealingLR`; Loshchilov and Hutter, 2017, without restarts).
+    Cosine {
+        /// The share of the rate that it ends with.
+        #[serde(default)]
+        down_to: f64,
+        /// Length of the warm-up.
+        #[serde(default)]
+        warmup_epochs: f64,
+        /// The share of the rate that it begins with.
+        #[serde(default = "warmup_from")]
+        warmup_from: f64,
+    },
+    /// From a share of the rate up to it and down to nearly nothing (`OneCycleLR`, whose defaults these
+    /// are; Smith and Topin, 2018). The rise is its warm-up: linear with `anneal = "linear"`.
+    OneCycle {
+        /// The share of the run's steps that it rises.
+        #[serde(default = "rise")]
+        rise: f64,
+        /// The rate is this many times what it begins with.
+        #[serde(default = "div_factor")]
+        div_factor: f64,
+        /// What it begins with is this many times what it ends with.
+        #[serde(default = "final_div_factor")]
+        final_div_factor: f64,
+        /// The curve between.
+        #[serde(default)]
+        anneal: Anneal,
+    },
+}
+
+/// The curve between two rates.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Anneal {
+    /// Half a cosine.
+    #[default]
+    Cos,
+    /// A straight line.
+    Linear,
+}
+
+impl Anneal {
+    fn between(self, from: f64, to: f64, share: f64) -> f64 {
+        match self {
+            Self::Cos => to + (from - to) / 2.0 * (1.0 + (std::f64::consts::PI * share).cos()),
+            Self::Linear => from + (to - from) * share,
+        }
+    }
+}
+
+fn warmup_from() -> f64 {
+    0.01
+}
+
+fn factor() -> f64 {
+    0.1
+}
+
+fn rise() -> f64 {
+    0.3
+}
+
+fn div_factor() -> f64 {
+    25.0
+}
+
+fn final_div_factor() -> f64 {
+    1e4
+}
+
+impl Default for LrSchedule {
+    fn default() -> Self {
+        Self::Constant { warmup_epochs: 0.0, warmup_from: warmup_from() }
+    }
+}
+
+impl LrSchedule {
+    pub(crate) fn is_constant(&self) -> bool {
+        matches!(self, Self::Constant { warmup_epochs: 0.0, .. })
+    }
+
+    /// The share of the optimiser's rate in step `step` (from 0) of `epochs` epochs of `batches` steps.
+    pub fn share(&self, step: u64, batches: usize, epochs: usize) -> f64 {
+        let (step, batches) = (step as f64, batches as f64);
+        let total = batches * epochs as f64;
+        // Steps are whole, whatever part of an epoch is asked for.
+        let steps = |epochs: f64| (epochs * batches).round();
+        let warmup = |length: f64, from: f64| match step < steps(length) {
+            true => from + (1.0 - from) * step / steps(length),
+            false => 1.0,
+        };
+        match *self {
+            Self::Constant { warmup_epochs, warmup_from } => warmup(warmup_epochs, warmup_from),
+            Self::Step { ref milestones, factor, warmup_epochs, warmup_from } => {
+                let passed = milestones.iter().filter(|&&epoch| step >= steps(epoch)).count();
+                warmup(warmup_epochs, warmup_from) * factor.powi(passed as i32)
+            }
+            Self::Cosine { down_to, warmup_epochs, warmup_from } => {
+                let start = steps(warmup_epochs);
+                match step < start {
+                    true => warmup(warmup_epochs, warmup_from),
+                    false => {
+                        let share = (step - start) / (total - start).max(1.0);
+                        Anneal::Cos.between(1.0, down_to, share)
+                    }
+                }
+            }
+            Self::OneCycle { rise, div_factor, final_div_factor, anneal } => {
+                let first = 1.0 / div_factor;
+                // The last step of the rise, and the last of all, as PyTorch counts them.
+                let (top, last) = ((rise * total - 1.0).max(0.0), total - 1.0);
+                match step < top {
+                    true => anneal.between(first, 1.0, step / top),
+                    false => {
+                        let share = (step - top) / (last - top).max(1.0);
+                        anneal.between(1.0, first / final_div_factor, share.min(1.0))
+                    }
+                }
+            }
+        }
+    }
+
+    pub(crate) fn check(&self) -> Result<(), Invalid> {
+        let check = |key: &'static str, value: f64, good: bool, expected: &str| {
+            require(good, &[Step::Key(key)], value, expected)
+        };
+        let warmup = |length: f64, from: f64| {
+            let good = length >= 0.0 && length.is_finite();
+            check("warmup_epochs", length, good, "a number that is not negative")?;
+            check("warmup_from", from, (0.0..=1.0).contains(&from), "a share from 0 to 1")
+        };
+        let above_0 = |key, value: f64| {
+            check(key, value, value > 0.0 && value.is_finite(), "a number above 0")
+        };
+        match *self {
+            Self::Constant { warmup_epochs, warmup_from } => warmup(warmup_epochs, warmup_from),
+            Self::Step { ref milestones, factor, warmup_epochs, warmup_from } => {
+                let rising = milestones.windows(2).all(|pair| pair[0] < pair[1]);
+                let good = rising && milestones.iter().all(|epoch| *epoch > 0.0);
+                let found = format!("{milestones:?}");
+                require(good, &[Step::Key("milestones")], found, "epochs above 0 that rise")?;
+                above_0("factor", factor)?;
+                warmup(warmup_epochs, warmup_from)
+            }
+            Self::Cosine { down_to, warmup_epochs, warmup_from } => {
+                let good = (0.0..=1.0).contains(&down_to);
+                check("down_to", down_to, good, "a share from 0 to 1")?;
+                warmup(warmup_epochs, warmup_from)
+            }
+            Self::OneCycle { rise, div_factor, final_div_factor, .. } => {
+                check("rise", rise, rise > 0.0 && rise < 1.0, "a share between 0 and 1")?;
+                above_0("div_factor", div_factor)?;
+                above_0("final_div_factor", final_div_factor)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each line of a recipe, and what PyTorch's schedulers give for 12 steps in 6 epochs with a rate of 1, by
+    /// `p = nn.Parameter(zeros(1)); o = optim.SGD([p], lr=1.0)`, the scheduler below, and `o.param_groups[0]["lr"]`
+    /// before each `o.step(); s.step()`.
+    #[test]
+    fn rates_are_pytorchs() {
+        let cases: [(&str, &[f64]); 6] = [
+            // LinearLR(o, start_factor=0.1, total_iters=3)
+            (
+                "{ name = 'constant', warmup_epochs = 1.5, warmup_from = 0.1 }",
+                &[0.1, 0.4, 0.7, 1.0, 1.0],
+            ),
+            // ChainedScheduler([LinearLR(o, 0.01, total_iters=4), MultiStepLR(o, [6, 10], 0.1)])
+            (
+                "{ name = 'step', milestones = [3, 5], warmup_epochs = 2 }",
+                &[0.01, 0.2575, 0.505, 0.7525, 1.0, 1.0, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01],
+            ),
+            // CosineAnnealingLR(o, 12)
+            (
+                "{ name = 'cosine' }",
+                &[
+                    1.0,
+                    0.9829629131445341,
+                    0.9330127018922194,
+                    0.8535533905932737,
+                    0.75,
+                    0.6294095225512604,
+                    0.5,
+                    0.3705904774487397,
+                    0.2500000000000001,
+                    0.14644660940672627,
+                    0.06698729810778065,
+                    0.0170370868554659,
+                ],
+            ),
+            // SequentialLR(o, [LinearLR(o, 0.01, total_iters=4), CosineAnnealingLR(o, 8, eta_min=0.05)], [4])
+            (
+                "{ name = 'cosine', down_to = 0.05, warmup_epochs = 2 }",
+                &[
+                    0.01,
+                    0.2575,
+                    0.505,
+                    0.7525,
+                    1.0,
+                    0.9638427779428612,
+                    0.8608757210636101,
+                    0.7067746303734178,
+                    0.525,
+                    0.3432253696265824,
+                    0.18912427893638994,
+                    0.0861572220571388,
+                ],
+            ),
+            // OneCycleLR(o, 1.0, total_steps=12)
+            (
+                "{ name = 'one-cycle' }",
+                &[
+                    0.040000000000000036,
+                    0.3497896542195831,
+                    0.8792851591221287,
+                    0.9944154354509117,
+                    0.9330129698414117,
+                    0.811745653949763,
+                    0.6473789976951033,
+                    0.46263710266697505,
+                    0.28306099820869923,
+                    0.1334775301888306,
+                    0.03456698742539522,
+                ],
+            ),
+            // OneCycleLR(o, 1.0, total_steps=12, pct_start=0.4, div_factor=10, final_div_factor=100, anneal_strategy="linear")
+            (
+                "{ name = 'one-cycle', rise = 0.4, div_factor = 10, final_div_factor = 100, anneal = 'linear' }",
+                &[
+                    0.1,
+                    0.33684210526315783,
+                    0.5736842105263157,
+                    0.8105263157894735,
+                    0.97225,
+                    0.8335,
+                    0.69475,
+                    0.556,
+                    0.41725,
+                    0.2785,
+                    0.13975,
+                ],
+            ),
+        ];
+        for (line, expected) in cases {
+            let table: toml::Table = format!("schedule = {line}").parse().unwrap();
+            let schedule: LrSchedule = table["schedule"].clone().try_into().unwrap();
+            assert!(schedule.check().is_ok(), "{line}");
+            for (step, expected) in expected.iter().enumerate() {
+                let found = schedule.share(step as u64, 2, 6);
+                assert!(
+                    (found - expected).abs() < 1e-12,
+                    "{line}, step {step}: {found}, {expected}"
+                );
+            }
+        }
+        assert_eq!(LrSchedule::default().share(7, 2, 6), 1.0);
+    }
+
+    #[test]
+    fn rates_that_make_no_sense_are_errors() {
+        for (line, key) in [
+            ("{ name = 'step', milestones = [3, 2] }", "milestones"),
+            ("{ name = 'step', milestones = [], factor = 0 }", "factor"),
+            ("{ name = 'cosine', warmup_epochs = -1 }", "warmup_epochs"),
+            ("{ name = 'cosine', down_to = 2 }", "down_to"),
+            ("{ name = 'constant', warmup_from = -1 }", "warmup_from"),
+            ("{ name = 'one-cycle', rise = 1 }", "rise"),
+        ] {
+            let table: toml::Table = format!("schedule = {line}").parse().unwrap();
+            let schedule: LrSchedule = table["schedule"].clone().try_into().unwrap();
+            let message = schedule.check().unwrap_err().to_string();
+            assert!(message.starts_with(&format!("{key}: is ")), "{message}");
+        }
+        let table: toml::Table =
+            "schedule = { name = 'one-cycle', warmup_epochs = 1 }".parse().unwrap();
+        assert!(table["schedule"].clone().try_into::<LrSchedule>().is_err());
+    }
+}

@@ -1,0 +1,240 @@
+//! Any pair of networks: ResNets train, stop and go on; every method takes a CNN and a ResNet; weights to start from.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+use kd_loss::{METHODS, MethodConfig, Term};
+use kd_models::Architecture;
+use kd_run::data::Data;
+use kd_run::recipe::{DataConfig, DatasetName, Recipe, RunConfig, RunRecipe, TrainingConfig};
+use kd_run::run::{Outcome, Progress, ResolvedRun, Settings, train};
+use kd_run::teacher::Pretrained;
+use safetensors::SafeTensors;
+use sha2::{Digest, Sha256};
+
+use crate::resume::{assert_same, resolved};
+use crate::workdir::{WorkDir, weights};
+
+/// Four steps of a few images, at a rate that suits a teacher which has hardly learnt.
+const FEW: [&str; 12] = [
+    "--dataset",
+    "synthetic",
+    "--train-limit",
+    "8",
+    "--test-limit",
+    "4",
+    "--epochs",
+    "2",
+    "--batch-size",
+    "4",
+    "--lr",
+    "0.001",
+];
+
+fn kd(dir: &WorkDir, line: &str) -> String {
+    let output = dir.command(line).args(FEW).output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "kd {line}: {errors}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Every run of recipes/resnet.toml, stopped within its second epoch, ends as one that was not:
+/// momentum, running statistics and the schedule go on where they were.
+#[test]
+fn the_resnet_recipe_trains_and_goes_on_bit_for_bit() {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../recipes/resnet.toml");
+    let recipe = Recipe::read(&path).unwrap();
+    let dir = WorkDir::new();
+    for run in &recipe.runs {
+        let verb = if run.needs_teacher() { "distill" } else { "train" };
+        kd(&dir, &format!("{verb} --run {} --out whole --recipe {}", run.name, path.display()));
+        let again = resolved(&dir, &format!("whole/{}", run.name), "stopped");
+        assert_eq!(again.recipe.training.schedule, recipe.training.schedule);
+        let outcome = train(&again, &mut |progress| match progress {
+            Progress::Step { step: 3, .. } => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
+        });
+        assert!(matches!(outcome, Ok(Outcome::Stopped { step: 3 })), "{outcome:?}");
+        let outcome = train(&again, &mut |_| ControlFlow::Continue(()));
+        assert!(matches!(outcome, Ok(Outcome::Finished(_))), "{outcome:?}");
+        assert_same(&dir, "whole", "stopped", &run.name);
+        let state = dir.last_checkpoint(&format!("whole/{}", run.name));
+        assert!(state.contains_key("sgd.momentum/conv1.weight"));
+        assert!(!state.contains_key("sgd.momentum/bn1.running_mean"));
+        let mean = &state["parameter/bn1.running_mean"];
+        assert!(mean.iter().any(|&byte| byte != 0), "the running mean has not moved");
+        let saved = dir.read(&format!("whole/{}.safetensors", run.name));
+        let saved = SafeTensors::deserialize(&saved).unwrap();
+        assert_eq!(saved.tensor("bn1.running_mean").unwrap().data(), mean);
+    }
+}
+
+/// A step of every method, from a CNN to a ResNet and from a ResNet to a CNN.
+#[test]
+fn every_method_takes_a_step_between_a_cnn_and_a_resnet() {
+    let dir = WorkDir::new();
+    let images = kd_run::data::load(&data(), &PathBuf::new()).unwrap();
+    for (teacher, student) in [
+        (Architecture::Teacher, Architecture::ResNet20),
+        (Architecture::ResNet20, Architecture::Student),
+    ] {
+        let path = dir.path(&format!("{teacher}.safetensors"));
+        weights(&path, teacher, 10, 5, true);
+        for info in METHODS {
+            let mut method = MethodConfig::from_name(info.name).unwrap();
+            if let MethodConfig::Crd(crd) = &mut method {
+                (crd.negatives, crd.dim) = (5, 4);
+            }
+            let take_step = |method| {
+                let mut run = RunConfig::on_labels(info.name, student);
+                let weight = info.about.weight;
+                run.methods = vec![Term { weight, schedule: Default::default(), method }];
+                let out = dir.path(&format!("{teacher}-{student}"));
+                train(&one_step(run, &images, Some(&path), out), &mut |_| ControlFlow::Continue(()))
+            };
+            let mut outcome = take_step(method.clone());
+            if let (MethodConfig::Cosine(cosine), Architecture::ResNet20) = (&mut method, student) {
+                // Its last map has more values than the teacher's; its last vector fits.
+                let message = format!("{:#}", outcome.unwrap_err());
+                assert!(
+                    message.contains("[64, 8, 8]") && message.contains("[32, 8, 8]"),
+                    "{message}"
+                );
+                cosine.student = Some("pool".into());
+                std::fs::remove_dir_all(dir.path(&format!("{teacher}-{student}/cosine"))).unwrap();
+                outcome = take_step(method);
+            }
+            let outcome = outcome.unwrap_or_else(|error| {
+                panic!("{} from {teacher} to {student}: {error:#}", info.name)
+            });
+            assert!(matches!(outcome, Outcome::Finished(_)), "{outcome:?}");
+        }
+    }
+}
+
+fn data() -> DataConfig {
+    DataConfig {
+        dataset: DatasetName::Synthetic,
+        train_limit: Some(10),
+        test_limit: Some(4),
+        ..DataConfig::default()
+    }
+}
+
+/// The run with a single step.
+fn one_step(run: RunConfig, images: &Data, teacher: Option<&Path>, out: PathBuf) -> ResolvedRun {
+    let normalization = data().normalization();
+    let load = |path: &Path| Pretrained::load(path, None, 10, normalization).unwrap();
+    ResolvedRun {
+        recipe: RunRecipe {
+            name: "pair".into(),
+            data: data(),
+            training: TrainingConfig { epochs: 1, batch_size: 10, ..Default::default() },
+            optimizer: Default::default(),
+            run,
+        },
+        out,
+        data: images.clone(),
+        teacher: teacher.map(load),
+        initial: None,
+        device: Device::Cpu,
+        settings: Settings::default(),
+    }
+}
+
+fn tensors(bytes: &[u8]) -> BTreeMap<String, Vec<u8>> {
+    let tensors = SafeTensors::deserialize(bytes).unwrap();
+    tensors.tensors().into_iter().map(|(name, view)| (name, view.data().to_vec())).collect()
+}
+
+/// Frozen layers keep every bit, running statistics too; the rest is trained; all goes on bit for bit.
+#[test]
+fn a_run_starts_from_given_weights_and_frozen_layers_stay() {
+    let dir = WorkDir::new();
+    weights(&dir.path("hundred.safetensors"), Architecture::ResNet8, 100, 3, true);
+    // Running statistics that are not the fresh ones.
+    kd(&dir, "train --model resnet8 --out before --name start");
+    let line = "train --model resnet8 --init before/start.safetensors --freeze conv1,bn1,layer1";
+    let said = kd(&dir, &format!("{line} --out whole"));
+    assert!(said.contains("resnet8: starts from before/start.safetensors\n"), "{said}");
+    let before = tensors(&dir.read("before/start.safetensors"));
+    let after = tensors(&dir.read("whole/resnet8.safetensors"));
+    for (name, tensor) in &before {
+        let frozen = ["conv1.", "bn1.", "layer1."].iter().any(|prefix| name.starts_with(prefix));
+        assert_eq!(tensor == &after[name], frozen, "{name}");
+    }
+    let recipe = String::from_utf8(dir.read("whole/resnet8/recipe.toml")).unwrap();
+    let hash = sha256(&dir.read("before/start.safetensors"));
+    for expected in [
+        "/before/start.safetensors\"".to_string(),
+        format!("init_sha256 = \"{hash}\""),
+        "freeze = [\"conv1\", \"bn1\", \"layer1\"]".to_string(),
+    ] {
+        assert!(recipe.contains(&expected), "{expected} is not in {recipe}");
+    }
+    let again = resolved(&dir, "whole/resnet8", "stopped");
+    let outcome = train(&again, &mut |progress| match progress {
+        Progress::Step { step: 1, .. } => ControlFlow::Break(()),
+        _ => ControlFlow::Continue(()),
+    });
+    assert!(matches!(outcome, Ok(Outcome::Stopped { step: 1 })), "{outcome:?}");
+    kd(&dir, &format!("{line} --out stopped"));
+    assert_same(&dir, "whole", "stopped", "resnet8");
+
+    // Another number of classes: the last layer is as in a run that starts fresh, before its first step.
+    let line = "train --model resnet8 --out";
+    let said = kd(&dir, &format!("{line} new --init hundred.safetensors --freeze conv1"));
+    assert!(
+        said.contains("but for linear: that file tells 100 classes apart, the data has 10"),
+        "{said}"
+    );
+    let first = |out: &str| {
+        let checkpoint = dir.path(&format!("{out}/resnet8/checkpoints/step-000000000.safetensors"));
+        tensors(&std::fs::read(checkpoint).unwrap())
+    };
+    kd(&dir, &format!("{line} fresh --keep-checkpoints 9"));
+    kd(&dir, &format!("{line} first --keep-checkpoints 9 --init hundred.safetensors"));
+    let (fresh, started) = (first("fresh"), first("first"));
+    let given = tensors(&dir.read("hundred.safetensors"));
+    for (name, tensor) in &started {
+        let Some(name) = name.strip_prefix("parameter/") else { continue };
+        let from = if name.starts_with("linear") {
+            &fresh[&format!("parameter/{name}")]
+        } else {
+            &given[name]
+        };
+        assert_eq!(tensor, from, "{name}");
+    }
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
+fn what_can_not_be_started_from_or_frozen_is_said() {
+    let dir = WorkDir::new();
+    weights(&dir.path("student.safetensors"), Architecture::Student, 10, 3, true);
+    weights(&dir.path("hundred.safetensors"), Architecture::ResNet8, 100, 3, true);
+    for (line, expected) in [
+        (
+            "train --model resnet8 --init student.safetensors",
+            "these are the weights of a student, not of a resnet8",
+        ),
+        ("train --model resnet8 --init nothing.safetensors", "nothing.safetensors"),
+        (
+            "train --model resnet8 --freeze layer4",
+            "the resnet8 has no layer \"layer4\"; it has conv1, bn1, layer1.0.conv1,",
+        ),
+        (
+            "train --model resnet8 --freeze linear --init hundred.safetensors",
+            "linear starts fresh, because the initial weights tell another number of classes apart",
+        ),
+        ("train --model student --freeze features,classifier", "no layer is left to train"),
+    ] {
+        let message = dir.train_fails(&format!("{line} --out out"), 1);
+        assert!(message.contains(expected), "{line}: {message}");
+    }
+}
