@@ -166,10 +166,7 @@ fn moments_that_are_not_finite_are_not_saved_and_clipping_keeps_them_finite() {
     steep(&dir, "steep.toml", "1e30", "0.2");
     let line = "train --run student --recipe steep.toml";
     let message = dir.train_fails(&format!("{line} --out out"), 1);
-    assert!(
-        message.contains("no checkpoint is written after step 7: Adam's moment of"),
-        "{message}"
-    );
+    assert!(message.contains("no checkpoint is written after step 7: adam.second/"), "{message}");
     assert_eq!(dir.checkpoints("out/student").len(), 1, "the last good one");
     dir.train(&format!("{line} --out clipped --clip-grad-norm 5"));
     let recipe = String::from_utf8(dir.read("clipped/student/recipe.toml")).unwrap();
