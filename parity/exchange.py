@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from networks import Network, Student, Teacher
+from networks import Network, ResNet, Student, Teacher
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
@@ -42,7 +42,7 @@ def normalized(images: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def logits(network: Network, images: torch.Tensor) -> torch.Tensor:
+def logits(network: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
     network.eval()
     return torch.cat([network(normalized(part))[0] for part in images.split(500)])
 
@@ -70,8 +70,9 @@ def main() -> None:
         def run(*arguments: object) -> None:
             subprocess.run([kd, *map(str, arguments), "--data", folder, "--dataset", "cifar10"], check=True)
 
-        def compare(what: str, network: Network, weights: Path) -> None:
-            run("eval", "--weights", weights, "--model", type(network).__name__.lower(), "--logits", folder / "logits")
+        def compare(what: str, network: Network | ResNet, weights: Path) -> None:
+            name = "resnet8" if isinstance(network, ResNet) else type(network).__name__.lower()
+            run("eval", "--weights", weights, "--model", name, "--logits", folder / "logits")
             ours = load_file(folder / "logits")
             assert torch.equal(ours["labels"], labels), "the images came in another order"
             difference = (ours["logits"] - logits(network, images)).abs().max().item()
@@ -97,6 +98,19 @@ def main() -> None:
         ours = folder / "runs" / "teacher.safetensors"
         teacher.load_state_dict(load_file(ours), strict=True)
         compare("kd's teacher, taken by PyTorch", teacher, ours)
+
+        # Running statistics too; PyTorch's file has num_batches_tracked, ours does not.
+        torch.manual_seed(0)
+        resnet = ResNet(1)
+        for part in images[:256].split(64):
+            resnet(normalized(part))
+        save_file(resnet.state_dict(), theirs)
+        compare("PyTorch's ResNet-8, taken by kd", resnet, theirs)
+        run("train", "--model", "resnet8", *few)
+        resnet = ResNet(1)
+        ours = folder / "runs" / "resnet8.safetensors"
+        resnet.load_state_dict(load_file(ours), strict=True)
+        compare("kd's ResNet-8, taken by PyTorch", resnet, ours)
 
 
 if __name__ == "__main__":

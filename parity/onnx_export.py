@@ -16,8 +16,8 @@ import onnxruntime
 import torch
 from safetensors.torch import load_file, save_file
 
-from exchange import logits
-from networks import Student, Teacher
+from exchange import logits, normalized
+from networks import ResNet, Student, Teacher
 
 TOLERANCE = 1e-4
 
@@ -39,7 +39,14 @@ def main() -> None:
             return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
         torch.manual_seed(0)
-        for name, network in {"teacher": Teacher(), "student": Student()}.items():
+        resnet = ResNet(3)
+        with torch.no_grad():  # running statistics and scales that matter
+            for _ in range(30):
+                resnet(normalized(torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)))
+            for name, parameter in resnet.named_parameters():
+                if "bn" in name:
+                    parameter.add_(torch.rand_like(parameter) - 0.5)
+        for name, network in {"teacher": Teacher(), "student": Student(), "resnet20": resnet}.items():
             weights = folder / "weights.safetensors"
             save_file(network.state_dict(), weights)
             for flags in ((), ("--float",), ("--int8",)):

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::recipe::{Invalid, Step, require};
 
 /// Which optimiser, with its settings; a recipe's table `[optimizer]`.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Table", into = "Table")]
 pub enum OptimizerConfig {
     /// `name = "adam"`.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, bail, ensure};
 use candle_core::Tensor;
 use kd_models::ModelConfig;
+use kd_ops::BatchNormConfig;
 use prost::Message;
 
 use super::schema::{
@@ -73,25 +74,10 @@ pub fn onnx(
         x = graph.node(operator, &[&x, name], &format!("images.{operator}"), vec![]);
     }
 
-    let mut shape = vec![3, SIDE as usize, SIDE as usize];
-    let mut flat = false;
-    for place in kd_models::places(network) {
-        if weights.contains_key(&format!("{}.weight", place.name)) {
-            x = graph.layer(&x, &place.name, &place.name, &mut flat)?;
-        } else if place.shape == shape {
-            x = graph.node("Relu", &[&x], &place.name, vec![]);
-        } else {
-            let halved = [shape[0], shape[1] / 2, shape[2] / 2];
-            ensure!(place.shape == halved, "{}: a layer that can't be exported", place.name);
-            let sides = vec![ints("kernel_shape", &[2, 2]), ints("strides", &[2, 2])];
-            x = graph.node("MaxPool", &[&x], &place.name, sides);
-        }
-        shape = place.shape;
+    match kd_models::buffer_shapes(network).is_empty() {
+        true => graph.cnn(x, network)?,
+        false => graph.resnet(x, network)?,
     }
-    // The last layer is no place; dropout does nothing outside training.
-    let shapes = kd_models::parameter_shapes(network);
-    let last = shapes.last().and_then(|(name, _)| name.rsplit_once('.')).context("no weights")?.0;
-    graph.layer(&x, last, "logits", &mut flat)?;
     ensure!(
         graph.used == weights.len(),
         "the network {} has layers that can't be exported: {} of {} weights are used",
@@ -144,6 +130,112 @@ impl Graph<'_> {
         output.into()
     }
 
+    /// A network whose places are its layers, one after another.
+    fn cnn(&mut self, mut x: String, network: &ModelConfig) -> anyhow::Result<()> {
+        let mut shape = vec![3, SIDE as usize, SIDE as usize];
+        let mut flat = false;
+        for place in kd_models::places(network) {
+            if self.weights.contains_key(&format!("{}.weight", place.name)) {
+                x = self.layer(&x, &place.name, &place.name, &mut flat)?;
+            } else if place.shape == shape {
+                x = self.node("Relu", &[&x], &place.name, vec![]);
+            } else {
+                let halved = [shape[0], shape[1] / 2, shape[2] / 2];
+                ensure!(place.shape == halved, "{}: a layer that can't be exported", place.name);
+                let sides = vec![ints("kernel_shape", &[2, 2]), ints("strides", &[2, 2])];
+                x = self.node("MaxPool", &[&x], &place.name, sides);
+            }
+            shape = place.shape;
+        }
+        // The last layer is no place; dropout does nothing outside training.
+        let shapes = kd_models::parameter_shapes(network);
+        let last =
+            shapes.last().and_then(|(name, _)| name.rsplit_once('.')).context("no weights")?.0;
+        self.layer(&x, last, "logits", &mut flat)?;
+        Ok(())
+    }
+
+    /// A residual network, its normalisations folded into the convolutions before them.
+    fn resnet(&mut self, mut x: String, network: &ModelConfig) -> anyhow::Result<()> {
+        let mut shortcut = String::new();
+        for (name, shape) in kd_models::parameter_shapes(network) {
+            let (Some(conv), &[outputs, inputs, 3, 3]) = (name.strip_suffix(".weight"), &shape[..])
+            else {
+                continue;
+            };
+            let (block, position) = conv.rsplit_once('.').unwrap_or(("stem", ""));
+            // Only a stage's first layer widens, and it narrows at once.
+            let stride = if position == "conv1" && inputs != outputs { 2 } else { 1 };
+            if position == "conv1" {
+                shortcut = match stride {
+                    1 => x.clone(),
+                    _ => self.shortcut(&x, block, (outputs - inputs) as i64 / 2),
+                };
+            }
+            x = self.folded(&x, conv, &conv.replace("conv", "bn"), stride)?;
+            let mut output = format!("{conv}.relu");
+            if position == "conv2" {
+                x = self.node("Add", &[&x, &shortcut], &format!("{block}.sum"), vec![]);
+                output = block.to_string();
+            }
+            x = self.node("Relu", &[&x], &output, vec![]);
+        }
+        x = self.node("GlobalAveragePool", &[&x], "pool", vec![]);
+        self.layer(&x, "linear", "logits", &mut false)?;
+        Ok(())
+    }
+
+    /// Every second pixel, between `channels` channels of zeros before and as many behind.
+    fn shortcut(&mut self, x: &str, block: &str, channels: i64) -> String {
+        let mut numbers = |what: &str, values: &[i64]| {
+            let name = format!("{block}.{what}");
+            let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+            self.tensor(&name, DataType::Int64, &[values.len() as i64], bytes);
+            name
+        };
+        let starts = numbers("starts", &[0, 0]);
+        let ends = numbers("ends", &[SIDE, SIDE]);
+        let axes = numbers("axes", &[2, 3]);
+        let steps = numbers("steps", &[2, 2]);
+        let pads = numbers("pads", &[0, channels, 0, 0, 0, channels, 0, 0]);
+        let inputs = [x, &starts, &ends, &axes, &steps];
+        let x = self.node("Slice", &inputs, &format!("{block}.second"), vec![]);
+        self.node("Pad", &[&x, &pads], &format!("{block}.shortcut"), vec![])
+    }
+
+    /// A convolution without bias and its normalisation by running statistics as one convolution.
+    fn folded(&mut self, x: &str, conv: &str, norm: &str, stride: i64) -> anyhow::Result<String> {
+        let name = format!("{conv}.weight");
+        let mut weight = self.values(&name)?;
+        let [scale, shift, mean, var] = [
+            self.values(&format!("{norm}.weight"))?,
+            self.values(&format!("{norm}.bias"))?,
+            self.values(&format!("{norm}.running_mean"))?,
+            self.values(&format!("{norm}.running_var"))?,
+        ];
+        let eps = BatchNormConfig::default().eps;
+        let mut bias = Vec::with_capacity(scale.len());
+        let window = weight.len() / scale.len().max(1);
+        for (channel, weight) in weight.chunks_exact_mut(window.max(1)).enumerate() {
+            let factor = f64::from(scale[channel]) / (f64::from(var[channel]) + eps).sqrt();
+            for weight in weight {
+                *weight = (f64::from(*weight) * factor) as f32;
+            }
+            let bias_here = f64::from(shift[channel]) - f64::from(mean[channel]) * factor;
+            bias.push(bias_here as f32);
+        }
+        let dims: Vec<i64> = self.weights[&name].dims().iter().map(|dim| *dim as i64).collect();
+        let weight = self.weight_of(&name, &dims, &weight);
+        let bias_name = format!("{conv}.bias");
+        self.floats(&bias_name, &[bias.len() as i64], &bias);
+        let window = vec![
+            ints("kernel_shape", &[3, 3]),
+            ints("pads", &[1, 1, 1, 1]),
+            ints("strides", &[stride, stride]),
+        ];
+        Ok(self.node("Conv", &[x, &weight, &bias_name], conv, window))
+    }
+
     /// A convolution (weight `[O, I, 3, 3]`) or a linear layer (`[O, I]`).
     fn layer(
         &mut self,
@@ -182,9 +274,14 @@ impl Graph<'_> {
     fn weight(&mut self, name: &str) -> anyhow::Result<(String, usize)> {
         let values = self.values(name)?;
         let dims: Vec<i64> = self.weights[name].dims().iter().map(|dim| *dim as i64).collect();
+        Ok((self.weight_of(name, &dims, &values), dims.len()))
+    }
+
+    /// Adds a weight's values, as bytes where that is asked for; the name of its f32 values in the graph.
+    fn weight_of(&mut self, name: &str, dims: &[i64], values: &[f32]) -> String {
         if !self.int8 {
-            self.floats(name, &dims, &values);
-            return Ok((name.into(), dims.len()));
+            self.floats(name, dims, values);
+            return name.into();
         }
         let rows = values.chunks_exact(values.len() / dims[0] as usize);
         let scale = |row: &[f32]| match row.iter().fold(0f32, |most, value| most.max(value.abs())) {
@@ -198,11 +295,11 @@ impl Graph<'_> {
         let (bytes, scale, zero) =
             (bytes.collect(), format!("{name}.scale"), format!("{name}.zero"));
         let quantized = format!("{name}.int8");
-        self.tensor(&quantized, DataType::Int8, &dims, bytes);
+        self.tensor(&quantized, DataType::Int8, dims, bytes);
         self.floats(&scale, &[dims[0]], &scales);
         self.tensor(&zero, DataType::Int8, &[dims[0]], vec![0; dims[0] as usize]);
         let inputs = [quantized.as_str(), &scale, &zero];
-        Ok((self.node("DequantizeLinear", &inputs, name, vec![int("axis", 0)]), dims.len()))
+        self.node("DequantizeLinear", &inputs, name, vec![int("axis", 0)])
     }
 
     fn floats(&mut self, name: &str, dims: &[i64], values: &[f32]) {
