@@ -92,7 +92,8 @@ fn a_stalled_connection_goes_on_after_the_timeout() {
 fn a_server_that_always_stalls_is_given_up() {
     let case = Case::new(vec![Answer::Stall(0)]);
     let stall = Duration::from_secs(1);
-    let error = case.run_with(Patience { stall, attempts: 2, ..PATIENCE }).unwrap_err().to_string();
+    let patience = Patience { stall, attempts: 2, first_attempts: 2, ..PATIENCE };
+    let error = case.run_with(patience).unwrap_err().to_string();
     assert!(error.contains("(no byte for 1 s); gave up after 2 attempts"), "{error}");
 }
 

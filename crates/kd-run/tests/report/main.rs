@@ -458,7 +458,10 @@ fn missing_and_damaged_files_are_named() {
         message.contains("accuracy 0.71 is not the confusion matrix's, 7000 of 10000"),
         "{message}"
     );
-    assert!(evaluation(&|value| value["format"] = 2.into()).contains("format 2; expected 1"));
+    assert!(
+        evaluation(&|value| value["format"] = 2.into())
+            .contains("format is 2; this version reads format 1")
+    );
     let message = evaluation(&|value| value["confusion"] = serde_json::json!([[1, 2], [3, 4]]));
     assert!(message.contains("2 rows") && message.contains("expected 10 of 10"), "{message}");
     let message = evaluation(&|value| value["per_class_accuracy"] = serde_json::json!([0.5]));
