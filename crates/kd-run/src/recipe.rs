@@ -740,7 +740,7 @@ mod tests {
                 name: recipe.name.clone(),
                 data: recipe.data.clone(),
                 training: recipe.training.clone(),
-                optimizer: recipe.optimizer,
+                optimizer: recipe.optimizer.clone(),
                 run: run.clone(),
             };
             let again = Recipe::parse(&one.to_toml().unwrap(), "again").unwrap();
