@@ -160,7 +160,7 @@ impl Machine {
         let missing = || "not found".to_owned();
         writeln!(text, "cc         {}", self.cc.clone().unwrap_or_else(missing))?;
         writeln!(text, "cargo      {}", self.cargo.clone().unwrap_or_else(missing))?;
-        writeln!(text, "CUDA       {}", self.cuda.text())?;
+        writeln!(text, "CUDA       {}; this version of kd computes on the CPU", self.cuda.text())?;
         writeln!(text, "CIFAR-10   {}", self.data.text())?;
         if self.problems.is_empty() {
             writeln!(text, "\nThe experiment can run on the CPU: `cargo xtask reproduce`")?;
@@ -338,9 +338,10 @@ fn check_labels(folder: &Path) -> anyhow::Result<()> {
         let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
         if let Some(number) = bytes.chunks(1 + 3072).position(|record| record[0] > 9) {
             bail!(
-                "{}: record {number} has the label {}, expected 0 to 9; unpack it again with `cargo xtask data`",
+                "{}: record {number} has the label {}, expected 0 to 9; remove {}, and `cargo xtask data` brings it again",
                 path.display(),
-                bytes[number * 3073]
+                bytes[number * 3073],
+                folder.display()
             );
         }
     }

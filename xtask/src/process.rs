@@ -38,7 +38,8 @@ pub fn run_with<T>(
     signals::ended();
     match exit_code(status) {
         0 => worked,
-        code if code > 128 && code != 255 => Err(Interrupted { code }.into()),
+        // SIGHUP, SIGINT, SIGTERM: somebody asked for it. Killed for memory or crashed is a failure.
+        code @ (129 | 130 | 143) => Err(Interrupted { code }.into()),
         _ => Err(anyhow::anyhow!("`{name}` failed ({status})")),
     }
 }
@@ -71,7 +72,7 @@ mod signals {
     use std::sync::{Mutex, Once, PoisonError};
 
     use rustix::process::{Pid, Signal, kill_process_group};
-    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGTSTP};
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP};
     use signal_hook::iterator::Signals;
     use signal_hook::low_level::emulate_default_handler;
 
@@ -98,7 +99,7 @@ mod signals {
     }
 
     fn listen() -> io::Result<()> {
-        let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGTSTP])?;
+        let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGTSTP])?;
         std::thread::spawn(move || {
             for number in signals.forever() {
                 let group = *GROUP.lock().unwrap_or_else(PoisonError::into_inner);
@@ -127,6 +128,7 @@ mod signals {
             }
             (SIGTERM, _) => send(Signal::TERM),
             (SIGHUP, _) => send(Signal::HUP),
+            (SIGQUIT, _) => send(Signal::QUIT),
             _ => send(Signal::INT),
         }
     }

@@ -185,6 +185,13 @@ fn ctrl_c_reaches_kd_once_and_waits_for_its_end() {
     }
 }
 
+#[test]
+fn a_run_that_is_killed_for_memory_is_a_failure_and_no_stop() {
+    let stage = Stage::new("kill -KILL $$");
+    let killed = contains("stage teacher").and(contains("failed (signal: 9 (SIGKILL))"));
+    stage.run(&["--dataset", "synthetic"]).code(1).stderr(killed);
+}
+
 fn wait_for(path: &Path) {
     while !path.exists() {
         std::thread::sleep(Duration::from_millis(5));

@@ -83,6 +83,7 @@ fn training(architecture: Architecture, batch: Batch, soft: Soft) -> anyhow::Res
             epochs: 1,
             seed: 0,
             step,
+            steps: step + 1,
             indices: &indices,
         })?;
         loss.total.to_scalar::<f32>()?;

@@ -333,7 +333,10 @@ impl Layout {
     }
 
     fn unpack_again(&self) -> String {
-        format!("unpack {}'s binary archive again (`cargo xtask data` does)", self.title)
+        format!(
+            "unpack {}'s binary archive again (remove the folder, and `cargo xtask data` does)",
+            self.title
+        )
     }
 }
 

@@ -53,6 +53,7 @@ fn loss() -> Result<(Loss, Vec<Vec<f32>>)> {
         epochs: 10,
         seed: 0,
         step: 0,
+        steps: 100,
     })?;
     let gradients = loss.total.backward()?;
     let gradient = gradients.get(&student).map(|gradient| gradient.to_vec2()).transpose()?;

@@ -48,6 +48,8 @@ pub struct Inputs<'a> {
     pub seed: u64,
     /// Steps done before this one.
     pub step: u64,
+    /// Steps of the whole run, above `step`.
+    pub steps: u64,
 }
 
 /// What a method needs of the two networks.

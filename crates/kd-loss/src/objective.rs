@@ -111,7 +111,7 @@ impl Objective {
         }
         for Weighted { weight, schedule, method } in &self.methods {
             let part = method.loss(inputs)?;
-            let factor = schedule.factor(inputs.epoch, inputs.epochs)?;
+            let factor = schedule.factor(inputs.step, inputs.steps)?;
             weighted.push((&part * (*weight * factor))?);
             parts.push((method.name(), part));
         }

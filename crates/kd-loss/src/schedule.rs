@@ -4,11 +4,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result, check};
 
-/// What a method's weight is multiplied with, epoch by epoch; by default always 1.
+/// What a method's weight is multiplied with, step by step; by default always 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Schedule {
-    /// Share of the run's epochs, in [0, 1], over which the weight grows evenly to its value; 0 for none.
+    /// Share of the run's steps, in [0, 1], over which the weight grows evenly to its value; 0 for none.
     #[serde(skip_serializing_if = "is_zero")]
     pub warmup: f64,
     /// How the weight falls over the run.
@@ -16,16 +16,16 @@ pub struct Schedule {
     pub decay: Decay,
 }
 
-/// How a weight falls from its value in the first epoch towards 0 after the last.
+/// How a weight falls from its value in the first step towards 0 after the last.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Decay {
     /// Not at all.
     #[default]
     None,
-    /// By the same amount in each epoch: `1 - epoch / epochs`.
+    /// By the same amount in each step: `1 - step / steps`.
     Linear,
-    /// Along half a cosine: `(1 + cos(π epoch / epochs)) / 2`.
+    /// Along half a cosine: `(1 + cos(π step / steps)) / 2`.
     Cosine,
 }
 
@@ -50,27 +50,28 @@ impl Schedule {
         check::share(method, "warmup", self.warmup)
     }
 
-    /// The factor in `epoch` (from 0) of a run of `epochs`.
+    /// The factor in `step` (from 0) of a run of `steps`.
     ///
-    /// The warm-up is that of DKD's authors (Zhao et al., "Decoupled Knowledge Distillation", 2022): the
-    /// first of `w` epochs has `1 / w` of the weight, the `w`-th all of it.
+    /// The warm-up is that of DKD's authors (Zhao et al., "Decoupled Knowledge Distillation", 2022), who take the epoch where this
+    /// takes the step, so that it also works in a run of few epochs: the first of `w` steps has `1 / w` of the weight, the
+    /// `w`-th all of it.
     ///
     /// # Errors
-    /// When `epochs` is 0 or `epoch` is past the end.
-    pub fn factor(&self, epoch: usize, epochs: usize) -> Result<f64> {
-        if epoch >= epochs {
+    /// When `steps` is 0 or `step` is past the end.
+    pub fn factor(&self, step: u64, steps: u64) -> Result<f64> {
+        if step >= steps {
             return Err(Error::Config {
                 method: "schedule",
-                field: "epoch",
-                found: epoch.to_string(),
-                expected: "one before the run's last",
+                field: "step",
+                found: step.to_string(),
+                expected: "a number below the run's steps",
             });
         }
-        let warm = match self.warmup * epochs as f64 {
-            length if length > 0.0 => ((epoch + 1) as f64 / length).min(1.0),
+        let warm = match self.warmup * steps as f64 {
+            length if length > 0.0 => ((step + 1) as f64 / length).min(1.0),
             _ => 1.0,
         };
-        let done = epoch as f64 / epochs as f64;
+        let done = step as f64 / steps as f64;
         let left = match self.decay {
             Decay::None => 1.0,
             Decay::Linear => 1.0 - done,
@@ -84,8 +85,8 @@ impl Schedule {
 mod tests {
     use super::*;
 
-    fn factors(schedule: Schedule, epochs: usize) -> Vec<f64> {
-        (0..epochs).map(|epoch| schedule.factor(epoch, epochs).unwrap_or(f64::NAN)).collect()
+    fn factors(schedule: Schedule, steps: u64) -> Vec<f64> {
+        (0..steps).map(|step| schedule.factor(step, steps).unwrap_or(f64::NAN)).collect()
     }
 
     #[test]
@@ -93,12 +94,12 @@ mod tests {
         assert_eq!(factors(Schedule::default(), 3), [1.0, 1.0, 1.0]);
     }
 
-    /// DKD's authors: 240 epochs, `min(epoch / 20, 1)` with epochs from 1.
+    /// DKD's authors: 240 epochs (of one step here), `min(epoch / 20, 1)` with epochs from 1.
     #[test]
     fn the_warm_up_is_that_of_dkd() -> Result<()> {
         let schedule = Schedule { warmup: 1.0 / 12.0, decay: Decay::None };
-        for (epoch, expected) in [(0, 0.05), (9, 0.5), (19, 1.0), (20, 1.0), (239, 1.0)] {
-            assert!((schedule.factor(epoch, 240)? - expected).abs() < 1e-12, "epoch {epoch}");
+        for (step, expected) in [(0, 0.05), (9, 0.5), (19, 1.0), (20, 1.0), (239, 1.0)] {
+            assert!((schedule.factor(step, 240)? - expected).abs() < 1e-12, "step {step}");
         }
         Ok(())
     }
@@ -113,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn an_epoch_past_the_end_is_an_error() {
+    fn a_step_past_the_end_is_an_error() {
         assert!(Schedule::default().factor(3, 3).is_err());
         assert!(Schedule::default().factor(0, 0).is_err());
         assert!(Schedule { warmup: 1.5, decay: Decay::None }.validate("kd").is_err());

@@ -85,6 +85,7 @@ impl World {
             epochs: 1,
             seed: 3,
             step: 5,
+            steps: 10,
         };
         method.loss(&inputs).unwrap()
     }

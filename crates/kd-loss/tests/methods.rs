@@ -257,6 +257,7 @@ fn something_missing_from_the_inputs_is_an_error() {
         epochs: 1,
         seed: 0,
         step: 0,
+        steps: 10,
         indices: &[0, 1],
     };
     for (name, expected) in [("kd", "teacher's logits"), ("cosine", "\"features.5\"; it has none")]
@@ -287,6 +288,7 @@ fn an_objective_sums_its_parts_and_reaches_every_variable() {
         epochs: 1,
         seed: 0,
         step: 0,
+        steps: 10,
         indices: &[0, 1],
     };
 
@@ -341,6 +343,7 @@ fn a_label_weight_of_zero_leaves_the_labels_out() {
             epochs: 1,
             seed: 0,
             step: 0,
+            steps: 10,
             indices: &[0, 1],
         })
         .unwrap();
@@ -358,7 +361,7 @@ fn a_schedule_scales_the_total_and_not_the_part() {
     let objective = Objective::new(0.0, vec![Weighted { weight, schedule, method }]).unwrap();
     let (student, teacher) = (ramp(&[2, 10]), ramp(&[2, 10]).sqr().unwrap());
     let empty = BTreeMap::new();
-    for (epoch, factor) in [(0, 0.5), (1, 0.75), (2, 0.5), (3, 0.25)] {
+    for (step, factor) in [(0, 0.5), (1, 0.75), (2, 0.5), (3, 0.25)] {
         let loss = objective
             .loss(&Inputs {
                 student_logits: &student,
@@ -366,16 +369,17 @@ fn a_schedule_scales_the_total_and_not_the_part() {
                 labels: &labels(&[0, 1]),
                 student_features: &empty,
                 teacher_features: &empty,
-                epoch,
-                epochs: 4,
+                epoch: 0,
+                epochs: 1,
                 seed: 0,
-                step: 0,
+                step,
+                steps: 4,
                 indices: &[0, 1],
             })
             .unwrap();
         let part = loss.parts[0].1.to_scalar::<f32>().unwrap();
         let total = loss.total.to_scalar::<f32>().unwrap();
-        assert!((total / part - 3.0 * factor).abs() < 1e-5, "epoch {epoch}: {total} of {part}");
+        assert!((total / part - 3.0 * factor).abs() < 1e-5, "step {step}: {total} of {part}");
     }
     assert!(toml::from_str::<Term>("name = 'kd'\nweight = 1.0\ndecay = 'fast'").is_err());
 }

@@ -140,6 +140,7 @@ fn the_regressor_agrees_with_pytorch() {
             epochs: 1,
             seed: 0,
             step: 0,
+            steps: 10,
             indices: &[0, 1],
         })
         .unwrap();

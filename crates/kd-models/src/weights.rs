@@ -231,6 +231,9 @@ fn read(
             .map(|bytes| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
             .collect();
         check_finite(path, &name, &values)?;
+        if name.ends_with(".running_var") {
+            check_variance(path, &name, &values)?;
+        }
         let tensor = Tensor::from_vec(values, info.shape.as_slice(), &Device::Cpu)?;
         tensors.insert(name, tensor);
     }
@@ -402,6 +405,20 @@ fn check_tensors(
         }
     }
     Ok(())
+}
+
+/// A negative one would make every output NaN, and nobody would know why.
+fn check_variance(path: &Path, name: &str, values: &[f32]) -> Result<()> {
+    match values.iter().position(|value| *value < 0.0) {
+        None => Ok(()),
+        Some(index) => Err(Error::Malformed {
+            path: path.into(),
+            reason: format!(
+                "{name} is {} at element {index}; a variance is not negative",
+                values[index]
+            ),
+        }),
+    }
 }
 
 fn check_finite(path: &Path, name: &str, values: &[f32]) -> Result<()> {

@@ -348,6 +348,11 @@ fn pytorchs_counted_batches_are_passed_over() {
     for (name, tensor) in &expected {
         assert_eq!(bits(tensor), bits(&loaded[name]), "{name}");
     }
+    let sound = with_counts.clone();
+    with_counts.insert("bn1.running_var".into(), Tensor::full(-0.5f32, 16, &Device::Cpu).unwrap());
+    let error = load(&foreign(&folder, &with_counts), &config).unwrap_err().to_string();
+    assert!(error.contains("bn1.running_var is -0.5 at element 0"), "{error}");
+    with_counts = sound;
     with_counts.insert("conv1.num_batches_tracked".into(), zeros(&[1]));
     let error = load(&foreign(&folder, &with_counts), &config).unwrap_err().to_string();
     assert!(error.contains("has no tensor conv1.num_batches_tracked"), "{error}");

@@ -111,6 +111,7 @@ fn train(images: usize, epochs: usize) -> anyhow::Result<f64> {
                 epochs,
                 seed: 0,
                 step: adam.steps,
+                steps: (epochs * images.div_ceil(50)) as u64,
             })?;
             adam.step(&student.parameters, &loss.total.backward()?)?;
         }

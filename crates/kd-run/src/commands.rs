@@ -272,15 +272,18 @@ fn check_same_data(out: &Path, run: &RunRecipe) -> anyhow::Result<()> {
         }
         let path = folder.join("recipe.toml");
         let Ok(other) = Recipe::read(&path) else { continue };
+        let number = |value: Option<usize>| value.map_or("none".into(), |value| value.to_string());
         let test = |data: &crate::recipe::DataConfig| {
             (data.sha256.clone(), data.test_limit, data.held_out)
         };
         if test(&other.data) != test(&run.data) {
             bail!(
-                "{}: this run was on other images ({}, test limit {}); runs in one folder are compared, so choose another --out",
+                "{}: this run was on other images ({}{}, test limit {}, held out {}); runs in one folder are compared, so choose another --out",
                 path.display(),
                 other.data.dataset.name(),
-                other.data.test_limit.map_or("none".into(), |limit| limit.to_string())
+                if other.data.sha256 == run.data.sha256 { "" } else { " of other files" },
+                number(other.data.test_limit),
+                number(other.data.held_out)
             );
         }
     }

@@ -9,7 +9,7 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
 use crate::files;
-use crate::tensorboard::TensorBoard;
+use crate::tensorboard::{self, TensorBoard};
 
 /// A line of `events.jsonl`.
 #[derive(Debug, Serialize)]
@@ -143,7 +143,8 @@ impl EventLog {
             .open(&path)
             .with_context(|| format!("{}: can't be opened", path.display()))?;
         let folder = path.parent().unwrap_or(Path::new("."));
-        let tensorboard = match tensorboard {
+        // A file of TensorBoard's that an earlier process began is carried on, or it would tell of steps that are done again.
+        let tensorboard = match tensorboard || !tensorboard::earlier(folder)?.is_empty() {
             true => Some(TensorBoard::rewrite(folder, &text)?),
             false => None,
         };

@@ -485,16 +485,21 @@ impl<'a> Trainer<'a> {
             epochs: self.run.recipe.training.epochs,
             seed: self.run.recipe.training.seed,
             step: state.step,
+            steps: self.run.recipe.training.epochs as u64 * self.batches as u64,
         };
         let Loss { total, parts } = self.objective.loss(&inputs)?;
         let loss = f64::from(total.to_scalar::<f32>()?);
         let mut values = Vec::with_capacity(parts.len());
         for (name, part) in &parts {
-            values.push((*name, f64::from(part.to_scalar::<f32>()?)));
+            // Of two terms of one method the second has a number.
+            let earlier = values.iter().filter(|(_, of, _): &&(String, _, _)| of == name).count();
+            let shown =
+                if earlier == 0 { name.to_string() } else { format!("{name} {}", earlier + 1) };
+            values.push((shown, *name, f64::from(part.to_scalar::<f32>()?)));
         }
         if !loss.is_finite() {
             let parts: Vec<String> =
-                values.iter().map(|(name, value)| format!("{name} {value}")).collect();
+                values.iter().map(|(name, _, value)| format!("{name} {value}")).collect();
             let found = format!("the loss is {loss} ({})", parts.join(", "));
             return Err(self.not_finite(&found, batch, state));
         }
@@ -518,8 +523,8 @@ impl<'a> Trainer<'a> {
         sums.right += labels.iter().zip(answers).filter(|(l, a)| **l as usize == *a).count();
         sums.images += labels.len();
         sums.loss += loss;
-        for (name, value) in values {
-            *sums.parts.entry(name.to_string()).or_default() += value;
+        for (name, _, value) in values {
+            *sums.parts.entry(name).or_default() += value;
         }
         state.batch += 1;
         state.step += 1;

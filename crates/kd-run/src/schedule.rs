@@ -51,8 +51,8 @@ pub enum LrSchedule {
         #[serde(default = "warmup_from")]
         warmup_from: f64,
     },
-    /// From a share of the rate up to it and down to nearly nothing (`OneCycleLR`, whose defaults these
-    /// are; Smith and Topin, 2018). The rise is its warm-up: linear with `anneal = "linear"`.
+    /// From a share of the rate up to it and down to nearly nothing (`OneCycleLR` with `cycle_momentum=False`,
+    /// whose defaults these are otherwise; Smith and Topin, 2018). The rise is its warm-up: linear with `anneal = "linear"`.
     OneCycle {
         /// The share of the run's steps that it rises.
         #[serde(default = "rise")]

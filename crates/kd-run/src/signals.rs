@@ -42,8 +42,9 @@ fn exit_code(signal: i32) -> i32 {
 /// A run was stopped by a signal and can go on.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "run {run}: stopped by {} after step {step}, with a checkpoint; the same command goes on from there",
-    name(*signal)
+    "run {run}: stopped by {} {}; the same command goes on from there",
+    name(*signal),
+    position(*step)
 )]
 pub(crate) struct Interrupted {
     pub(crate) run: String,
@@ -55,6 +56,14 @@ pub(crate) struct Interrupted {
 impl Interrupted {
     pub(crate) fn exit_code(&self) -> u8 {
         u8::try_from(exit_code(self.signal)).unwrap_or(1)
+    }
+}
+
+/// Before the first step there is nothing to keep but what the teacher said, which is in no checkpoint.
+fn position(step: u64) -> String {
+    match step {
+        0 => "before its first step".into(),
+        _ => format!("after step {step}, with a checkpoint"),
     }
 }
 

@@ -146,7 +146,7 @@ impl TensorBoard {
 }
 
 /// Files of ours that are there already; others in the folder are not touched.
-fn earlier(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
+pub(crate) fn earlier(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let reading = || format!("{}: the folder can't be read", folder.display());
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).with_context(reading)? {

@@ -92,6 +92,15 @@ pub fn plan(recipes: &[(PathBuf, Value)], overrides: &Overrides) -> anyhow::Resu
             };
             let run = waiting.remove(ready);
             let own_name = text(&run, "name").with_context(in_recipe)?;
+            // Its file would have to be planned, ordered and named as a teacher's is.
+            if let Some(init) =
+                text(&run, "init").filter(|init| runs.iter().any(|r| r["name"] == **init))
+            {
+                bail!(
+                    "{}: run {own_name} starts from run {init}; compare trains no runs to start from: train it by itself and name its weights file",
+                    path.display()
+                );
+            }
             let named = text(&run, "teacher");
             let teacher = named.as_ref().and_then(|teacher| {
                 names.iter().find(|(own, _)| own == teacher).map(|(_, name)| name.clone())

@@ -121,6 +121,8 @@ pub(super) struct Epoch {
 pub(super) struct Evaluation {
     format: u64,
     pub(super) accuracy: f64,
+    #[serde(default)]
+    loss: Option<f64>,
     pub(super) classes: Vec<String>,
     /// Rows: the true class; columns: the predicted one.
     pub(super) confusion: Vec<Vec<u32>>,
@@ -133,6 +135,7 @@ impl Dataset {
             "cifar10" => "CIFAR-10",
             "cifar100" => "CIFAR-100",
             "synthetic" => "Synthetic pictures",
+            "folder" => "Pictures of one's own",
             other => other,
         }
     }
@@ -148,13 +151,21 @@ impl Dataset {
 }
 
 impl Run {
-    /// The last epoch's, as in the source.
+    /// Of the weights that the run ended with: the last epoch's, as in the source, or those of the epoch that it chose
+    /// (`select_on`). Of an unfinished run the last epoch's so far.
     pub(super) fn test_accuracy(&self) -> f64 {
-        self.last().test_accuracy
+        self.evaluation.as_ref().map_or(self.last().test_accuracy, |found| found.accuracy)
     }
 
     pub(super) fn test_loss(&self) -> f64 {
-        self.last().test_loss
+        let found = self.evaluation.as_ref().and_then(|found| found.loss);
+        found.unwrap_or(self.last().test_loss)
+    }
+
+    /// Whether the weights are those of the epoch that was best on held-out images.
+    pub(super) fn chose_its_epoch(&self) -> bool {
+        let run = self.recipe.get("run").and_then(|runs| runs.get(0));
+        run.is_some_and(|run| run.get("select_on").is_some())
     }
 
     pub(super) fn best_test_accuracy(&self) -> f64 {
@@ -246,6 +257,15 @@ impl Arm {
     }
 }
 
+/// Whether a method, or one of several joined by "+", asks a teacher: label smoothing alone does not.
+fn is_taught(methods: &str) -> bool {
+    let is_control = |name: &str| {
+        let info = kd_loss::METHODS.iter().find(|info| info.name == name);
+        info.is_some_and(|info| info.about.kind == kd_loss::Kind::Control)
+    };
+    !methods.split('+').all(is_control)
+}
+
 impl Experiment {
     /// What a student's teacher says of the test images: the teacher that it learnt from, or for one
     /// on the labels alone the teacher of the same seed, if its outputs are there.
@@ -258,7 +278,9 @@ impl Experiment {
             return None;
         }
         let same_seed = teacher.runs.iter().find(|other| other.start.seed == run.start.seed);
-        Some(&same_seed?.outputs.as_ref()?.logits)
+        let (own, theirs) = (run.outputs.as_ref()?, same_seed?.outputs.as_ref()?);
+        let same_images = (&own.labels, own.classes) == (&theirs.labels, theirs.classes);
+        same_images.then_some(&theirs.logits)
     }
 
     /// The same network trained on the labels alone, which a distilled one is measured against.
@@ -283,7 +305,7 @@ impl Experiment {
     /// The run that stands for the distilled student: plain soft targets where there are any.
     pub(super) fn distilled(&self) -> Option<&Arm> {
         let named = self.arms.iter().find(|arm| arm.name == "kd");
-        named.or_else(|| self.arms.iter().find(|arm| arm.method().is_some()))
+        named.or_else(|| self.arms.iter().find(|arm| arm.method().is_some_and(is_taught)))
     }
 
     /// The student trained on the labels alone.

@@ -80,17 +80,24 @@ fn row(experiment: &Experiment, arm: &Arm, with_source: bool) -> Vec<String> {
 /// Sentences below the table: what the columns mean and how far chance goes.
 pub(super) fn notes(experiment: &Experiment) -> Vec<String> {
     let mut notes = Vec::new();
+    let chosen = experiment.arms.iter().flat_map(|arm| &arm.runs).any(Run::chose_its_epoch);
+    let accuracy = match chosen {
+        false => "accuracy is the last epoch's",
+        true => {
+            "accuracy is the last epoch's, or that of the epoch which a run chose on held-out training images"
+        }
+    };
     let gains = experiment.arms.iter().any(|arm| gain(experiment, arm).is_some());
     if experiment.seeds.len() > 1 {
         notes.push(format!(
-            "Mean ± standard deviation over {} seeds; accuracy is the last epoch's; time is one seed's.",
+            "Mean ± standard deviation over {} seeds; {accuracy}; time is one seed's, of the training steps alone.",
             experiment.seeds.len()
         ));
         if gains {
             notes.push("Gain: percentage points over the same student trained alone, paired seed by seed (same initial weights, batch order and dropout).".to_owned());
         }
     } else {
-        notes.push("One seed; accuracy is the last epoch's.".to_owned());
+        notes.push(format!("One seed; {accuracy}; time is of the training steps alone."));
         if gains {
             notes.push(
                 "Gain: percentage points over the same student trained alone, from the same seed."

@@ -134,3 +134,29 @@ fn kd_methods_lists_each_with_its_options() {
     assert_eq!(kd["options"][0]["default"], 2.0);
     assert_eq!(kd["weight"], 0.9);
 }
+
+/// Hints at two places are two terms of one method: each is told by itself.
+#[test]
+fn two_terms_of_a_method_are_told_apart() {
+    let dir = WorkDir::new();
+    dir.teacher("teacher.safetensors", 10, 5);
+    let hint = |student: &str, teacher: &str| {
+        format!(
+            "[[run.method]]\nname = 'fitnet'\nweight = 1.0\nstudent = '{student}'\nteacher = '{teacher}'\n"
+        )
+    };
+    let recipe = format!(
+        "format = 1\nname = 'two'\n[[run]]\nname = 'two'\nmodel = 'student'\n{}{}",
+        hint("features.2", "features.4"),
+        hint("features.5", "features.9")
+    );
+    std::fs::write(dir.path("two.toml"), recipe).unwrap();
+    let line = "distill --recipe two.toml --teacher teacher.safetensors --out out";
+    let output = dir.command(line).args(FEW).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let events = dir.events("out/two");
+    let epoch = events.iter().find(|event| event["event"] == "epoch").unwrap();
+    let part = |name: &str| epoch["parts"][name].as_f64().unwrap_or_else(|| panic!("{epoch}"));
+    let sum = part("labels") + part("fitnet") + part("fitnet 2");
+    assert!((sum - epoch["train_loss"].as_f64().unwrap()).abs() < 1e-4 * sum, "{epoch}");
+}

@@ -31,6 +31,10 @@ fn the_best_epoch_on_held_out_images_is_what_a_run_ends_with() {
     let best = (0..epochs.len()).reduce(better).unwrap();
     let evaluation = dir.json("out/student/evaluation.json");
     assert_eq!(evaluation["accuracy"], epochs[best]["test_accuracy"]);
+    // What the report and the summary say is said of these weights.
+    let run = &dir.json("out/summary.json")["runs"][0];
+    assert_eq!(run["test_accuracy"], evaluation["accuracy"]);
+    assert_eq!(run["test_loss"], evaluation["loss"]);
     let result = dir.read("out/student.safetensors");
     // The weights are that epoch's: a run of so many epochs ends with the same.
     train("short", best + 1);

@@ -111,7 +111,10 @@ fn runs_on_other_images_do_not_share_a_folder() {
         "train --model student --name other --out out --dataset synthetic --train-limit 50 --test-limit 30 --epochs 1",
         1,
     );
-    assert!(message.contains("other images (synthetic, test limit 40)"), "{message}");
+    assert!(
+        message.contains("other images (synthetic, test limit 40, held out none)"),
+        "{message}"
+    );
     assert!(!dir.path("out/other").exists());
 }
 
