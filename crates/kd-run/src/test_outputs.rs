@@ -129,7 +129,9 @@ impl TestOutputs {
         let fits = labels.len() == images
             && labels.iter().all(|label| usize::from(*label) < classes)
             && teacher.as_ref().is_none_or(|(other, _)| *other == shape)
-            && pixels == [sample.len(), 3, 32, 32]
+            && pixels[..2] == [sample.len(), 3]
+            // An image without pixels takes no bytes, whatever its other side.
+            && pixels[2..].iter().all(|side| (1..=1024).contains(side))
             && sample.iter().all(|index| (*index as usize) < images);
         let found = Self {
             classes,
