@@ -21,6 +21,7 @@ pub mod report;
 pub mod run;
 pub mod schedule;
 mod signals;
+mod softmax;
 pub mod teacher;
 mod tensorboard;
 mod test_outputs;

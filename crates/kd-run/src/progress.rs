@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::checkpoint::Sums;
 use crate::events::{EpochRecord, epochs_of};
+use crate::report::format::duration;
 use crate::run::Progress;
 use dashboard::Dashboard;
 pub(crate) use screen::Messages;
@@ -201,14 +202,4 @@ fn figures(sums: &Sums, batches: usize) -> String {
         100.0 * sums.right as f64 / sums.images as f64,
         sums.images as f64 / sums.seconds.max(1e-9)
     )
-}
-
-fn duration(seconds: f64) -> String {
-    let whole = seconds.round() as u64;
-    match whole {
-        0..10 => format!("{seconds:.1} s"),
-        10..60 => format!("{whole} s"),
-        60..3600 => format!("{} min {} s", whole / 60, whole % 60),
-        _ => format!("{} h {} min", whole / 3600, whole % 3600 / 60),
-    }
 }

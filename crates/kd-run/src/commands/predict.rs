@@ -14,6 +14,7 @@ use serde::Serialize;
 use super::weights::{self, Weights};
 use crate::cli::{Incomplete, Predict, Usage};
 use crate::evaluate::{answers, logits};
+use crate::softmax::softmax;
 use crate::teacher::Network;
 use crate::{device, files};
 
@@ -223,20 +224,12 @@ impl Answering {
         let logits = logits(&*self.network, split, self.about.normalization, device)?;
         let rows = logits.to_vec2::<f32>()?;
         let answer = |(row, label): (Vec<f32>, usize)| {
-            let probabilities = softmax(&row);
+            let probabilities = softmax(&row, 1.0);
             let (class, confidence) = (classes[label].clone(), probabilities[label]);
             Answer { class, label, confidence, probabilities }
         };
         Ok(rows.into_iter().zip(answers(&logits)?).map(answer).collect())
     }
-}
-
-fn softmax(logits: &[f32]) -> Vec<f64> {
-    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let powers: Vec<f64> =
-        logits.iter().map(|&logit| (f64::from(logit) - f64::from(largest)).exp()).collect();
-    let sum: f64 = powers.iter().sum();
-    powers.into_iter().map(|power| power / sum).collect()
 }
 
 impl Model {

@@ -9,9 +9,9 @@ use ratatui::symbols::Marker;
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Axis, Block, Chart, Dataset, GraphType, LegendPosition, Widget};
 
-use super::duration;
 use crate::checkpoint::Sums;
 use crate::events::EpochRecord;
+use crate::report::format::duration;
 
 /// With less than this, plain lines say more.
 pub(super) const SMALLEST: (u16, u16) = (64, 14);

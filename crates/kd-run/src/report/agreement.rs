@@ -4,8 +4,8 @@ use super::charts::{self, StackedRow};
 use super::experiment::{Experiment, Run};
 use super::format::grouped;
 use super::page::{Figure, Key, Section, Shown, Table, percent, safe};
-use super::softmax::{argmax, divergence};
 use super::statistics;
+use crate::softmax::{argmax, divergence};
 
 /// Test images by what teacher and student answer.
 #[derive(Clone, Copy, Default, Debug, PartialEq)]

@@ -5,8 +5,8 @@ use super::charts::{self, Reliability};
 use super::experiment::Run;
 use super::format::{grouped, signed};
 use super::page::{Figure, Section, Shown, Table, percent, safe};
-use super::softmax::{argmax, softmax};
 use super::statistics;
+use crate::softmax::{argmax, softmax};
 use crate::test_outputs::TestOutputs;
 
 /// As many as the paper's.

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::{Error, softmax, statistics};
+use super::{Error, statistics};
+use crate::softmax;
 use crate::test_outputs::{self, TestOutputs};
 
 /// Everything read below one output folder.

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::experiment::{Experiment, Run};
 use super::page::{Section, Shown, Table, percent};
-use super::softmax::{argmax, entropy, softmax};
+use crate::softmax::{argmax, entropy, softmax};
 
 /// The slider's range.
 const HIGHEST: f64 = 20.0;
