@@ -1,5 +1,6 @@
 //! `cargo xtask compare`: recipes on the same seeds, arm beside arm.
 
+pub mod jobs;
 pub mod plan;
 pub mod record;
 pub mod statistics;
@@ -8,6 +9,7 @@ pub mod table;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, ensure};
 use clap::ValueEnum;
@@ -17,6 +19,7 @@ use serde_json::Value;
 
 use crate::reproduce::Device;
 use crate::{data, process, workspace};
+use jobs::{Job, part_name};
 use plan::{Overrides, Planned};
 use record::{Arm, Dataset, Record, Run, TeacherSays};
 use table::{Baselines, Table};
@@ -74,9 +77,15 @@ pub struct Args {
     /// What to compute on
     #[arg(long, value_enum)]
     pub device: Option<Device>,
-    /// Threads to compute with [default: one per core]
+    /// Runs side by side; small networks use several cores best that way
+    #[arg(long, value_name = "RUNS", default_value_t = 1, value_parser = at_least_one())]
+    pub jobs: u64,
+    /// Threads of each run [default: the cores, shared among --jobs]
     #[arg(long, value_parser = at_least_one())]
     pub threads: Option<u64>,
+    /// Most memory for outputs of the teacher that are kept instead of computed in each step [default: 2048]
+    #[arg(long, value_name = "MIB")]
+    pub cache_memory: Option<u64>,
 }
 
 fn at_least_one() -> RangedU64ValueParser<u64> {
@@ -112,20 +121,32 @@ pub fn command(args: &Args) -> anyhow::Result<()> {
         record.add_arm(Arm::of(planned), &json)?;
     }
 
-    for seed in 0..args.seeds {
-        for planned in &plan {
-            if record.has(&planned.name, seed) {
-                continue;
-            }
-            work.train(planned, &plan, seed)
-                .with_context(|| format!("{}, seed {seed}", planned.name))?;
-            let (run, dataset) = work.figures(planned, seed)?;
+    let recorded = |arm: &str, seed| record.has(arm, seed);
+    let jobs = jobs::jobs(&plan, args.seeds, recorded, |name, seed| work.at_hand(name, seed));
+    // How many jobs of each seed are still to do.
+    let left = |seed| jobs.iter().filter(|job| job.seed == seed).count();
+    let left: Vec<usize> = (0..args.seeds).map(left).collect();
+    let progress = Mutex::new((record, left));
+    jobs::run(&jobs, args.jobs as usize, |job| {
+        let planned = &plan[job.arm];
+        let failed = || format!("{}, seed {}", part_name(&planned.name, job.part), job.seed);
+        work.start(planned, job).with_context(failed)?;
+        let mut progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
+        let (record, left) = &mut *progress;
+        // A teacher that had to be trained again has its figures already.
+        if job.part.is_none() && !record.has(&planned.name, job.seed) {
+            let (run, dataset) = work.figures(planned, job.seed)?;
             record.add_run(run, dataset)?;
             record.write(&json)?;
         }
-        // Every arm of this seed is done: nobody asks its teacher again.
-        remove_folder(&work.seed_folder(seed).join("cache"))?;
-    }
+        left[job.seed as usize] -= 1;
+        if left[job.seed as usize] == 0 {
+            // Every arm of this seed is done: nobody asks its teacher again.
+            remove_folder(&work.seed_folder(job.seed).join("cache"))?;
+        }
+        Ok(())
+    })?;
+    let (record, _) = progress.into_inner().unwrap_or_else(PoisonError::into_inner);
 
     let table = table::table(&record, &baselines(args))?;
     let markdown = args.markdown.clone().unwrap_or_else(|| work.out.join("comparison.md"));
@@ -180,47 +201,21 @@ impl Work<'_> {
         self.out.join(format!("seed-{seed}"))
     }
 
-    /// Trains it, after what it learns from; what is done already, kd passes over.
-    fn train(&self, planned: &Planned, plan: &[Planned], seed: u64) -> anyhow::Result<()> {
-        let teacher = |name: &String| plan.iter().find(|other| other.name == *name);
-        if let Some(teacher) = planned.teacher.as_ref().and_then(teacher) {
-            match planned.cross_fit {
-                None => self.train_if_missing(teacher, plan, seed, None)?,
-                Some(parts) => {
-                    for part in 1..=parts {
-                        self.train_if_missing(teacher, plan, seed, Some((part, parts)))?;
-                    }
-                }
-            }
-        }
-        self.start(planned, seed, None)
-    }
-
-    fn train_if_missing(
-        &self,
-        planned: &Planned,
-        plan: &[Planned],
-        seed: u64,
-        part: Option<(u64, u64)>,
-    ) -> anyhow::Result<()> {
-        let name = part_name(&planned.name, part);
+    /// Whether a run has ended and its weights are there.
+    fn at_hand(&self, name: &str, seed: u64) -> bool {
         let folder = self.seed_folder(seed);
-        let weights = folder.join(format!("{name}.safetensors"));
-        if weights.exists() && folder.join(&name).join("evaluation.json").exists() {
-            return Ok(());
-        }
-        if part.is_none() {
-            return self.train(planned, plan, seed);
-        }
-        self.start(planned, seed, part)
+        folder.join(format!("{name}.safetensors")).exists()
+            && folder.join(name).join("evaluation.json").exists()
     }
 
-    fn start(&self, planned: &Planned, seed: u64, part: Option<(u64, u64)>) -> anyhow::Result<()> {
-        println!("\n== {}, seed {seed}", part_name(&planned.name, part));
-        process::run(&mut self.kd_run(planned, seed, part))
+    /// Trains it; what is done already, kd passes over.
+    fn start(&self, planned: &Planned, job: &Job) -> anyhow::Result<()> {
+        println!("\n== {}, seed {}", part_name(&planned.name, job.part), job.seed);
+        process::run(&mut self.kd_run(planned, job))
     }
 
-    fn kd_run(&self, planned: &Planned, seed: u64, part: Option<(u64, u64)>) -> Command {
+    fn kd_run(&self, planned: &Planned, job: &Job) -> Command {
+        let &Job { seed, part, .. } = job;
         let out = self.seed_folder(seed);
         let mut command = Command::new(&self.kd);
         command.arg(if planned.distilled { "distill" } else { "train" });
@@ -234,13 +229,27 @@ impl Work<'_> {
         }
         command.arg("--out").arg(&out).args(["--seed", &seed.to_string()]);
         command.arg("--data").arg(&self.data).args(self.overrides.flags());
-        if let Some(threads) = self.args.threads {
+        if let Some(threads) = self.threads() {
             command.args(["--threads", &threads.to_string()]);
+        }
+        if self.args.jobs > 1 {
+            // Two dashboards would draw over each other.
+            command.arg("--plain");
+        }
+        if let (Some(memory), true) = (self.args.cache_memory, planned.distilled) {
+            command.args(["--cache-memory", &memory.to_string()]);
         }
         if let Some(device) = self.args.device.and_then(|device| device.to_possible_value()) {
             command.args(["--device", device.get_name()]);
         }
         command
+    }
+
+    /// Of each run; `None` where kd takes all cores by itself.
+    fn threads(&self) -> Option<u64> {
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from) as u64;
+        let shared = || (self.args.jobs > 1).then(|| (cores() / self.args.jobs).max(1));
+        self.args.threads.or_else(shared)
     }
 
     /// What a finished run's folder says.
@@ -264,11 +273,6 @@ impl Work<'_> {
         println!("\nReport: {}", workspace::short(&self.out.join("report.html")));
         Ok(())
     }
-}
-
-/// A run that leaves a part of the images out; kd finds it beside the teacher by this name.
-fn part_name(name: &str, part: Option<(u64, u64)>) -> String {
-    part.map_or(name.to_owned(), |(part, of)| format!("{name}-part-{part}-of-{of}"))
 }
 
 fn remove_folder(path: &Path) -> anyhow::Result<()> {

@@ -35,7 +35,7 @@ pub fn run_with<T>(
     let mut child = signals::spawn(command).with_context(|| format!("cannot start `{name}`"))?;
     let worked = work(&mut child);
     let status = child.wait().with_context(|| format!("cannot wait for `{name}`"))?;
-    signals::ended();
+    signals::ended(&child);
     match exit_code(status) {
         0 => worked,
         // SIGHUP, SIGINT, SIGTERM: somebody asked for it. Killed for memory or crashed is a failure.
@@ -76,9 +76,9 @@ mod signals {
     use signal_hook::iterator::Signals;
     use signal_hook::low_level::emulate_default_handler;
 
-    /// The child's process group. A terminal sends Ctrl-C to all of its foreground group; with a
-    /// group of its own the child gets exactly those signals that are passed on, each once.
-    static GROUP: Mutex<Option<Pid>> = Mutex::new(None);
+    /// The children's process groups. A terminal sends Ctrl-C to all of its foreground group; with a
+    /// group of its own a child gets exactly those signals that are passed on, each once.
+    static GROUPS: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
     static LISTENING: Once = Once::new();
 
     pub(super) fn spawn(command: &mut Command) -> io::Result<Child> {
@@ -88,42 +88,43 @@ mod signals {
             return Err(error);
         }
         // Held over the start, so that no signal finds the child running and not known.
-        let mut group = GROUP.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut groups = GROUPS.lock().unwrap_or_else(PoisonError::into_inner);
         let child = command.process_group(0).spawn()?;
-        *group = Some(Pid::from_child(&child));
+        groups.push(Pid::from_child(&child));
         Ok(child)
     }
 
-    pub(super) fn ended() {
-        *GROUP.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    pub(super) fn ended(child: &Child) {
+        let ended = Pid::from_child(child);
+        GROUPS.lock().unwrap_or_else(PoisonError::into_inner).retain(|group| *group != ended);
     }
 
     fn listen() -> io::Result<()> {
         let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGTSTP])?;
         std::thread::spawn(move || {
             for number in signals.forever() {
-                let group = *GROUP.lock().unwrap_or_else(PoisonError::into_inner);
-                pass_on(number, group);
+                let groups = GROUPS.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                pass_on(number, &groups);
             }
         });
         Ok(())
     }
 
     /// A child that has just ended takes no signal; that is no error.
-    fn pass_on(number: i32, group: Option<Pid>) {
+    fn pass_on(number: i32, groups: &[Pid]) {
         let send = |signal| {
-            if let Some(group) = group {
-                let _ = kill_process_group(group, signal);
+            for group in groups {
+                let _ = kill_process_group(*group, signal);
             }
         };
-        match (number, group) {
+        match (number, groups) {
             // Ctrl-Z: the child stops with this process and goes on with it.
             (SIGTSTP, _) => {
                 send(Signal::STOP);
                 let _ = emulate_default_handler(SIGTSTP);
                 send(Signal::CONT);
             }
-            (_, None) => {
+            (_, []) => {
                 let _ = emulate_default_handler(number);
             }
             (SIGTERM, _) => send(Signal::TERM),
@@ -144,5 +145,5 @@ mod signals {
         command.spawn()
     }
 
-    pub(super) fn ended() {}
+    pub(super) fn ended(_: &Child) {}
 }

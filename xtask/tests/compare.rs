@@ -135,6 +135,34 @@ fn interrupted_it_goes_on_and_what_is_recorded_is_not_run_again() {
 }
 
 #[test]
+fn runs_side_by_side_leave_the_same_figures() {
+    let stage = Stage::new();
+    stage.run(LINE).success();
+    let alone = fs::read_to_string(stage.path("out/figures.json")).unwrap();
+    let side = LINE.replace("--out out", "--out side");
+    stage.run(&format!("{side} --jobs 3 --threads 1")).success();
+    assert_eq!(fs::read_to_string(stage.path("side/figures.json")).unwrap(), alone);
+    let log = stage.log();
+    let side: Vec<_> = log.iter().filter(|line| line.contains("--out side/")).collect();
+    assert_eq!(side.len(), 12);
+    assert!(side.iter().all(|line| line.ends_with("--threads 1 --plain")), "{side:#?}");
+    assert!(!stage.path("side/seed-0/cache").exists() && !stage.path("side/seed-1/cache").exists());
+}
+
+#[test]
+fn one_that_fails_ends_the_comparison_with_what_was_done_beside_it() {
+    let stage = Stage::new();
+    fs::write(stage.path("stop-teacher-0"), "").unwrap();
+    stage.run(&format!("{LINE} --jobs 2")).failure().code(130);
+    fs::remove_file(stage.path("stop-teacher-0")).unwrap();
+    stage.run(&format!("{LINE} --jobs 2")).success();
+    let log = stage.log();
+    let count = |run: &str| log.iter().filter(|line| line.contains(run)).count();
+    assert_eq!(count("--name teacher --out out/seed-0"), 2, "{log:#?}");
+    assert!(count("--name student --out out/seed-0") == 1, "{log:#?}");
+}
+
+#[test]
 fn the_table_can_be_made_again_from_the_figures_without_kd() {
     let stage = Stage::new();
     stage.run(LINE).success();

@@ -25,3 +25,4 @@ mod softmax;
 pub mod teacher;
 mod tensorboard;
 mod test_outputs;
+mod text;

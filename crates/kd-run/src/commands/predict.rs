@@ -16,6 +16,7 @@ use crate::cli::{Incomplete, Predict, Usage};
 use crate::evaluate::{answers, logits};
 use crate::softmax::softmax;
 use crate::teacher::Network;
+use crate::text::plain;
 use crate::{device, files};
 
 /// Pictures read and answered together, 3 KiB each.
@@ -243,9 +244,14 @@ impl Image {
     /// The path, then class and confidence of each network.
     fn line(&self, width: usize, longest: usize) -> String {
         let column = |answer: &Answer| {
-            format!("{:longest$} {:5.1} %", answer.class, 100.0 * answer.confidence)
+            format!("{:longest$} {:5.1} %", plain(&answer.class), 100.0 * answer.confidence)
         };
         let teacher = self.teacher.as_ref().map(|answer| "  ".to_owned() + &column(answer));
-        format!("{:width$}  {}{}\n", self.path, column(&self.answer), teacher.unwrap_or_default())
+        format!(
+            "{:width$}  {}{}\n",
+            plain(&self.path),
+            column(&self.answer),
+            teacher.unwrap_or_default()
+        )
     }
 }

@@ -426,11 +426,13 @@ fn comparison(experiments: &[Experiment]) -> Option<Section> {
     })
 }
 
-/// Each distilled student against the same student alone.
+/// Each student with a method against the same student on the labels alone.
 fn gains(shown: &[Shown<'_>]) -> Option<Section> {
     let mut rows = Vec::new();
     let mut numbers = Table {
-        head: ["Run", "Seed", "Alone %", "Distilled %", "Gain, points"].map(str::to_owned).to_vec(),
+        head: ["Run", "Seed", "Alone %", "With method %", "Gain, points"]
+            .map(str::to_owned)
+            .to_vec(),
         ..Table::default()
     };
     let (mut over_seeds, mut one_seed) = (false, false);
@@ -514,7 +516,7 @@ fn gains(shown: &[Shown<'_>]) -> Option<Section> {
     let mut figures = vec![Figure {
         title: "Gain in test accuracy".to_owned(),
         svg: safe(charts::dot_plot(
-            "Gain in test accuracy of each distilled student over the student alone, in percentage points",
+            "Gain in test accuracy of each student with a method over the student alone, in percentage points",
             "percentage points",
             &rows,
             false,

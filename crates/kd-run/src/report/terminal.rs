@@ -5,6 +5,7 @@ use std::fmt::Write;
 use super::experiment::{Arm, Experiment, Run};
 use super::format::{duration, grouped, percent_spread, points_spread, seeds};
 use super::{source, statistics};
+use crate::text::plain;
 
 /// One block per experiment: the data, a row per run name, then what the figures can't carry.
 pub(super) fn table(experiments: &[Experiment]) -> String {
@@ -141,11 +142,6 @@ pub(super) fn epochs(arm: &Arm) -> String {
     let (low, high) = (counts.clone().min(), counts.max());
     let (low, high) = (low.unwrap_or(0), high.unwrap_or(0));
     if low == high { high.to_string() } else { format!("{low} to {high}") }
-}
-
-/// Names come from files: a control character must not steer the terminal.
-fn plain(text: &str) -> String {
-    text.replace(char::is_control, "?")
 }
 
 /// First column to the left, the others to the right.

@@ -120,6 +120,15 @@ fn a_file_that_cannot_be_read_is_named_and_the_others_are_answered() {
 }
 
 #[test]
+fn control_characters_in_names_do_not_reach_the_terminal() {
+    let dir = WorkDir::new();
+    weights(&dir.path("student.safetensors"), Architecture::Student, 10, 1, true);
+    save(&synthetic().test, 0, &dir.path("pictures/clear\u{1b}[2J.png"));
+    let table = dir.stdout("predict --weights student.safetensors pictures");
+    assert!(table.contains("clear?[2J.png") && !table.contains('\u{1b}'), "{table}");
+}
+
+#[test]
 fn networks_that_do_not_fit_are_refused() {
     let dir = WorkDir::new();
     weights(&dir.path("student.safetensors"), Architecture::Student, 10, 1, true);

@@ -1,0 +1,226 @@
+//! What has to be trained, and in which order: a run waits for what it learns from; others may go on beside it.
+
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::thread;
+
+use super::plan::Planned;
+
+/// A network to train.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Job {
+    pub seed: u64,
+    /// Its place in the plan.
+    pub arm: usize,
+    /// The part of the images that it leaves out, and how many parts there are.
+    pub part: Option<(u64, u64)>,
+    /// Jobs that come first, all of them earlier in the list.
+    pub after: Vec<usize>,
+}
+
+/// A run that leaves a part of the images out; kd finds it beside the teacher by this name.
+pub fn part_name(name: &str, part: Option<(u64, u64)>) -> String {
+    part.map_or(name.to_owned(), |(part, of)| format!("{name}-part-{part}-of-{of}"))
+}
+
+/// The jobs of all seeds, seed by seed: every arm that is not `recorded`, after those of its teachers whose
+/// weights are not `at_hand` (asked by name and seed).
+pub fn jobs(
+    plan: &[Planned],
+    seeds: u64,
+    recorded: impl Fn(&str, u64) -> bool,
+    at_hand: impl Fn(&str, u64) -> bool,
+) -> Vec<Job> {
+    let mut jobs = Vec::new();
+    for seed in 0..seeds {
+        for arm in 0..plan.len() {
+            if !recorded(&plan[arm].name, seed) {
+                add(&mut jobs, plan, seed, arm, None, &at_hand);
+            }
+        }
+    }
+    jobs
+}
+
+/// The place of a job in the list, where it is put if it is new, behind all that it needs.
+fn add(
+    jobs: &mut Vec<Job>,
+    plan: &[Planned],
+    seed: u64,
+    arm: usize,
+    part: Option<(u64, u64)>,
+    at_hand: &impl Fn(&str, u64) -> bool,
+) -> usize {
+    let same = |job: &Job| (job.seed, job.arm, job.part) == (seed, arm, part);
+    if let Some(place) = jobs.iter().position(same) {
+        return place;
+    }
+    let mut after = Vec::new();
+    let named = |name: &String| plan.iter().position(|other| other.name == *name);
+    if let Some(teacher) = plan[arm].teacher.as_ref().and_then(named) {
+        let parts: Vec<_> = match plan[arm].cross_fit {
+            None => vec![None],
+            Some(of) => (1..=of).map(|part| Some((part, of))).collect(),
+        };
+        for part in parts {
+            if !at_hand(&part_name(&plan[teacher].name, part), seed) {
+                after.push(add(jobs, plan, seed, teacher, part, at_hand));
+            }
+        }
+    }
+    jobs.push(Job { seed, arm, part, after });
+    jobs.len() - 1
+}
+
+/// Trains all, `side_by_side` at a time, each as soon as what it waits for is done. After a failure
+/// none is begun any more.
+///
+/// # Errors
+/// The first failure.
+pub fn run(
+    jobs: &[Job],
+    side_by_side: usize,
+    train: impl Fn(&Job) -> anyhow::Result<()> + Sync,
+) -> anyhow::Result<()> {
+    struct State {
+        waiting: VecDeque<usize>,
+        done: Vec<bool>,
+        failure: Option<anyhow::Error>,
+    }
+    let state = Mutex::new(State {
+        waiting: (0..jobs.len()).collect(),
+        done: vec![false; jobs.len()],
+        failure: None,
+    });
+    let changed = Condvar::new();
+    let lock = || state.lock().unwrap_or_else(PoisonError::into_inner);
+    // None when nothing is left to begin.
+    let next = || {
+        let mut state = lock();
+        loop {
+            if state.failure.is_some() || state.waiting.is_empty() {
+                return None;
+            }
+            let can_begin = |job: &usize| jobs[*job].after.iter().all(|first| state.done[*first]);
+            if let Some(place) = state.waiting.iter().position(can_begin) {
+                return state.waiting.remove(place);
+            }
+            state = changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..side_by_side {
+            scope.spawn(|| {
+                while let Some(job) = next() {
+                    let result = train(&jobs[job]);
+                    let mut state = lock();
+                    match result {
+                        Ok(()) => state.done[job] = true,
+                        Err(error) => _ = state.failure.get_or_insert(error),
+                    }
+                    drop(state);
+                    changed.notify_all();
+                }
+            });
+        }
+    });
+    state.into_inner().unwrap_or_else(PoisonError::into_inner).failure.map_or(Ok(()), Err)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::bail;
+    use serde_json::Value;
+
+    fn planned(name: &str, teacher: Option<&str>, cross_fit: Option<u64>) -> Planned {
+        Planned {
+            name: name.into(),
+            recipe: "r.toml".into(),
+            run: name.into(),
+            teacher: teacher.map(str::to_owned),
+            distilled: teacher.is_some(),
+            teaches: false,
+            cross_fit,
+            settings: Value::Null,
+        }
+    }
+
+    fn plan() -> [Planned; 4] {
+        [
+            planned("teacher", None, None),
+            planned("student", None, None),
+            planned("kd", Some("teacher"), None),
+            planned("cross", Some("teacher"), Some(2)),
+        ]
+    }
+
+    fn names(plan: &[Planned], jobs: &[Job]) -> Vec<String> {
+        let name = |job: &Job| format!("{}/{}", part_name(&plan[job.arm].name, job.part), job.seed);
+        jobs.iter().map(name).collect()
+    }
+
+    #[test]
+    fn what_a_run_learns_from_comes_before_it() {
+        let plan = plan();
+        let jobs = jobs(&plan, 2, |_, seed| seed == 1, |_, _| false);
+        let expected = [
+            "teacher/0",
+            "student/0",
+            "kd/0",
+            "teacher-part-1-of-2/0",
+            "teacher-part-2-of-2/0",
+            "cross/0",
+        ];
+        assert_eq!(names(&plan, &jobs), expected);
+        assert_eq!((&jobs[2].after[..], &jobs[5].after[..]), (&[0][..], &[3, 4][..]));
+    }
+
+    #[test]
+    fn a_recorded_teacher_is_trained_again_only_where_its_weights_are_gone_and_wanted() {
+        let plan = plan();
+        let left = |at_hand: bool| {
+            let recorded = |name: &str, _: u64| name != "kd";
+            names(&plan, &jobs(&plan, 1, recorded, |name, _| at_hand && name == "teacher"))
+        };
+        assert_eq!(left(true), ["kd/0"]);
+        assert_eq!(left(false), ["teacher/0", "kd/0"]);
+        assert!(jobs(&plan, 1, |_, _| true, |_, _| false).is_empty());
+    }
+
+    #[test]
+    fn nobody_begins_before_what_it_waits_for_and_two_are_on_the_way_at_once() {
+        let plan = plan();
+        let jobs = jobs(&plan, 3, |_, _| false, |_, _| false);
+        let ended = Mutex::new(Vec::new());
+        let pair = std::sync::Barrier::new(2);
+        run(&jobs, 2, |job| {
+            let ended_before = ended.lock().unwrap().clone();
+            assert!(job.after.iter().all(|first| ended_before.contains(first)), "{ended_before:?}");
+            // The first teacher and the student beside it wait for each other.
+            if job.seed == 0 && job.part.is_none() && job.after.is_empty() {
+                pair.wait();
+            }
+            ended.lock().unwrap().push(jobs.iter().position(|other| other == job).unwrap());
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(ended.into_inner().unwrap().len(), jobs.len());
+    }
+
+    #[test]
+    fn after_a_failure_nothing_is_begun() {
+        let plan = plan();
+        let jobs = jobs(&plan, 2, |_, _| false, |_, _| false);
+        for side_by_side in [1, 3] {
+            let begun = Mutex::new(0);
+            let result = run(&jobs, side_by_side, |job| {
+                *begun.lock().unwrap() += 1;
+                if job.arm == 0 { bail!("no teacher") } else { Ok(()) }
+            });
+            assert_eq!(result.unwrap_err().to_string(), "no teacher");
+            // The teachers fail; a student may have been on its way.
+            assert!(begun.into_inner().unwrap() < jobs.len() / 2);
+        }
+    }
+}
