@@ -227,6 +227,9 @@ impl Work<'_> {
         if let Some(teacher) = &planned.teacher {
             command.arg("--teacher").arg(out.join(format!("{teacher}.safetensors")));
         }
+        if let Some(init) = &planned.init {
+            command.arg("--init").arg(out.join(format!("{init}.safetensors")));
+        }
         command.arg("--out").arg(&out).args(["--seed", &seed.to_string()]);
         command.arg("--data").arg(&self.data).args(self.overrides.flags());
         if let Some(threads) = self.threads() {

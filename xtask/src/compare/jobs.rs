@@ -1,4 +1,5 @@
-//! What has to be trained, and in which order: a run waits for what it learns from; others may go on beside it.
+//! What has to be trained, and in which order: a run waits for its teacher and for the weights it starts from;
+//! others may go on beside it.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -23,8 +24,8 @@ pub fn part_name(name: &str, part: Option<(u64, u64)>) -> String {
     part.map_or(name.to_owned(), |(part, of)| format!("{name}-part-{part}-of-{of}"))
 }
 
-/// The jobs of all seeds, seed by seed: every arm that is not `recorded`, after those of its teachers whose
-/// weights are not `at_hand` (asked by name and seed).
+/// The jobs of all seeds, seed by seed: every arm that is not `recorded`, after those runs whose weights it
+/// needs and that are not `at_hand` (both asked by name and seed).
 pub fn jobs(
     plan: &[Planned],
     seeds: u64,
@@ -55,19 +56,18 @@ fn add(
     if let Some(place) = jobs.iter().position(same) {
         return place;
     }
-    let mut after = Vec::new();
     let named = |name: &String| plan.iter().position(|other| other.name == *name);
+    let mut first = Vec::new();
     if let Some(teacher) = plan[arm].teacher.as_ref().and_then(named) {
-        let parts: Vec<_> = match plan[arm].cross_fit {
-            None => vec![None],
-            Some(of) => (1..=of).map(|part| Some((part, of))).collect(),
-        };
-        for part in parts {
-            if !at_hand(&part_name(&plan[teacher].name, part), seed) {
-                after.push(add(jobs, plan, seed, teacher, part, at_hand));
-            }
+        match plan[arm].cross_fit {
+            None => first.push((teacher, None)),
+            Some(of) => first.extend((1..=of).map(|part| (teacher, Some((part, of))))),
         }
     }
+    first.extend(plan[arm].init.as_ref().and_then(named).map(|init| (init, None)));
+    first.retain(|(arm, part)| !at_hand(&part_name(&plan[*arm].name, *part), seed));
+    let after =
+        first.into_iter().map(|(arm, part)| add(jobs, plan, seed, arm, part, at_hand)).collect();
     jobs.push(Job { seed, arm, part, after });
     jobs.len() - 1
 }
@@ -135,6 +135,7 @@ mod tests {
 
     fn planned(name: &str, teacher: Option<&str>, cross_fit: Option<u64>) -> Planned {
         Planned {
+            init: None,
             name: name.into(),
             recipe: "r.toml".into(),
             run: name.into(),
@@ -174,6 +175,16 @@ mod tests {
         ];
         assert_eq!(names(&plan, &jobs), expected);
         assert_eq!((&jobs[2].after[..], &jobs[5].after[..]), (&[0][..], &[3, 4][..]));
+    }
+
+    #[test]
+    fn a_run_waits_for_the_weights_that_it_starts_from() {
+        let mut tuned = planned("tuned", Some("teacher"), None);
+        tuned.init = Some("student".into());
+        let plan = [planned("teacher", None, None), planned("student", None, None), tuned];
+        let list = |at_hand: &str| jobs(&plan, 1, |_, _| false, |name, _| name == at_hand);
+        assert_eq!(list("none")[2].after, [0, 1]);
+        assert_eq!(list("teacher")[2].after, [1]);
     }
 
     #[test]

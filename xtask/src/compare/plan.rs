@@ -57,6 +57,8 @@ pub struct Planned {
     pub run: String,
     /// Name of the planned run that teaches it; `None` also where the recipe names a file.
     pub teacher: Option<String>,
+    /// Name of the planned run whose weights it starts from; `None` also where the recipe names a file.
+    pub init: Option<String>,
     /// Whether `kd distill` trains it.
     pub distilled: bool,
     /// Whether others learn from it.
@@ -84,36 +86,32 @@ pub fn plan(recipes: &[(PathBuf, Value)], overrides: &Overrides) -> anyhow::Resu
         let mut waiting: Vec<Value> = runs.clone();
         while !waiting.is_empty() {
             let is_waiting = |name: &str| waiting.iter().any(|run| run["name"] == name);
-            let ready = waiting
-                .iter()
-                .position(|run| !text(run, "teacher").is_some_and(|teacher| is_waiting(&teacher)));
+            let waits = |run: &Value, for_whom: &str| {
+                text(run, for_whom).is_some_and(|first| is_waiting(&first))
+            };
+            let ready =
+                waiting.iter().position(|run| !waits(run, "teacher") && !waits(run, "init"));
             let Some(ready) = ready else {
-                bail!("{}: runs are each other's teachers", path.display())
+                bail!("{}: runs wait for each other's weights", path.display())
             };
             let run = waiting.remove(ready);
             let own_name = text(&run, "name").with_context(in_recipe)?;
-            // Its file would have to be planned, ordered and named as a teacher's is.
-            if let Some(init) =
-                text(&run, "init").filter(|init| runs.iter().any(|r| r["name"] == **init))
-            {
-                bail!(
-                    "{}: run {own_name} starts from run {init}; compare trains no runs to start from: train it by itself and name its weights file",
-                    path.display()
-                );
-            }
-            let named = text(&run, "teacher");
-            let teacher = named.as_ref().and_then(|teacher| {
-                names.iter().find(|(own, _)| own == teacher).map(|(_, name)| name.clone())
-            });
+            // A run's name here; `None` for a file.
+            let planned_name = |key: &str| {
+                let named = text(&run, key)?;
+                names.iter().find(|(own, _)| *own == named).map(|(_, name)| name.clone())
+            };
+            let (teacher, init) = (planned_name("teacher"), planned_name("init"));
             let taught = |other: &Value| text(other, "teacher").as_deref() == Some(&*own_name);
-            let settings = settings(&resolved, &run, teacher.as_deref());
+            let settings = settings(&resolved, &run, teacher.as_deref(), init.as_deref());
             let mut one = Planned {
                 name: own_name.clone(),
                 recipe: path.clone(),
                 run: own_name.clone(),
-                distilled: named.is_some(),
+                distilled: !run["teacher"].is_null(),
                 teaches: runs.iter().any(taught),
                 teacher,
+                init,
                 cross_fit: run["cross_fit"].as_u64(),
                 settings,
             };
@@ -138,12 +136,14 @@ pub fn plan(recipes: &[(PathBuf, Value)], overrides: &Overrides) -> anyhow::Resu
     Ok(planned)
 }
 
-fn settings(recipe: &Value, run: &Value, teacher: Option<&str>) -> Value {
+fn settings(recipe: &Value, run: &Value, teacher: Option<&str>, init: Option<&str>) -> Value {
     let mut run = run.clone();
     if let Some(fields) = run.as_object_mut() {
         fields.remove("name");
-        if let Some(teacher) = teacher {
-            fields.insert("teacher".into(), teacher.into());
+        for (key, name) in [("teacher", teacher), ("init", init)] {
+            if let Some(name) = name {
+                fields.insert(key.into(), name.into());
+            }
         }
     }
     let mut training = recipe["training"].clone();
@@ -214,9 +214,35 @@ mod tests {
     }
 
     #[test]
-    fn a_circle_of_teachers_is_an_error() {
-        let runs = json!([{"name": "a", "teacher": "b"}, {"name": "b", "teacher": "a"}]);
+    fn a_run_comes_after_the_one_whose_weights_it_starts_from() {
+        let runs = json!([{"name": "tuned", "init": "first", "teacher": "t.safetensors"}, {"name": "first"},
+                          {"name": "other", "init": "w.safetensors"}]);
+        let recipes = [
+            ("a.toml".into(), recipe(10, json!([{"name": "first"}]))),
+            ("b.toml".into(), recipe(2, runs)),
+        ];
+        let plan = plan(&recipes, &Overrides::default()).unwrap();
+        let found: Vec<_> = plan
+            .iter()
+            .map(|one| (one.name.as_str(), one.init.as_deref(), one.distilled))
+            .collect();
+        assert_eq!(
+            found,
+            [
+                ("first", None, false),
+                ("b-first", None, false),
+                ("tuned", Some("b-first"), true),
+                ("other", None, false)
+            ]
+        );
+        assert_eq!(plan[2].settings["run"]["init"], "b-first");
+        assert_eq!(plan[3].settings["run"]["init"], "w.safetensors");
+    }
+
+    #[test]
+    fn a_circle_is_an_error() {
+        let runs = json!([{"name": "a", "teacher": "b"}, {"name": "b", "init": "a"}]);
         let error = plan(&[("a.toml".into(), recipe(1, runs))], &Overrides::default());
-        assert!(error.unwrap_err().to_string().contains("each other's teachers"));
+        assert!(error.unwrap_err().to_string().contains("wait for each other's weights"));
     }
 }
