@@ -247,7 +247,9 @@ fn with_flags(recipe: &Recipe, mut run: RunConfig, flags: &RunFlags) -> anyhow::
     data.train_limit = flags.train_limit.or(data.train_limit);
     data.test_limit = flags.data.test_limit.or(data.test_limit);
     data.held_out = flags.held_out.or(data.held_out);
-    training.epochs = flags.epochs.unwrap_or(training.epochs);
+    // From here on the run's own number stands where `kd` looks for it.
+    let own = run.epochs.take();
+    training.epochs = flags.epochs.or(own).unwrap_or(training.epochs);
     training.batch_size = flags.batch_size.unwrap_or(training.batch_size);
     training.seed = flags.seed.unwrap_or(training.seed);
     training.clip_grad_norm = flags.clip_grad_norm.or(training.clip_grad_norm);

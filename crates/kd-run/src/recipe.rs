@@ -22,6 +22,7 @@ pub(crate) const MAX_BYTES: u64 = 1 << 20;
 
 /// Most epochs, and most images in a step: far more than anybody trains with.
 const MOST: usize = 1_000_000;
+const AT_LEAST_ONE: &str = "at least 1, at most 1000000";
 
 /// The built-in recipe: PyTorch's tutorial on knowledge distillation. It is `recipes/tutorial.toml` of the
 /// repository, copied because a published crate has its own folder's files alone.
@@ -161,6 +162,10 @@ pub struct RunConfig {
     /// Train without part i of k of the training images, as `[i, k]`: a teacher for `cross_fit`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub part: Option<[usize; 2]>,
+    /// Passes over the training images, instead of `[training]`'s: a teacher that stops early, or a student that
+    /// takes longer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epochs: Option<usize>,
     /// Train without this many images, and end with the weights of the epoch that is best on them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub select_on: Option<usize>,
@@ -240,6 +245,7 @@ impl RunConfig {
             teacher_sha256: None,
             cross_fit: None,
             part: None,
+            epochs: None,
             select_on: None,
             init: None,
             init_sha256: None,
@@ -405,7 +411,7 @@ impl Recipe {
         let training = &self.training;
         for (key, value) in [("epochs", training.epochs), ("batch_size", training.batch_size)] {
             let path = [Step::Key("training"), Step::Key(key)];
-            require((1..=MOST).contains(&value), &path, value, "at least 1, at most 1000000")?;
+            require((1..=MOST).contains(&value), &path, value, AT_LEAST_ONE)?;
         }
         let clip = training.clip_grad_norm.unwrap_or(1.0);
         let path = [Step::Key("training"), Step::Key("clip_grad_norm")];
@@ -459,6 +465,8 @@ impl RunConfig {
             path: vec![Step::Key("name")],
             message: message.to_string(),
         })?;
+        let epochs = self.epochs.unwrap_or(1);
+        require((1..=MOST).contains(&epochs), &[Step::Key("epochs")], epochs, AT_LEAST_ONE)?;
         if let Some(dropout) = self.dropout {
             let path = [Step::Key("dropout")];
             require((0.0..1.0).contains(&dropout), &path, dropout, "a number from 0 to below 1")?;
@@ -867,6 +875,7 @@ mod tests {
         let values = [
             ("epochs = 10", "epochs = 0", "training.epochs: is 0; expected at least 1"),
             ("epochs = 10", "epochs = 1000001", "expected at least 1, at most 1000000"),
+            ("model = \"teacher\"", "epochs = 0\nmodel = \"teacher\"", "run[1].epochs: is 0"),
             ("seed = 0", "clip_grad_norm = -1.0", "training.clip_grad_norm: is -1"),
             ("seed = 0", "clip_grad_norm = inf", "training.clip_grad_norm: is inf"),
             ("crop_padding = 0", "crop_padding = 40", "data.augment.crop_padding: is 40"),

@@ -44,6 +44,12 @@ impl Overrides {
         for (table, key, _, value) in self.all() {
             recipe[table][key] = value;
         }
+        if self.epochs.is_some() {
+            // The flag is over a run's own number as well.
+            for run in recipe["run"].as_array_mut().into_iter().flatten() {
+                run.as_object_mut().and_then(|fields| fields.remove("epochs"));
+            }
+        }
     }
 }
 
@@ -138,6 +144,7 @@ pub fn plan(recipes: &[(PathBuf, Value)], overrides: &Overrides) -> anyhow::Resu
 
 fn settings(recipe: &Value, run: &Value, teacher: Option<&str>, init: Option<&str>) -> Value {
     let mut run = run.clone();
+    let mut training = recipe["training"].clone();
     if let Some(fields) = run.as_object_mut() {
         fields.remove("name");
         for (key, name) in [("teacher", teacher), ("init", init)] {
@@ -145,8 +152,10 @@ fn settings(recipe: &Value, run: &Value, teacher: Option<&str>, init: Option<&st
                 fields.insert(key.into(), name.into());
             }
         }
+        if let Some(epochs) = fields.remove("epochs") {
+            training["epochs"] = epochs;
+        }
     }
-    let mut training = recipe["training"].clone();
     if let Some(fields) = training.as_object_mut() {
         fields.remove("seed");
     }
@@ -237,6 +246,19 @@ mod tests {
         );
         assert_eq!(plan[2].settings["run"]["init"], "b-first");
         assert_eq!(plan[3].settings["run"]["init"], "w.safetensors");
+    }
+
+    #[test]
+    fn a_runs_own_epochs_are_recorded_unless_a_flag_says_otherwise() {
+        let runs = json!([{"name": "early", "epochs": 4}, {"name": "student"}]);
+        let recipes = [("a.toml".into(), recipe(10, runs))];
+        let epochs = |overrides: &Overrides| -> Vec<Value> {
+            let plan = plan(&recipes, overrides).unwrap();
+            assert!(plan.iter().all(|one| one.settings["run"].get("epochs").is_none()));
+            plan.iter().map(|one| one.settings["training"]["epochs"].clone()).collect()
+        };
+        assert_eq!(epochs(&Overrides::default()), [4, 10]);
+        assert_eq!(epochs(&Overrides { epochs: Some(2), ..Overrides::default() }), [2, 2]);
     }
 
     #[test]

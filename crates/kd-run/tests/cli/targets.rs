@@ -47,6 +47,26 @@ fn the_best_epoch_on_held_out_images_is_what_a_run_ends_with() {
 }
 
 #[test]
+fn a_run_can_have_epochs_of_its_own() {
+    let dir = WorkDir::new();
+    let early = "[[run]]\nname = \"teacher\"\nmodel = \"student\"\nepochs = 2\n";
+    recipe(&dir, &format!("[training]\nepochs = 3\n{early}{STUDENT}"));
+    let small = "--train-limit 100 --test-limit 40 --batch-size 50 --out out";
+    let epochs = |run: &str| {
+        let events = dir.events(&format!("out/{run}"));
+        events.iter().filter(|event| event["event"] == "epoch").count()
+    };
+    dir.stdout(&format!("train --recipe r.toml {small}"));
+    dir.stdout(&format!("distill --recipe r.toml {small}"));
+    assert_eq!((epochs("teacher"), epochs("kd")), (2, 3));
+    let recorded = String::from_utf8(dir.read("out/teacher/recipe.toml")).unwrap();
+    assert!(recorded.contains("[training]\nepochs = 2\n"), "{recorded}");
+    // A flag is over both.
+    dir.stdout(&format!("train --recipe r.toml --name once --epochs 1 {small}"));
+    assert_eq!(epochs("once"), 1);
+}
+
+#[test]
 fn cross_fitted_targets_come_from_the_teacher_that_has_not_seen_the_image() {
     let dir = WorkDir::new();
     recipe(
