@@ -1,8 +1,9 @@
-//! Every recipe in recipes/methods trains, stops, goes on and ends the same; `kd methods` lists what there is.
+//! Every recipe in recipes/methods, and recipes/best.toml, trains, stops, goes on and ends the same; `kd methods` lists what there is.
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
+use kd_models::Architecture;
 use kd_run::recipe::Recipe;
 use kd_run::run::{Outcome, Progress, train};
 use serde_json::Value;
@@ -31,10 +32,12 @@ fn folder() -> PathBuf {
 fn check(file: &str) {
     let path = folder().join(format!("{file}.toml"));
     let recipe = Recipe::read(&path).unwrap();
-    assert_eq!(recipe.name, file);
+    assert_eq!(path.file_stem().unwrap(), &*recipe.name);
     let dir = WorkDir::new();
     std::fs::create_dir(dir.path("whole")).unwrap();
-    dir.teacher("whole/teacher.safetensors", 10, 5);
+    for teacher in recipe.runs.iter().filter(|run| run.model == Architecture::Teacher) {
+        dir.teacher(&format!("whole/{}.safetensors", teacher.name), 10, 5);
+    }
     let runs: Vec<_> = recipe.runs.iter().filter(|run| !run.methods.is_empty()).collect();
     assert!(!runs.is_empty(), "{file} has no method");
     for run in runs {
@@ -92,6 +95,11 @@ recipes! {
     similarity_preserving "similarity-preserving",
     soft_targets "soft-targets",
     vid "vid",
+}
+
+#[test]
+fn best() {
+    check("../best");
 }
 
 #[test]
