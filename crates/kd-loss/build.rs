@@ -15,12 +15,13 @@ fn compile_kernels() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-env-changed=CUDA_COMPUTE_CAP");
     println!("cargo::rerun-if-env-changed=NVCC");
     println!("cargo::rerun-if-env-changed=NVCC_CCBIN");
-    // nvcc and the card's generation are found as candle's own build finds them.
+    // nvcc and the card's generation are found as candle's own build finds them. PTX for a generation runs on later
+    // ones too.
     let nvcc = cudaforge::CudaToolkit::detect()?.nvcc_path;
-    let arch = cudaforge::detect_compute_cap()?.to_nvcc_arch();
+    let arch = cudaforge::detect_compute_cap()?.base();
     let ptx = std::path::Path::new(&std::env::var("OUT_DIR")?).join("fused.ptx");
     let mut command = std::process::Command::new(&nvcc);
-    command.args(["-ptx", "-O3", "-std=c++17"]).arg(format!("-arch={arch}"));
+    command.args(["-ptx", "-O3", "-std=c++17"]).arg(format!("-arch=compute_{arch}"));
     if let Some(compiler) = std::env::var_os("NVCC_CCBIN") {
         command.arg("-ccbin").arg(compiler);
     }

@@ -4,8 +4,8 @@
 //! cargo test -p kd-loss --features cuda --test cuda
 //! ```
 
-use candle_core::{DType, Device, Result, Tensor, Var};
-use kd_loss::{cross_entropy, cross_entropy_smoothed, kd, kd_with_labels};
+use candle_core::{DType, Device, Tensor, Var};
+use kd_loss::{Result, cross_entropy, cross_entropy_smoothed, kd, kd_with_labels};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 type Test = fn(&Device) -> Result<()>;
@@ -42,6 +42,8 @@ fn numbers(count: usize, scale: f32, seed: u32) -> Vec<f32> {
     (0..count).map(|_| next()).collect()
 }
 
+type Loss = fn(&Case) -> Result<Tensor>;
+
 struct Case {
     student: Var,
     teacher: Tensor,
@@ -51,7 +53,8 @@ struct Case {
 fn case(batch: usize, classes: usize, scale: f32, dtype: DType, device: &Device) -> Result<Case> {
     let logits = |seed| {
         let values = numbers(batch * classes, scale, seed);
-        Tensor::from_vec(values, (batch, classes), &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
+        let logits = Tensor::from_vec(values, (batch, classes), &Device::Cpu)?;
+        logits.to_dtype(dtype)?.to_device(device)
     };
     let labels: Vec<u32> = (0..batch).map(|i| ((7 * i + 3) % classes) as u32).collect();
     Ok(Case {
@@ -63,19 +66,17 @@ fn case(batch: usize, classes: usize, scale: f32, dtype: DType, device: &Device)
 
 impl Case {
     fn loss(&self) -> Result<Tensor> {
-        Ok(kd_with_labels(&self.student, &self.teacher, &self.labels, 2.0, 0.75)?)
+        kd_with_labels(&self.student, &self.teacher, &self.labels, 2.0, 0.75)
     }
 
     fn gradient(&self, loss: &Tensor) -> Result<Vec<f32>> {
-        match loss.backward()?.get(&self.student) {
-            Some(gradient) => to_vec(gradient),
-            None => candle_core::bail!("the logits have no gradient"),
-        }
+        let gradients = loss.backward()?;
+        to_vec(gradients.get(&self.student).expect("the logits have a gradient"))
     }
 }
 
 fn to_vec(x: &Tensor) -> Result<Vec<f32>> {
-    x.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
+    Ok(x.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
 }
 
 fn bits(x: &[f32]) -> Vec<u32> {
@@ -90,7 +91,7 @@ fn losses_agree_with_the_cpu(gpu: &Device) -> Result<()> {
             [(DType::F32, 1e-5), (DType::BF16, 1.0 / 128.0), (DType::F16, 1.0 / 512.0)]
         {
             for scale in [4.0, 1e4] {
-                let losses: [(&str, fn(&Case) -> kd_loss::Result<Tensor>); 5] = [
+                let losses: [(&str, Loss); 5] = [
                     ("kd with labels", |c| {
                         kd_with_labels(&c.student, &c.teacher, &c.labels, 2.0, 0.75)
                     }),
@@ -130,7 +131,7 @@ fn two_runs_have_the_same_bits(gpu: &Device) -> Result<()> {
         let case = case(batch, classes, 4.0, DType::F32, gpu)?;
         let run = || {
             let loss = case.loss()?;
-            Ok::<_, candle_core::Error>((bits(&to_vec(&loss)?), bits(&case.gradient(&loss)?)))
+            Ok::<_, kd_loss::Error>((bits(&to_vec(&loss)?), bits(&case.gradient(&loss)?)))
         };
         assert!(run()? == run()?, "[{batch}, {classes}]");
     }
@@ -162,7 +163,7 @@ fn views_have_the_same_loss(gpu: &Device) -> Result<()> {
                 let (s, t) = (rows(&whole.student, 1)?, rows(&whole.teacher, 3)?);
                 let labels = rows(&whole.labels, 2)?;
                 let loss = kd_with_labels(&own(s)?, &own(t)?, &own(labels)?, 2.0, 0.75)?;
-                Ok::<_, candle_core::Error>((to_vec(&loss)?, whole.gradient(&loss)?))
+                Ok::<_, kd_loss::Error>((to_vec(&loss)?, whole.gradient(&loss)?))
             };
             let (view, copy) = (loss(false)?, loss(true)?);
             close("value", &view.0, &copy.0, 0.0, 1e-5)?;

@@ -19,12 +19,24 @@ pub enum DeviceChoice {
 /// # Errors
 /// When it is not at hand.
 pub fn choose(choice: DeviceChoice) -> anyhow::Result<Device> {
+    const BUILT: bool = cfg!(feature = "cuda");
     match choice {
-        DeviceChoice::Auto | DeviceChoice::Cpu => Ok(Device::Cpu),
+        DeviceChoice::Cpu => Ok(Device::Cpu),
+        DeviceChoice::Auto if !BUILT => Ok(Device::Cpu),
+        DeviceChoice::Auto => Ok(Device::new_cuda(0).unwrap_or_else(|error| {
+            tracing::info!("no GPU that can be used, computing on the CPU: {error}");
+            Device::Cpu
+        })),
         DeviceChoice::Cuda => {
-            anyhow::bail!(
-                "this kd was built without CUDA and computes on the CPU; use --device cpu"
-            )
+            anyhow::ensure!(
+                BUILT,
+                "this kd was built without CUDA and computes on the CPU: use --device cpu, or build it with `cargo build --release -p kd-run --features cuda`, which needs NVIDIA's CUDA toolkit"
+            );
+            Device::new_cuda(0).map_err(|error| {
+                anyhow::anyhow!(
+                    "no NVIDIA GPU can be used; the driver says: {error}; `nvidia-smi` shows what it knows of, and --device cpu needs none"
+                )
+            })
         }
     }
 }

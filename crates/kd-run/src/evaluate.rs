@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
-use candle_core::{Device, Tensor};
+use candle_core::{D, DType, Device, Tensor};
 use kd_data::{Augment, BatchConfig, Normalization, Split};
 use kd_models::{Classifier, Mode};
 use serde::{Deserialize, Serialize};
@@ -118,6 +118,18 @@ pub(crate) fn answers(logits: &Tensor) -> anyhow::Result<Vec<usize>> {
         (0..row.len()).reduce(better).unwrap_or(0)
     };
     Ok(rows.iter().map(largest).collect())
+}
+
+/// How many images are told right, a f32 scalar on the logits' device; off the CPU nothing waits for it.
+pub(crate) fn right(logits: &Tensor, labels: &Tensor) -> anyhow::Result<Tensor> {
+    if logits.device().is_cpu() {
+        let labels = labels.to_vec1::<u32>()?;
+        let answers = answers(logits)?;
+        let right = labels.iter().zip(answers).filter(|(l, a)| **l as usize == *a).count();
+        return Ok(Tensor::new(right as f32, logits.device())?);
+    }
+    let answers = logits.detach().argmax(D::Minus1)?;
+    Ok(answers.eq(labels)?.to_dtype(DType::F32)?.sum_all()?)
 }
 
 impl Evaluation {
