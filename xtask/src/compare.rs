@@ -15,7 +15,7 @@ use clap::builder::RangedU64ValueParser;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::reproduce::Device;
+use crate::reproduce::{Device, features};
 use crate::{data, process, workspace};
 use plan::{Overrides, Planned};
 use record::{Arm, Dataset, Record, Run, TeacherSays};
@@ -74,6 +74,9 @@ pub struct Args {
     /// What to compute on
     #[arg(long, value_enum)]
     pub device: Option<Device>,
+    /// With --device cuda: convolutions through cuDNN, which must be installed
+    #[arg(long)]
+    pub cudnn: bool,
     /// Threads to compute with [default: one per core]
     #[arg(long, value_parser = at_least_one())]
     pub threads: Option<u64>,
@@ -93,7 +96,7 @@ pub fn command(args: &Args) -> anyhow::Result<()> {
         return Ok(());
     }
 
-    let kd = workspace::build("kd-run", "kd")?;
+    let kd = workspace::build("kd-run", "kd", features(args.device, args.cudnn)?)?;
     let resolved: anyhow::Result<Vec<_>> =
         args.recipes.iter().map(|path| Ok((path.clone(), resolve(&kd, path)?))).collect();
     let overrides = Overrides {
