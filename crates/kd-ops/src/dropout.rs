@@ -32,6 +32,10 @@ pub fn dropout(x: &Tensor, p: f64, key: DropoutKey, layer: u64) -> Result<Tensor
     if p == 0.0 {
         return Ok(x.clone());
     }
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return crate::cuda::dropout::dropout(x, p, key, layer);
+    }
     x.contiguous()?.apply_op1(Dropout { p, key, layer })
 }
 
