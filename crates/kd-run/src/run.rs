@@ -11,7 +11,7 @@ use kd_data::{Batch, BatchConfig};
 use kd_loss::{Init, Inputs, Loss, Needs, Objective, Shapes, Weighted};
 use kd_models::weights::{LeftOut, Metadata};
 use kd_models::{Classifier, Mode, ModelConfig, Parameters};
-use kd_ops::{DropoutKey, clip_grad_norm, grad_norms, total_norm};
+use kd_ops::{DropoutKey, clip_grad_norm, clip_grad_norm_on_device, grad_norms, total_norm};
 
 use crate::checkpoint::{self, State, Sums};
 use crate::data::Data;
@@ -374,6 +374,8 @@ struct Figures {
     parts: Vec<(&'static str, Tensor)>,
     /// Images told right.
     right: Tensor,
+    /// The norm of all gradients together, where it was computed on the device.
+    gradients: Option<Tensor>,
 }
 
 impl<'a> Trainer<'a> {
@@ -528,18 +530,21 @@ impl<'a> Trainer<'a> {
             steps: self.run.recipe.training.epochs as u64 * self.batches as u64,
         };
         let Loss { total, parts } = self.objective.loss(&inputs)?;
-        self.unread.push(Figures {
+        let mut figures = Figures {
             step: state.step,
             indices: batch.indices.clone(),
             loss: total.detach(),
             parts,
             right: evaluate::right(&output.logits, &batch.labels)?,
-        });
-        // On the CPU before the weights are changed; elsewhere no later than the next checkpoint.
-        let loss = if read { Some(self.read(state)?) } else { None };
-        let mut gradients = total.backward()?;
+            gradients: None,
+        };
         let max_norm = self.run.recipe.training.clip_grad_norm;
-        if read || max_norm.is_some() {
+        let (loss, mut gradients);
+        if self.run.device.is_cpu() {
+            // Before the weights are changed.
+            self.unread.push(figures);
+            loss = Some(self.read(state)?);
+            gradients = total.backward()?;
             let norms = grad_norms(&self.parameters, &gradients)?;
             if let Some((name, norm)) = norms.iter().find(|(_, norm)| !norm.is_finite()) {
                 let found = format!("the norm of the gradient of {name} is {norm}");
@@ -548,6 +553,13 @@ impl<'a> Trainer<'a> {
             if let Some(max_norm) = max_norm {
                 clip_grad_norm(&self.parameters, &mut gradients, total_norm(&norms), max_norm)?;
             }
+        } else {
+            gradients = total.backward()?;
+            let max_norm = max_norm.unwrap_or(f64::INFINITY);
+            let norm = clip_grad_norm_on_device(&self.parameters, &mut gradients, max_norm)?;
+            figures.gradients = Some(norm);
+            self.unread.push(figures);
+            loss = if read { Some(self.read(state)?) } else { None };
         }
         let Self { optimizer, batches, .. } = self;
         let training = &self.run.recipe.training;
@@ -562,15 +574,17 @@ impl<'a> Trainer<'a> {
     fn read(&mut self, state: &mut State) -> anyhow::Result<f64> {
         let unread = std::mem::take(&mut self.unread);
         // One copy from the device for all of them.
-        let scalars = unread.iter().flat_map(|figures| {
-            [&figures.loss, &figures.right].into_iter().chain(figures.parts.iter().map(|(_, p)| p))
-        });
+        let scalars =
+            unread.iter().flat_map(|Figures { loss, right, parts, gradients, .. }| {
+                let parts = parts.iter().map(|(_, part)| part);
+                [loss, right].into_iter().chain(parts).chain(gradients)
+            });
+        // f32 turns into f64 and back without loss, and no norm is too large for f64.
         let scalars: Vec<_> =
-            scalars.map(|x| x.to_dtype(DType::F32)).collect::<candle_core::Result<_>>()?;
-        let values = Tensor::stack(&scalars, 0)?.to_vec1::<f32>()?;
-        let mut values = values.into_iter().map(f64::from);
+            scalars.map(|x| x.to_dtype(DType::F64)).collect::<candle_core::Result<_>>()?;
+        let mut values = Tensor::stack(&scalars, 0)?.to_vec1::<f64>()?.into_iter();
         let mut last = f64::NAN;
-        for Figures { step, indices, parts, .. } in unread {
+        for Figures { step, indices, parts, gradients, .. } in unread {
             let (Some(loss), Some(right)) = (values.next(), values.next()) else {
                 unreachable!("a value for each scalar")
             };
@@ -586,6 +600,10 @@ impl<'a> Trainer<'a> {
                 let parts: Vec<String> =
                     named.iter().map(|(name, _, value)| format!("{name} {value}")).collect();
                 let found = format!("the loss is {loss} ({})", parts.join(", "));
+                return Err(self.not_finite(&found, step, &indices, state));
+            }
+            if let Some(norm) = gradients.and_then(|_| values.next()).filter(|x| !x.is_finite()) {
+                let found = format!("the norm of the gradients is {norm}");
                 return Err(self.not_finite(&found, step, &indices, state));
             }
             let sums = &mut state.sums;
@@ -675,7 +693,8 @@ impl<'a> Trainer<'a> {
         own.filter_map(weight).map(|(tensor, name)| (name, tensor)).collect()
     }
 
-    fn save(&self, state: &mut State, log: &EventLog) -> anyhow::Result<()> {
+    fn save(&mut self, state: &mut State, log: &EventLog) -> anyhow::Result<()> {
+        self.optimizer.fetch()?;
         let folder = self.run.out.join(&self.run.recipe.run.name).join("checkpoints");
         state.events = log.text().to_string();
         checkpoint::save(&folder, state, &self.parameters, &self.optimizer)
