@@ -19,12 +19,14 @@ fn main() {
         ("a_label_that_is_no_class_gives_nan", a_label_that_is_no_class_gives_nan),
         ("the_teacher_gets_no_gradient", the_teacher_gets_no_gradient),
     ];
-    let device = Device::new_cuda(0);
-    if let Err(error) = &device {
-        println!("skipped: no GPU ({error})");
+    // With RUST_BACKTRACE a backtrace follows in the next lines.
+    let first_line = |text: String| text.lines().next().unwrap_or("").to_owned();
+    let device = Device::new_cuda(0).map_err(|error| first_line(error.to_string()));
+    if let Err(said) = &device {
+        println!("skipped: no GPU ({said})");
     }
     let trials = tests.into_iter().map(|(name, test)| {
-        let device = device.as_ref().map(Device::clone).map_err(ToString::to_string);
+        let device = device.clone();
         let ignored = device.is_err();
         let run = move || test(&device?).map_err(Failed::from);
         Trial::test(name, run).with_ignored_flag(ignored)
