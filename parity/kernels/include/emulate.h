@@ -63,19 +63,22 @@ namespace emulate {
 
 // Threads that meet: a block, or a warp. Those that have returned are not waited for.
 struct Group {
-    explicit Group(int threads) : threads(threads), barrier(threads) {}
+    struct Forget {
+        std::atomic<int> *line;
+        void operator()() noexcept { line->store(0); }
+    };
+    explicit Group(int threads) : threads(threads), barrier(threads, Forget{&line}) {}
     int threads;
-    std::barrier<> barrier;
     // The source line that the threads meet at; they must all be at the same one.
     std::atomic<int> line{0};
-    uint64_t values[32];
-    std::atomic<bool> written[32]{};
+    std::barrier<Forget> barrier;
+    // What lanes give each other, in turns: who writes the one has seen all others read the other.
+    uint64_t values[2][32];
+    std::atomic<bool> written[2][32]{};
 
     void meet(int at) {
         int none = 0;
         if (!line.compare_exchange_strong(none, at) && none != at) fail("threads wait at different barriers", at);
-        barrier.arrive_and_wait();
-        line.store(0, std::memory_order_relaxed);
         barrier.arrive_and_wait();
     }
 };
@@ -90,7 +93,7 @@ struct Block {
 };
 
 inline Block *block;
-inline thread_local int thread;
+inline thread_local int thread, turn;
 inline Group &warp() { return *block->warps[thread / warpSize]; }
 
 // `value` of lane `from(lane)`; lanes outside the warp are an error, as is a mask that leaves lanes out.
@@ -99,15 +102,15 @@ template <class T> T shuffle(unsigned mask, T value, int from, int line) {
     Group &w = warp();
     if (mask != 0xffffffffu) fail("a shuffle's mask must be all lanes", line);
     if (from < 0 || from >= w.threads) fail("a shuffle reads a lane that does not exist", line);
-    int lane = thread % warpSize;
-    std::memcpy(&w.values[lane], &value, sizeof(T));
-    w.written[lane].store(true, std::memory_order_relaxed);
+    int lane = thread % warpSize, now = turn;
+    turn = 1 - turn;
+    std::memcpy(&w.values[now][lane], &value, sizeof(T));
+    w.written[now][lane] = true;
     w.meet(line);
-    if (!w.written[from].load(std::memory_order_relaxed)) fail("a shuffle reads a lane that has returned", line);
+    w.written[1 - now][lane] = false;
+    if (!w.written[now][from]) fail("a shuffle reads a lane that has returned", line);
     T result;
-    std::memcpy(&result, &w.values[from], sizeof(T));
-    w.meet(line);
-    w.written[lane].store(false, std::memory_order_relaxed);
+    std::memcpy(&result, &w.values[now][from], sizeof(T));
     return result;
 }
 
@@ -126,6 +129,7 @@ void launch(dim3 grid, dim3 threads, bool backwards, Kernel kernel, Args... args
             unsigned b = backwards ? blocks - 1 - i : i, t = thread = me;
             blockIdx = {b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y};
             threadIdx = {t % threads.x, t / threads.x % threads.y, t / threads.x / threads.y};
+            turn = 0;
             kernel(args...);
             warp().barrier.arrive_and_drop();
             block->all.barrier.arrive_and_drop();
