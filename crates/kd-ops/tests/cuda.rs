@@ -41,7 +41,10 @@ fn main() {
         let run = move || test(&device?).map_err(Failed::from);
         Trial::test(name, run).with_ignored_flag(ignored)
     });
-    libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit();
+    let mut arguments = Arguments::from_args();
+    // All work for a GPU comes from one thread: candle's stream is another one in each thread.
+    arguments.test_threads = Some(1);
+    libtest_mimic::run(&arguments, trials.collect()).exit();
 }
 
 /// Numbers in ±1 from their index and `seed`, in steps of 2^-23.

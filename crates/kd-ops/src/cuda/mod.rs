@@ -2,7 +2,8 @@
 //!
 //! Each operation's function picks its GPU side by where its input lies. Kernels are in `kernels/*.cu`, a
 //! subject a file, compiled to PTX by `build.rs`. None uses atomics, so results repeat bit for bit on the same
-//! GPU and libraries; none waits for the GPU. Everything runs on the device's one stream, in order.
+//! GPU and libraries; none waits for the GPU. Everything runs on the device's stream, in order: use a device from
+//! one thread, since the stream of candle's `Device::new_cuda` is another one in each thread.
 //!
 //! Not run on a GPU yet: the kernels' logic was checked by `parity/kernels/check.sh`, which emulates them on the
 //! host, and `tests/cuda.rs` compares with the CPU's operations where a GPU is found.
