@@ -343,3 +343,17 @@ pub(crate) fn clip_grad_norm(
     }
     Ok(super::tensor(total, &device, ()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The kernels' PTX says how large a table they take.
+    #[test]
+    fn the_table_has_the_size_that_the_kernels_expect() {
+        let size = size_of::<Tensors>();
+        for kernel in ["adam", "sgd", "grad_norm_chunks", "grad_norm_tensors", "grad_norm_clip"] {
+            assert!(ptx::OPTIMIZER.contains(&format!("{kernel}_param_0[{size}]")), "{kernel}");
+        }
+    }
+}
