@@ -93,7 +93,7 @@ static void check_norms(const std::vector<size_t> &sizes, double max_norm) {
         all += sum;
     }
     std::vector<double> squares = run_twice<double>(set.chunks, [&](double *squares, bool back) {
-        emulate::launch(set.chunks, 64, back, grad_norm_chunks, set.table, squares);
+        emulate::launch(set.chunks, 32, back, grad_norm_chunks, set.table, squares);
     });
     std::vector<double> found = run_twice<double>(sizes.size(), [&](double *norms, bool back) {
         emulate::launch(sizes.size(), 32, back, grad_norm_tensors, set.table, squares.data(), norms);
@@ -114,8 +114,7 @@ static void check_norms(const std::vector<size_t> &sizes, double max_norm) {
 
 int main() {
     static_assert(sizeof(Tensors) <= 3584, "the table and the other arguments fit in 4 KiB");
-    std::vector<size_t> many(TENSORS, 3);
-    for (const std::vector<size_t> &sizes : {std::vector<size_t>{1}, {5, CHUNK, 1, CHUNK + 1, 100}, many}) {
+    for (const std::vector<size_t> &sizes : {std::vector<size_t>{1}, {5, CHUNK, 1, CHUNK + 1, 100}}) {
         check_adam(sizes, 0);
         check_adam(sizes, 0.01);
         check_sgd(sizes, 0, false, 0.01);
@@ -125,5 +124,7 @@ int main() {
         check_norms(sizes, 5);
         check_norms(sizes, 1e9);
     }
+    std::vector<size_t> many(TENSORS, 3);
+    check_adam(many, 0);
     return finish("optimizer");
 }

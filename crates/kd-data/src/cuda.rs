@@ -25,28 +25,31 @@ mod ptx {
 /// A split's bytes on a GPU.
 #[derive(Debug)]
 struct OnGpu {
+    split: Weak<Split>,
+    device: DeviceId,
     images: CudaSlice<u8>,
     labels: CudaSlice<u8>,
 }
 
 /// The splits that have been copied to a GPU; they stay there as long as the split itself lives.
-static COPIES: Mutex<Vec<(Weak<Split>, DeviceId, Arc<OnGpu>)>> = Mutex::new(Vec::new());
+static COPIES: Mutex<Vec<Arc<OnGpu>>> = Mutex::new(Vec::new());
 
 /// The copy of `split`, made at its first use.
 fn on_gpu(split: &Arc<Split>, device: &CudaDevice) -> candle_core::Result<Arc<OnGpu>> {
     let mut copies = COPIES.lock().unwrap_or_else(PoisonError::into_inner);
-    copies.retain(|(split, ..)| split.strong_count() > 0);
+    copies.retain(|copy| copy.split.strong_count() > 0);
     let this = Arc::downgrade(split);
-    if let Some((.., copy)) =
-        copies.iter().find(|(other, id, _)| other.ptr_eq(&this) && *id == device.id())
-    {
+    let same = |copy: &&Arc<OnGpu>| copy.split.ptr_eq(&this) && copy.device == device.id();
+    if let Some(copy) = copies.iter().find(same) {
         return Ok(Arc::clone(copy));
     }
     let copy = Arc::new(OnGpu {
         images: device.clone_htod(&split.images)?,
         labels: device.clone_htod(&split.labels)?,
+        split: this,
+        device: device.id(),
     });
-    copies.push((this, device.id(), Arc::clone(&copy)));
+    copies.push(Arc::clone(&copy));
     Ok(copy)
 }
 

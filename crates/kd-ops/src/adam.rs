@@ -113,7 +113,7 @@ impl Adam {
 
     #[cfg(feature = "cuda")]
     fn step_on_gpu(&mut self, parameters: &BTreeMap<String, Var>, grads: &GradStore) -> Result<()> {
-        if !self.gpu.fits(parameters) {
+        if !self.gpu.fits(parameters, 2) {
             self.fetch()?;
             self.gpu = crate::cuda::optimizer::Memory::new("adam", parameters, 2, |name| {
                 let Moments { first, second } = self.moments.get(name)?;

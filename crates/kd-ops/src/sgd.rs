@@ -101,7 +101,7 @@ impl Sgd {
     #[cfg(feature = "cuda")]
     fn step_on_gpu(&mut self, parameters: &BTreeMap<String, Var>, grads: &GradStore) -> Result<()> {
         let kinds = usize::from(self.config.momentum > 0.0);
-        if !self.gpu.fits(parameters) {
+        if !self.gpu.fits(parameters, kinds) {
             self.fetch()?;
             self.gpu = crate::cuda::optimizer::Memory::new("sgd", parameters, kinds, |name| {
                 Some(self.momentum.get(name).iter().map(|sum| sum.as_slice()).collect())

@@ -20,12 +20,14 @@ use libtest_mimic::{Arguments, Failed, Trial};
 type Test = fn(&Device) -> Result<()>;
 
 fn main() {
-    let tests: [(&str, Test); 9] = [
+    let tests: [(&str, Test); 11] = [
         ("relu_and_dropout", relu_and_dropout),
         ("max_pool_with_ties_and_overlaps", max_pool_with_ties_and_overlaps),
         ("shortcuts", shortcuts),
         ("linear_layers", linear_layers),
         ("convolutions", convolutions),
+        ("a_convolution_in_f64", a_convolution_in_f64),
+        ("a_batch_norm_in_f64", a_batch_norm_in_f64),
         ("chains_of_convolutions", chains_of_convolutions),
         ("batch_norm_with_running_statistics", batch_norm_with_running_statistics),
         ("optimisers_and_their_state", optimisers_and_their_state),
@@ -33,7 +35,8 @@ fn main() {
     ];
     let device = Device::new_cuda(0);
     if let Err(error) = &device {
-        println!("skipped: no GPU ({error})");
+        // The first line: a backtrace may follow.
+        println!("skipped: no GPU ({})", error.to_string().lines().next().unwrap_or_default());
     }
     let trials = tests.into_iter().map(|(name, test)| {
         let device = device.as_ref().map(Device::clone).map_err(ToString::to_string);
@@ -41,7 +44,10 @@ fn main() {
         let run = move || test(&device?).map_err(Failed::from);
         Trial::test(name, run).with_ignored_flag(ignored)
     });
-    libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit();
+    let mut arguments = Arguments::from_args();
+    // All work for a GPU comes from one thread: candle's stream is another one in each thread.
+    arguments.test_threads = Some(1);
+    libtest_mimic::run(&arguments, trials.collect()).exit();
 }
 
 /// Numbers in ±1 from their index and `seed`, in steps of 2^-23.
@@ -177,6 +183,78 @@ fn convolutions(gpu: &Device) -> Result<()> {
         check("without bias", gpu, 1e-5, &all[..2], &|x| conv2d(&x[0], &x[1], None, &config))?;
     }
     Ok(())
+}
+
+/// Value and gradients against the definition in f64: three images of odd size, stride 2, padding 1, bias.
+fn a_convolution_in_f64(gpu: &Device) -> Result<()> {
+    let (images, inputs, outputs, height, width) = (3, 5, 4, 9, 7);
+    let config = Conv2dConfig { stride: 2, padding: 1, ..Conv2dConfig::default() };
+    let (out_height, out_width) = (5, 4);
+    let all = [
+        numbers(&[images, inputs, height, width], 1)?,
+        numbers(&[outputs, inputs, 3, 3], 2)?,
+        numbers(&[outputs], 3)?,
+    ];
+    let found = run(gpu, &all, &|x| conv2d(&x[0], &x[1], Some(&x[2]), &config))?;
+    let (x, weight, bias) = (values(&all[0])?, values(&all[1])?, values(&all[2])?);
+    let dy = values(&numbers(&[images, outputs, out_height, out_width], 9)?)?;
+    let mut y = vec![0f64; dy.len()];
+    let (mut dx, mut dweight) = (vec![0f64; x.len()], vec![0f64; weight.len()]);
+    let mut dbias = vec![0f64; outputs];
+    for (out, y) in y.iter_mut().enumerate() {
+        let (column, row) = (out % out_width, out / out_width % out_height);
+        let (channel, image) =
+            (out / out_width / out_height % outputs, out / out_width / out_height / outputs);
+        *y = f64::from(bias[channel]);
+        dbias[channel] += f64::from(dy[out]);
+        for (w, at) in (0..inputs * 9).map(|w| (channel * inputs * 9 + w, w)) {
+            let (r, c) = (2 * row + at / 3 % 3, 2 * column + at % 3);
+            if (1..=height).contains(&r) && (1..=width).contains(&c) {
+                let from = ((image * inputs + at / 9) * height + r - 1) * width + c - 1;
+                *y += f64::from(x[from]) * f64::from(weight[w]);
+                dx[from] += f64::from(dy[out]) * f64::from(weight[w]);
+                dweight[w] += f64::from(dy[out]) * f64::from(x[from]);
+            }
+        }
+    }
+    for (found, expected) in found.iter().zip([y, dx, dweight, dbias]) {
+        let expected = Tensor::from_vec(expected, found.shape(), &Device::Cpu)?;
+        assert_close("convolution", found, &expected, 1e-6)?;
+    }
+    Ok(())
+}
+
+/// Values far from zero, where a variance by sums of squares in f32 would be lost.
+fn a_batch_norm_in_f64(gpu: &Device) -> Result<()> {
+    let (images, channels, plane) = (6, 3, 35);
+    let x = (numbers(&[images, channels, 5, 7], 1)? + 1000.0)?;
+    let (weight, bias) = (numbers(&[channels], 2)?, numbers(&[channels], 3)?);
+    let found = run(gpu, &[x.clone(), weight.clone(), bias.clone()], &|x| {
+        let layer = BatchNorm {
+            weight: x[1].clone(),
+            bias: x[2].clone(),
+            running_mean: Tensor::zeros(channels, DType::F32, x[0].device())?,
+            running_var: Tensor::ones(channels, DType::F32, x[0].device())?,
+            config: BatchNormConfig::default(),
+        };
+        layer.forward(&x[0], None, Statistics::Batch)
+    })?;
+    let (x, weight, bias) = (values(&x)?, values(&weight)?, values(&bias)?);
+    let mut y = vec![0f64; x.len()];
+    for channel in 0..channels {
+        let of = |i: &usize| i / plane % channels == channel;
+        let all: Vec<usize> = (0..x.len()).filter(of).collect();
+        let count = (images * plane) as f64;
+        let mean = all.iter().map(|&i| f64::from(x[i])).sum::<f64>() / count;
+        let var = all.iter().map(|&i| (f64::from(x[i]) - mean).powi(2)).sum::<f64>() / count;
+        for i in all {
+            let normal = (f64::from(x[i]) - mean) / (var + 1e-5).sqrt();
+            y[i] = normal * f64::from(weight[channel]) + f64::from(bias[channel]);
+        }
+    }
+    // Values and mean are f32: half a unit in the last place of 1000 is 3e-5.
+    let expected = Tensor::from_vec(y, found[0].shape(), &Device::Cpu)?;
+    assert_close("batch_norm", &found[0], &expected, 1e-4)
 }
 
 fn chains_of_convolutions(gpu: &Device) -> Result<()> {

@@ -117,3 +117,17 @@ pub(super) fn data_gradient(
     unsafe { launch(args, grid, (threads_over(geometry.height * geometry.width), 1)) }?;
     Ok(super::storage(dx, device))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The kernels' PTX says how large their sizes are.
+    #[test]
+    fn the_sizes_have_the_size_that_the_kernels_expect() {
+        for kernel in ["conv_columns", "conv_from_columns"] {
+            let parameter = format!("{kernel}_param_1[{}]", size_of::<Sizes>());
+            assert!(ptx::CONV.contains(&parameter), "{kernel}");
+        }
+    }
+}

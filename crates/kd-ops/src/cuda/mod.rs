@@ -2,7 +2,8 @@
 //!
 //! Each operation's function picks its GPU side by where its input lies. Kernels are in `kernels/*.cu`, a
 //! subject a file, compiled to PTX by `build.rs`. None uses atomics, so results repeat bit for bit on the same
-//! GPU and libraries; none waits for the GPU. Everything runs on the device's one stream, in order.
+//! GPU and libraries; none waits for the GPU. Everything runs on the device's stream, in order: use a device from
+//! one thread, since the stream of candle's `Device::new_cuda` is another one in each thread.
 //!
 //! Not run on a GPU yet: the kernels' logic was checked by `parity/kernels/check.sh`, which emulates them on the
 //! host, and `tests/cuda.rs` compares with the CPU's operations where a GPU is found.
@@ -73,6 +74,19 @@ pub fn keep_freed_memory(device: &Device) -> Result<()> {
         sys::cuDeviceGetDefaultMemPool(&mut pool, context.cu_device()).result().w()?;
         let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
         sys::cuMemPoolSetAttribute(pool, attribute, (&raw mut threshold).cast()).result().w()
+    }
+}
+
+/// Saves the two events that are made with every tensor, to order its uses on several streams, from here on.
+/// They cost the host time, which is what a step of a small network consists of. Elsewhere than on a GPU it does nothing.
+///
+/// # Safety
+/// The device must be used by one thread alone from here on: the stream of candle's `Device::new_cuda` is another
+/// one in each thread.
+pub unsafe fn use_one_thread(device: &Device) {
+    if let Device::Cuda(device) = device {
+        // SAFETY: the caller's promise: there is one stream.
+        unsafe { device.disable_event_tracking() };
     }
 }
 
@@ -232,4 +246,23 @@ pub(crate) fn threads_over(pixels: usize) -> u32 {
 pub(crate) fn parts(images: usize, pixels: usize) -> (usize, (u32, u32)) {
     let threads = threads_over(pixels);
     ((images * pixels / 4096).clamp(1, images.clamp(1, 64)), (threads, 256 / threads))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_are_whole_warps_and_parts_no_more_than_images() {
+        for images in [1, 2, 7, 128, 100_000] {
+            for pixels in [1, 31, 33, 64, 1024, 70_000] {
+                let (count, (x, y)) = parts(images, pixels);
+                assert!((1..=images.min(64)).contains(&count), "{images} images: {count} parts");
+                assert!(x % 32 == 0 && y > 0 && x * y <= 256, "{pixels} pixels: {x} x {y} threads");
+                assert_eq!(x, threads_over(pixels));
+            }
+        }
+        assert_eq!((blocks_over(0), blocks_over(1), blocks_over(257)), (0, 1, 2));
+        assert_eq!(blocks_over(usize::MAX), 1 << 14);
+    }
 }

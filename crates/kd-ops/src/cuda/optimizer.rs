@@ -172,9 +172,11 @@ impl Memory {
         Ok(Self(Some(Arc::new(Remembered { places, seen, kinds: kinds.collect::<Result<_>>()? }))))
     }
 
-    /// Whether it is about these parameters.
-    pub(crate) fn fits(&self, parameters: &BTreeMap<String, Var>) -> bool {
-        let Some(remembered) = &self.0 else { return false };
+    /// Whether it has `kinds` numbers for each element of these parameters.
+    pub(crate) fn fits(&self, parameters: &BTreeMap<String, Var>, kinds: usize) -> bool {
+        let Some(remembered) = self.0.as_ref().filter(|r| r.kinds.len() == kinds) else {
+            return false;
+        };
         let sizes = parameters.iter().map(|(name, parameter)| (name, parameter.elem_count()));
         remembered.places.iter().map(|(name, &(_, len))| (name, len)).eq(sizes)
     }
@@ -251,7 +253,7 @@ impl Memory {
         let device = device("sgd", pair.parameter)?;
         let sums = match remembered.kinds.first() {
             Some(sums) if config.momentum > 0.0 => address("sgd", &device, sums)?,
-            None if config.momentum > 0.0 => bail!("sgd: momentum was 0 at the first step"),
+            None if config.momentum > 0.0 => bail!("sgd: expected a sum of gradients"),
             _ => 0,
         };
         let (lr, momentum) = (config.lr as f32, config.momentum as f32);
@@ -342,4 +344,18 @@ pub(crate) fn clip_grad_norm(
         unsafe { launch(args, (table.chunks(), 1), (THREADS, 1)) }?;
     }
     Ok(super::tensor(total, &device, ()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The kernels' PTX says how large a table they take.
+    #[test]
+    fn the_table_has_the_size_that_the_kernels_expect() {
+        let size = size_of::<Tensors>();
+        for kernel in ["adam", "sgd", "grad_norm_chunks", "grad_norm_tensors", "grad_norm_clip"] {
+            assert!(ptx::OPTIMIZER.contains(&format!("{kernel}_param_0[{size}]")), "{kernel}");
+        }
+    }
 }
