@@ -2,7 +2,7 @@
 
 A line of input is `WORK LAYOUT STEPS`, the answer a JSON array of seconds, one a step; `peak_memory` is answered
 with the bytes that this process has had in memory at most. LAYOUT is default, channels_last, compile or
-compile+channels_last. crates/kd-bench is the same for Rust.
+compile+channels_last. crates/kd-bench is the same for Rust. On a GPU each step ends when the GPU is done.
 """
 
 import argparse
@@ -28,16 +28,43 @@ def kl(student: Tensor, teacher: Tensor) -> Tensor:
     )
 
 
-def prepare(work: str, layout: str, size: int) -> Callable[[], None]:
+def kd_with_labels(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    # In f32, as autocast has softmax and cross-entropy.
+    student, teacher = student.float(), teacher.float()
+    return ALPHA * F.cross_entropy(student, labels) + (1 - ALPHA) * kl(student, teacher)
+
+
+def loss_alone(work: str, layout: str, device: str) -> Callable[[], None]:
+    """Forward and backward of the loss of made-up logits: `loss_4096x1000_bf16`."""
+    if layout not in ("default", "compile"):
+        raise ValueError("logits have no layout")
+    _, shape, dtype = work.split("_")
+    batch, classes = map(int, shape.split("x"))
+    dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[dtype]
+    student = torch.randn(batch, classes, device=device, dtype=dtype, requires_grad=True)
+    teacher = torch.randn(batch, classes, device=device, dtype=dtype)
+    labels = torch.arange(batch, device=device) % classes
+    loss = torch.compile(kd_with_labels) if layout == "compile" else kd_with_labels
+
+    def step() -> None:
+        student.grad = None
+        loss(student, teacher, labels).backward()
+
+    return step
+
+
+def prepare(work: str, layout: str, size: int, device: str) -> Callable[[], None]:
+    if work.startswith("loss_"):
+        return loss_alone(work, layout, device)
     if work not in WORKS:
         raise ValueError(f"no work is called {work!r}")
     memory = torch.channels_last if "channels_last" in layout else torch.contiguous_format
-    images = torch.randn(size, 3, 32, 32).to(memory_format=memory)
-    labels = torch.arange(size) % 10
-    teacher_logits = torch.randn(size, 10)
+    images = torch.randn(size, 3, 32, 32, device=device).to(memory_format=memory)
+    labels = torch.arange(size, device=device) % 10
+    teacher_logits = torch.randn(size, 10, device=device)
 
     def ready(network: Network) -> torch.nn.Module:
-        network = network.to(memory_format=memory)
+        network = network.to(device=device, memory_format=memory)
         return torch.compile(network) if "compile" in layout else network
 
     teacher = ready(Teacher()).eval() if work in ("teacher_eval", "kd_step_with_teacher") else None
@@ -65,7 +92,7 @@ def prepare(work: str, layout: str, size: int) -> Callable[[], None]:
     return step
 
 
-def answer(line: str, steps: dict, size: int) -> object:
+def answer(line: str, steps: dict, size: int, device: str) -> object:
     words = line.split()
     if words == ["version"]:
         return torch.__version__
@@ -75,11 +102,14 @@ def answer(line: str, steps: dict, size: int) -> object:
     work, layout, count = words
     if (work, layout) not in steps:
         torch.manual_seed(0)
-        steps[work, layout] = prepare(work, layout, size)
+        steps[work, layout] = prepare(work, layout, size, device)
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     seconds = []
+    wait()
     for _ in range(int(count)):
         start = time.perf_counter()
         steps[work, layout]()
+        wait()
         seconds.append(time.perf_counter() - start)
     return seconds
 
@@ -88,12 +118,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     steps = {}
     for line in sys.stdin:
         try:
-            result = answer(line, steps, args.batch_size)
+            result = answer(line, steps, args.batch_size, args.device)
         except Exception as error:  # told to whoever asked, who goes on without this layout
             result = {"error": " ".join(str(error).split())[:300]}
         print(json.dumps(result), flush=True)

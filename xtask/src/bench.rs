@@ -15,6 +15,7 @@ use anyhow::{Context, bail, ensure};
 use clap::ValueEnum;
 use serde::Serialize;
 
+use crate::reproduce::{self, Device};
 use crate::{process, workspace};
 
 /// Images of CIFAR-10's training set, and epochs of the tutorial.
@@ -43,6 +44,12 @@ pub struct Args {
     /// Turns of each contestant at each work
     #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u64).range(1..))]
     rounds: u64,
+    /// What to compute on; cuda also measures losses alone
+    #[arg(long, value_enum, default_value_t = Device::Cpu)]
+    device: Device,
+    /// With --device cuda: convolutions through cuDNN, which must be installed
+    #[arg(long)]
+    cudnn: bool,
     /// Write the results here too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -56,18 +63,30 @@ enum Other {
 /// The works that workers know, in the order in which they are measured.
 const WORKS: [&str; 5] =
     ["teacher_step", "student_step", "teacher_eval", "kd_step", "kd_step_with_teacher"];
+/// Of labels and soft targets alone, forward and backward; on a CPU they would take minutes.
+const LOSSES: [&str; 6] = [
+    "loss_128x10_f32",
+    "loss_4096x1000_f32",
+    "loss_4096x32000_f32",
+    "loss_128x10_bf16",
+    "loss_4096x1000_bf16",
+    "loss_4096x32000_bf16",
+];
 const PYTORCH_LAYOUTS: [&str; 4] = ["default", "channels_last", "compile", "compile+channels_last"];
 
 pub fn command(args: &Args) -> anyhow::Result<()> {
     let start = Instant::now();
     let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
-    let worker = workspace::build("kd-bench", "kd-bench")?;
+    let features = reproduce::features(Some(args.device), args.cudnn)?;
+    ensure!(args.device != Device::Auto, "--device auto: a measurement says cpu or cuda");
+    let worker = workspace::build("kd-bench", "kd-bench", features)?;
     let python = args.against.map(|_| python(args.python.as_deref(), &worker)).transpose()?;
     let setup = Setup {
         worker,
         python,
         threads: args.threads.unwrap_or(cores),
         batch_size: args.batch_size,
+        on_gpu: args.device == Device::Cuda,
     };
     let mut contestants = vec![setup.start(Side::Ours)?, setup.start(Side::Candle)?];
     let mut versions = BTreeMap::from([
@@ -80,15 +99,20 @@ pub fn command(args: &Args) -> anyhow::Result<()> {
         versions.insert("pytorch", version.as_str().context("no version")?.to_owned());
         contestants.push(pytorch);
     }
-    let times = measure(&mut contestants, args.rounds)?;
+    let mut works = WORKS.to_vec();
+    if setup.on_gpu {
+        works.extend(LOSSES);
+    }
+    let times = measure(&mut contestants, &works, args.rounds)?;
     drop(contestants);
-    let memory = peak_memory(&setup)?;
+    // What a process has of the machine's memory says nothing about a GPU's.
+    let memory = if setup.on_gpu { BTreeMap::new() } else { peak_memory(&setup)? };
 
     let results = results(&times, &memory, IMAGES.div_ceil(args.batch_size) as f64);
     let report = Report {
         threads: setup.threads,
         batch_size: args.batch_size,
-        processor: processor(),
+        processor: if setup.on_gpu { gpu()? } else { processor() },
         versions,
         results,
     };
@@ -122,6 +146,7 @@ struct Setup {
     python: Option<PathBuf>,
     threads: u64,
     batch_size: u64,
+    on_gpu: bool,
 }
 
 impl Setup {
@@ -142,6 +167,7 @@ impl Setup {
             }
         };
         command.args(["--batch-size", &self.batch_size.to_string()]);
+        command.args(["--device", if self.on_gpu { "cuda" } else { "cpu" }]);
         // Read by rayon, candle and PyTorch's OpenMP.
         command.env("RAYON_NUM_THREADS", &threads).env("OMP_NUM_THREADS", &threads);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -197,9 +223,10 @@ impl Contestant {
         seconds.with_context(|| format!("`{}` answered {answer}, no list of times", self.name))
     }
 
-    fn layouts(&self) -> &'static [&'static str] {
+    fn layouts(&self, work: &str) -> &'static [&'static str] {
         match self.side {
             Side::Ours | Side::Candle => &["default"],
+            Side::Pytorch if LOSSES.contains(&work) => &["default", "compile"],
             Side::Pytorch => &PYTORCH_LAYOUTS,
         }
     }
@@ -209,14 +236,18 @@ impl Contestant {
 type Times = BTreeMap<(&'static str, Side, &'static str), Vec<f64>>;
 
 /// All contestants in turns, so that a slower minute of the machine strikes all of them.
-fn measure(contestants: &mut [Contestant], rounds: u64) -> anyhow::Result<Times> {
+fn measure(
+    contestants: &mut [Contestant],
+    works: &[&'static str],
+    rounds: u64,
+) -> anyhow::Result<Times> {
     let mut times = Times::new();
     let mut dead: Vec<&str> = Vec::new();
-    for work in WORKS {
+    for &work in works {
         eprintln!("{work}: warming up");
         let mut entries = Vec::new();
         for (index, contestant) in contestants.iter_mut().enumerate() {
-            for &layout in contestant.layouts() {
+            for &layout in contestant.layouts(work) {
                 if dead.contains(&layout) {
                     continue;
                 }
@@ -340,7 +371,11 @@ fn results(times: &Times, memory: &BTreeMap<(Side, &'static str), u64>, batches:
         bytes(Side::Candle),
         pytorch.min_by(|a, b| a.1.total_cmp(&b.1)),
     );
-    vec![step("teacher_step"), step("student_step"), step("teacher_eval"), distill, memory]
+    let mut rows =
+        vec![step("teacher_step"), step("student_step"), step("teacher_eval"), distill, memory];
+    let measured = |work: &&&'static str| times.keys().any(|(name, ..)| name == *work);
+    rows.extend(LOSSES.iter().filter(measured).map(|work| step(work)));
+    rows
 }
 
 /// The value below which this share of the values lies, between neighbours in proportion.
@@ -452,6 +487,13 @@ fn candle_version() -> anyhow::Result<String> {
     let after = text.split_once("name = \"candle-core\"\nversion = \"").map(|(_, rest)| rest);
     let version = after.and_then(|rest| rest.split('"').next());
     Ok(version.context("Cargo.lock has no candle-core")?.to_owned())
+}
+
+fn gpu() -> anyhow::Result<String> {
+    let query = ["--query-gpu=name,driver_version", "--format=csv,noheader", "--id=0"];
+    let said = Command::new("nvidia-smi").args(query).output();
+    let said = said.context("cannot start nvidia-smi, which names the GPU")?;
+    Ok(String::from_utf8_lossy(&said.stdout).trim().to_owned())
 }
 
 fn processor() -> String {

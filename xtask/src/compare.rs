@@ -17,7 +17,7 @@ use clap::builder::RangedU64ValueParser;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::reproduce::Device;
+use crate::reproduce::{Device, features};
 use crate::{data, process, workspace};
 use jobs::{Job, part_name};
 use plan::{Overrides, Planned};
@@ -77,6 +77,9 @@ pub struct Args {
     /// What to compute on
     #[arg(long, value_enum)]
     pub device: Option<Device>,
+    /// With --device cuda: convolutions through cuDNN, which must be installed
+    #[arg(long)]
+    pub cudnn: bool,
     /// Runs side by side; small networks use several cores best that way
     #[arg(long, value_name = "RUNS", default_value_t = 1, value_parser = at_least_one())]
     pub jobs: u64,
@@ -102,7 +105,7 @@ pub fn command(args: &Args) -> anyhow::Result<()> {
         return Ok(());
     }
 
-    let kd = workspace::build("kd-run", "kd")?;
+    let kd = workspace::build("kd-run", "kd", features(args.device, args.cudnn)?)?;
     let resolved: anyhow::Result<Vec<_>> =
         args.recipes.iter().map(|path| Ok((path.clone(), resolve(&kd, path)?))).collect();
     let overrides = Overrides {

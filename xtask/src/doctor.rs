@@ -160,7 +160,8 @@ impl Machine {
         let missing = || "not found".to_owned();
         writeln!(text, "cc         {}", self.cc.clone().unwrap_or_else(missing))?;
         writeln!(text, "cargo      {}", self.cargo.clone().unwrap_or_else(missing))?;
-        writeln!(text, "CUDA       {}; this version of kd computes on the CPU", self.cuda.text())?;
+        writeln!(text, "CUDA       {}", self.cuda.text())?;
+        writeln!(text, "           {}", self.cuda.advice())?;
         writeln!(text, "CIFAR-10   {}", self.data.text())?;
         if self.problems.is_empty() {
             writeln!(text, "\nThe experiment can run on the CPU: `cargo xtask reproduce`")?;
@@ -279,6 +280,20 @@ impl Cuda {
         };
         let gpus = if self.gpus.is_empty() { "no GPU".into() } else { self.gpus.join(", ") };
         format!("{gpus}; {toolkit}, {driver}{fits}")
+    }
+
+    /// What can be done with that.
+    fn advice(&self) -> &'static str {
+        match (self.gpus.is_empty(), &self.toolkit, self.fits) {
+            (true, ..) => "kd computes on the CPU",
+            (false, None, _) => {
+                "kd computes on the CPU; for the GPU install NVIDIA's CUDA toolkit, so that nvcc is found"
+            }
+            (false, Some(_), Some(false)) => "kd computes on the CPU until they fit",
+            (false, Some(_), _) => {
+                "`--device cuda` builds kd for the GPU; that has not been measured yet"
+            }
+        }
     }
 }
 

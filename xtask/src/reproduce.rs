@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use clap::ValueEnum;
 use clap::builder::RangedU64ValueParser;
 
@@ -31,6 +31,9 @@ pub struct Args {
     /// What to compute on
     #[arg(long, value_enum)]
     pub device: Option<Device>,
+    /// With --device cuda: convolutions through cuDNN, which must be installed
+    #[arg(long)]
+    pub cudnn: bool,
     /// Threads to compute with [default: one per core]
     #[arg(long, value_parser = at_least_one())]
     pub threads: Option<u64>,
@@ -70,6 +73,19 @@ pub enum Device {
     Auto,
     Cpu,
     Cuda,
+}
+
+/// The features that `kd` is built with; only a GPU needs any.
+pub(crate) fn features(
+    device: Option<Device>,
+    cudnn: bool,
+) -> anyhow::Result<&'static [&'static str]> {
+    match (device, cudnn) {
+        (Some(Device::Cuda), false) => Ok(&["cuda"]),
+        (Some(Device::Cuda), true) => Ok(&["cuda", "cudnn"]),
+        (_, false) => Ok(&[]),
+        (_, true) => bail!("--cudnn is for a GPU: add --device cuda"),
+    }
 }
 
 /// What is trained on, once that is decided.
@@ -128,7 +144,9 @@ pub fn command(args: &Args) -> anyhow::Result<()> {
     let mut times = Vec::new();
 
     announce("build");
-    let kd = timed(&mut times, "build".into(), || workspace::build("kd-run", "kd"))?;
+    let features = features(args.device, args.cudnn)?;
+    let build = || workspace::build("kd-run", "kd", features);
+    let kd = timed(&mut times, "build".into(), build)?;
     announce("data");
     let data_folder = args.data.clone().unwrap_or_else(data::default_folder);
     let images =
@@ -329,6 +347,15 @@ mod tests {
     }
 
     const CIFAR10: Images = Images::Published(Dataset::Cifar10);
+
+    #[test]
+    fn only_a_gpu_needs_features() {
+        for device in [None, Some(Device::Auto), Some(Device::Cpu)] {
+            assert!(features(device, false).is_ok_and(<[_]>::is_empty));
+            assert!(features(device, true).is_err());
+        }
+        assert_eq!(features(Some(Device::Cuda), true).ok(), Some(&["cuda", "cudnn"][..]));
+    }
 
     #[test]
     fn cifar_is_trained_as_the_recipe_says() {

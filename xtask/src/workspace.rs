@@ -40,13 +40,14 @@ pub fn cargo() -> Command {
     command
 }
 
-/// Builds a binary in release and says where cargo put it.
-pub fn build(package: &str, binary: &str) -> anyhow::Result<PathBuf> {
+/// Builds a binary in release, with these features of its package, and says where cargo put it.
+pub fn build(package: &str, binary: &str, features: &[&str]) -> anyhow::Result<PathBuf> {
     let mut command = cargo();
-    command
-        .args(["build", "--release", "--package", package, "--bin", binary])
-        .arg("--message-format=json-render-diagnostics")
-        .stdout(Stdio::piped());
+    command.args(["build", "--release", "--package", package, "--bin", binary]);
+    if !features.is_empty() {
+        command.args(["--features", &features.join(",")]);
+    }
+    command.arg("--message-format=json-render-diagnostics").stdout(Stdio::piped());
     let executable = process::run_with(&mut command, |child| {
         let Some(stdout) = child.stdout.take() else { bail!("cargo's output is not at hand") };
         let mut executable = None;

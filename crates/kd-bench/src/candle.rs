@@ -7,7 +7,7 @@ use candle_nn::{
     AdamW, Conv2d, Conv2dConfig, Linear, Module, Optimizer, ParamsAdamW, VarBuilder, VarMap,
 };
 
-use crate::work::{ALPHA, Batch, CLASSES, Step, TEMPERATURE, Work};
+use crate::work::{ALPHA, Batch, CLASSES, Logits, Step, TEMPERATURE, Work};
 
 pub(crate) fn prepare(work: Work, batch: Batch) -> anyhow::Result<Step> {
     Ok(match work {
@@ -15,12 +15,21 @@ pub(crate) fn prepare(work: Work, batch: Batch) -> anyhow::Result<Step> {
         Work::StudentStep => training(&STUDENT, batch, Soft::None)?,
         Work::KdStep => training(&STUDENT, batch, Soft::Given)?,
         Work::KdStepWithTeacher => {
-            training(&STUDENT, batch, Soft::Live(Network::frozen(&TEACHER)?))?
+            let teacher = Network::frozen(&TEACHER, batch.images.device())?;
+            training(&STUDENT, batch, Soft::Live(teacher))?
         }
         Work::TeacherEval => {
-            let teacher = Network::frozen(&TEACHER)?;
+            let teacher = Network::frozen(&TEACHER, batch.images.device())?;
             Box::new(move || {
                 teacher.forward(&batch.images, false)?;
+                Ok(())
+            })
+        }
+        Work::Loss { batch: rows, classes, dtype } => {
+            let logits = Logits::new(rows, classes, dtype, batch.images.device())?;
+            Box::new(move || {
+                let Logits { student, teacher, labels } = &logits;
+                loss(student, Some(teacher), labels)?.backward()?;
                 Ok(())
             })
         }
@@ -68,10 +77,9 @@ impl Network {
     }
 
     /// One that takes no part in training: its weights are plain tensors.
-    fn frozen(plan: &Plan) -> candle_core::Result<Self> {
+    fn frozen(plan: &Plan, device: &Device) -> candle_core::Result<Self> {
         let variables = VarMap::new();
-        let mut network =
-            Self::new(plan, VarBuilder::from_varmap(&variables, DType::F32, &Device::Cpu))?;
+        let mut network = Self::new(plan, VarBuilder::from_varmap(&variables, DType::F32, device))?;
         let linear =
             |layer: &Linear| Linear::new(layer.weight().detach(), layer.bias().map(Tensor::detach));
         for (conv, _) in &mut network.convs {
@@ -104,8 +112,8 @@ impl Network {
 
 fn training(plan: &Plan, batch: Batch, soft: Soft) -> anyhow::Result<Step> {
     let variables = VarMap::new();
-    let network =
-        Network::new(plan, VarBuilder::from_varmap(&variables, DType::F32, &Device::Cpu))?;
+    let device = batch.images.device();
+    let network = Network::new(plan, VarBuilder::from_varmap(&variables, DType::F32, device))?;
     let settings = ParamsAdamW { lr: 1e-3, weight_decay: 0.0, ..ParamsAdamW::default() };
     let mut adam = AdamW::new(variables.all_vars(), settings)?;
     Ok(Box::new(move || {
@@ -115,14 +123,20 @@ fn training(plan: &Plan, batch: Batch, soft: Soft) -> anyhow::Result<Step> {
             Soft::Live(teacher) => Some(teacher.forward(&batch.images, false)?),
         };
         let logits = network.forward(&batch.images, true)?;
-        let mut loss = candle_nn::loss::cross_entropy(&logits, &batch.labels)?;
-        if let Some(teacher) = soft_targets {
-            loss = ((loss * ALPHA)? + (kl(&logits, &teacher)? * (1.0 - ALPHA))?)?;
-        }
+        let loss = loss(&logits, soft_targets.as_ref(), &batch.labels)?;
         loss.to_scalar::<f32>()?;
         adam.backward_step(&loss)?;
         Ok(())
     }))
+}
+
+/// Cross-entropy, with a teacher's logits weighted and added to the soft targets' loss.
+fn loss(logits: &Tensor, teacher: Option<&Tensor>, labels: &Tensor) -> candle_core::Result<Tensor> {
+    let hard = candle_nn::loss::cross_entropy(logits, labels)?;
+    match teacher {
+        Some(teacher) => (hard * ALPHA)? + (kl(logits, teacher)? * (1.0 - ALPHA))?,
+        None => Ok(hard),
+    }
 }
 
 /// `T² · KL(teacher || student)`, averaged over the batch.

@@ -14,6 +14,7 @@ use std::io::{BufRead, Write};
 use std::time::Instant;
 
 use anyhow::{Context, bail};
+use candle_core::Device;
 use clap::{Parser, ValueEnum};
 
 use work::{Batch, Work};
@@ -26,6 +27,16 @@ struct Args {
     /// Images in a step
     #[arg(long, default_value_t = 128)]
     batch_size: usize,
+    /// What to compute on
+    #[arg(long, value_enum, default_value_t = On::Cpu)]
+    device: On,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum On {
+    Cpu,
+    /// The first NVIDIA GPU; needs the feature `cuda`
+    Cuda,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -43,7 +54,11 @@ fn main() -> anyhow::Result<()> {
         unsafe { kd_ops::keep_candle_single_threaded() };
         kd_ops::keep_freed_memory();
     }
-    let batch = Batch::new(args.batch_size)?;
+    let device = match args.device {
+        On::Cpu => Device::Cpu,
+        On::Cuda => Device::new_cuda(0)?,
+    };
+    let batch = Batch::new(args.batch_size, &device)?;
     let mut steps: HashMap<Work, work::Step> = HashMap::new();
     for line in std::io::stdin().lock().lines() {
         let answer = match answer(&args, &batch, &mut steps, &line?) {
@@ -77,9 +92,13 @@ fn answer(
         }),
     };
     let mut seconds = Vec::with_capacity(count);
+    let device = batch.images.device();
+    device.synchronize()?;
     for _ in 0..count {
         let start = Instant::now();
         step()?;
+        // A GPU may still be at it.
+        device.synchronize()?;
         seconds.push(start.elapsed().as_secs_f64());
     }
     Ok(seconds.into())

@@ -3,23 +3,36 @@
 use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor};
-use kd_loss::{Inputs, KdConfig, MethodConfig, Objective, Shapes, Weighted, alpha_weights};
+use kd_loss::{
+    Inputs, KdConfig, MethodConfig, Objective, Shapes, Weighted, alpha_weights, kd_with_labels,
+};
 use kd_models::{Architecture, Classifier, Mode, ModelConfig};
 use kd_ops::DropoutKey;
 use kd_ops::adam::{Adam, AdamConfig};
 
-use crate::work::{ALPHA, Batch, CLASSES, Step, TEMPERATURE, Work};
+use crate::work::{ALPHA, Batch, CLASSES, Logits, Step, TEMPERATURE, Work};
 
 pub(crate) fn prepare(work: Work, batch: Batch) -> anyhow::Result<Step> {
     Ok(match work {
         Work::TeacherStep => training(Architecture::Teacher, batch, Soft::None)?,
         Work::StudentStep => training(Architecture::Student, batch, Soft::None)?,
         Work::KdStep => training(Architecture::Student, batch, Soft::Given)?,
-        Work::KdStepWithTeacher => training(Architecture::Student, batch, Soft::Live(teacher()?))?,
+        Work::KdStepWithTeacher => {
+            let teacher = teacher(batch.images.device())?;
+            training(Architecture::Student, batch, Soft::Live(teacher))?
+        }
         Work::TeacherEval => {
-            let teacher = teacher()?;
+            let teacher = teacher(batch.images.device())?;
             Box::new(move || {
                 logits(&*teacher, &batch.images)?;
+                Ok(())
+            })
+        }
+        Work::Loss { batch: rows, classes, dtype } => {
+            let logits = Logits::new(rows, classes, dtype, batch.images.device())?;
+            Box::new(move || {
+                let Logits { student, teacher, labels } = &logits;
+                kd_with_labels(student, teacher, labels, TEMPERATURE, ALPHA)?.backward()?;
                 Ok(())
             })
         }
@@ -38,9 +51,9 @@ fn config(architecture: Architecture) -> ModelConfig {
 }
 
 /// A teacher that takes no part in training.
-fn teacher() -> anyhow::Result<Box<dyn Classifier + Send + Sync>> {
+fn teacher(device: &Device) -> anyhow::Result<Box<dyn Classifier + Send + Sync>> {
     let config = config(Architecture::Teacher);
-    let parameters = kd_models::init(&config, 1, &Device::Cpu)?;
+    let parameters = kd_models::init(&config, 1, device)?;
     let weights: BTreeMap<String, Tensor> =
         parameters.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor())).collect();
     Ok(kd_models::build(&config, kd_models::frozen(&weights))?)
@@ -52,7 +65,7 @@ fn logits(network: &dyn Classifier, images: &Tensor) -> anyhow::Result<Tensor> {
 
 fn training(architecture: Architecture, batch: Batch, soft: Soft) -> anyhow::Result<Step> {
     let config = config(architecture);
-    let parameters = kd_models::init(&config, 0, &Device::Cpu)?;
+    let parameters = kd_models::init(&config, 0, batch.images.device())?;
     let network = kd_models::build(&config, kd_models::var_builder(&parameters))?;
     let (labels_weight, kd_weight) = alpha_weights(ALPHA)?;
     let objective = if matches!(soft, Soft::None) {

@@ -1,7 +1,7 @@
 //! What is measured, and on what.
 
 use anyhow::bail;
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor, Var};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
@@ -26,6 +26,8 @@ pub(crate) enum Work {
     KdStep,
     /// The same with the teacher run first, as the tutorial writes it.
     KdStepWithTeacher,
+    /// Labels and soft targets of logits of this shape and type alone, forward and backward: `loss_4096x1000_bf16`.
+    Loss { batch: usize, classes: usize, dtype: DType },
 }
 
 impl Work {
@@ -36,8 +38,22 @@ impl Work {
             "teacher_eval" => Self::TeacherEval,
             "kd_step" => Self::KdStep,
             "kd_step_with_teacher" => Self::KdStepWithTeacher,
-            _ => bail!("no work is called {name:?}"),
+            _ => match Self::loss(name) {
+                Some(loss) => loss,
+                None => bail!("no work is called {name:?}"),
+            },
         })
+    }
+
+    fn loss(name: &str) -> Option<Self> {
+        let (shape, dtype) = name.strip_prefix("loss_")?.split_once('_')?;
+        let (batch, classes) = shape.split_once('x')?;
+        let dtype = match dtype {
+            "f32" => DType::F32,
+            "bf16" => DType::BF16,
+            _ => return None,
+        };
+        Some(Self::Loss { batch: batch.parse().ok()?, classes: classes.parse().ok()?, dtype })
     }
 }
 
@@ -53,15 +69,45 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
-    pub(crate) fn new(size: usize) -> anyhow::Result<Self> {
+    pub(crate) fn new(size: usize, device: &Device) -> anyhow::Result<Self> {
         let mut rng = ChaCha8Rng::seed_from_u64(0);
-        let mut uniform = |count: usize| -> Vec<f32> {
-            (0..count).map(|_| (rng.next_u32() as f32 / u32::MAX as f32 - 0.5) * 4.0).collect()
+        let images = uniform(&mut rng, size * 3 * 32 * 32);
+        let images = Tensor::from_vec(images, (size, 3, 32, 32), device)?;
+        let teacher_logits = uniform(&mut rng, size * CLASSES);
+        let teacher_logits = Tensor::from_vec(teacher_logits, (size, CLASSES), device)?;
+        Ok(Self { images, labels: labels(size, CLASSES, device)?, teacher_logits })
+    }
+}
+
+fn uniform(rng: &mut ChaCha8Rng, count: usize) -> Vec<f32> {
+    (0..count).map(|_| (rng.next_u32() as f32 / u32::MAX as f32 - 0.5) * 4.0).collect()
+}
+
+fn labels(count: usize, classes: usize, device: &Device) -> anyhow::Result<Tensor> {
+    let labels = (0..count).map(|i| (i % classes) as u32).collect();
+    Ok(Tensor::from_vec(labels, count, device)?)
+}
+
+/// Made-up logits of both networks, and labels.
+pub(crate) struct Logits {
+    pub(crate) student: Var,
+    pub(crate) teacher: Tensor,
+    pub(crate) labels: Tensor,
+}
+
+impl Logits {
+    pub(crate) fn new(
+        batch: usize,
+        classes: usize,
+        dtype: DType,
+        device: &Device,
+    ) -> anyhow::Result<Self> {
+        let mut rng = ChaCha8Rng::seed_from_u64(0);
+        let mut logits = || {
+            let logits = uniform(&mut rng, batch * classes);
+            Tensor::from_vec(logits, (batch, classes), device)?.to_dtype(dtype)
         };
-        let device = Device::Cpu;
-        let images = Tensor::from_vec(uniform(size * 3 * 32 * 32), (size, 3, 32, 32), &device)?;
-        let teacher_logits = Tensor::from_vec(uniform(size * CLASSES), (size, CLASSES), &device)?;
-        let labels = (0..size).map(|i| (i % CLASSES) as u32).collect();
-        Ok(Self { images, labels: Tensor::from_vec(labels, size, &device)?, teacher_logits })
+        let (student, teacher) = (Var::from_tensor(&logits()?)?, logits()?);
+        Ok(Self { student, teacher, labels: labels(batch, classes, device)? })
     }
 }

@@ -69,6 +69,9 @@ pub struct Batches {
     /// `None` once dropping: a thread that waits to hand over a batch then wakes and ends.
     prepared: Option<Receiver<Prepared>>,
     thread: Option<JoinHandle<()>>,
+    /// On a GPU there is no thread: batches are gathered there.
+    #[cfg(feature = "cuda")]
+    gathered: Option<crate::cuda::Gathered>,
 }
 
 /// A batch before it becomes tensors.
@@ -85,6 +88,9 @@ struct Prepared {
 /// nor `first_batch` changes them, and an image's view is the same whatever the batch size. With
 /// `first_batch` at the number of batches, none is left.
 ///
+/// On a GPU (feature `cuda`) the images are copied there at the split's first use and stay as long as the split
+/// lives; each batch is then gathered there, the same as on the CPU, bit for bit.
+///
 /// # Errors
 /// Settings that make no sense, a split whose parts don't fit together or whose images don't have
 /// three channels, and a thread that can't be started.
@@ -92,6 +98,18 @@ pub fn batches(split: &Arc<Split>, config: &BatchConfig, device: &Device) -> Res
     check(split, config)?;
     let count = split.len().div_ceil(config.batch_size);
     let remaining = count - config.first_batch;
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(gpu) = device {
+        let gathered = crate::cuda::gather(split, config, gpu)?;
+        return Ok(Batches {
+            device: device.clone(),
+            shape: split.shape,
+            remaining,
+            prepared: None,
+            thread: None,
+            gathered: Some(gathered),
+        });
+    }
     let (sender, receiver) = sync_channel(config.prefetch);
     let (split, config, shape) = (Arc::clone(split), *config, split.shape);
     let thread = std::thread::Builder::new()
@@ -104,6 +122,8 @@ pub fn batches(split: &Arc<Split>, config: &BatchConfig, device: &Device) -> Res
         remaining,
         prepared: Some(receiver),
         thread: Some(thread),
+        #[cfg(feature = "cuda")]
+        gathered: None,
     })
 }
 
@@ -136,12 +156,18 @@ fn check(split: &Split, config: &BatchConfig) -> Result<()> {
     config.normalization.check()
 }
 
-/// Runs on the thread; ends early when nobody takes batches any more.
-fn prepare_all(split: &Split, config: &BatchConfig, sender: &SyncSender<Prepared>) {
-    let mut order: Vec<u32> = (0..split.len() as u32).collect();
+/// The images of an epoch, in order.
+pub(crate) fn order(count: usize, config: &BatchConfig) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..count as u32).collect();
     if let Some(seed) = config.shuffle_seed {
         shuffle(&mut generator(seed, Purpose::Shuffle, config.epoch as u64), &mut order);
     }
+    order
+}
+
+/// Runs on the thread; ends early when nobody takes batches any more.
+fn prepare_all(split: &Split, config: &BatchConfig, sender: &SyncSender<Prepared>) {
+    let order = order(split.len(), config);
     let table = config.normalization.table();
     let seed = config.shuffle_seed.unwrap_or(0);
     let mut views = Views::new(config.augment, split.shape, seed, config.epoch);
@@ -187,6 +213,10 @@ impl Iterator for Batches {
 
     fn next(&mut self) -> Option<Self::Item> {
         self.remaining = self.remaining.checked_sub(1)?;
+        #[cfg(feature = "cuda")]
+        if let Some(gathered) = &mut self.gathered {
+            return Some(gathered.next());
+        }
         let Some(Ok(prepared)) = self.prepared.as_ref().map(Receiver::recv) else {
             self.remaining = 0;
             return Some(Err(Error::Thread { reason: "ended before the epoch did".into() }));

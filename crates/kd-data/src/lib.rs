@@ -6,6 +6,8 @@
 mod augment;
 mod batches;
 pub mod cifar;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod error;
 #[cfg(feature = "images")]
 mod folder;

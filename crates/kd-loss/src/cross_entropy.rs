@@ -4,17 +4,19 @@ use candle_core::{D, Tensor};
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
+use crate::fused::{self, Terms, fused};
+use crate::log_softmax::log_softmax;
 use crate::method::{About, Kind, Options};
-use crate::response::{self, Targets, log_softmax};
 use crate::{Inputs, Method, Needs, Result, Shapes, check};
 
 /// `mean over images of -log softmax(z)_label`, a scalar.
 ///
-/// `logits` is `[B, C]`, `labels` u32 `[B]`. It stays finite for any finite logits.
+/// `logits` is `[B, C]`, `labels` u32 `[B]`. It stays finite for any finite logits. One operation with its gradient
+/// for f32, bf16 and f16 logits, on the CPU and, with the feature `cuda`, on a GPU; the loss is f32 then.
 ///
 /// # Errors
 /// When the shapes don't fit or a label is no class. On a GPU the labels are not read back,
-/// which would make every step wait: there a label out of range makes the loss NaN.
+/// which would make every step wait: there a label out of range makes the loss NaN, and its row of the gradient.
 pub fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
     cross_entropy_smoothed(logits, labels, 0.0)
 }
@@ -28,14 +30,12 @@ pub fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
 /// As [`cross_entropy`], and when `smoothing` is not in [0, 1].
 pub fn cross_entropy_smoothed(logits: &Tensor, labels: &Tensor, smoothing: f64) -> Result<Tensor> {
     check::share("cross-entropy", "smoothing", smoothing)?;
-    let label_values = check::labels("cross-entropy", logits, labels)?;
-    match label_values {
-        Some(labels) if response::can_fuse(logits) => {
-            let targets = Targets::labels(&labels, logits.dim(1)?, smoothing);
-            Ok(response::fused(logits, targets, 1.0, "cross-entropy")?)
-        }
-        _ => Ok(with_candle_ops(logits, labels, smoothing)?),
+    check::labels("cross-entropy", logits, labels)?;
+    if fused::takes(logits) {
+        let terms = Terms::labels(smoothing);
+        return Ok(fused("cross-entropy", logits, None, Some(labels), terms)?.total);
     }
+    Ok(with_candle_ops(logits, labels, smoothing)?)
 }
 
 /// The same by candle's operations, for any float type and device.

@@ -4,8 +4,8 @@ use candle_core::{D, Tensor};
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
+use crate::log_softmax::log_softmax;
 use crate::method::{About, Kind, Options};
-use crate::response::log_softmax;
 use crate::{Inputs, Method, Needs, Result, Shapes, check, kd};
 
 /// `T² · (beta · inter + gamma · intra)`, a scalar.

@@ -4,8 +4,9 @@ use candle_core::{D, Tensor};
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
+use crate::fused::{self, Terms, fused};
+use crate::log_softmax::log_softmax;
 use crate::method::{About, Kind, Options};
-use crate::response::{self, Targets, log_softmax};
 use crate::{
     Error, Inputs, Method, Needs, Result, Shapes, alpha_weights, check, cross_entropy, standardize,
 };
@@ -15,7 +16,8 @@ use crate::{
 /// Both logits are `[B, C]`. With q the teacher's and p the student's probabilities at temperature T,
 /// KL = Σ_j q_j (log q_j - log p_j): summed over classes, averaged over the batch. T² keeps the size
 /// of the gradient the same as T changes. The teacher gets no gradient. Value and gradient are
-/// finite for any finite logits.
+/// finite for any finite logits. One operation with its gradient for f32, bf16 and f16 logits of the student, on the CPU
+/// and, with the feature `cuda`, on a GPU; the loss is f32 then.
 ///
 /// Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network" (2015), section 2. PyTorch:
 /// `T*T * kl_div(log_softmax(s/T), log_softmax(t/T), reduction="batchmean", log_target=True)`.
@@ -25,9 +27,9 @@ use crate::{
 pub fn kd(student_logits: &Tensor, teacher_logits: &Tensor, temperature: f64) -> Result<Tensor> {
     check::temperature("kd", temperature)?;
     check::same_logits("kd", student_logits, teacher_logits)?;
-    if response::can_fuse(student_logits) && response::can_fuse(teacher_logits) {
-        let targets = Targets::teacher(teacher_logits, temperature)?;
-        return Ok(response::fused(student_logits, targets, temperature, "kd")?);
+    if fused::takes(student_logits) {
+        let terms = Terms::kd(temperature);
+        return Ok(fused("kd", student_logits, Some(teacher_logits), None, terms)?.total);
     }
     Ok(with_candle_ops(student_logits, teacher_logits, temperature)?)
 }
@@ -44,7 +46,8 @@ fn with_candle_ops(
     kl.mean_all()? * (temperature * temperature)
 }
 
-/// `alpha · CE(labels) + (1 - alpha) · kd`: the tutorial's loss for `alpha` 0.75 and temperature 2.
+/// `alpha · CE(labels) + (1 - alpha) · kd`: the tutorial's loss for `alpha` 0.75 and temperature 2. Like
+/// [`kd`] one operation: both softmaxes, both terms, their sum and its gradient.
 ///
 /// # Errors
 /// As [`kd`] and [`cross_entropy`], and when `alpha` is not in [0, 1].
@@ -56,9 +59,29 @@ pub fn kd_with_labels(
     alpha: f64,
 ) -> Result<Tensor> {
     let (labels_weight, kd_weight) = alpha_weights(alpha)?;
+    let terms = Terms { labels_weight, smoothing: 0.0, kd_weight, temperature };
+    if let Some(value) = with_labels(student_logits, teacher_logits, labels, terms)? {
+        return Ok(value.total);
+    }
     let kd = kd(student_logits, teacher_logits, temperature)?;
     let labels = cross_entropy(student_logits, labels)?;
     Ok(((labels * labels_weight)? + (kd * kd_weight)?)?)
+}
+
+/// The weighted sum of cross-entropy and [`kd`] with both of its terms, if one operation can do it.
+pub(crate) fn with_labels(
+    student: &Tensor,
+    teacher: &Tensor,
+    labels: &Tensor,
+    terms: Terms,
+) -> Result<Option<fused::Value>> {
+    check::temperature("kd", terms.temperature)?;
+    check::same_logits("kd", student, teacher)?;
+    check::labels("cross-entropy", student, labels)?;
+    if !fused::takes(student) {
+        return Ok(None);
+    }
+    Ok(Some(fused("kd with labels", student, Some(teacher), Some(labels), terms)?))
 }
 
 /// Options of [`kd`] as a [`Method`].
@@ -115,6 +138,10 @@ impl Method for Kd {
 
     fn needs(&self) -> Needs {
         Needs { teacher_logits: true, ..Needs::default() }
+    }
+
+    fn plain_kd(&self) -> Option<f64> {
+        (!self.config.standardize).then_some(self.config.temperature)
     }
 
     fn loss(&self, inputs: &Inputs<'_>) -> Result<Tensor> {

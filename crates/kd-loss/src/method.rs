@@ -78,6 +78,11 @@ pub trait Method: Send + Sync {
     fn name(&self) -> &'static str;
     /// What the trainer must provide in [`Inputs`].
     fn needs(&self) -> Needs;
+    /// The temperature, when the loss is [`kd`](crate::kd) of the two networks' logits and nothing else: an
+    /// [`Objective`](crate::Objective) then makes one operation of it and the labels' cross-entropy.
+    fn plain_kd(&self) -> Option<f64> {
+        None
+    }
     /// The loss of a batch, a scalar, before its weight. The teacher gets no gradient.
     ///
     /// # Errors

@@ -1,9 +1,12 @@
 //! The sum that training minimises.
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Inputs, Method, MethodConfig, Needs, Result, Schedule, check, cross_entropy};
+use crate::fused::{Terms, Value};
+use crate::{
+    Error, Inputs, Method, MethodConfig, Needs, Result, Schedule, check, cross_entropy, kd,
+};
 
 /// A method with its weight, as a recipe's `[[run.method]]` table gives them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -97,22 +100,30 @@ impl Objective {
         all
     }
 
-    /// The loss of a batch.
+    /// The loss of a batch. The labels' cross-entropy and the first plain [`kd`](crate::kd) are one operation.
     ///
     /// # Errors
     /// As the methods' and [`cross_entropy`]'s.
     pub fn loss(&self, inputs: &Inputs<'_>) -> Result<Loss> {
         let mut parts = Vec::with_capacity(1 + self.methods.len());
         let mut weighted = Vec::with_capacity(parts.capacity());
-        if self.labels_weight > 0.0 {
+        let with_labels = self.kd_with_labels(inputs)?;
+        if let Some((_, value)) = &with_labels {
+            weighted.push(value.total.clone());
+            parts.push(("labels", value.labels.clone()));
+        } else if self.labels_weight > 0.0 {
             let part = cross_entropy(inputs.student_logits, inputs.labels)?;
             weighted.push((&part * self.labels_weight)?);
             parts.push(("labels", part));
         }
-        for Weighted { weight, schedule, method } in &self.methods {
+        for (index, Weighted { weight, schedule, method }) in self.methods.iter().enumerate() {
+            if let Some((_, value)) = with_labels.as_ref().filter(|(done, _)| *done == index) {
+                parts.push((method.name(), value.kd.clone()));
+                continue;
+            }
             let part = method.loss(inputs)?;
             let factor = schedule.factor(inputs.step, inputs.steps)?;
-            weighted.push((&part * (*weight * factor))?);
+            weighted.push((at_least_f32(&part)? * (*weight * factor))?);
             parts.push((method.name(), part));
         }
         let mut terms = weighted.into_iter();
@@ -125,5 +136,32 @@ impl Objective {
         // The parts are for reading: they must not keep the batch's graph alive.
         let parts = parts.into_iter().map(|(name, part)| (name, part.detach())).collect();
         Ok(Loss { total, parts })
+    }
+
+    /// The labels and the first plain KD by one operation, with the place of the latter.
+    fn kd_with_labels(&self, inputs: &Inputs<'_>) -> Result<Option<(usize, Value)>> {
+        let mut methods = self.methods.iter().enumerate();
+        let found = methods.find_map(|(index, term)| Some((index, term, term.method.plain_kd()?)));
+        let (Some((index, term, temperature)), Some(teacher), true) =
+            (found, inputs.teacher_logits, self.labels_weight > 0.0)
+        else {
+            return Ok(None);
+        };
+        let terms = Terms {
+            labels_weight: self.labels_weight,
+            smoothing: 0.0,
+            kd_weight: term.weight * term.schedule.factor(inputs.step, inputs.steps)?,
+            temperature,
+        };
+        let value = kd::with_labels(inputs.student_logits, teacher, inputs.labels, terms)?;
+        Ok(value.map(|value| (index, value)))
+    }
+}
+
+/// Losses of bf16 and f16 features are added in f32, like those of logits.
+fn at_least_f32(loss: &Tensor) -> candle_core::Result<Tensor> {
+    match loss.dtype() {
+        DType::BF16 | DType::F16 => loss.to_dtype(DType::F32),
+        _ => Ok(loss.clone()),
     }
 }

@@ -40,8 +40,10 @@ pub struct Moments {
 
 /// Adam (Kingma and Ba, 2015, algorithm 1), as `torch.optim.Adam` computes it.
 ///
-/// All of its state is public, by parameter name, so that a run can be saved and go on exactly.
+/// All of its state is public, by parameter name, so that a run can be saved and go on exactly. Where the
+/// parameters are on a GPU the moments are there too: [`fetch`](Self::fetch) brings them into `moments`.
 #[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
 pub struct Adam {
     /// The settings; `lr` may be changed between steps.
     pub config: AdamConfig,
@@ -49,6 +51,8 @@ pub struct Adam {
     pub steps: u64,
     /// The moments of each parameter, by name; a parameter gets its entry at its first step.
     pub moments: BTreeMap<String, Moments>,
+    #[cfg(feature = "cuda")]
+    gpu: crate::cuda::optimizer::Memory,
 }
 
 impl Adam {
@@ -60,9 +64,13 @@ impl Adam {
     /// Takes one step: changes every parameter that has a gradient.
     ///
     /// # Errors
-    /// When a parameter is not a contiguous f32 tensor on the CPU, or saved moments don't have its size.
+    /// When a parameter is not a contiguous f32 tensor, or saved moments don't have its size.
     pub fn step(&mut self, parameters: &BTreeMap<String, Var>, grads: &GradStore) -> Result<()> {
         self.steps += 1;
+        #[cfg(feature = "cuda")]
+        if crate::cuda::optimizer::are_on_gpu(parameters) {
+            return self.step_on_gpu(parameters, grads);
+        }
         for (name, parameter) in parameters {
             let Some(grad) = grads.get(parameter.as_tensor()) else { continue };
             let moments = match self.moments.get_mut(name) {
@@ -86,6 +94,38 @@ impl Adam {
             })?;
         }
         Ok(())
+    }
+}
+
+impl Adam {
+    /// Brings `moments` up to date: where the parameters are on a GPU, `step` changes the moments there, and
+    /// reads `moments` at its first step alone. It waits for the GPU. On the CPU there is nothing to do.
+    ///
+    /// # Errors
+    /// When the GPU fails.
+    pub fn fetch(&mut self) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        for (name, [first, second]) in self.gpu.fetch()? {
+            self.moments.insert(name, Moments { first, second });
+        }
+        Ok(())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn step_on_gpu(&mut self, parameters: &BTreeMap<String, Var>, grads: &GradStore) -> Result<()> {
+        if !self.gpu.fits(parameters, 2) {
+            self.fetch()?;
+            self.gpu = crate::cuda::optimizer::Memory::new("adam", parameters, 2, |name| {
+                let Moments { first, second } = self.moments.get(name)?;
+                Some(vec![first.as_slice(), second.as_slice()])
+            })?;
+        }
+        let step = i32::try_from(self.steps).unwrap_or(i32::MAX);
+        let AdamConfig { lr, beta1, beta2, eps, weight_decay } = self.config;
+        let step_size = lr / (1.0 - beta1.powi(step));
+        let root = (1.0 - beta2.powi(step)).sqrt();
+        let scalars = [beta1, 1.0 - beta1, beta2, 1.0 - beta2, eps, weight_decay, step_size, root];
+        self.gpu.adam(parameters, grads, scalars.map(|scalar| scalar as f32))
     }
 }
 

@@ -78,12 +78,25 @@ impl BatchNorm {
                 bail!("batch_norm: expected {name} of shape [{channels}], got {found:?}");
             }
         }
-        let residual = match residual {
-            Some(residual) if residual.dims() != x.dims() => bail!(
+        if let Some(residual) = residual.filter(|residual| residual.dims() != x.dims()) {
+            bail!(
                 "batch_norm: expected a residual of x's shape {:?}, got {:?}",
                 x.shape(),
                 residual.shape()
-            ),
+            );
+        }
+        let count = batch * height * width;
+        if statistics == Statistics::Batch && count < 2 {
+            bail!(
+                "batch_norm: a batch of shape {:?} has {count} values in each channel; its variance needs at least 2",
+                x.shape()
+            );
+        }
+        #[cfg(feature = "cuda")]
+        if x.device().is_cuda() {
+            return crate::cuda::batch_norm::forward(self, x, residual, statistics);
+        }
+        let residual = match residual {
             Some(residual) => residual.contiguous()?,
             // Stands for none: an operation has a fixed number of arguments.
             None => Tensor::zeros(0, x.dtype(), x.device())?,
@@ -92,13 +105,6 @@ impl BatchNorm {
         let geometry = Geometry { channels, plane: height * width };
         let (mean, var) = match statistics {
             Statistics::Batch => {
-                let count = batch * geometry.plane;
-                if count < 2 {
-                    bail!(
-                        "batch_norm: a batch of shape {:?} has {count} values in each channel; its variance needs at least 2",
-                        x.shape()
-                    );
-                }
                 let (mean, squares) = cpu::with_slice(NAME, &x, |x| Ok(geometry.moments(x)))?;
                 let share = self.config.momentum;
                 let unbiased = squares.iter().map(|squares| squares / (count - 1) as f64).collect();

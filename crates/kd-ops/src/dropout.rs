@@ -32,6 +32,10 @@ pub fn dropout(x: &Tensor, p: f64, key: DropoutKey, layer: u64) -> Result<Tensor
     if p == 0.0 {
         return Ok(x.clone());
     }
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return crate::cuda::dropout::dropout(x, p, key, layer);
+    }
     x.contiguous()?.apply_op1(Dropout { p, key, layer })
 }
 
@@ -42,15 +46,21 @@ struct Dropout {
 }
 
 impl Dropout {
-    /// `x` times mask: the same in both directions.
-    fn apply(&self, x: &[f32]) -> Vec<f32> {
-        // A generator for the step: key from seed and step, stream from the layer.
+    /// A generator for the step: key from seed and step, stream from the layer. Word i decides on element i;
+    /// `kernels/dropout.cu` computes the same words.
+    fn generator(&self) -> ChaCha8Rng {
         let mut seed = [0; 32];
         seed[..8].copy_from_slice(&self.key.seed.to_le_bytes());
         seed[8..16].copy_from_slice(&self.key.step.to_le_bytes());
         seed[16..].copy_from_slice(b"kd-ops dropout 1");
         let mut rng = ChaCha8Rng::from_seed(seed);
         rng.set_stream(self.layer);
+        rng
+    }
+
+    /// `x` times mask: the same in both directions.
+    fn apply(&self, x: &[f32]) -> Vec<f32> {
+        let mut rng = self.generator();
         let scale = (1.0 / (1.0 - self.p)) as f32;
         let dropped_below = (self.p * (1u64 << 32) as f64) as u32;
         x.iter().map(|x| if rng.next_u32() < dropped_below { 0.0 } else { x * scale }).collect()
@@ -70,5 +80,25 @@ impl CustomOp1 for Dropout {
     fn bwd(&self, _x: &Tensor, y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
         let dx = cpu::with_slice(self.name(), dy, |dy| Ok(self.apply(dy)))?;
         Ok(Some(cpu::tensor(dx, y.shape())?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The words were worked out from ChaCha's definition apart from both; `parity/kernels/operations.cpp` pins the
+    /// kernel to them.
+    #[test]
+    fn the_mask_is_that_of_the_kernel_check() {
+        let key = DropoutKey { seed: 0x0123_4567_89ab_cdef, step: 5 };
+        let mut rng = Dropout { p: 0.5, key, layer: 3 }.generator();
+        let words: Vec<u32> = (0..100).map(|_| rng.next_u32()).collect();
+        let found = [0, 1, 15, 16, 31, 32, 63, 64, 99].map(|i: usize| words[i]);
+        let expected = [
+            0xa63e4363, 0x385dbe92, 0x1f575a3b, 0x6b8aa62f, 0xfe9ec9db, 0x8e0c0351, 0x8250716f,
+            0x81245298, 0xd51d5fd3,
+        ];
+        assert_eq!(found, expected);
     }
 }

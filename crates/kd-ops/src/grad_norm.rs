@@ -11,6 +11,7 @@ use crate::cpu;
 /// The Euclidean norm of each parameter's gradient, by name; parameters without a gradient are left out.
 ///
 /// Sums are in f64, where the square of no f32 overflows: a norm is finite exactly when every element is.
+/// On a GPU it waits for the results; [`clip_grad_norm_on_device`] does not.
 ///
 /// # Errors
 /// When a gradient is not f32.
@@ -18,6 +19,10 @@ pub fn grad_norms(
     parameters: &BTreeMap<String, Var>,
     grads: &GradStore,
 ) -> Result<BTreeMap<String, f64>> {
+    #[cfg(feature = "cuda")]
+    if crate::cuda::optimizer::are_on_gpu(parameters) {
+        return crate::cuda::optimizer::grad_norms(parameters, grads);
+    }
     let with_grad = |(name, parameter): (&String, &Var)| {
         let grad = grads.get(parameter.as_tensor())?;
         Some(norm(grad).map(|norm| (name.clone(), norm)))
@@ -66,4 +71,23 @@ pub fn clip_grad_norm(
         }
     }
     Ok(())
+}
+
+/// [`clip_grad_norm`] with the gradients' own norm, which it gives back as an f64 scalar on their device: on a
+/// GPU (feature `cuda`) nothing waits for it. With an infinite `max_norm` nothing is scaled.
+///
+/// # Errors
+/// When a gradient is not f32.
+pub fn clip_grad_norm_on_device(
+    parameters: &BTreeMap<String, Var>,
+    grads: &mut GradStore,
+    max_norm: f64,
+) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if crate::cuda::optimizer::are_on_gpu(parameters) {
+        return crate::cuda::optimizer::clip_grad_norm(parameters, grads, max_norm);
+    }
+    let total = total_norm(&grad_norms(parameters, grads)?);
+    clip_grad_norm(parameters, grads, total, max_norm)?;
+    Tensor::new(total, &candle_core::Device::Cpu)
 }

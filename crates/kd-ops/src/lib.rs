@@ -5,6 +5,8 @@ pub mod adam;
 mod batch_norm;
 mod conv;
 mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod dropout;
 mod grad_norm;
 mod linear;
@@ -19,7 +21,7 @@ mod simd;
 pub use batch_norm::{BatchNorm, BatchNormConfig, Statistics};
 pub use conv::{Conv2d, Conv2dConfig, conv2d, conv2d_chain};
 pub use dropout::{DropoutKey, dropout};
-pub use grad_norm::{clip_grad_norm, grad_norms, total_norm};
+pub use grad_norm::{clip_grad_norm, clip_grad_norm_on_device, grad_norms, total_norm};
 pub use linear::linear;
 pub use max_pool::max_pool2d;
 pub use process::{keep_candle_single_threaded, keep_freed_memory};

@@ -31,6 +31,10 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, relu: bool) ->
         Some(bias) => bias.clone(),
         None => Tensor::zeros(outputs, x.dtype(), x.device())?,
     };
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return crate::cuda::linear::linear(x, weight, &bias, relu);
+    }
     let op = Linear { relu };
     x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, op)
 }

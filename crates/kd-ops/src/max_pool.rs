@@ -26,6 +26,10 @@ pub fn max_pool2d(x: &Tensor, kernel: usize, stride: usize) -> Result<Tensor> {
     if kernel > height || kernel > width {
         bail!("max_pool2d: a {kernel}x{kernel} window does not fit in {height}x{width}");
     }
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return crate::cuda::max_pool::max_pool2d(x, kernel, stride);
+    }
     x.contiguous()?.apply_op1(MaxPool2d { kernel, stride, argmax: OnceLock::new() })
 }
 

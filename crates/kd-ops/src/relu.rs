@@ -15,6 +15,10 @@ const CHUNK: usize = 1 << 16;
 /// # Errors
 /// When `x` is not f32.
 pub fn relu(x: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return crate::cuda::relu::relu(x);
+    }
     x.contiguous()?.apply_op1(Relu)
 }
 

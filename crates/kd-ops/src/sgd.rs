@@ -31,14 +31,18 @@ impl Default for SgdConfig {
 /// Gradient descent with momentum (Sutskever et al., 2013), as `torch.optim.SGD` computes it
 /// (dampening 0).
 ///
-/// All of its state is public, by parameter name, so that a run can be saved and go on exactly.
+/// All of its state is public, by parameter name, so that a run can be saved and go on exactly. Where the
+/// parameters are on a GPU the sums are there too: [`fetch`](Self::fetch) brings them into `momentum`.
 #[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
 pub struct Sgd {
     /// The settings; `lr` may be changed between steps.
     pub config: SgdConfig,
     /// Each parameter's decaying sum of gradients, an entry for each element, row-major; a parameter
     /// gets its own at its first step, and none without momentum.
     pub momentum: BTreeMap<String, Vec<f32>>,
+    #[cfg(feature = "cuda")]
+    gpu: crate::cuda::optimizer::Memory,
 }
 
 impl Sgd {
@@ -50,8 +54,12 @@ impl Sgd {
     /// Takes one step: changes every parameter that has a gradient.
     ///
     /// # Errors
-    /// When a parameter is not a contiguous f32 tensor on the CPU, or a saved sum doesn't have its size.
+    /// When a parameter is not a contiguous f32 tensor, or a saved sum doesn't have its size.
     pub fn step(&mut self, parameters: &BTreeMap<String, Var>, grads: &GradStore) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if crate::cuda::optimizer::are_on_gpu(parameters) {
+            return self.step_on_gpu(parameters, grads);
+        }
         for (name, parameter) in parameters {
             let Some(grad) = grads.get(parameter.as_tensor()) else { continue };
             let len = parameter.elem_count();
@@ -73,6 +81,33 @@ impl Sgd {
             })?;
         }
         Ok(())
+    }
+}
+
+impl Sgd {
+    /// Brings `momentum` up to date: where the parameters are on a GPU, `step` changes the sums there, and
+    /// reads `momentum` at its first step alone. It waits for the GPU. On the CPU there is nothing to do.
+    ///
+    /// # Errors
+    /// When the GPU fails.
+    pub fn fetch(&mut self) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        for (name, [sum]) in self.gpu.fetch()? {
+            self.momentum.insert(name, sum);
+        }
+        Ok(())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn step_on_gpu(&mut self, parameters: &BTreeMap<String, Var>, grads: &GradStore) -> Result<()> {
+        let kinds = usize::from(self.config.momentum > 0.0);
+        if !self.gpu.fits(parameters, kinds) {
+            self.fetch()?;
+            self.gpu = crate::cuda::optimizer::Memory::new("sgd", parameters, kinds, |name| {
+                Some(self.momentum.get(name).iter().map(|sum| sum.as_slice()).collect())
+            })?;
+        }
+        self.gpu.sgd(parameters, grads, &self.config)
     }
 }
 

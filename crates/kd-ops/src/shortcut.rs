@@ -17,6 +17,10 @@ pub fn subsample_pad(x: &Tensor, channels: usize) -> Result<Tensor> {
         bail!("subsample_pad: expected x [N, C, H, W], got {:?}", x.shape())
     };
     match channels.checked_sub(inputs) {
+        #[cfg(feature = "cuda")]
+        Some(new) if new % 2 == 0 && x.device().is_cuda() => {
+            crate::cuda::shortcut::subsample_pad(x, channels)
+        }
         Some(new) if new % 2 == 0 => x.contiguous()?.apply_op1(SubsamplePad { channels }),
         _ => bail!(
             "subsample_pad: expected an even number of channels more than x's {inputs}, got {channels}"

@@ -210,3 +210,19 @@ fn relus_derivative_at_zero_is_zero() -> Result<()> {
     assert_eq!(grads.get(&x).unwrap().to_vec2::<f32>()?, [[0.0, 0.0, 1.0]]);
     Ok(())
 }
+
+#[test]
+fn clipping_by_the_own_norm_is_clipping() -> Result<()> {
+    let var = Var::from_tensor(&numbers(&[3, 5]))?;
+    let parameters = BTreeMap::from([("a".to_string(), var.clone())]);
+    let gradients = || (var.as_tensor() * 3.0)?.sqr()?.sum_all()?.backward();
+    let (mut expected, mut found) = (gradients()?, gradients()?);
+    let norm = kd_ops::total_norm(&kd_ops::grad_norms(&parameters, &expected)?);
+    kd_ops::clip_grad_norm(&parameters, &mut expected, norm, 0.5)?;
+    let total = kd_ops::clip_grad_norm_on_device(&parameters, &mut found, 0.5)?;
+    assert_eq!(total.to_scalar::<f64>()?, norm);
+    assert_eq!(bits(found.get(&var).unwrap()), bits(expected.get(&var).unwrap()));
+    kd_ops::clip_grad_norm_on_device(&parameters, &mut found, f64::INFINITY)?;
+    assert_eq!(bits(found.get(&var).unwrap()), bits(expected.get(&var).unwrap()));
+    Ok(())
+}

@@ -19,14 +19,32 @@ pub enum DeviceChoice {
 /// # Errors
 /// When it is not at hand.
 pub fn choose(choice: DeviceChoice) -> anyhow::Result<Device> {
+    const BUILT: bool = cfg!(feature = "cuda");
     match choice {
-        DeviceChoice::Auto | DeviceChoice::Cpu => Ok(Device::Cpu),
+        DeviceChoice::Cpu => Ok(Device::Cpu),
+        DeviceChoice::Auto if !BUILT => Ok(Device::Cpu),
+        DeviceChoice::Auto => Ok(gpu().unwrap_or_else(|said| {
+            tracing::info!("no GPU that can be used, computing on the CPU: {said}");
+            Device::Cpu
+        })),
         DeviceChoice::Cuda => {
-            anyhow::bail!(
-                "this kd was built without CUDA and computes on the CPU; use --device cpu"
-            )
+            anyhow::ensure!(
+                BUILT,
+                "this kd was built without CUDA and computes on the CPU: use --device cpu, or build it with `cargo build --release -p kd-run --features cuda`, which needs NVIDIA's CUDA toolkit"
+            );
+            gpu().map_err(|said| {
+                anyhow::anyhow!(
+                    "no NVIDIA GPU can be used; the driver says: {said}; `nvidia-smi` shows what it knows of, and --device cpu needs none"
+                )
+            })
         }
     }
+}
+
+/// The first GPU, or what the driver says.
+fn gpu() -> Result<Device, String> {
+    // With RUST_BACKTRACE a backtrace follows in the next lines.
+    Device::new_cuda(0).map_err(|error| error.to_string().lines().next().unwrap_or("").to_owned())
 }
 
 /// The name in summaries.

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
-use candle_core::{Device, Tensor};
+use candle_core::{D, DType, Device, Tensor};
 use kd_data::{Augment, BatchConfig, Normalization, Split};
 use kd_models::{Classifier, Mode};
 use serde::{Deserialize, Serialize};
@@ -19,6 +19,9 @@ const MAX_BYTES: u64 = 64 << 20;
 pub(crate) const BATCH: usize = 128;
 /// Batches prepared ahead.
 pub(crate) const PREFETCH: usize = 2;
+
+/// Batches between looks at what a GPU computed: each makes it wait.
+const LOOK: usize = 32;
 
 /// `evaluation.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -37,6 +40,13 @@ pub struct Evaluation {
     pub per_class_accuracy: Vec<f64>,
 }
 
+/// What the network says of a batch, on the device.
+struct Said {
+    mean_loss: Tensor,
+    logits: Tensor,
+    indices: Vec<u32>,
+}
+
 /// Runs the network over all of `split`.
 ///
 /// # Errors
@@ -50,15 +60,32 @@ pub fn evaluate(
 ) -> anyhow::Result<Evaluation> {
     let mut confusion = vec![vec![0u32; classes.len()]; classes.len()];
     let mut loss = 0.0;
+    let mut add = |said: Vec<Said>| -> anyhow::Result<()> {
+        // One copy from the device for each kind.
+        let column = |of: fn(&Said) -> &Tensor| said.iter().map(of).collect::<Vec<_>>();
+        let means = Tensor::stack(&column(|said| &said.mean_loss), 0)?.to_vec1::<f32>()?;
+        let answers = answers(&Tensor::cat(&column(|said| &said.logits), 0)?)?;
+        for (mean, said) in means.into_iter().zip(&said) {
+            loss += f64::from(mean) * said.indices.len() as f64;
+        }
+        let images = said.iter().flat_map(|said| &said.indices);
+        for (&image, answer) in images.zip(answers) {
+            confusion[usize::from(split.labels[image as usize])][answer] += 1;
+        }
+        Ok(())
+    };
+    let mut said = Vec::with_capacity(LOOK);
     for batch in kd_data::batches(split, &in_order(normalization), device)? {
         let batch = batch?;
         let logits = model.forward_t(&batch.images, Mode::Eval, &[])?.logits;
-        let mean = kd_loss::cross_entropy(&logits, &batch.labels)?.to_scalar::<f32>()?;
-        loss += f64::from(mean) * batch.indices.len() as f64;
-        let labels = batch.labels.to_vec1::<u32>()?;
-        for (label, answer) in labels.into_iter().zip(answers(&logits)?) {
-            confusion[label as usize][answer] += 1;
+        let mean_loss = kd_loss::cross_entropy(&logits, &batch.labels)?;
+        said.push(Said { mean_loss, logits, indices: batch.indices });
+        if said.len() == LOOK {
+            add(std::mem::take(&mut said))?;
         }
+    }
+    if !said.is_empty() {
+        add(said)?;
     }
     let loss = loss / split.len() as f64;
     ensure!(loss.is_finite(), "the loss on the test images is {loss}; expected a finite number");
@@ -118,6 +145,18 @@ pub(crate) fn answers(logits: &Tensor) -> anyhow::Result<Vec<usize>> {
         (0..row.len()).reduce(better).unwrap_or(0)
     };
     Ok(rows.iter().map(largest).collect())
+}
+
+/// How many images are told right, a f32 scalar on the logits' device; off the CPU nothing waits for it.
+pub(crate) fn right(logits: &Tensor, labels: &Tensor) -> anyhow::Result<Tensor> {
+    if logits.device().is_cpu() {
+        let labels = labels.to_vec1::<u32>()?;
+        let answers = answers(logits)?;
+        let right = labels.iter().zip(answers).filter(|(l, a)| **l as usize == *a).count();
+        return Ok(Tensor::new(right as f32, logits.device())?);
+    }
+    let answers = logits.detach().argmax(D::Minus1)?;
+    Ok(answers.eq(labels)?.to_dtype(DType::F32)?.sum_all()?)
 }
 
 impl Evaluation {

@@ -204,6 +204,14 @@ impl Optimizer {
         }
     }
 
+    /// Brings what it remembers from a GPU, for [`state`](Self::state).
+    pub(crate) fn fetch(&mut self) -> candle_core::Result<()> {
+        match self {
+            Self::Adam(adam) => adam.fetch(),
+            Self::Sgd(sgd) => sgd.fetch(),
+        }
+    }
+
     /// What it remembers of each parameter, as `<kind>/<parameter>`, one of [`KINDS`] first.
     pub(crate) fn state(&self) -> BTreeMap<String, &[f32]> {
         let mut state = BTreeMap::new();

@@ -6,16 +6,16 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
-use candle_core::{Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use kd_data::{Batch, BatchConfig};
 use kd_loss::{Init, Inputs, Loss, Needs, Objective, Shapes, Weighted};
 use kd_models::weights::{LeftOut, Metadata};
 use kd_models::{Classifier, Mode, ModelConfig, Parameters};
-use kd_ops::{DropoutKey, clip_grad_norm, grad_norms, total_norm};
+use kd_ops::{DropoutKey, clip_grad_norm, clip_grad_norm_on_device, grad_norms, total_norm};
 
 use crate::checkpoint::{self, State, Sums};
 use crate::data::Data;
-use crate::evaluate::{self, Evaluation, answers, evaluate};
+use crate::evaluate::{self, Evaluation, evaluate};
 use crate::events::{DatasetRecord, EpochRecord, Event, EventLog, Start};
 use crate::initial::{self, Initial};
 use crate::optimizer::Optimizer;
@@ -58,7 +58,7 @@ pub struct Settings {
     pub keep_checkpoints: usize,
     /// Most bytes of teacher outputs kept in memory.
     pub cache_memory: u64,
-    /// Steps from one step event to the next.
+    /// Steps from one step event to the next; on a GPU figures are read no more often.
     pub event_steps: u64,
     /// Writes a file for TensorBoard into the run's folder.
     pub tensorboard: bool,
@@ -108,7 +108,8 @@ pub enum Progress<'a> {
         /// Images in all.
         images: usize,
     },
-    /// A step is done.
+    /// A step is done. On a GPU only the steps are told at which figures are read: those with an event or a checkpoint
+    /// and the last of an epoch.
     Step {
         /// From 1.
         epoch: usize,
@@ -144,7 +145,8 @@ pub enum Outcome {
 ///
 /// # Errors
 /// When the folder is in use, holds a run of another recipe or of another version, or can't be written;
-/// when a loss, a gradient or a weight is not finite (the last good checkpoint is kept).
+/// when a loss, a gradient or a weight is not finite (the last good checkpoint is kept): found at once on the CPU,
+/// on a GPU when figures are read next.
 pub fn train(
     run: &ResolvedRun,
     observer: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
@@ -226,17 +228,26 @@ pub fn train(
         let mut since = Instant::now();
         for batch in trainer.batches(&state)? {
             let batch = batch.with_context(|| trainer.stage(&state))?;
-            let loss = trainer.step(&batch, &mut state)?;
+            let next = state.step + 1;
+            let event = next.is_multiple_of(run.settings.event_steps);
+            let due = match run.settings.checkpoint_every {
+                Every::Steps(steps) => next.is_multiple_of(steps),
+                Every::Epochs(_) => false,
+            };
+            // Reading a figure makes a GPU's steps wait for each other.
+            let last = state.batch + 1 == batches;
+            let read = event || due || last || run.device.is_cpu();
+            let loss = trainer.step(&batch, &mut state, read)?;
             state.sums.seconds += since.elapsed().as_secs_f64();
-            if state.step.is_multiple_of(run.settings.event_steps) {
+            let Some(loss) = loss else {
+                since = Instant::now();
+                continue;
+            };
+            if event {
                 log.write(&Event::Step { epoch: epoch + 1, step: state.step, loss })?;
             }
             let (batch, step, sums) = (state.batch, state.step, &state.sums);
             stop |= observer(Progress::Step { epoch: epoch + 1, batch, step, sums }).is_break();
-            let due = match run.settings.checkpoint_every {
-                Every::Steps(steps) => state.step.is_multiple_of(steps),
-                Every::Epochs(_) => false,
-            };
             // At the end of the epoch the checkpoint comes after the evaluation.
             if (due || stop) && state.batch < batches {
                 trainer.save(&mut state, &log)?;
@@ -350,6 +361,21 @@ struct Trainer<'a> {
     optimizer: Optimizer,
     /// Steps of an epoch.
     batches: usize,
+    /// Of the steps since the last look.
+    unread: Vec<Figures>,
+}
+
+/// What a step leaves to be read: scalars on the device.
+struct Figures {
+    /// Steps before this one.
+    step: u64,
+    indices: Vec<u32>,
+    loss: Tensor,
+    parts: Vec<(&'static str, Tensor)>,
+    /// Images told right.
+    right: Tensor,
+    /// The norm of all gradients together, where it was computed on the device.
+    gradients: Option<Tensor>,
 }
 
 impl<'a> Trainer<'a> {
@@ -398,8 +424,18 @@ impl<'a> Trainer<'a> {
         );
         let optimizer = Optimizer::new(&run.recipe.optimizer);
         let batches = run.data.train.len().div_ceil(run.recipe.training.batch_size);
-        let teacher = None;
-        Ok(Self { run, config, parameters, network, objective, needs, teacher, optimizer, batches })
+        Ok(Self {
+            run,
+            config,
+            parameters,
+            network,
+            objective,
+            needs,
+            teacher: None,
+            optimizer,
+            batches,
+            unread: Vec::new(),
+        })
     }
 
     fn restore(&mut self, checkpoint: &checkpoint::Checkpoint) -> anyhow::Result<()> {
@@ -465,8 +501,14 @@ impl<'a> Trainer<'a> {
         Ok(kd_data::batches(&self.run.data.train, &config, &self.run.device)?)
     }
 
-    /// One step of training; the loss before it.
-    fn step(&mut self, batch: &Batch, state: &mut State) -> anyhow::Result<f64> {
+    /// One step of training. With `read` the figures of all steps since the last look go into the sums, and the loss
+    /// before this step is returned.
+    fn step(
+        &mut self,
+        batch: &Batch,
+        state: &mut State,
+        read: bool,
+    ) -> anyhow::Result<Option<f64>> {
         let key = DropoutKey { seed: self.run.recipe.training.seed, step: state.step };
         let places: Vec<&str> = self.needs.student.iter().map(String::as_str).collect();
         let output = self.network.forward_t(&batch.images, Mode::Train(key), &places)?;
@@ -488,47 +530,92 @@ impl<'a> Trainer<'a> {
             steps: self.run.recipe.training.epochs as u64 * self.batches as u64,
         };
         let Loss { total, parts } = self.objective.loss(&inputs)?;
-        let loss = f64::from(total.to_scalar::<f32>()?);
-        let mut values = Vec::with_capacity(parts.len());
-        for (name, part) in &parts {
-            // Of two terms of one method the second has a number.
-            let earlier = values.iter().filter(|(_, of, _): &&(String, _, _)| of == name).count();
-            let shown =
-                if earlier == 0 { name.to_string() } else { format!("{name} {}", earlier + 1) };
-            values.push((shown, *name, f64::from(part.to_scalar::<f32>()?)));
-        }
-        if !loss.is_finite() {
-            let parts: Vec<String> =
-                values.iter().map(|(name, _, value)| format!("{name} {value}")).collect();
-            let found = format!("the loss is {loss} ({})", parts.join(", "));
-            return Err(self.not_finite(&found, batch, state));
-        }
-        let mut gradients = total.backward()?;
-        let norms = grad_norms(&self.parameters, &gradients)?;
-        if let Some((name, norm)) = norms.iter().find(|(_, norm)| !norm.is_finite()) {
-            let found = format!("the norm of the gradient of {name} is {norm}");
-            return Err(self.not_finite(&found, batch, state));
-        }
-        if let Some(max_norm) = self.run.recipe.training.clip_grad_norm {
-            clip_grad_norm(&self.parameters, &mut gradients, total_norm(&norms), max_norm)?;
+        let mut figures = Figures {
+            step: state.step,
+            indices: batch.indices.clone(),
+            loss: total.detach(),
+            parts,
+            right: evaluate::right(&output.logits, &batch.labels)?,
+            gradients: None,
+        };
+        let max_norm = self.run.recipe.training.clip_grad_norm;
+        let (loss, mut gradients);
+        if self.run.device.is_cpu() {
+            // Before the weights are changed.
+            self.unread.push(figures);
+            loss = Some(self.read(state)?);
+            gradients = total.backward()?;
+            let norms = grad_norms(&self.parameters, &gradients)?;
+            if let Some((name, norm)) = norms.iter().find(|(_, norm)| !norm.is_finite()) {
+                let found = format!("the norm of the gradient of {name} is {norm}");
+                return Err(self.not_finite(&found, state.step, &batch.indices, state));
+            }
+            if let Some(max_norm) = max_norm {
+                clip_grad_norm(&self.parameters, &mut gradients, total_norm(&norms), max_norm)?;
+            }
+        } else {
+            gradients = total.backward()?;
+            let max_norm = max_norm.unwrap_or(f64::INFINITY);
+            let norm = clip_grad_norm_on_device(&self.parameters, &mut gradients, max_norm)?;
+            figures.gradients = Some(norm);
+            self.unread.push(figures);
+            loss = if read { Some(self.read(state)?) } else { None };
         }
         let Self { optimizer, batches, .. } = self;
         let training = &self.run.recipe.training;
         let share = training.schedule.share(state.step, *batches, training.epochs);
         optimizer.step(share * self.run.recipe.optimizer.lr(), &self.parameters, &gradients)?;
-
-        let labels = batch.labels.to_vec1::<u32>()?;
-        let answers = answers(&output.logits)?;
-        let sums = &mut state.sums;
-        sums.right += labels.iter().zip(answers).filter(|(l, a)| **l as usize == *a).count();
-        sums.images += labels.len();
-        sums.loss += loss;
-        for (name, _, value) in values {
-            *sums.parts.entry(name).or_default() += value;
-        }
         state.batch += 1;
         state.step += 1;
         Ok(loss)
+    }
+
+    /// Adds the figures of all steps since the last look to the sums; the last step's loss.
+    fn read(&mut self, state: &mut State) -> anyhow::Result<f64> {
+        let unread = std::mem::take(&mut self.unread);
+        // One copy from the device for all of them.
+        let scalars =
+            unread.iter().flat_map(|Figures { loss, right, parts, gradients, .. }| {
+                let parts = parts.iter().map(|(_, part)| part);
+                [loss, right].into_iter().chain(parts).chain(gradients)
+            });
+        // f32 turns into f64 and back without loss, and no norm is too large for f64.
+        let scalars: Vec<_> =
+            scalars.map(|x| x.to_dtype(DType::F64)).collect::<candle_core::Result<_>>()?;
+        let mut values = Tensor::stack(&scalars, 0)?.to_vec1::<f64>()?.into_iter();
+        let mut last = f64::NAN;
+        for Figures { step, indices, parts, gradients, .. } in unread {
+            let (Some(loss), Some(right)) = (values.next(), values.next()) else {
+                unreachable!("a value for each scalar")
+            };
+            let mut named: Vec<(String, &str, f64)> = Vec::with_capacity(parts.len());
+            for ((name, _), value) in parts.iter().zip(values.by_ref()) {
+                // Of two terms of one method the second has a number.
+                let earlier = named.iter().filter(|(_, of, _)| of == name).count();
+                let shown =
+                    if earlier == 0 { name.to_string() } else { format!("{name} {}", earlier + 1) };
+                named.push((shown, name, value));
+            }
+            if !loss.is_finite() {
+                let parts: Vec<String> =
+                    named.iter().map(|(name, _, value)| format!("{name} {value}")).collect();
+                let found = format!("the loss is {loss} ({})", parts.join(", "));
+                return Err(self.not_finite(&found, step, &indices, state));
+            }
+            if let Some(norm) = gradients.and_then(|_| values.next()).filter(|x| !x.is_finite()) {
+                let found = format!("the norm of the gradients is {norm}");
+                return Err(self.not_finite(&found, step, &indices, state));
+            }
+            let sums = &mut state.sums;
+            sums.right += right as usize;
+            sums.images += indices.len();
+            sums.loss += loss;
+            for (name, _, value) in named {
+                *sums.parts.entry(name).or_default() += value;
+            }
+            last = loss;
+        }
+        Ok(last)
     }
 
     /// Where the run is, for messages.
@@ -537,11 +624,13 @@ impl<'a> Trainer<'a> {
         format!("run {name}, epoch {}, step {}", state.epoch + 1, state.step + 1)
     }
 
-    fn not_finite(&self, found: &str, batch: &Batch, state: &State) -> anyhow::Error {
+    /// `step` counts the steps before the one where it was found.
+    fn not_finite(&self, found: &str, step: u64, indices: &[u32], state: &State) -> anyhow::Error {
         anyhow::anyhow!(
-            "{}: {found} on training images {:?}; expected a finite number: a lower learning rate or --clip-grad-norm often helps; the last good checkpoint is kept in {}",
-            self.stage(state),
-            batch.indices,
+            "run {}, epoch {}, step {}: {found} on training images {indices:?}; expected a finite number: a lower learning rate or --clip-grad-norm often helps; the last good checkpoint is kept in {}",
+            self.run.recipe.run.name,
+            state.epoch + 1,
+            step + 1,
             self.run.out.join(&self.run.recipe.run.name).join("checkpoints").display()
         )
     }
@@ -604,7 +693,8 @@ impl<'a> Trainer<'a> {
         own.filter_map(weight).map(|(tensor, name)| (name, tensor)).collect()
     }
 
-    fn save(&self, state: &mut State, log: &EventLog) -> anyhow::Result<()> {
+    fn save(&mut self, state: &mut State, log: &EventLog) -> anyhow::Result<()> {
+        self.optimizer.fetch()?;
         let folder = self.run.out.join(&self.run.recipe.run.name).join("checkpoints");
         state.events = log.text().to_string();
         checkpoint::save(&folder, state, &self.parameters, &self.optimizer)

@@ -5,7 +5,7 @@ use candle_core::{Result, bail};
 use super::Conv2dConfig;
 
 /// All sizes of one convolution, checked.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Geometry {
     pub(crate) batch: usize,
     pub(crate) in_channels: usize,

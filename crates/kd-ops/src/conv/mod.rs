@@ -4,7 +4,7 @@
 //! that stays in the cache, worked on there (vectors run over channels), and turned back.
 
 mod direct;
-mod geometry;
+pub(crate) mod geometry;
 mod kernels;
 mod passes;
 mod transforms;
@@ -54,7 +54,12 @@ pub fn conv2d(
     bias: Option<&Tensor>,
     config: &Conv2dConfig,
 ) -> Result<Tensor> {
-    let (geometry, bias) = check(x.dims(), weight, bias, config)?;
+    let geometry = check(x.dims(), weight, bias, config)?;
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return crate::cuda::conv::conv2d(x, weight, bias, geometry, config);
+    }
+    let bias = bias_or_zeros(weight, bias)?;
     let chain = Chain::new(Isa::detect(), geometry.batch, vec![chain_layer(geometry, config)]);
     let op = Conv2dOp { chain, winners: OnceLock::new() };
     x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, op)
@@ -107,12 +112,18 @@ pub fn conv2d_chain(x: &Tensor, layers: &[&Conv2d]) -> Result<Tensor> {
     if let [layer] = layers {
         return layer.forward(x);
     }
+    // There a map in between is written and read faster than computed again.
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() && !layers.is_empty() {
+        return layers.iter().try_fold(x.clone(), |x, layer| layer.forward(&x));
+    }
     let mut dims = x.dims().to_vec();
     let mut chain = Vec::with_capacity(layers.len());
     let mut sizes = Vec::with_capacity(layers.len());
     let mut parameters = Vec::with_capacity(2 * layers.len());
     for layer in layers {
-        let (geometry, bias) = check(&dims, &layer.weight, layer.bias.as_ref(), &layer.config)?;
+        let geometry = check(&dims, &layer.weight, layer.bias.as_ref(), &layer.config)?;
+        let bias = bias_or_zeros(&layer.weight, layer.bias.as_ref())?;
         let layer_of_chain = chain_layer(geometry, &layer.config);
         let size = layer_of_chain.result_size();
         dims = vec![geometry.batch, size.channels, size.height, size.width];
@@ -128,24 +139,29 @@ pub fn conv2d_chain(x: &Tensor, layers: &[&Conv2d]) -> Result<Tensor> {
     x.contiguous()?.apply_op2(&Tensor::cat(&parameters, 0)?, op)
 }
 
-/// Checks one convolution; the bias is zeros where there is none.
+/// Checks one convolution.
 fn check(
     x: &[usize],
     weight: &Tensor,
     bias: Option<&Tensor>,
     config: &Conv2dConfig,
-) -> Result<(Geometry, Tensor)> {
+) -> Result<Geometry> {
     let geometry = Geometry::new(x, weight.dims(), config)?;
-    let bias = match bias {
+    match bias {
         Some(bias) if bias.dims() != [geometry.out_channels] => bail!(
             "conv2d: expected a bias of shape [{}], got {:?}",
             geometry.out_channels,
             bias.shape()
         ),
-        Some(bias) => bias.clone(),
-        None => Tensor::zeros(geometry.out_channels, weight.dtype(), weight.device())?,
-    };
-    Ok((geometry, bias))
+        _ => Ok(geometry),
+    }
+}
+
+fn bias_or_zeros(weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    match bias {
+        Some(bias) => Ok(bias.clone()),
+        None => Tensor::zeros(weight.dim(0)?, weight.dtype(), weight.device()),
+    }
 }
 
 fn chain_layer(geometry: Geometry, config: &Conv2dConfig) -> Layer {

@@ -1,0 +1,173 @@
+//! Batches out of images that lie on a GPU (feature `cuda`): nothing but an epoch's order and views is copied
+//! there, once an epoch; the same batches as on the CPU, bit for bit.
+//!
+//! Not run on a GPU yet: the kernel's logic was checked by `parity/kernels/check.sh`, and `tests/cuda.rs` compares
+//! with the CPU's batches where a GPU is found.
+
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, LaunchConfig, PushKernelArg};
+use candle_core::cuda_backend::{CudaDType, DeviceId, WrapErr};
+use candle_core::op::BackpropOp;
+use candle_core::{CudaDevice, CudaStorage, Shape, Storage, Tensor, bail};
+use rayon::prelude::*;
+
+use crate::augment::Views;
+use crate::batches::order;
+use crate::{Batch, BatchConfig, Result, Split, View};
+
+/// The kernel's PTX.
+#[allow(missing_docs, unreachable_pub)]
+mod ptx {
+    include!(concat!(env!("OUT_DIR"), "/ptx.rs"));
+}
+
+/// A split's bytes on a GPU.
+#[derive(Debug)]
+struct OnGpu {
+    split: Weak<Split>,
+    device: DeviceId,
+    images: CudaSlice<u8>,
+    labels: CudaSlice<u8>,
+}
+
+/// The splits that have been copied to a GPU; they stay there as long as the split itself lives.
+static COPIES: Mutex<Vec<Arc<OnGpu>>> = Mutex::new(Vec::new());
+
+/// The copy of `split`, made at its first use.
+fn on_gpu(split: &Arc<Split>, device: &CudaDevice) -> candle_core::Result<Arc<OnGpu>> {
+    let mut copies = COPIES.lock().unwrap_or_else(PoisonError::into_inner);
+    copies.retain(|copy| copy.split.strong_count() > 0);
+    let this = Arc::downgrade(split);
+    let same = |copy: &&Arc<OnGpu>| copy.split.ptr_eq(&this) && copy.device == device.id();
+    if let Some(copy) = copies.iter().find(same) {
+        return Ok(Arc::clone(copy));
+    }
+    let copy = Arc::new(OnGpu {
+        images: device.clone_htod(&split.images)?,
+        labels: device.clone_htod(&split.labels)?,
+        split: this,
+        device: device.id(),
+    });
+    copies.push(Arc::clone(&copy));
+    Ok(copy)
+}
+
+/// What is left of an epoch.
+#[derive(Debug)]
+pub(crate) struct Gathered {
+    device: CudaDevice,
+    copy: Arc<OnGpu>,
+    shape: [usize; 3],
+    batch_size: usize,
+    cutout: usize,
+    /// The next batch's first image, in `order`.
+    next: usize,
+    order: Vec<u32>,
+    /// By the place in `order`.
+    views: Vec<View>,
+    order_on_gpu: CudaSlice<u32>,
+    views_on_gpu: Option<CudaSlice<u32>>,
+    table: CudaSlice<f32>,
+}
+
+/// Sets up an epoch whose settings have been checked.
+pub(crate) fn gather(
+    split: &Arc<Split>,
+    config: &BatchConfig,
+    device: &CudaDevice,
+) -> Result<Gathered> {
+    let copy = on_gpu(split, device)?;
+    let order = order(split.len(), config);
+    let seed = config.shuffle_seed.unwrap_or(0);
+    let drawn = order.par_chunks(1024).flat_map_iter(|indices| {
+        let mut views = Views::new(config.augment, split.shape, seed, config.epoch);
+        indices.iter().map(move |&index| views.view(index))
+    });
+    let views: Vec<View> = drawn.collect();
+    let views_on_gpu = match config.augment.is_off() {
+        true => None,
+        false => {
+            let words: Vec<u32> = views.iter().flat_map(words).collect();
+            Some(device.clone_htod(&words)?)
+        }
+    };
+    Ok(Gathered {
+        device: device.clone(),
+        copy,
+        shape: split.shape,
+        batch_size: config.batch_size,
+        cutout: config.augment.cutout,
+        next: config.first_batch * config.batch_size,
+        order_on_gpu: device.clone_htod(&order)?,
+        order,
+        views,
+        views_on_gpu,
+        table: device.clone_htod(config.normalization.table().as_flattened())?,
+    })
+}
+
+/// A view as kernels/gather.cu takes it.
+fn words(view: &View) -> [u32; 2] {
+    let (row, column) = view.cutout.unwrap_or((0, 0));
+    let change = [view.dy as u8, view.dx as u8, view.flip.into(), view.cutout.is_some().into()];
+    [u32::from_le_bytes(change), u32::from_le_bytes([row, column, 0, 0])]
+}
+
+impl Gathered {
+    /// The next batch; there must be one.
+    pub(crate) fn next(&mut self) -> Result<Batch> {
+        let (from, to) = (self.next, (self.next + self.batch_size).min(self.order.len()));
+        self.next = to;
+        let (images, labels) = self.launch(from, to)?;
+        let (indices, views) = (self.order[from..to].to_vec(), self.views[from..to].to_vec());
+        Ok(Batch { images, labels, indices, views })
+    }
+
+    fn launch(&self, from: usize, to: usize) -> candle_core::Result<(Tensor, Tensor)> {
+        let [channels, height, width] = self.shape;
+        let count = to - from;
+        let int = |size: usize| match i32::try_from(size) {
+            Ok(size) => Ok(size),
+            Err(_) => bail!("a size of {size} is too large for the GPU"),
+        };
+        let (grid, rows, columns) = (int(count)?, int(height)?, int(width)?);
+        int(height * width)?;
+        let cutout = int(self.cutout)?;
+        // SAFETY: the kernel writes all of it.
+        let (mut inputs, mut classes) = unsafe {
+            let inputs = self.device.alloc::<f32>(count * channels * height * width)?;
+            (inputs, self.device.alloc::<u32>(count)?)
+        };
+        let function =
+            self.device.get_or_load_custom_func("gather", "kd-data gather", ptx::GATHER)?;
+        let none = 0u64;
+        let mut args = function.builder();
+        args.arg(&self.copy.images).arg(&self.copy.labels).arg(&self.order_on_gpu);
+        match &self.views_on_gpu {
+            Some(views) => args.arg(views),
+            None => args.arg(&none),
+        };
+        args.arg(&self.table).arg(&from).arg(&rows).arg(&columns).arg(&cutout);
+        args.arg(&mut inputs).arg(&mut classes);
+        let config = LaunchConfig {
+            grid_dim: (grid as u32, 1, 1),
+            block_dim: (256, 1, 1),
+            shared_mem_bytes: 0,
+        };
+        // SAFETY: the split was checked, so every number in `order` is an image's; `order` and `views` have an
+        // entry for each of `from..to`; a null pointer stands for no views.
+        unsafe { args.launch(config) }.w()?;
+        let images = tensor(inputs, &self.device, (count, channels, height, width));
+        Ok((images, tensor(classes, &self.device, count)))
+    }
+}
+
+fn tensor<T: CudaDType>(
+    values: CudaSlice<T>,
+    device: &CudaDevice,
+    shape: impl Into<Shape>,
+) -> Tensor {
+    let storage = CudaStorage::wrap_cuda_slice(values, device.clone());
+    Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false)
+}

@@ -1,0 +1,133 @@
+//! A convolution's products by cuBLAS, on a matrix with a column for each window: right, and simple; cuDNN
+//! (feature `cudnn`) needs no such matrix.
+//!
+//! The matrix has a row for each weight of one output channel and a column for each output pixel of all images,
+//! so the products come as CNHW, and each pass is one matrix product.
+
+use candle_core::backend::BackendStorage;
+use candle_core::cuda_backend::cudarc::driver::{DeviceRepr, PushKernelArg};
+use candle_core::{CudaStorage, Layout, Result};
+
+use super::conv::map_memory;
+use super::{Array, int, kernel, launch, memory, ptx, threads_over};
+use crate::conv::geometry::Geometry;
+
+const NAME: &str = "conv2d";
+const FILE: &str = "kd-ops conv";
+
+/// Whether an image's products lie together.
+pub(super) const IS_NCHW: bool = false;
+
+/// A convolution's sizes as the kernels take them.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Sizes([i32; 11]);
+
+// SAFETY: `struct Sizes` of kernels/conv.cu is eleven ints.
+unsafe impl DeviceRepr for Sizes {}
+
+impl Sizes {
+    fn new(g: &Geometry) -> Result<Self> {
+        let sizes = [
+            g.batch,
+            g.in_channels,
+            g.height,
+            g.width,
+            g.kernel_height,
+            g.kernel_width,
+            g.stride,
+            g.padding,
+            g.dilation,
+            g.out_height,
+            g.out_width,
+        ];
+        let mut ints = [0; 11];
+        for (to, size) in ints.iter_mut().zip(sizes) {
+            *to = int(size)?;
+        }
+        Ok(Self(ints))
+    }
+}
+
+/// Output pixels of all images.
+fn pixels(geometry: &Geometry) -> usize {
+    geometry.batch * geometry.out_pixels()
+}
+
+fn columns(x: Array<'_>, geometry: &Geometry) -> Result<CudaStorage> {
+    let device = x.device();
+    let x = x.values::<f32>(NAME)?;
+    let rows = geometry.window_len();
+    let mut columns = memory::<f32>(device, rows * pixels(geometry))?;
+    let sizes = Sizes::new(geometry)?;
+    let function = kernel(device, FILE, "conv_columns", ptx::CONV)?;
+    let mut args = function.builder();
+    args.arg(&x).arg(&sizes).arg(&mut columns);
+    let threads = (threads_over(geometry.out_pixels()), 1);
+    // SAFETY: the memory has the sizes that are passed; blocks beyond 32,768 images take several.
+    unsafe { launch(args, (rows, geometry.batch.min(1 << 15)), threads) }?;
+    Ok(super::storage(columns, device))
+}
+
+/// The weight as a matrix with a row for each output channel.
+fn weight_layout(weight: Array<'_>, geometry: &Geometry) -> Layout {
+    let shape = (geometry.out_channels, geometry.window_len());
+    Layout::contiguous_with_offset(shape, weight.layout.start_offset())
+}
+
+pub(super) fn forward(x: Array<'_>, weight: Array<'_>, geometry: &Geometry) -> Result<CudaStorage> {
+    let (m, n, k) = (geometry.out_channels, pixels(geometry), geometry.window_len());
+    let columns = columns(x, geometry)?;
+    let layout = weight_layout(weight, geometry);
+    weight.storage.matmul(&columns, (1, m, n, k), &layout, &Layout::contiguous((k, n)))
+}
+
+/// `dz` as CNHW.
+pub(super) fn weight_gradient(
+    x: Array<'_>,
+    dz: Array<'_>,
+    geometry: &Geometry,
+) -> Result<CudaStorage> {
+    let (m, n, k) = (geometry.out_channels, geometry.window_len(), pixels(geometry));
+    let columns = columns(x, geometry)?;
+    let dz_layout = Layout::contiguous_with_offset((m, k), dz.layout.start_offset());
+    let transposed = Layout::contiguous((n, k)).transpose(0, 1)?;
+    dz.storage.matmul(&columns, (1, m, n, k), &dz_layout, &transposed)
+}
+
+/// `dz` as CNHW.
+pub(super) fn data_gradient(
+    weight: Array<'_>,
+    dz: Array<'_>,
+    geometry: &Geometry,
+) -> Result<CudaStorage> {
+    let (m, n, k) = (geometry.window_len(), pixels(geometry), geometry.out_channels);
+    let device = dz.device();
+    let dz_layout = Layout::contiguous_with_offset((k, n), dz.layout.start_offset());
+    let transposed = weight_layout(weight, geometry).transpose(0, 1)?;
+    let columns = weight.storage.matmul(dz.storage, (1, m, n, k), &transposed, &dz_layout)?;
+    let columns = columns.as_cuda_slice::<f32>()?;
+    let mut dx = map_memory(device, geometry)?;
+    let sizes = Sizes::new(geometry)?;
+    let function = kernel(device, FILE, "conv_from_columns", ptx::CONV)?;
+    let mut args = function.builder();
+    args.arg(columns).arg(&sizes).arg(&mut dx);
+    let grid = (geometry.batch * geometry.in_channels, 1);
+    // SAFETY: the memory has the sizes that are passed.
+    unsafe { launch(args, grid, (threads_over(geometry.height * geometry.width), 1)) }?;
+    Ok(super::storage(dx, device))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The kernels' PTX says how large their sizes are.
+    #[test]
+    fn the_sizes_have_the_size_that_the_kernels_expect() {
+        for kernel in ["conv_columns", "conv_from_columns"] {
+            let parameter = format!("{kernel}_param_1[{}]", size_of::<Sizes>());
+            assert!(ptx::CONV.contains(&parameter), "{kernel}");
+        }
+    }
+}

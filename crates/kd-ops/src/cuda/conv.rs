@@ -1,0 +1,307 @@
+//! Convolutions on a GPU: the products by cuDNN (feature `cudnn`) or, on columns of windows, by cuBLAS; bias,
+//! ReLU and 2x2 max-pool by kernels of ours.
+
+use std::sync::OnceLock;
+
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, PushKernelArg};
+use candle_core::{
+    CpuStorage, CudaDevice, CudaStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail,
+};
+
+#[cfg(not(feature = "cudnn"))]
+use super::columns as products;
+#[cfg(feature = "cudnn")]
+use super::cudnn as products;
+use super::{
+    Array, device, hold, int, kernel, launch, memory, not_on_cpu, parts, ptx, threads_over,
+};
+use crate::Conv2dConfig;
+use crate::conv::geometry::Geometry;
+
+const NAME: &str = "conv2d";
+const FILE: &str = "kd-ops conv";
+
+/// As [`crate::conv2d`], which has checked the shapes.
+pub(crate) fn conv2d(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    geometry: Geometry,
+    config: &Conv2dConfig,
+) -> Result<Tensor> {
+    let (x, weight) = (x.contiguous()?, weight.contiguous()?);
+    let op = Conv2d {
+        geometry,
+        relu: config.relu,
+        max_pool2: config.max_pool2,
+        winners: OnceLock::new(),
+    };
+    match bias {
+        // Nothing follows the products, where they come as NCHW.
+        None if !op.relu && !op.max_pool2 && products::IS_NCHW => {
+            x.apply_op2(&weight, Products { geometry })
+        }
+        Some(bias) => x.apply_op3(&weight, &bias.contiguous()?, op),
+        None => {
+            let zeros = Tensor::zeros(geometry.out_channels, weight.dtype(), weight.device())?;
+            x.apply_op3(&weight, &zeros, op)
+        }
+    }
+}
+
+/// How a map of products lies in memory: numbers from one image to the next, and from one channel to the next.
+#[derive(Clone, Copy)]
+struct Order {
+    image: usize,
+    channel: usize,
+}
+
+impl Order {
+    fn new(geometry: &Geometry) -> Self {
+        let pixels = geometry.out_pixels();
+        match products::IS_NCHW {
+            true => Self { image: geometry.out_channels * pixels, channel: pixels },
+            false => Self { image: pixels, channel: geometry.batch * pixels },
+        }
+    }
+}
+
+fn out_shape(geometry: &Geometry) -> Shape {
+    let Geometry { batch, out_channels, out_height, out_width, .. } = *geometry;
+    Shape::from((batch, out_channels, out_height, out_width))
+}
+
+/// The products alone.
+struct Products {
+    geometry: Geometry,
+}
+
+impl CustomOp2 for Products {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn cpu_fwd(
+        &self,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        not_on_cpu(NAME)
+    }
+
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        weight: &CudaStorage,
+        weight_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let x = Array { storage: x, layout: x_layout };
+        let weight = Array { storage: weight, layout: weight_layout };
+        Ok((products::forward(x, weight, &self.geometry)?, out_shape(&self.geometry)))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        _y: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        product_gradients(&self.geometry, x, weight, &dy.contiguous()?)
+    }
+}
+
+/// The gradients of x and weight that are wanted; `dz` has the products' order.
+fn product_gradients(
+    geometry: &Geometry,
+    x: &Tensor,
+    weight: &Tensor,
+    dz: &Tensor,
+) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    let (x_held, weight_held, dz) = (hold(x), hold(weight), hold(dz));
+    let (x_array, weight_array) = (x_held.array(NAME)?, weight_held.array(NAME)?);
+    let dz = dz.array(NAME)?;
+    let dx = match x.track_op() {
+        true => {
+            let dx = products::data_gradient(weight_array, dz, geometry)?;
+            Some(super::tensor_of(dx, x.shape()))
+        }
+        false => None,
+    };
+    let dweight = match weight.track_op() {
+        true => {
+            let dweight = products::weight_gradient(x_array, dz, geometry)?;
+            Some(super::tensor_of(dweight, weight.shape()))
+        }
+        false => None,
+    };
+    Ok((dx, dweight))
+}
+
+/// Products, bias, and what `relu` and `max_pool2` ask for.
+struct Conv2d {
+    geometry: Geometry,
+    relu: bool,
+    max_pool2: bool,
+    /// Which of a window's four pixels was the largest, u8; kept for the backward pass.
+    winners: OnceLock<Tensor>,
+}
+
+impl CustomOp3 for Conv2d {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn cpu_fwd(
+        &self,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        not_on_cpu(NAME)
+    }
+
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        weight: &CudaStorage,
+        weight_layout: &Layout,
+        bias: &CudaStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let x = Array { storage: x, layout: x_layout };
+        let weight = Array { storage: weight, layout: weight_layout };
+        let bias = Array { storage: bias, layout: bias_layout }.values::<f32>(NAME)?;
+        let device = x.device();
+        let products = products::forward(x, weight, &self.geometry)?;
+        let z = products.as_cuda_slice::<f32>()?;
+        let Geometry { batch, out_channels, out_height, out_width, .. } = self.geometry;
+        let order = Order::new(&self.geometry);
+        let (channels, relu) = (int(out_channels)?, i32::from(self.relu));
+        let grid = (batch * out_channels, 1);
+        if !self.max_pool2 {
+            let pixels = int(self.geometry.out_pixels())?;
+            let mut y = memory::<f32>(device, z.len())?;
+            let function = kernel(device, FILE, "conv_bias_forward", ptx::CONV)?;
+            let mut args = function.builder();
+            args.arg(z).arg(&order.image).arg(&order.channel).arg(&bias).arg(&channels);
+            args.arg(&pixels).arg(&relu).arg(&mut y);
+            // SAFETY: the memory has the sizes that are passed.
+            unsafe { launch(args, grid, (threads_over(self.geometry.out_pixels()), 1)) }?;
+            return Ok((super::storage(y, device), out_shape(&self.geometry)));
+        }
+        let shape = Shape::from((batch, out_channels, out_height / 2, out_width / 2));
+        let mut y = memory::<f32>(device, shape.elem_count())?;
+        let mut winners = memory::<u8>(device, shape.elem_count())?;
+        let (height, width) = (int(out_height)?, int(out_width)?);
+        let function = kernel(device, FILE, "conv_pool_forward", ptx::CONV)?;
+        let mut args = function.builder();
+        args.arg(z).arg(&order.image).arg(&order.channel).arg(&bias).arg(&channels);
+        args.arg(&height).arg(&width).arg(&relu).arg(&mut y).arg(&mut winners);
+        // SAFETY: as above.
+        unsafe { launch(args, grid, (threads_over(out_height / 2 * (out_width / 2)), 1)) }?;
+        // `cuda_fwd` runs once for each operation that is built, so the cell is empty here.
+        let _ = self.winners.set(super::tensor(winners, device, shape.clone()));
+        Ok((super::storage(y, device), shape))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        y: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let dy = dy.contiguous()?;
+        let dz = match self.relu || self.max_pool2 || !products::IS_NCHW {
+            true => self.before_what_follows(y, &dy)?,
+            false => dy,
+        };
+        let (dx, dweight) = product_gradients(&self.geometry, x, weight, &dz)?;
+        let dbias = match bias.track_op() {
+            true => Some(self.bias_gradient(&dz)?),
+            false => None,
+        };
+        Ok((dx, dweight, dbias))
+    }
+}
+
+impl Conv2d {
+    /// The gradient of the products, in their order, from that of the result.
+    fn before_what_follows(&self, y: &Tensor, dy: &Tensor) -> Result<Tensor> {
+        let device = device(NAME, y)?;
+        let Geometry { batch, out_channels, out_height, out_width, .. } = self.geometry;
+        let order = Order::new(&self.geometry);
+        let pixels = self.geometry.out_pixels();
+        let mut dz = memory::<f32>(&device, batch * out_channels * pixels)?;
+        let (channels, relu) = (int(out_channels)?, i32::from(self.relu));
+        let (grid, threads) = ((batch * out_channels, 1), (threads_over(pixels), 1));
+        {
+            let (y, dy) = (hold(y), hold(dy));
+            let (y, dy) = (y.values::<f32>(NAME)?, dy.values::<f32>(NAME)?);
+            if self.max_pool2 {
+                let Some(winners) = self.winners.get() else {
+                    bail!("{NAME}: backward before forward")
+                };
+                let winners = hold(winners);
+                let winners = winners.values::<u8>(NAME)?;
+                let (height, width) = (int(out_height)?, int(out_width)?);
+                let function = kernel(&device, FILE, "conv_pool_backward", ptx::CONV)?;
+                let mut args = function.builder();
+                args.arg(&y).arg(&winners).arg(&dy).arg(&channels).arg(&height).arg(&width);
+                args.arg(&relu).arg(&mut dz).arg(&order.image).arg(&order.channel);
+                // SAFETY: the memory has the sizes that are passed.
+                unsafe { launch(args, grid, threads) }?;
+            } else {
+                let pixels = int(pixels)?;
+                let function = kernel(&device, FILE, "conv_bias_backward", ptx::CONV)?;
+                let mut args = function.builder();
+                args.arg(&y).arg(&dy).arg(&channels).arg(&pixels).arg(&relu).arg(&mut dz);
+                args.arg(&order.image).arg(&order.channel);
+                // SAFETY: as above.
+                unsafe { launch(args, grid, threads) }?;
+            }
+        }
+        let len = dz.len();
+        Ok(super::tensor(dz, &device, len))
+    }
+
+    fn bias_gradient(&self, dz: &Tensor) -> Result<Tensor> {
+        let device = device(NAME, dz)?;
+        let Geometry { batch, out_channels, .. } = self.geometry;
+        let order = Order::new(&self.geometry);
+        let dz = hold(dz);
+        let dz = dz.values::<f32>(NAME)?;
+        let (part_count, threads) = parts(batch, self.geometry.out_pixels());
+        let mut partial = memory::<f64>(&device, 2 * out_channels * part_count)?;
+        let mut dbias = memory::<f32>(&device, out_channels)?;
+        let (images, pixels) = (int(batch)?, int(self.geometry.out_pixels())?);
+        let function = kernel(&device, FILE, "conv_bias_sums", ptx::CONV)?;
+        let mut args = function.builder();
+        args.arg(&dz).arg(&order.image).arg(&order.channel).arg(&images).arg(&pixels);
+        args.arg(&mut partial);
+        // SAFETY: the memory has the sizes that are passed; a block for each pair in `partial`.
+        unsafe { launch(args, (out_channels, part_count), threads) }?;
+        let part_count = int(part_count)?;
+        let function = kernel(&device, FILE, "conv_bias_totals", ptx::CONV)?;
+        let mut args = function.builder();
+        args.arg(&partial).arg(&part_count).arg(&mut dbias);
+        // SAFETY: a warp a channel.
+        unsafe { launch(args, (out_channels, 1), (32, 1)) }?;
+        Ok(super::tensor(dbias, &device, out_channels))
+    }
+}
+
+/// For the products: memory for a gradient of x.
+pub(super) fn map_memory(device: &CudaDevice, geometry: &Geometry) -> Result<CudaSlice<f32>> {
+    let Geometry { batch, in_channels, height, width, .. } = *geometry;
+    memory::<f32>(device, batch * in_channels * height * width)
+}

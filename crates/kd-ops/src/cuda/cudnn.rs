@@ -1,0 +1,445 @@
+//! A convolution's products by cuDNN.
+//!
+//! A shape's descriptors and algorithms are made at its first use and kept; the algorithms follow from cuDNN's
+//! own heuristics, not from timing, and only deterministic ones are taken, so that runs repeat. All
+//! convolutions of a device share one workspace: they run one after the other on its stream.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use candle_core::cuda_backend::DeviceId;
+use candle_core::cuda_backend::cudarc::cudnn::{result, sys};
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
+use candle_core::{CudaDevice, CudaStorage, Error, Result, bail};
+
+use super::conv::map_memory;
+use super::{Array, int, memory, storage, tf32};
+use crate::conv::geometry::Geometry;
+
+const NAME: &str = "conv2d";
+
+/// Whether an image's products lie together.
+pub(super) const IS_NCHW: bool = true;
+
+/// Workspaces above this are not worth what little they gain; cuDNN has other algorithms.
+const MAX_WORKSPACE_BYTES: usize = 1 << 30;
+
+thread_local! {
+    // cuDNN's handles may be used by one thread at a time.
+    static DEVICES: RefCell<HashMap<DeviceId, Rc<RefCell<OnDevice>>>> = RefCell::default();
+}
+
+/// What is kept for a device.
+struct OnDevice {
+    plans: HashMap<(Geometry, bool), Rc<Plan>>,
+    workspace: Option<CudaSlice<u8>>,
+    handle: Rc<Handle>,
+}
+
+struct Handle {
+    handle: sys::cudnnHandle_t,
+    stream: Arc<CudaStream>,
+}
+
+impl Handle {
+    fn new(stream: Arc<CudaStream>) -> Result<Self> {
+        stream.context().bind_to_thread().map_err(Error::wrap)?;
+        let handle = Self { handle: result::create_handle().map_err(failed)?, stream };
+        // SAFETY: both exist.
+        unsafe { result::set_stream(handle.handle, handle.stream.cu_stream().cast()) }
+            .map_err(failed)?;
+        Ok(handle)
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // SAFETY: made by `create_handle`, destroyed once. At the end of a process cuDNN may already be gone;
+        // an error then means nothing.
+        let _ = unsafe { result::destroy_handle(self.handle) };
+    }
+}
+
+fn failed(error: result::CudnnError) -> Error {
+    Error::wrap(error).context("cuDNN refused a convolution")
+}
+
+/// Descriptors and algorithms of one shape.
+struct Plan {
+    x: sys::cudnnTensorDescriptor_t,
+    y: sys::cudnnTensorDescriptor_t,
+    weight: sys::cudnnFilterDescriptor_t,
+    conv: sys::cudnnConvolutionDescriptor_t,
+    handle: Rc<Handle>,
+    forward: Chosen<sys::cudnnConvolutionFwdAlgo_t>,
+    data: Chosen<sys::cudnnConvolutionBwdDataAlgo_t>,
+    filter: Chosen<sys::cudnnConvolutionBwdFilterAlgo_t>,
+}
+
+#[derive(Clone, Copy)]
+struct Chosen<A> {
+    algorithm: A,
+    workspace_bytes: usize,
+}
+
+impl Drop for Plan {
+    fn drop(&mut self) {
+        // SAFETY: each was made by its `create_...`, or is null where making it failed; destroyed once. Errors at the end of a
+        // process mean nothing.
+        unsafe {
+            if !self.x.is_null() {
+                let _ = result::destroy_tensor_descriptor(self.x);
+            }
+            if !self.y.is_null() {
+                let _ = result::destroy_tensor_descriptor(self.y);
+            }
+            if !self.weight.is_null() {
+                let _ = result::destroy_filter_descriptor(self.weight);
+            }
+            if !self.conv.is_null() {
+                let _ = result::destroy_convolution_descriptor(self.conv);
+            }
+        }
+    }
+}
+
+/// One of cuDNN's proposals, whichever pass it is for.
+struct Proposal<A> {
+    algorithm: A,
+    status: sys::cudnnStatus_t,
+    bytes: usize,
+    determinism: sys::cudnnDeterminism_t,
+    math: sys::cudnnMathType_t,
+}
+
+/// The first of cuDNN's proposals, the quickest first by its heuristics, that is deterministic, as exact as asked for and content
+/// with the memory; else `fallback`, which is deterministic and always there.
+fn choose<A: Copy>(
+    proposals: impl Iterator<Item = Proposal<A>>,
+    tf32: bool,
+    fallback: A,
+    workspace: impl Fn(A) -> std::result::Result<usize, result::CudnnError>,
+) -> Result<Chosen<A>> {
+    use sys::cudnnMathType_t::{CUDNN_DEFAULT_MATH, CUDNN_FMA_MATH};
+    let good = |proposal: &Proposal<A>| {
+        proposal.status == sys::cudnnStatus_t::CUDNN_STATUS_SUCCESS
+            && proposal.determinism == sys::cudnnDeterminism_t::CUDNN_DETERMINISTIC
+            && proposal.bytes <= MAX_WORKSPACE_BYTES
+            && (tf32 || [CUDNN_FMA_MATH, CUDNN_DEFAULT_MATH].contains(&proposal.math))
+    };
+    let mut proposals = proposals.filter(good).map(|proposal| proposal.algorithm);
+    let algorithm = proposals.next().unwrap_or(fallback);
+    Ok(Chosen { algorithm, workspace_bytes: workspace(algorithm).map_err(failed)? })
+}
+
+macro_rules! proposals {
+    ($perfs:expr, $count:expr) => {
+        $perfs.iter().take(usize::try_from($count).unwrap_or(0)).map(|perf| Proposal {
+            algorithm: perf.algo,
+            status: perf.status,
+            bytes: perf.memory,
+            determinism: perf.determinism,
+            math: perf.mathType,
+        })
+    };
+}
+
+impl Plan {
+    fn new(handle: &Rc<Handle>, g: &Geometry, tf32: bool) -> Result<Self> {
+        use sys::cudnnConvolutionBwdDataAlgo_t::CUDNN_CONVOLUTION_BWD_DATA_ALGO_1;
+        use sys::cudnnConvolutionBwdFilterAlgo_t::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_1;
+        use sys::cudnnConvolutionFwdAlgo_t::CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_GEMM;
+        use sys::cudnnConvolutionMode_t::CUDNN_CROSS_CORRELATION;
+        use sys::cudnnMathType_t::{CUDNN_DEFAULT_MATH, CUDNN_FMA_MATH};
+        const NCHW: sys::cudnnTensorFormat_t = sys::cudnnTensorFormat_t::CUDNN_TENSOR_NCHW;
+        const F32: sys::cudnnDataType_t = sys::cudnnDataType_t::CUDNN_DATA_FLOAT;
+        let x = [int(g.batch)?, int(g.in_channels)?, int(g.height)?, int(g.width)?];
+        let y = [int(g.batch)?, int(g.out_channels)?, int(g.out_height)?, int(g.out_width)?];
+        let weight = [x[1], int(g.kernel_height)?, int(g.kernel_width)?];
+        let weight = [y[1], weight[0], weight[1], weight[2]];
+        let (padding, stride, dilation) = (int(g.padding)?, int(g.stride)?, int(g.dilation)?);
+        let h = handle.handle;
+        let mut plan = Self {
+            x: std::ptr::null_mut(),
+            y: std::ptr::null_mut(),
+            weight: std::ptr::null_mut(),
+            conv: std::ptr::null_mut(),
+            handle: Rc::clone(handle),
+            forward: Chosen {
+                algorithm: CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_GEMM,
+                workspace_bytes: 0,
+            },
+            data: Chosen { algorithm: CUDNN_CONVOLUTION_BWD_DATA_ALGO_1, workspace_bytes: 0 },
+            filter: Chosen { algorithm: CUDNN_CONVOLUTION_BWD_FILTER_ALGO_1, workspace_bytes: 0 },
+        };
+        plan.x = result::create_tensor_descriptor().map_err(failed)?;
+        plan.y = result::create_tensor_descriptor().map_err(failed)?;
+        plan.weight = result::create_filter_descriptor().map_err(failed)?;
+        plan.conv = result::create_convolution_descriptor().map_err(failed)?;
+        // cuDNN's default lets f32 become TF32; FMA does not.
+        let math = if tf32 { CUDNN_DEFAULT_MATH } else { CUDNN_FMA_MATH };
+        // SAFETY: all descriptors were just made.
+        unsafe {
+            result::set_tensor4d_descriptor(plan.x, NCHW, F32, x).map_err(failed)?;
+            result::set_tensor4d_descriptor(plan.y, NCHW, F32, y).map_err(failed)?;
+            result::set_filter4d_descriptor(plan.weight, F32, NCHW, weight).map_err(failed)?;
+            result::set_convolution2d_descriptor(
+                plan.conv,
+                padding,
+                padding,
+                stride,
+                stride,
+                dilation,
+                dilation,
+                CUDNN_CROSS_CORRELATION,
+                F32,
+            )
+            .map_err(failed)?;
+            result::set_convolution_math_type(plan.conv, math).map_err(failed)?;
+        }
+
+        /// cuDNN has 8 algorithms at most for a pass, some with two kinds of arithmetic.
+        const ASKED: usize = 16;
+        let mut count = 0;
+        // SAFETY: these are plain C structures of numbers, and the memory holds `ASKED` of them; the
+        // descriptors were set above.
+        unsafe {
+            let mut perfs: [sys::cudnnConvolutionFwdAlgoPerf_t; ASKED] = std::mem::zeroed();
+            result::get_convolution_forward_algorithm(
+                h,
+                plan.x,
+                plan.weight,
+                plan.conv,
+                plan.y,
+                ASKED as i32,
+                &mut count,
+                perfs.as_mut_ptr(),
+            )
+            .map_err(failed)?;
+            plan.forward = choose(proposals!(perfs, count), tf32, plan.forward.algorithm, |a| {
+                result::get_convolution_forward_workspace_size(
+                    h,
+                    plan.x,
+                    plan.weight,
+                    plan.conv,
+                    plan.y,
+                    a,
+                )
+            })?;
+            let mut perfs: [sys::cudnnConvolutionBwdDataAlgoPerf_t; ASKED] = std::mem::zeroed();
+            result::get_convolution_backward_data_algorithm(
+                h,
+                plan.weight,
+                plan.y,
+                plan.conv,
+                plan.x,
+                ASKED as i32,
+                &mut count,
+                perfs.as_mut_ptr(),
+            )
+            .map_err(failed)?;
+            plan.data = choose(proposals!(perfs, count), tf32, plan.data.algorithm, |a| {
+                result::get_convolution_backward_data_workspace_size(
+                    h,
+                    plan.weight,
+                    plan.y,
+                    plan.conv,
+                    plan.x,
+                    a,
+                )
+            })?;
+            let mut perfs: [sys::cudnnConvolutionBwdFilterAlgoPerf_t; ASKED] = std::mem::zeroed();
+            result::get_convolution_backward_filter_algorithm(
+                h,
+                plan.x,
+                plan.y,
+                plan.conv,
+                plan.weight,
+                ASKED as i32,
+                &mut count,
+                perfs.as_mut_ptr(),
+            )
+            .map_err(failed)?;
+            plan.filter = choose(proposals!(perfs, count), tf32, plan.filter.algorithm, |a| {
+                result::get_convolution_backward_filter_workspace_size(
+                    h,
+                    plan.x,
+                    plan.y,
+                    plan.conv,
+                    plan.weight,
+                    a,
+                )
+            })?;
+        }
+        Ok(plan)
+    }
+}
+
+/// Runs `body` with the plan of a shape and the address of a workspace of the size that `bytes` of it asks for.
+fn with_plan(
+    device: &CudaDevice,
+    geometry: &Geometry,
+    bytes: impl Fn(&Plan) -> usize,
+    body: impl FnOnce(&Plan, *mut c_void) -> std::result::Result<(), result::CudnnError>,
+) -> Result<()> {
+    let on_device = DEVICES.with(|devices| {
+        if let Some(on_device) = devices.borrow().get(&device.id()) {
+            return Ok(Rc::clone(on_device));
+        }
+        let handle = Rc::new(Handle::new(device.cuda_stream())?);
+        let on_device = OnDevice { plans: HashMap::new(), workspace: None, handle };
+        let on_device = Rc::new(RefCell::new(on_device));
+        devices.borrow_mut().insert(device.id(), Rc::clone(&on_device));
+        Ok::<_, Error>(on_device)
+    })?;
+    let mut on_device = on_device.borrow_mut();
+    let OnDevice { plans, workspace, handle } = &mut *on_device;
+    let key = (*geometry, tf32());
+    let plan = match plans.get(&key) {
+        Some(plan) => Rc::clone(plan),
+        None => {
+            let plan = Rc::new(Plan::new(handle, geometry, key.1)?);
+            plans.insert(key, Rc::clone(&plan));
+            plan
+        }
+    };
+    let bytes = bytes(&plan);
+    if workspace.as_ref().is_none_or(|workspace| workspace.len() < bytes) && bytes > 0 {
+        *workspace = None;
+        *workspace = Some(memory::<u8>(device, bytes)?);
+    }
+    let stream = Arc::clone(&plan.handle.stream);
+    match workspace {
+        Some(workspace) if bytes > 0 => {
+            let (address, _in_use) = workspace.device_ptr_mut(&stream);
+            body(&plan, address as *mut c_void).map_err(failed)
+        }
+        _ => body(&plan, std::ptr::null_mut()).map_err(failed),
+    }
+}
+
+/// The factors of a product and of what is there already.
+const ONE: f32 = 1.0;
+const ZERO: f32 = 0.0;
+
+fn scalar(value: &f32) -> *const c_void {
+    std::ptr::from_ref(value).cast()
+}
+
+fn check(geometry: &Geometry) -> Result<()> {
+    if geometry.batch == 0 {
+        bail!("{NAME}: expected at least one image");
+    }
+    Ok(())
+}
+
+pub(super) fn forward(x: Array<'_>, weight: Array<'_>, geometry: &Geometry) -> Result<CudaStorage> {
+    check(geometry)?;
+    let device = x.device();
+    let stream = device.cuda_stream();
+    let (x, weight) = (x.values::<f32>(NAME)?, weight.values::<f32>(NAME)?);
+    let len = geometry.batch * geometry.out_channels * geometry.out_pixels();
+    let mut y = memory::<f32>(device, len)?;
+    {
+        let (x, _x) = x.device_ptr(&stream);
+        let (weight, _weight) = weight.device_ptr(&stream);
+        let (y, _y) = y.device_ptr_mut(&stream);
+        let bytes = |plan: &Plan| plan.forward.workspace_bytes;
+        // SAFETY: the descriptors say how large the memory is.
+        with_plan(device, geometry, bytes, |plan, workspace| unsafe {
+            result::convolution_forward(
+                plan.handle.handle,
+                scalar(&ONE),
+                plan.x,
+                x as *const c_void,
+                plan.weight,
+                weight as *const c_void,
+                plan.conv,
+                plan.forward.algorithm,
+                workspace,
+                plan.forward.workspace_bytes,
+                scalar(&ZERO),
+                plan.y,
+                y as *mut c_void,
+            )
+        })?;
+    }
+    Ok(storage(y, device))
+}
+
+pub(super) fn data_gradient(
+    weight: Array<'_>,
+    dz: Array<'_>,
+    geometry: &Geometry,
+) -> Result<CudaStorage> {
+    check(geometry)?;
+    let device = dz.device();
+    let stream = device.cuda_stream();
+    let (weight, dz) = (weight.values::<f32>(NAME)?, dz.values::<f32>(NAME)?);
+    let mut dx = map_memory(device, geometry)?;
+    {
+        let (weight, _weight) = weight.device_ptr(&stream);
+        let (dz, _dz) = dz.device_ptr(&stream);
+        let (dx, _dx) = dx.device_ptr_mut(&stream);
+        let bytes = |plan: &Plan| plan.data.workspace_bytes;
+        // SAFETY: the descriptors say how large the memory is.
+        with_plan(device, geometry, bytes, |plan, workspace| unsafe {
+            result::convolution_backward_data(
+                plan.handle.handle,
+                scalar(&ONE),
+                plan.weight,
+                weight as *const c_void,
+                plan.y,
+                dz as *const c_void,
+                plan.conv,
+                plan.data.algorithm,
+                workspace,
+                plan.data.workspace_bytes,
+                scalar(&ZERO),
+                plan.x,
+                dx as *mut c_void,
+            )
+        })?;
+    }
+    Ok(storage(dx, device))
+}
+
+pub(super) fn weight_gradient(
+    x: Array<'_>,
+    dz: Array<'_>,
+    geometry: &Geometry,
+) -> Result<CudaStorage> {
+    check(geometry)?;
+    let device = dz.device();
+    let stream = device.cuda_stream();
+    let (x, dz) = (x.values::<f32>(NAME)?, dz.values::<f32>(NAME)?);
+    let mut dweight = memory::<f32>(device, geometry.weight_len())?;
+    {
+        let (x, _x) = x.device_ptr(&stream);
+        let (dz, _dz) = dz.device_ptr(&stream);
+        let (dweight, _dweight) = dweight.device_ptr_mut(&stream);
+        let bytes = |plan: &Plan| plan.filter.workspace_bytes;
+        // SAFETY: the descriptors say how large the memory is.
+        with_plan(device, geometry, bytes, |plan, workspace| unsafe {
+            result::convolution_backward_filter(
+                plan.handle.handle,
+                scalar(&ONE),
+                plan.x,
+                x as *const c_void,
+                plan.y,
+                dz as *const c_void,
+                plan.conv,
+                plan.filter.algorithm,
+                workspace,
+                plan.filter.workspace_bytes,
+                scalar(&ZERO),
+                plan.weight,
+                dweight as *mut c_void,
+            )
+        })?;
+    }
+    Ok(storage(dweight, device))
+}

@@ -1,0 +1,268 @@
+//! NVIDIA GPUs (feature `cuda`): settings, and what the GPU side of every operation shares.
+//!
+//! Each operation's function picks its GPU side by where its input lies. Kernels are in `kernels/*.cu`, a
+//! subject a file, compiled to PTX by `build.rs`. None uses atomics, so results repeat bit for bit on the same
+//! GPU and libraries; none waits for the GPU. Everything runs on the device's stream, in order: use a device from
+//! one thread, since the stream of candle's `Device::new_cuda` is another one in each thread.
+//!
+//! Not run on a GPU yet: the kernels' logic was checked by `parity/kernels/check.sh`, which emulates them on the
+//! host, and `tests/cuda.rs` compares with the CPU's operations where a GPU is found.
+
+pub(crate) mod batch_norm;
+#[cfg(not(feature = "cudnn"))]
+mod columns;
+pub(crate) mod conv;
+#[cfg(feature = "cudnn")]
+mod cudnn;
+pub(crate) mod dropout;
+pub(crate) mod linear;
+pub(crate) mod max_pool;
+pub(crate) mod optimizer;
+pub(crate) mod relu;
+pub(crate) mod shortcut;
+
+use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaFunction, CudaSlice, CudaStream, CudaView, LaunchArgs, LaunchConfig, sys,
+};
+use candle_core::cuda_backend::{CudaDType, WrapErr};
+use candle_core::op::BackpropOp;
+use candle_core::{
+    CpuStorage, CudaDevice, CudaStorage, Device, Layout, Result, Shape, Storage, Tensor, bail,
+};
+
+/// The kernels' PTX, a constant a file.
+#[allow(missing_docs, unreachable_pub)]
+mod ptx {
+    include!(concat!(env!("OUT_DIR"), "/ptx.rs"));
+}
+
+static TF32: AtomicBool = AtomicBool::new(false);
+
+/// Whether convolutions (with `cudnn`) and matrix products may round their f32 factors to TF32, 10 bits of
+/// mantissa, which tensor cores multiply much faster; sums stay f32. Off by default. For the whole process,
+/// candle's own matrix products too.
+pub fn allow_tf32(allow: bool) {
+    TF32.store(allow, Ordering::Relaxed);
+    candle_core::cuda_backend::set_gemm_reduced_precision_f32(allow);
+}
+
+#[cfg(feature = "cudnn")]
+fn tf32() -> bool {
+    TF32.load(Ordering::Relaxed)
+}
+
+/// Lets the driver keep freed memory for the next allocation instead of giving it back whenever the host
+/// waits for the GPU. Call it once for a device; elsewhere than on a GPU it does nothing.
+///
+/// # Errors
+/// When the driver refuses.
+pub fn keep_freed_memory(device: &Device) -> Result<()> {
+    let Device::Cuda(device) = device else { return Ok(()) };
+    let stream = device.cuda_stream();
+    let context = stream.context();
+    if !context.has_async_alloc() {
+        return Ok(());
+    }
+    let mut threshold = u64::MAX;
+    let mut pool = std::ptr::null_mut();
+    // SAFETY: the device exists as long as its context; the attribute is a 64-bit number.
+    unsafe {
+        sys::cuDeviceGetDefaultMemPool(&mut pool, context.cu_device()).result().w()?;
+        let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        sys::cuMemPoolSetAttribute(pool, attribute, (&raw mut threshold).cast()).result().w()
+    }
+}
+
+/// Saves the two events that are made with every tensor, to order its uses on several streams, from here on.
+/// They cost the host time, which is what a step of a small network consists of. Elsewhere than on a GPU it does nothing.
+///
+/// # Safety
+/// The device must be used by one thread alone from here on: the stream of candle's `Device::new_cuda` is another
+/// one in each thread.
+pub unsafe fn use_one_thread(device: &Device) {
+    if let Device::Cuda(device) = device {
+        // SAFETY: the caller's promise: there is one stream.
+        unsafe { device.disable_event_tracking() };
+    }
+}
+
+/// A tensor's memory with its layout, as an operation gets it.
+#[derive(Clone, Copy)]
+pub(crate) struct Array<'a> {
+    pub(crate) storage: &'a CudaStorage,
+    pub(crate) layout: &'a Layout,
+}
+
+impl<'a> Array<'a> {
+    /// The numbers of a contiguous argument of the operation `op`.
+    pub(crate) fn values<T: CudaDType>(&self, op: &str) -> Result<CudaView<'a, T>> {
+        let slice = self.storage.as_cuda_slice::<T>()?;
+        match self.layout.contiguous_offsets() {
+            Some((from, to)) => Ok(slice.slice(from..to)),
+            None => {
+                bail!("{op}: the argument of shape {:?} is not contiguous", self.layout.shape())
+            }
+        }
+    }
+
+    pub(crate) fn device(&self) -> &'a CudaDevice {
+        &self.storage.device
+    }
+}
+
+/// A contiguous tensor that is being read, for a backward pass.
+pub(crate) struct Held<'a, S> {
+    storage: S,
+    layout: &'a Layout,
+}
+
+/// Holds a tensor on a GPU.
+pub(crate) fn hold(tensor: &Tensor) -> Held<'_, impl Deref<Target = Storage>> {
+    let (storage, layout) = tensor.storage_and_layout();
+    Held { storage, layout }
+}
+
+impl<S: Deref<Target = Storage>> Held<'_, S> {
+    pub(crate) fn array(&self, op: &str) -> Result<Array<'_>> {
+        match &*self.storage {
+            Storage::Cuda(storage) => Ok(Array { storage, layout: self.layout }),
+            _ => bail!("{op}: expected all tensors on the same GPU"),
+        }
+    }
+
+    pub(crate) fn values<T: CudaDType>(&self, op: &str) -> Result<CudaView<'_, T>> {
+        self.array(op)?.values(op)
+    }
+}
+
+/// The GPU that a tensor lies on.
+pub(crate) fn device(op: &str, tensor: &Tensor) -> Result<CudaDevice> {
+    match tensor.device() {
+        Device::Cuda(device) => Ok(device.clone()),
+        _ => bail!("{op}: expected all tensors on the same GPU"),
+    }
+}
+
+/// Memory whose contents are arbitrary, for `len` numbers.
+pub(crate) fn memory<T: CudaDType + candle_core::cuda_backend::cudarc::driver::DeviceRepr>(
+    device: &CudaDevice,
+    len: usize,
+) -> Result<CudaSlice<T>> {
+    // SAFETY: every kernel here writes all of its results before anything reads them.
+    unsafe { device.alloc::<T>(len) }
+}
+
+/// The result of an operation.
+pub(crate) fn storage<T: CudaDType>(values: CudaSlice<T>, device: &CudaDevice) -> CudaStorage {
+    CudaStorage::wrap_cuda_slice(values, device.clone())
+}
+
+/// A tensor outside of any graph.
+pub(crate) fn tensor<T: CudaDType>(
+    values: CudaSlice<T>,
+    device: &CudaDevice,
+    shape: impl Into<Shape>,
+) -> Tensor {
+    tensor_of(storage(values, device), shape)
+}
+
+/// The same of memory that is a result already.
+pub(crate) fn tensor_of(storage: CudaStorage, shape: impl Into<Shape>) -> Tensor {
+    Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false)
+}
+
+/// What `cpu_fwd` of an operation that is only ever made for a GPU says.
+pub(crate) fn not_on_cpu(op: &str) -> Result<(CpuStorage, Shape)> {
+    bail!("{op}: this operation was made for a GPU")
+}
+
+/// A kernel, and the stream that it runs on.
+pub(crate) struct Kernel {
+    function: CudaFunction,
+    stream: Arc<CudaStream>,
+}
+
+impl Kernel {
+    /// For its arguments.
+    pub(crate) fn builder(&self) -> LaunchArgs<'_> {
+        self.stream.launch_builder(&self.function)
+    }
+}
+
+/// The kernel `name` of the file whose PTX is `ptx`; `file` is a name for it, unique in the process.
+pub(crate) fn kernel(device: &CudaDevice, file: &str, name: &str, ptx: &str) -> Result<Kernel> {
+    let function = device.get_or_load_custom_func(name, file, ptx)?.into_cuda_function();
+    Ok(Kernel { function, stream: device.cuda_stream() })
+}
+
+/// Launches with a grid of (x, y) blocks of (x, y) threads.
+///
+/// # Safety
+/// The arguments must be those of the kernel, and their memory as large as it expects.
+pub(crate) unsafe fn launch(
+    mut args: LaunchArgs<'_>,
+    (x, y): (usize, usize),
+    (threads_x, threads_y): (u32, u32),
+) -> Result<()> {
+    let (Ok(x), Ok(y @ 0..=65535)) = (i32::try_from(x), u32::try_from(y)) else {
+        bail!("a tensor is too large for the GPU: a grid of {x} x {y} blocks")
+    };
+    if x == 0 || y == 0 {
+        return Ok(());
+    }
+    let config = LaunchConfig {
+        grid_dim: (x as u32, y, 1),
+        block_dim: (threads_x, threads_y, 1),
+        shared_mem_bytes: 0,
+    };
+    // SAFETY: the caller's promise.
+    unsafe { args.launch(config) }.w()?;
+    Ok(())
+}
+
+/// A size as kernels take it.
+pub(crate) fn int(size: usize) -> Result<i32> {
+    match i32::try_from(size) {
+        Ok(size) => Ok(size),
+        Err(_) => bail!("a size of {size} is too large for the GPU"),
+    }
+}
+
+/// Blocks of 256 threads that together go over `count` numbers, several each where there are many.
+pub(crate) fn blocks_over(count: usize) -> usize {
+    count.div_ceil(256).min(1 << 14)
+}
+
+/// Threads of a block that goes over one plane: whole warps.
+pub(crate) fn threads_over(pixels: usize) -> u32 {
+    (pixels.clamp(1, 256).div_ceil(32) * 32) as u32
+}
+
+/// How a channel's sum over all images is cut into parts, from the sizes alone: (parts, threads of a block).
+pub(crate) fn parts(images: usize, pixels: usize) -> (usize, (u32, u32)) {
+    let threads = threads_over(pixels);
+    ((images * pixels / 4096).clamp(1, images.clamp(1, 64)), (threads, 256 / threads))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_are_whole_warps_and_parts_no_more_than_images() {
+        for images in [1, 2, 7, 128, 100_000] {
+            for pixels in [1, 31, 33, 64, 1024, 70_000] {
+                let (count, (x, y)) = parts(images, pixels);
+                assert!((1..=images.min(64)).contains(&count), "{images} images: {count} parts");
+                assert!(x % 32 == 0 && y > 0 && x * y <= 256, "{pixels} pixels: {x} x {y} threads");
+                assert_eq!(x, threads_over(pixels));
+            }
+        }
+        assert_eq!((blocks_over(0), blocks_over(1), blocks_over(257)), (0, 1, 2));
+        assert_eq!(blocks_over(usize::MAX), 1 << 14);
+    }
+}

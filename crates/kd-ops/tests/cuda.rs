@@ -1,0 +1,411 @@
+//! Every operation on a GPU against the same on the CPU, values and gradients. Where there is no GPU every test is
+//! reported as ignored.
+//!
+//! ```text
+//! cargo test -p kd-ops --features cuda --test cuda          # or --features cudnn
+//! ```
+
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Device, Result, Tensor, Var};
+use kd_ops::adam::{Adam, AdamConfig};
+use kd_ops::sgd::{Sgd, SgdConfig};
+use kd_ops::{
+    BatchNorm, BatchNormConfig, Conv2d, Conv2dConfig, DropoutKey, Statistics,
+    clip_grad_norm_on_device, conv2d, conv2d_chain, dropout, grad_norms, linear, max_pool2d, relu,
+    subsample_pad,
+};
+use libtest_mimic::{Arguments, Failed, Trial};
+
+type Test = fn(&Device) -> Result<()>;
+
+fn main() {
+    let tests: [(&str, Test); 11] = [
+        ("relu_and_dropout", relu_and_dropout),
+        ("max_pool_with_ties_and_overlaps", max_pool_with_ties_and_overlaps),
+        ("shortcuts", shortcuts),
+        ("linear_layers", linear_layers),
+        ("convolutions", convolutions),
+        ("a_convolution_in_f64", a_convolution_in_f64),
+        ("a_batch_norm_in_f64", a_batch_norm_in_f64),
+        ("chains_of_convolutions", chains_of_convolutions),
+        ("batch_norm_with_running_statistics", batch_norm_with_running_statistics),
+        ("optimisers_and_their_state", optimisers_and_their_state),
+        ("norms_and_clipping", norms_and_clipping),
+    ];
+    let device = Device::new_cuda(0);
+    if let Err(error) = &device {
+        // The first line: a backtrace may follow.
+        println!("skipped: no GPU ({})", error.to_string().lines().next().unwrap_or_default());
+    }
+    let trials = tests.into_iter().map(|(name, test)| {
+        let device = device.as_ref().map(Device::clone).map_err(ToString::to_string);
+        let ignored = device.is_err();
+        let run = move || test(&device?).map_err(Failed::from);
+        Trial::test(name, run).with_ignored_flag(ignored)
+    });
+    let mut arguments = Arguments::from_args();
+    // All work for a GPU comes from one thread: candle's stream is another one in each thread.
+    arguments.test_threads = Some(1);
+    libtest_mimic::run(&arguments, trials.collect()).exit();
+}
+
+/// Numbers in ±1 from their index and `seed`, in steps of 2^-23.
+fn numbers(shape: &[usize], seed: u32) -> Result<Tensor> {
+    let len: usize = shape.iter().product();
+    let value = |i: u32| (i.wrapping_mul(2654435761).rotate_left(seed) >> 8) as f32;
+    let values: Vec<f32> =
+        (1..=len as u32).map(|i| value(i + 977 * seed) / (1 << 23) as f32 - 1.0).collect();
+    Tensor::from_vec(values, shape, &Device::Cpu)
+}
+
+/// The value of `op` and its gradients with respect to `inputs`, all on the CPU.
+fn run(
+    device: &Device,
+    inputs: &[Tensor],
+    op: &dyn Fn(&[Tensor]) -> Result<Tensor>,
+) -> Result<Vec<Tensor>> {
+    let vars: Vec<Var> = inputs
+        .iter()
+        .map(|input| Var::from_tensor(&input.to_device(device)?))
+        .collect::<Result<_>>()?;
+    let tensors: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
+    let y = op(&tensors)?;
+    let weights = numbers(y.dims(), 9)?.to_device(device)?;
+    let grads = (&y * weights)?.sum_all()?.backward()?;
+    let mut results = vec![y.to_device(&Device::Cpu)?];
+    for var in &vars {
+        let grad = grads.get(var).map_or_else(|| var.zeros_like(), |grad| Ok(grad.clone()))?;
+        results.push(grad.to_device(&Device::Cpu)?);
+    }
+    Ok(results)
+}
+
+fn values(tensor: &Tensor) -> Result<Vec<f32>> {
+    tensor.to_device(&Device::Cpu)?.flatten_all()?.to_dtype(DType::F32)?.to_vec1()
+}
+
+/// The largest distance is at most `tolerance` of the largest value (and of 1).
+fn assert_close(what: &str, found: &Tensor, expected: &Tensor, tolerance: f32) -> Result<()> {
+    assert_eq!(found.dims(), expected.dims(), "{what}");
+    let (found, expected) = (values(found)?, values(expected)?);
+    let most = expected.iter().fold(1f32, |most, value| most.max(value.abs()));
+    for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
+        let good =
+            (found - expected).abs() <= tolerance * most || found.to_bits() == expected.to_bits();
+        assert!(good, "{what} [{i}]: {found}, expected {expected}");
+    }
+    Ok(())
+}
+
+/// GPU and CPU agree, and two runs on the GPU have the same bits.
+fn check(
+    what: &str,
+    gpu: &Device,
+    tolerance: f32,
+    inputs: &[Tensor],
+    op: &dyn Fn(&[Tensor]) -> Result<Tensor>,
+) -> Result<()> {
+    let expected = run(&Device::Cpu, inputs, op)?;
+    let (first, second) = (run(gpu, inputs, op)?, run(gpu, inputs, op)?);
+    for (i, (found, expected)) in first.iter().zip(&expected).enumerate() {
+        let name =
+            format!("{what}, {}", if i == 0 { "value".into() } else { format!("gradient {i}") });
+        assert_close(&name, found, expected, tolerance)?;
+        let bits = |tensor| {
+            Ok::<_, candle_core::Error>(
+                values(tensor)?.into_iter().map(f32::to_bits).collect::<Vec<_>>(),
+            )
+        };
+        assert_eq!(bits(found)?, bits(&second[i])?, "{name}: two runs differ");
+    }
+    Ok(())
+}
+
+fn relu_and_dropout(gpu: &Device) -> Result<()> {
+    for len in [1, 31, 1025, 70_001] {
+        let x = [numbers(&[len], 1)?];
+        check("relu", gpu, 0.0, &x, &|x| relu(&x[0]))?;
+        let key = DropoutKey { seed: 0x0123_4567_89ab_cdef, step: 5 };
+        check("dropout", gpu, 0.0, &x, &|x| dropout(&x[0], 0.3, key, 3))?;
+    }
+    // A transposed view is read in its own order.
+    check("relu of a view", gpu, 0.0, &[numbers(&[5, 7], 2)?], &|x| relu(&x[0].t()?))
+}
+
+fn max_pool_with_ties_and_overlaps(gpu: &Device) -> Result<()> {
+    for (shape, kernel, stride) in
+        [([3, 2, 4, 4], 2, 2), ([2, 3, 7, 5], 2, 2), ([2, 1, 9, 8], 3, 2), ([1, 2, 6, 6], 3, 1)]
+    {
+        let x = (numbers(&shape, 3)? * 2.0)?.round()?;
+        check("max_pool2d", gpu, 1e-6, &[x], &|x| max_pool2d(&x[0], kernel, stride))?;
+    }
+    Ok(())
+}
+
+fn shortcuts(gpu: &Device) -> Result<()> {
+    for (shape, channels) in [([2, 4, 6, 6], 8), ([3, 3, 5, 7], 7)] {
+        let x = [numbers(&shape, 4)?];
+        check("subsample_pad", gpu, 0.0, &x, &|x| subsample_pad(&x[0], channels))?;
+    }
+    Ok(())
+}
+
+fn linear_layers(gpu: &Device) -> Result<()> {
+    for (batch, inputs, outputs) in [(1, 1, 1), (5, 33, 10), (128, 100, 65)] {
+        let all = [
+            numbers(&[batch, inputs], 5)?,
+            numbers(&[outputs, inputs], 6)?,
+            numbers(&[outputs], 7)?,
+        ];
+        for with_relu in [false, true] {
+            check("linear", gpu, 1e-5, &all, &|x| linear(&x[0], &x[1], Some(&x[2]), with_relu))?;
+        }
+    }
+    Ok(())
+}
+
+fn convolutions(gpu: &Device) -> Result<()> {
+    let plain = Conv2dConfig::default();
+    for (x, weight, config) in [
+        ([2, 3, 8, 8], [4, 3, 3, 3], Conv2dConfig { padding: 1, ..plain }),
+        ([3, 16, 9, 7], [32, 16, 3, 3], Conv2dConfig { padding: 1, stride: 2, ..plain }),
+        ([2, 5, 11, 10], [3, 5, 2, 3], Conv2dConfig { padding: 2, dilation: 2, ..plain }),
+        ([4, 8, 5, 5], [6, 8, 1, 1], plain),
+        ([7, 16, 32, 32], [16, 16, 3, 3], Conv2dConfig { padding: 1, ..plain }),
+    ] {
+        let all = [numbers(&x, 1)?, (numbers(&weight, 2)? * 0.2)?, numbers(&[weight[0]], 3)?];
+        for (relu, max_pool2) in [(false, false), (true, false), (false, true), (true, true)] {
+            let config = Conv2dConfig { relu, max_pool2, ..config };
+            let what = format!("{config:?} on {x:?}");
+            check(&what, gpu, 1e-5, &all, &|x| conv2d(&x[0], &x[1], Some(&x[2]), &config))?;
+        }
+        check("without bias", gpu, 1e-5, &all[..2], &|x| conv2d(&x[0], &x[1], None, &config))?;
+    }
+    Ok(())
+}
+
+/// Value and gradients against the definition in f64: three images of odd size, stride 2, padding 1, bias.
+fn a_convolution_in_f64(gpu: &Device) -> Result<()> {
+    let (images, inputs, outputs, height, width) = (3, 5, 4, 9, 7);
+    let config = Conv2dConfig { stride: 2, padding: 1, ..Conv2dConfig::default() };
+    let (out_height, out_width) = (5, 4);
+    let all = [
+        numbers(&[images, inputs, height, width], 1)?,
+        numbers(&[outputs, inputs, 3, 3], 2)?,
+        numbers(&[outputs], 3)?,
+    ];
+    let found = run(gpu, &all, &|x| conv2d(&x[0], &x[1], Some(&x[2]), &config))?;
+    let (x, weight, bias) = (values(&all[0])?, values(&all[1])?, values(&all[2])?);
+    let dy = values(&numbers(&[images, outputs, out_height, out_width], 9)?)?;
+    let mut y = vec![0f64; dy.len()];
+    let (mut dx, mut dweight) = (vec![0f64; x.len()], vec![0f64; weight.len()]);
+    let mut dbias = vec![0f64; outputs];
+    for (out, y) in y.iter_mut().enumerate() {
+        let (column, row) = (out % out_width, out / out_width % out_height);
+        let (channel, image) =
+            (out / out_width / out_height % outputs, out / out_width / out_height / outputs);
+        *y = f64::from(bias[channel]);
+        dbias[channel] += f64::from(dy[out]);
+        for (w, at) in (0..inputs * 9).map(|w| (channel * inputs * 9 + w, w)) {
+            let (r, c) = (2 * row + at / 3 % 3, 2 * column + at % 3);
+            if (1..=height).contains(&r) && (1..=width).contains(&c) {
+                let from = ((image * inputs + at / 9) * height + r - 1) * width + c - 1;
+                *y += f64::from(x[from]) * f64::from(weight[w]);
+                dx[from] += f64::from(dy[out]) * f64::from(weight[w]);
+                dweight[w] += f64::from(dy[out]) * f64::from(x[from]);
+            }
+        }
+    }
+    for (found, expected) in found.iter().zip([y, dx, dweight, dbias]) {
+        let expected = Tensor::from_vec(expected, found.shape(), &Device::Cpu)?;
+        assert_close("convolution", found, &expected, 1e-6)?;
+    }
+    Ok(())
+}
+
+/// Values far from zero, where a variance by sums of squares in f32 would be lost.
+fn a_batch_norm_in_f64(gpu: &Device) -> Result<()> {
+    let (images, channels, plane) = (6, 3, 35);
+    let x = (numbers(&[images, channels, 5, 7], 1)? + 1000.0)?;
+    let (weight, bias) = (numbers(&[channels], 2)?, numbers(&[channels], 3)?);
+    let found = run(gpu, &[x.clone(), weight.clone(), bias.clone()], &|x| {
+        let layer = BatchNorm {
+            weight: x[1].clone(),
+            bias: x[2].clone(),
+            running_mean: Tensor::zeros(channels, DType::F32, x[0].device())?,
+            running_var: Tensor::ones(channels, DType::F32, x[0].device())?,
+            config: BatchNormConfig::default(),
+        };
+        layer.forward(&x[0], None, Statistics::Batch)
+    })?;
+    let (x, weight, bias) = (values(&x)?, values(&weight)?, values(&bias)?);
+    let mut y = vec![0f64; x.len()];
+    for channel in 0..channels {
+        let of = |i: &usize| i / plane % channels == channel;
+        let all: Vec<usize> = (0..x.len()).filter(of).collect();
+        let count = (images * plane) as f64;
+        let mean = all.iter().map(|&i| f64::from(x[i])).sum::<f64>() / count;
+        let var = all.iter().map(|&i| (f64::from(x[i]) - mean).powi(2)).sum::<f64>() / count;
+        for i in all {
+            let normal = (f64::from(x[i]) - mean) / (var + 1e-5).sqrt();
+            y[i] = normal * f64::from(weight[channel]) + f64::from(bias[channel]);
+        }
+    }
+    // Values and mean are f32: half a unit in the last place of 1000 is 3e-5.
+    let expected = Tensor::from_vec(y, found[0].shape(), &Device::Cpu)?;
+    assert_close("batch_norm", &found[0], &expected, 1e-4)
+}
+
+fn chains_of_convolutions(gpu: &Device) -> Result<()> {
+    let all = [
+        numbers(&[3, 3, 9, 8], 1)?,
+        (numbers(&[16, 3, 3, 3], 2)? * 0.3)?,
+        numbers(&[16], 3)?,
+        (numbers(&[8, 16, 3, 3], 4)? * 0.2)?,
+        numbers(&[8], 5)?,
+    ];
+    let config = Conv2dConfig { padding: 1, relu: true, ..Conv2dConfig::default() };
+    check("chain", gpu, 1e-5, &all, &|x| {
+        let layer = |i: usize, max_pool2| Conv2d {
+            weight: x[i].clone(),
+            bias: Some(x[i + 1].clone()),
+            config: Conv2dConfig { max_pool2, ..config },
+        };
+        conv2d_chain(&x[0], &[&layer(1, false), &layer(3, true)])
+    })
+}
+
+fn batch_norm_with_running_statistics(gpu: &Device) -> Result<()> {
+    for shape in [[4, 3, 5, 7], [1, 2, 1, 3], [33, 16, 8, 8]] {
+        let channels = shape[1];
+        let x = ((numbers(&shape, 1)? + 3.0)? * 2.0)?;
+        let all = [x, numbers(&[channels], 2)?, numbers(&[channels], 3)?, numbers(&shape, 4)?];
+        let (mean, var) = (numbers(&[channels], 5)?, (numbers(&[channels], 6)? + 1.5)?);
+        for (statistics, relu, with_residual) in [
+            (Statistics::Batch, true, true),
+            (Statistics::Batch, false, false),
+            (Statistics::Running, true, false),
+            (Statistics::Running, false, true),
+        ] {
+            let running = std::cell::RefCell::new(Vec::new());
+            let inputs = &all[..if with_residual { 4 } else { 3 }];
+            check("batch_norm", gpu, 2e-5, inputs, &|x| {
+                let device = x[0].device();
+                let layer = BatchNorm {
+                    weight: x[1].clone(),
+                    bias: x[2].clone(),
+                    running_mean: mean.to_device(device)?.copy()?,
+                    running_var: var.to_device(device)?.copy()?,
+                    config: BatchNormConfig { relu, ..BatchNormConfig::default() },
+                };
+                let y = layer.forward(&x[0], x.get(3), statistics)?;
+                running.borrow_mut().push((layer.running_mean, layer.running_var));
+                Ok(y)
+            })?;
+            let running = running.into_inner();
+            for (mean, var) in &running[1..] {
+                assert_close("running mean", mean, &running[0].0, 1e-6)?;
+                assert_close("running variance", var, &running[0].1, 1e-6)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Parameters of odd sizes, more of them than a launch takes, with their gradients times `scale`.
+fn parameters(
+    device: &Device,
+    scale: f64,
+) -> Result<(BTreeMap<String, Var>, candle_core::backprop::GradStore)> {
+    let mut parameters = BTreeMap::new();
+    let mut loss = Tensor::zeros((), DType::F32, device)?;
+    for i in 0..100 {
+        let shape = if i == 3 { vec![3, 4097] } else { vec![1 + i % 7, 3] };
+        let var = Var::from_tensor(&numbers(&shape, i as u32 % 31)?.to_device(device)?)?;
+        if i != 5 {
+            let weights = (numbers(&shape, (i as u32 + 7) % 31)? * scale)?.to_device(device)?;
+            loss = (loss + (var.as_tensor() * weights)?.sum_all()?)?;
+        }
+        parameters.insert(format!("p{i:03}"), var);
+    }
+    let grads = loss.backward()?;
+    Ok((parameters, grads))
+}
+
+fn optimisers_and_their_state(gpu: &Device) -> Result<()> {
+    let adam = AdamConfig { weight_decay: 0.01, ..AdamConfig::default() };
+    let mut found = Vec::new();
+    for device in [&Device::Cpu, gpu] {
+        let (parameters, grads) = parameters(device, 1.0)?;
+        let mut first = Adam::new(adam);
+        first.step(&parameters, &grads)?;
+        first.step(&parameters, &grads)?;
+        first.fetch()?;
+        // Saved and restored it goes on exactly.
+        let mut second = Adam::new(adam);
+        (second.steps, second.moments) = (first.steps, first.moments.clone());
+        second.step(&parameters, &grads)?;
+        second.fetch()?;
+        found.push((parameters, second.moments));
+    }
+    let (on_gpu, on_cpu) = (found.pop(), found.pop());
+    if let (Some((gpu, gpu_moments)), Some((cpu, cpu_moments))) = (on_gpu, on_cpu) {
+        for (name, var) in &cpu {
+            assert_close(name, gpu[name].as_tensor(), var.as_tensor(), 1e-6)?;
+        }
+        assert!(gpu_moments.keys().eq(cpu_moments.keys()));
+        for (name, moments) in &cpu_moments {
+            let tensor = |values: &[f32]| Tensor::new(values, &Device::Cpu);
+            let found = &gpu_moments[name];
+            assert_close(name, &tensor(&found.first)?, &tensor(&moments.first)?, 1e-6)?;
+            assert_close(name, &tensor(&found.second)?, &tensor(&moments.second)?, 1e-6)?;
+        }
+    }
+    for (momentum, nesterov) in [(0.0, false), (0.9, false), (0.9, true)] {
+        let config = SgdConfig { lr: 0.1, momentum, nesterov, weight_decay: 0.01 };
+        let mut found = Vec::new();
+        for device in [&Device::Cpu, gpu] {
+            let (parameters, grads) = parameters(device, 1.0)?;
+            let mut sgd = Sgd::new(config);
+            sgd.step(&parameters, &grads)?;
+            sgd.step(&parameters, &grads)?;
+            sgd.fetch()?;
+            found.push((parameters, sgd.momentum));
+        }
+        for (name, var) in &found[0].0 {
+            assert_close(name, found[1].0[name].as_tensor(), var.as_tensor(), 1e-6)?;
+        }
+        assert!(found[0].1.keys().eq(found[1].1.keys()));
+    }
+    Ok(())
+}
+
+fn norms_and_clipping(gpu: &Device) -> Result<()> {
+    for (scale, max_norm) in [(1.0, 0.5), (1.0, 1e9), (1e30, 2.0)] {
+        let mut found = Vec::new();
+        for device in [&Device::Cpu, gpu] {
+            let (parameters, mut grads) = parameters(device, scale)?;
+            let norms = grad_norms(&parameters, &grads)?;
+            let total = clip_grad_norm_on_device(&parameters, &mut grads, max_norm)?;
+            found.push((
+                norms,
+                total.to_device(&Device::Cpu)?.to_scalar::<f64>()?,
+                parameters,
+                grads,
+            ));
+        }
+        let (cpu, gpu) = (&found[0], &found[1]);
+        assert!((cpu.1 - gpu.1).abs() <= 1e-10 * cpu.1, "{} and {}", cpu.1, gpu.1);
+        assert!(cpu.0.keys().eq(gpu.0.keys()));
+        for (name, norm) in &cpu.0 {
+            assert!((norm - gpu.0[name]).abs() <= 1e-10 * norm, "{name}: {norm}");
+            if let (Some(expected), Some(found)) =
+                (cpu.3.get(&cpu.2[name]), gpu.3.get(&gpu.2[name]))
+            {
+                assert_close(name, found, expected, 1e-6)?;
+            }
+        }
+    }
+    Ok(())
+}
