@@ -115,6 +115,9 @@ pub struct EpochRecord {
     /// Share of right answers on the images that the best epoch is chosen on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selection_accuracy: Option<f64>,
+    /// Of the epoch's last step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub learning_rate: Option<f64>,
     /// Parts of the training loss by name, before their weights, mean over the steps.
     pub parts: BTreeMap<String, f64>,
 }

@@ -561,10 +561,8 @@ impl<'a> Trainer<'a> {
             self.unread.push(figures);
             loss = if read { Some(self.read(state)?) } else { None };
         }
-        let Self { optimizer, batches, .. } = self;
-        let training = &self.run.recipe.training;
-        let share = training.schedule.share(state.step, *batches, training.epochs);
-        optimizer.step(share * self.run.recipe.optimizer.lr(), &self.parameters, &gradients)?;
+        let rate = self.learning_rate(state.step);
+        self.optimizer.step(rate, &self.parameters, &gradients)?;
         state.batch += 1;
         state.step += 1;
         Ok(loss)
@@ -635,6 +633,12 @@ impl<'a> Trainer<'a> {
         )
     }
 
+    /// Of a step, counted from 0.
+    fn learning_rate(&self, step: u64) -> f64 {
+        let RunRecipe { training, optimizer, .. } = &self.run.recipe;
+        training.schedule.share(step, self.batches, training.epochs) * optimizer.lr()
+    }
+
     /// Evaluates and sums up.
     fn end_epoch(&self, state: &mut State) -> anyhow::Result<EpochRecord> {
         let started = Instant::now();
@@ -667,6 +671,7 @@ impl<'a> Trainer<'a> {
             test_seconds: started.elapsed().as_secs_f64(),
             images_per_second: sums.images as f64 / sums.seconds.max(1e-9),
             selection_accuracy,
+            learning_rate: Some(self.learning_rate(state.step - 1)),
             parts: sums.parts.into_iter().map(|(name, sum)| (name, sum / batches)).collect(),
         };
         state.epoch += 1;

@@ -3,7 +3,7 @@
 //! | tag | over |
 //! | --- | --- |
 //! | `train/step_loss` | steps |
-//! | `train/loss`, `train/accuracy`, `test/loss`, `test/accuracy`, `train/images_per_second`, `selection/accuracy`, `parts/<name>` | epochs |
+//! | `train/loss`, `train/accuracy`, `test/loss`, `test/accuracy`, `train/learning_rate`, `train/images_per_second`, `selection/accuracy`, `parts/<name>` | epochs |
 //!
 //! `events.jsonl` is the truth: whenever a run starts, goes on, or was finished before, a new file is
 //! written from it in place of the old, so no step is there twice. Its first entry after the version says
@@ -172,6 +172,7 @@ fn records(line: &str) -> anyhow::Result<Vec<u8>> {
             let own = [
                 ("train/loss", Some(record.train_loss)),
                 ("train/accuracy", Some(record.train_accuracy)),
+                ("train/learning_rate", record.learning_rate),
                 ("train/images_per_second", Some(record.images_per_second)),
                 ("test/loss", Some(record.test_loss)),
                 ("test/accuracy", Some(record.test_accuracy)),

@@ -242,6 +242,7 @@ mod tests {
             test_seconds: 1.0,
             images_per_second: 4000.0,
             selection_accuracy: None,
+            learning_rate: None,
             parts: BTreeMap::new(),
         }
     }

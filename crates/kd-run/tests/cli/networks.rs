@@ -71,6 +71,24 @@ fn the_resnet_recipe_trains_and_goes_on_bit_for_bit() {
     }
 }
 
+#[test]
+fn an_epochs_event_has_the_learning_rate_of_its_last_step() {
+    let dir = WorkDir::new();
+    let recipe = "format = 1\nname = \"r\"\n[data]\ndataset = \"synthetic\"\n[training]\nepochs = 4\n\
+                  schedule = { name = \"cosine\" }\n[[run]]\nname = \"student\"\nmodel = \"student\"\n";
+    std::fs::write(dir.path("r.toml"), recipe).unwrap();
+    let small = "--train-limit 100 --test-limit 40 --batch-size 50 --lr 0.002";
+    dir.stdout(&format!("train --recipe r.toml {small} --out out"));
+    let events = dir.events("out/student");
+    let epochs = events.iter().filter(|event| event["event"] == "epoch");
+    let rates: Vec<f64> = epochs.map(|event| event["learning_rate"].as_f64().unwrap()).collect();
+    // 2 steps an epoch, 8 in all: step s has 0.002 (1 + cos(pi s / 8)) / 2.
+    let expected =
+        [1, 3, 5, 7].map(|s| 0.001 * (1.0 + (std::f64::consts::PI * f64::from(s) / 8.0).cos()));
+    assert_eq!(rates.len(), 4);
+    assert!(rates.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-12), "{rates:?}");
+}
+
 /// A step of every method, from a CNN to a ResNet and from a ResNet to a CNN.
 #[test]
 fn every_method_takes_a_step_between_a_cnn_and_a_resnet() {

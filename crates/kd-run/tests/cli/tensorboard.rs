@@ -141,6 +141,7 @@ fn the_file_holds_the_events_scalars_once_also_after_a_stop() {
             "epoch" => {
                 add("epoch", "train/loss", &event["train_loss"]);
                 add("epoch", "train/accuracy", &event["train_accuracy"]);
+                add("epoch", "train/learning_rate", &event["learning_rate"]);
                 add("epoch", "train/images_per_second", &event["images_per_second"]);
                 add("epoch", "test/loss", &event["test_loss"]);
                 add("epoch", "test/accuracy", &event["test_accuracy"]);
