@@ -185,3 +185,14 @@ fn other_settings_do_not_mix_with_recorded_figures() {
     stage.run(LINE).failure().stderr(contains("not the raw figures of a comparison"));
     stage.run("--seeds 21 methods.toml").failure().stderr(contains("--seeds"));
 }
+
+#[test]
+fn the_documents_table_is_that_of_the_raw_figures() {
+    let docs = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../docs");
+    let stage = Stage::new();
+    let figures = docs.join("results/methods-cifar10.json");
+    stage.run(&format!("--from {} --markdown table.md", figures.display())).success();
+    let table = fs::read_to_string(stage.path("table.md")).unwrap();
+    let document = fs::read_to_string(docs.join("methods.md")).unwrap();
+    assert!(document.contains(&table), "docs/methods.md is to hold this:\n{table}");
+}

@@ -44,7 +44,12 @@ pub fn choose(choice: DeviceChoice) -> anyhow::Result<Device> {
 /// The first GPU, or what the driver says.
 fn gpu() -> Result<Device, String> {
     // With RUST_BACKTRACE a backtrace follows in the next lines.
-    Device::new_cuda(0).map_err(|error| error.to_string().lines().next().unwrap_or("").to_owned())
+    let said =
+        |error: candle_core::Error| error.to_string().lines().next().unwrap_or("").to_owned();
+    let device = Device::new_cuda(0).map_err(said)?;
+    #[cfg(feature = "cuda")]
+    kd_ops::cuda::keep_freed_memory(&device).map_err(said)?;
+    Ok(device)
 }
 
 /// The name in summaries.
