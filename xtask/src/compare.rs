@@ -129,6 +129,11 @@ pub fn command(args: &Args) -> anyhow::Result<()> {
     // How many jobs of each seed are still to do.
     let left = |seed| jobs.iter().filter(|job| job.seed == seed).count();
     let left: Vec<usize> = (0..args.seeds).map(left).collect();
+    // Every arm of such a seed is done: nobody asks its teacher again.
+    let clear = |seed: u64| remove_folder(&work.seed_folder(seed).join("cache"));
+    for (seed, _) in (0..).zip(&left).filter(|(_, left)| **left == 0) {
+        clear(seed)?;
+    }
     let progress = Mutex::new((record, left));
     jobs::run(&jobs, args.jobs as usize, |job| {
         let planned = &plan[job.arm];
@@ -144,8 +149,7 @@ pub fn command(args: &Args) -> anyhow::Result<()> {
         }
         left[job.seed as usize] -= 1;
         if left[job.seed as usize] == 0 {
-            // Every arm of this seed is done: nobody asks its teacher again.
-            remove_folder(&work.seed_folder(job.seed).join("cache"))?;
+            clear(job.seed)?;
         }
         Ok(())
     })?;

@@ -126,6 +126,11 @@ fn interrupted_it_goes_on_and_what_is_recorded_is_not_run_again() {
     assert!(log[before].contains("--name kd") && log[before].contains("--seed 1"), "{log:#?}");
     assert_eq!(log.len() - before, 1 + 3 + 1, "kd, the parts, cross, report: {log:#?}");
 
+    // Stopped after the last figures and before the teacher's outputs were removed: they go now.
+    fs::create_dir(stage.path("out/seed-0/cache")).unwrap();
+    stage.run(LINE).success();
+    assert!(!stage.path("out/seed-0/cache").exists());
+
     // The figures alone are enough, also without the folder, and for a third seed.
     fs::rename(stage.path("out/figures.json"), stage.path("kept.json")).unwrap();
     fs::remove_dir_all(stage.path("out")).unwrap();

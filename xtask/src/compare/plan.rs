@@ -92,9 +92,8 @@ pub fn plan(recipes: &[(PathBuf, Value)], overrides: &Overrides) -> anyhow::Resu
         let mut waiting: Vec<Value> = runs.clone();
         while !waiting.is_empty() {
             let is_waiting = |name: &str| waiting.iter().any(|run| run["name"] == name);
-            let waits = |run: &Value, for_whom: &str| {
-                text(run, for_whom).is_some_and(|first| is_waiting(&first))
-            };
+            let waits =
+                |run: &Value, key: &str| text(run, key).is_some_and(|first| is_waiting(&first));
             let ready =
                 waiting.iter().position(|run| !waits(run, "teacher") && !waits(run, "init"));
             let Some(ready) = ready else {
