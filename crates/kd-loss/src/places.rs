@@ -320,7 +320,7 @@ pub(crate) fn normalized(x: &Tensor) -> candle_core::Result<Tensor> {
 }
 
 /// Added to squared lengths: PyTorch bounds the length below by 1e-12; a root needs a gradient at 0 too.
-const TINY: f64 = 1e-16;
+pub(crate) const TINY: f64 = 1e-16;
 
 #[cfg(test)]
 mod tests {

@@ -1,6 +1,8 @@
 //! Relational knowledge distillation: distances and angles between images.
 
-use candle_core::{D, Tensor};
+mod cpu;
+
+use candle_core::{D, DType, Tensor};
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
@@ -53,7 +55,16 @@ const TINY: f64 = 1e-12;
 /// When the batches differ in size.
 pub fn rkd_angle(student: &Tensor, teacher: &Tensor) -> Result<Tensor> {
     let (student, teacher) = rows("rkd-angle", student, teacher)?;
-    Ok(huber(&(angles(&student)? - angles(&teacher)?)?)?)
+    let on_cpu = student.device().is_cpu() && teacher.device().is_cpu();
+    if on_cpu && matches!(student.dtype(), DType::F32 | DType::F64) {
+        return Ok(cpu::angle(&student, &teacher)?);
+    }
+    Ok(by_directions(&student, &teacher)?)
+}
+
+/// The loss of angles by candle's operations, on any device.
+fn by_directions(student: &Tensor, teacher: &Tensor) -> candle_core::Result<Tensor> {
+    huber(&(angles(student)? - angles(teacher)?)?)
 }
 
 /// `[B, B, B]`: for each image the cosines between the directions to all pairs of others.
@@ -184,5 +195,59 @@ impl Method for RkdAngle {
     fn loss(&self, inputs: &Inputs<'_>) -> Result<Tensor> {
         let (student, teacher) = self.places.features("rkd-angle", inputs)?;
         rkd_angle(&student, &teacher)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{Device, Var};
+
+    /// Numbers in ±1 from their index.
+    fn numbers(rows: usize, columns: usize, seed: u32) -> Result<Tensor> {
+        let value = |i: u32| f64::from(i.wrapping_mul(2_654_435_761).rotate_left(seed) >> 8);
+        let values: Vec<f64> =
+            (1..=(rows * columns) as u32).map(|i| value(i) / f64::from(1 << 23) - 1.0).collect();
+        Ok(Tensor::from_vec(values, (rows, columns), &Device::Cpu)?)
+    }
+
+    /// Batches below, at and above what a thread adds up, one with two equal images.
+    #[test]
+    fn angles_from_distances_are_those_of_directions() -> Result<()> {
+        for (batch, width) in [(1, 3), (2, 1), (5, 8), (16, 9), (37, 20)] {
+            let teacher = numbers(batch, width + 4, 3)?;
+            let mut student = numbers(batch, width, 7)?;
+            if batch == 16 {
+                student = Tensor::cat(&[&student.narrow(0, 0, 15)?, &student.narrow(0, 3, 1)?], 0)?;
+            }
+            let student = Var::from_tensor(&student)?;
+            let found = rkd_angle(&student, &teacher)?;
+            let expected = by_directions(&student, &teacher)?;
+            let distance = (&found - &expected)?.to_scalar::<f64>()?.abs();
+            assert!(distance < 1e-12, "{batch} images: {found} and {expected}");
+            // Twice, so that the gradient from above counts.
+            let gradient = |loss: &Tensor| {
+                Ok::<_, candle_core::Error>((loss * 2.0)?.backward()?.get(&student).cloned())
+            };
+            let (Some(found), Some(expected)) = (gradient(&found)?, gradient(&expected)?) else {
+                panic!("no gradient")
+            };
+            // The equal images' directions to each other have no meaning; those of the others do.
+            let rows = if batch == 16 { 3 } else { batch };
+            let distance = (found.narrow(0, 0, rows)? - expected.narrow(0, 0, rows)?)?;
+            let distance = distance.abs()?.max_all()?.to_scalar::<f64>()?;
+            assert!(distance < 1e-10, "{batch} images of {width}: {distance}");
+            let all = found.flatten_all()?.to_vec1::<f64>()?;
+            assert!(all.iter().all(|value| value.is_finite()), "{batch} images: {all:?}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_type_that_the_fused_operation_does_not_take_goes_through_candles() -> Result<()> {
+        let to_bf16 = |x: Tensor| x.to_dtype(DType::BF16);
+        let (student, teacher) = (to_bf16(numbers(4, 6, 7)?)?, to_bf16(numbers(4, 5, 3)?)?);
+        assert_eq!(rkd_angle(&student, &teacher)?.dtype(), DType::BF16);
+        Ok(())
     }
 }
