@@ -46,12 +46,12 @@ static void check(Case c, bool relu, bool with_residual, bool running) {
                         eps, found_mean.data(), found_inv.data());
     } else {
         std::vector<double> partial = run_twice<double>(2 * c.channels * c.parts, [&](double *partial, bool back) {
-            emulate::launch(dim3(c.channels, c.parts), threads, back, batch_norm_moments, x.data(), c.images, c.channels,
+            emulate::launch(dim3(c.channels, c.parts), threads, back, batch_norm_moments_f32, x.data(), c.images, c.channels,
                             c.plane, partial);
         });
         found_running_mean = old_mean;
         found_running_var = old_var;
-        emulate::launch(c.channels, 32, false, batch_norm_statistics, partial.data(), c.parts, x.data(), c.plane, n,
+        emulate::launch(c.channels, 32, false, batch_norm_statistics_f32, partial.data(), c.parts, x.data(), c.plane, n,
                         momentum, eps, found_running_mean.data(), found_running_var.data(), found_mean.data(),
                         found_inv.data());
         compare("running mean", found_running_mean, new_mean, 1e-7, 1e-6);
@@ -61,7 +61,7 @@ static void check(Case c, bool relu, bool with_residual, bool running) {
     compare("1 / deviation", found_inv, inv, 0, 1e-6);
 
     std::vector<float> found = run_twice<float>(count, [&](float *y, bool back) {
-        emulate::launch(c.images * c.channels, c.threads_x, back, batch_norm_forward, x.data(), found_mean.data(),
+        emulate::launch(c.images * c.channels, c.threads_x, back, batch_norm_forward_f32, x.data(), found_mean.data(),
                         found_inv.data(), weight.data(), bias.data(), with_residual ? residual.data() : nullptr, c.channels,
                         c.plane, int(relu), y);
     });
@@ -89,7 +89,7 @@ static void check(Case c, bool relu, bool with_residual, bool running) {
             }
     }
     std::vector<double> partial = run_twice<double>(2 * c.channels * c.parts, [&](double *partial, bool back) {
-        emulate::launch(dim3(c.channels, c.parts), threads, back, batch_norm_gradient_sums, x.data(), found.data(), dy.data(),
+        emulate::launch(dim3(c.channels, c.parts), threads, back, batch_norm_gradient_sums_f32, x.data(), found.data(), dy.data(),
                         found_mean.data(), c.images, c.channels, c.plane, int(relu), partial);
     });
     std::vector<float> of_weight(c.channels), of_bias(c.channels), through_mean(c.channels), through_var(c.channels);
@@ -97,7 +97,7 @@ static void check(Case c, bool relu, bool with_residual, bool running) {
                     running ? INFINITY : n, of_weight.data(), of_bias.data(), through_mean.data(), through_var.data());
     std::vector<float> of_residual(count);
     std::vector<float> of_x = run_twice<float>(count, [&](float *dx, bool back) {
-        emulate::launch(c.images * c.channels, c.threads_x, back, batch_norm_backward, x.data(), found.data(), dy.data(),
+        emulate::launch(c.images * c.channels, c.threads_x, back, batch_norm_backward_f32, x.data(), found.data(), dy.data(),
                         found_mean.data(), found_inv.data(), weight.data(), through_mean.data(), through_var.data(),
                         c.channels, c.plane, int(relu), dx, with_residual ? of_residual.data() : nullptr);
     });

@@ -16,7 +16,7 @@ static void check_bias(int images, int channels, int pixels) {
         for (int relu : {0, 1}) {
             std::vector<double> y(count), dz(count), dbias(channels);
             std::vector<float> found = run_twice<float>(count, [&](float *y, bool back) {
-                emulate::launch(images * channels, 5, back, conv_bias_forward, z.data(), order.image, order.channel,
+                emulate::launch(images * channels, 5, back, conv_bias_forward_f32, z.data(), order.image, order.channel,
                                 bias.data(), channels, pixels, relu, y);
             });
             for (int n = 0; n < images; n++)
@@ -30,13 +30,13 @@ static void check_bias(int images, int channels, int pixels) {
                     }
             compare("conv bias", found, y, 1e-6, 0);
             std::vector<float> grad = run_twice<float>(count, [&](float *dz, bool back) {
-                emulate::launch(images * channels, 5, back, conv_bias_backward, found.data(), dy.data(), channels, pixels,
+                emulate::launch(images * channels, 5, back, conv_bias_backward_f32, found.data(), dy.data(), channels, pixels,
                                 relu, dz, order.image, order.channel);
             });
             compare("conv bias backward", grad, dz, 0, 0);
             for (int parts : {1, 2, 5}) {
                 std::vector<double> partial = run_twice<double>(2 * channels * parts, [&](double *partial, bool back) {
-                    emulate::launch(dim3(channels, parts), dim3(32, 2), back, conv_bias_sums, grad.data(), order.image,
+                    emulate::launch(dim3(channels, parts), dim3(32, 2), back, conv_bias_sums_f32, grad.data(), order.image,
                                     order.channel, images, pixels, partial);
                 });
                 std::vector<float> sums = run_twice<float>(channels, [&](float *sums, bool back) {
@@ -70,12 +70,12 @@ static void check_pool(int images, int channels, int height, int width) {
                     }
             std::vector<unsigned char> winners(y.size(), 77);
             std::vector<float> found = run_twice<float>(y.size(), [&](float *y, bool back) {
-                emulate::launch(images * channels, 5, back, conv_pool_forward, z.data(), order.image, order.channel,
+                emulate::launch(images * channels, 5, back, conv_pool_forward_f32, z.data(), order.image, order.channel,
                                 bias.data(), channels, height, width, relu, y, winners.data());
             });
             compare("conv pool", found, y, 0, 0);
             std::vector<float> grad = run_twice<float>(count, [&](float *dz, bool back) {
-                emulate::launch(images * channels, 5, back, conv_pool_backward, found.data(), winners.data(), dy.data(),
+                emulate::launch(images * channels, 5, back, conv_pool_backward_f32, found.data(), winners.data(), dy.data(),
                                 channels, height, width, relu, dz, order.image, order.channel);
             });
             compare("conv pool backward", grad, dz, 0, 0);
@@ -112,7 +112,7 @@ static void check_columns(Sizes s, int outputs) {
     });
     for (int blocks_of_images : {1, 2}) {
         std::vector<float> columns = run_twice<float>(rows * all, [&](float *columns, bool back) {
-            emulate::launch(dim3(rows, blocks_of_images), 5, back, conv_columns, x.data(), s, columns);
+            emulate::launch(dim3(rows, blocks_of_images), 5, back, conv_columns_f32, x.data(), s, columns);
         });
         std::vector<double> found_z(z.size()), found_dweight(dweight.size());
         std::vector<float> of_columns(rows * all);
@@ -127,7 +127,7 @@ static void check_columns(Sizes s, int outputs) {
         compare("conv by columns", found_z, z, 1e-12, 0);
         compare("conv dweight by columns", found_dweight, dweight, 1e-12, 0);
         std::vector<float> found_dx = run_twice<float>(x.size(), [&](float *dx, bool back) {
-            emulate::launch(s.images * s.channels, 5, back, conv_from_columns, of_columns.data(), s, dx);
+            emulate::launch(s.images * s.channels, 5, back, conv_from_columns_f32, of_columns.data(), s, dx);
         });
         compare("conv dx by columns", found_dx, dx, 1e-5, 1e-6);
     }

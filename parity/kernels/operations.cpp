@@ -18,10 +18,10 @@ static void check_relu() {
             dx[i] = x[i] > 0 ? dy[i] : 0;
         }
         std::vector<float> found = run_twice<float>(
-            count, [&](float *y, bool back) { emulate::launch(3, 5, back, relu_forward, count, x.data(), y); });
+            count, [&](float *y, bool back) { emulate::launch(3, 5, back, relu_forward_f32, count, x.data(), y); });
         compare("relu", found, y, 0, 0);
         std::vector<float> grad = run_twice<float>(count, [&](float *dx, bool back) {
-            emulate::launch(3, 5, back, relu_backward, count, found.data(), dy.data(), dx);
+            emulate::launch(3, 5, back, relu_backward_f32, count, found.data(), dy.data(), dx);
         });
         compare("relu backward", grad, dx, 0, 0);
     }
@@ -53,13 +53,13 @@ static void check_max_pool() {
                 }
         std::vector<unsigned> found_winners(y.size(), 999);
         std::vector<float> found = run_twice<float>(y.size(), [&](float *y, bool back) {
-            emulate::launch(planes, 5, back, max_pool_forward, x.data(), y, found_winners.data(), c.height, c.width, oh,
+            emulate::launch(planes, 5, back, max_pool_forward_f32, x.data(), y, found_winners.data(), c.height, c.width, oh,
                             ow, c.kernel, c.stride);
         });
         compare("max_pool", found, y, 0, 0);
         compare("max_pool winners", found_winners, winners, 0, 0);
         std::vector<float> grad = run_twice<float>(x.size(), [&](float *dx, bool back) {
-            emulate::launch(planes, 5, back, max_pool_backward, dy.data(), winners.data(), dx, c.height, c.width, oh, ow,
+            emulate::launch(planes, 5, back, max_pool_backward_f32, dy.data(), winners.data(), dx, c.height, c.width, oh, ow,
                             c.kernel, c.stride);
         });
         compare("max_pool backward", grad, dx, 1e-6, 0);
@@ -77,7 +77,7 @@ static void check_dropout() {
             if (at[k] >= count) continue;
             for (unsigned more : {0u, 1u}) {
                 std::vector<float> y = run_twice<float>(count, [&](float *y, bool back) {
-                    emulate::launch(2, 5, back, dropout, count, x.data(), y, 0x0123456789abcdefull, 5ull, 3ull,
+                    emulate::launch(2, 5, back, dropout_f32, count, x.data(), y, 0x0123456789abcdefull, 5ull, 3ull,
                                     words[k] + more, 1.25f);
                 });
                 expect("dropout's mask", y[at[k]] == (more ? 0.0f : x[at[k]] * 1.25f));
@@ -104,12 +104,12 @@ static void check_shortcut() {
                         dx[from] = dy[to];
                     }
         std::vector<float> found = run_twice<float>(y.size(), [&](float *y, bool back) {
-            emulate::launch(images * c.out_channels, 5, back, subsample_pad_forward, x.data(), y, c.channels, c.height,
+            emulate::launch(images * c.out_channels, 5, back, subsample_pad_forward_f32, x.data(), y, c.channels, c.height,
                             c.width, c.out_channels, oh, ow);
         });
         compare("subsample_pad", found, y, 0, 0);
         std::vector<float> grad = run_twice<float>(x.size(), [&](float *dx, bool back) {
-            emulate::launch(images * c.channels, 5, back, subsample_pad_backward, dy.data(), dx, c.channels, c.height,
+            emulate::launch(images * c.channels, 5, back, subsample_pad_backward_f32, dy.data(), dx, c.channels, c.height,
                             c.width, c.out_channels, oh, ow);
         });
         compare("subsample_pad backward", grad, dx, 0, 0);
@@ -130,12 +130,12 @@ static void check_linear() {
             }
             std::vector<float> found = run_twice<float>(y.size(), [&](float *out, bool back) {
                 std::copy(y.begin(), y.end(), out);
-                emulate::launch(c.rows, 5, back, linear_bias_forward, out, bias.data(), c.columns, relu);
+                emulate::launch(c.rows, 5, back, linear_bias_forward_f32, out, bias.data(), c.columns, relu);
             });
             compare("linear bias", found, expected, 1e-6, 0);
         }
         std::vector<float> grad = run_twice<float>(c.columns, [&](float *out, bool back) {
-            emulate::launch((c.columns + 31) / 32, dim3(32, 8), back, linear_bias_backward, y.data(), c.rows, c.columns, out);
+            emulate::launch((c.columns + 31) / 32, dim3(32, 8), back, linear_bias_backward_f32, y.data(), c.rows, c.columns, out);
         });
         compare("linear bias backward", grad, sums, 1e-6, 1e-6);
     }

@@ -1,19 +1,20 @@
 // Batch normalisation of NCHW maps. Sums are in f64: of each channel in `parts` parts, each by one block
 // (blockIdx.x the channel, .y the part, which takes every parts-th image), then over the parts in order.
 // A block's threads are (x, y): x runs over a plane's pixels, y over images.
+#include "number.cuh"
 #include "reduce.cuh"
 
 // Of each channel and part: sums of x - s and of (x - s)^2, where s is the channel's very first value. It lies
 // among the values, so that f64 has digits to spare for what cancels.
-extern "C" __global__ void batch_norm_moments(const float *x, int images, int channels, int plane,
-                                              double *partial) {
+template <class T>
+__device__ inline void batch_norm_moments(const T *x, int images, int channels, int plane, double *partial) {
     int channel = blockIdx.x, part = blockIdx.y, parts = gridDim.y;
-    double shift = x[size_t(channel) * plane];
+    double shift = get(x[size_t(channel) * plane]);
     double sum = 0.0, squares = 0.0;
     for (int image = part + parts * threadIdx.y; image < images; image += parts * blockDim.y) {
-        const float *values = x + (size_t(image) * channels + channel) * plane;
+        const T *values = x + (size_t(image) * channels + channel) * plane;
         for (int i = threadIdx.x; i < plane; i += blockDim.x) {
-            double distance = values[i] - shift;
+            double distance = get(values[i]) - shift;
             sum += distance;
             squares += distance * distance;
         }
@@ -26,14 +27,15 @@ extern "C" __global__ void batch_norm_moments(const float *x, int images, int ch
 }
 
 // A warp a channel: mean and 1 / sqrt(var + eps) of the batch, and the running statistics' new values.
-extern "C" __global__ void batch_norm_statistics(const double *partial, int parts, const float *x, int plane,
-                                                 double count, double momentum, double eps, float *running_mean,
-                                                 float *running_var, float *mean, double *inv_std) {
+template <class T>
+__device__ inline void batch_norm_statistics(const double *partial, int parts, const T *x, int plane, double count,
+                                             double momentum, double eps, float *running_mean, float *running_var,
+                                             float *mean, double *inv_std) {
     int channel = blockIdx.x;
     double sum, squares;
     warp_sum_of_parts(partial + size_t(2) * channel * parts, parts, sum, squares);
     if (threadIdx.x > 0) return;
-    double of_batch = x[size_t(channel) * plane] + sum / count;
+    double of_batch = get(x[size_t(channel) * plane]) + sum / count;
     double around_mean = squares - sum * sum / count;
     if (around_mean < 0.0) around_mean = 0.0;
     mean[channel] = float(of_batch);
@@ -53,33 +55,34 @@ extern "C" __global__ void batch_norm_running(const float *running_mean, const f
 }
 
 // A block a plane. `residual` is null where nothing is added.
-extern "C" __global__ void batch_norm_forward(const float *x, const float *mean, const double *inv_std,
-                                              const float *weight, const float *bias, const float *residual,
-                                              int channels, int plane, int relu, float *y) {
+template <class T>
+__device__ inline void batch_norm_forward(const T *x, const float *mean, const double *inv_std, const float *weight,
+                                          const float *bias, const T *residual, int channels, int plane, int relu,
+                                          T *y) {
     int channel = blockIdx.x % channels;
     float center = mean[channel], shift = bias[channel];
     float scale = float(weight[channel] * inv_std[channel]);
     size_t first = size_t(blockIdx.x) * plane;
     for (int i = threadIdx.x; i < plane; i += blockDim.x) {
-        float value = (x[first + i] - center) * scale + shift;
-        if (residual) value += residual[first + i];
-        y[first + i] = relu && value < 0.0f ? 0.0f : value;
+        float value = (get(x[first + i]) - center) * scale + shift;
+        if (residual) value += get(residual[first + i]);
+        set(y[first + i], relu && value < 0.0f ? 0.0f : value);
     }
 }
 
 // Of each channel and part: sums of dz and of dz * (x - mean), dz the gradient before the ReLU.
-extern "C" __global__ void batch_norm_gradient_sums(const float *x, const float *y, const float *dy,
-                                                    const float *mean, int images, int channels, int plane,
-                                                    int relu, double *partial) {
+template <class T>
+__device__ inline void batch_norm_gradient_sums(const T *x, const T *y, const T *dy, const float *mean, int images,
+                                                int channels, int plane, int relu, double *partial) {
     int channel = blockIdx.x, part = blockIdx.y, parts = gridDim.y;
     float center = mean[channel];
     double sum = 0.0, products = 0.0;
     for (int image = part + parts * threadIdx.y; image < images; image += parts * blockDim.y) {
         size_t first = (size_t(image) * channels + channel) * plane;
         for (int i = threadIdx.x; i < plane; i += blockDim.x) {
-            float dz = !relu || y[first + i] > 0.0f ? dy[first + i] : 0.0f;
+            float dz = !relu || get(y[first + i]) > 0.0f ? get(dy[first + i]) : 0.0f;
             sum += dz;
-            products += double(dz) * (x[first + i] - center);
+            products += double(dz) * (get(x[first + i]) - center);
         }
     }
     block_sum(sum, products);
@@ -106,17 +109,50 @@ extern "C" __global__ void batch_norm_gradient_totals(const double *partial, int
 }
 
 // A block a plane. `dx` or `dresidual` is null where nobody wants it.
-extern "C" __global__ void batch_norm_backward(const float *x, const float *y, const float *dy, const float *mean,
-                                               const double *inv_std, const float *weight,
-                                               const float *through_mean, const float *through_var, int channels,
-                                               int plane, int relu, float *dx, float *dresidual) {
+template <class T>
+__device__ inline void batch_norm_backward(const T *x, const T *y, const T *dy, const float *mean,
+                                           const double *inv_std, const float *weight, const float *through_mean,
+                                           const float *through_var, int channels, int plane, int relu, T *dx,
+                                           T *dresidual) {
     int channel = blockIdx.x % channels;
     float center = mean[channel], of_mean = through_mean[channel], of_var = through_var[channel];
     float scale = float(weight[channel] * inv_std[channel]);
     size_t first = size_t(blockIdx.x) * plane;
     for (int i = threadIdx.x; i < plane; i += blockDim.x) {
-        float dz = !relu || y[first + i] > 0.0f ? dy[first + i] : 0.0f;
-        if (dx) dx[first + i] = scale * (dz - of_mean - (x[first + i] - center) * of_var);
-        if (dresidual) dresidual[first + i] = dz;
+        float dz = !relu || get(y[first + i]) > 0.0f ? get(dy[first + i]) : 0.0f;
+        if (dx) set(dx[first + i], scale * (dz - of_mean - (get(x[first + i]) - center) * of_var));
+        if (dresidual) set(dresidual[first + i], dz);
     }
 }
+
+#define BATCH_NORM_KERNELS(T, NAME)                                                                               \
+    extern "C" __global__ void batch_norm_moments_##NAME(const T *x, int images, int channels, int plane,         \
+                                                         double *partial) {                                       \
+        batch_norm_moments(x, images, channels, plane, partial);                                                  \
+    }                                                                                                             \
+    extern "C" __global__ void batch_norm_statistics_##NAME(                                                      \
+        const double *partial, int parts, const T *x, int plane, double count, double momentum, double eps,       \
+        float *running_mean, float *running_var, float *mean, double *inv_std) {                                  \
+        batch_norm_statistics(partial, parts, x, plane, count, momentum, eps, running_mean, running_var, mean,    \
+                              inv_std);                                                                           \
+    }                                                                                                             \
+    extern "C" __global__ void batch_norm_forward_##NAME(const T *x, const float *mean, const double *inv_std,    \
+                                                         const float *weight, const float *bias,                  \
+                                                         const T *residual, int channels, int plane, int relu,    \
+                                                         T *y) {                                                  \
+        batch_norm_forward(x, mean, inv_std, weight, bias, residual, channels, plane, relu, y);                   \
+    }                                                                                                             \
+    extern "C" __global__ void batch_norm_gradient_sums_##NAME(const T *x, const T *y, const T *dy,               \
+                                                               const float *mean, int images, int channels,       \
+                                                               int plane, int relu, double *partial) {            \
+        batch_norm_gradient_sums(x, y, dy, mean, images, channels, plane, relu, partial);                         \
+    }                                                                                                             \
+    extern "C" __global__ void batch_norm_backward_##NAME(                                                        \
+        const T *x, const T *y, const T *dy, const float *mean, const double *inv_std, const float *weight,       \
+        const float *through_mean, const float *through_var, int channels, int plane, int relu, T *dx,            \
+        T *dresidual) {                                                                                           \
+        batch_norm_backward(x, y, dy, mean, inv_std, weight, through_mean, through_var, channels, plane, relu,    \
+                            dx, dresidual);                                                                       \
+    }
+BATCH_NORM_KERNELS(float, f32)
+BATCH_NORM_KERNELS(__nv_bfloat16, bf16)

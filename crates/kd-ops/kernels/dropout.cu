@@ -1,5 +1,6 @@
 // Dropout with the CPU's masks: word i of a ChaCha8 stream decides on element i. A thread computes one block of
 // the stream and applies it to 16 elements.
+#include "number.cuh"
 
 __device__ inline unsigned rotate(unsigned x, int by) { return x << by | x >> (32 - by); }
 
@@ -12,9 +13,9 @@ __device__ inline void quarter_round(unsigned &a, unsigned &b, unsigned &c, unsi
 
 // Forward and backward alike: y = x * mask / (1 - p). The key is seed and step, each low word first, and
 // "kd-ops dropout 1" (DropoutKey in dropout.rs); `stream` is the layer.
-extern "C" __global__ void dropout(size_t count, const float *x, float *y, unsigned long long seed,
-                                   unsigned long long step, unsigned long long stream, unsigned dropped_below,
-                                   float scale) {
+template <class T>
+__device__ inline void dropout(size_t count, const T *x, T *y, unsigned long long seed, unsigned long long step,
+                               unsigned long long stream, unsigned dropped_below, float scale) {
     size_t block = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
     if (block * 16 >= count) return;
     const unsigned start[16] = {
@@ -40,6 +41,15 @@ extern "C" __global__ void dropout(size_t count, const float *x, float *y, unsig
 #pragma unroll
     for (int i = 0; i < 16; i++) {
         size_t at = block * 16 + i;
-        if (at < count) y[at] = s[i] + start[i] < dropped_below ? 0.0f : x[at] * scale;
+        if (at < count) set(y[at], s[i] + start[i] < dropped_below ? 0.0f : get(x[at]) * scale);
     }
 }
+
+#define DROPOUT_KERNELS(T, NAME)                                                                                 \
+    extern "C" __global__ void dropout_##NAME(size_t count, const T *x, T *y, unsigned long long seed,           \
+                                              unsigned long long step, unsigned long long stream,                \
+                                              unsigned dropped_below, float scale) {                             \
+        dropout(count, x, y, seed, step, stream, dropped_below, scale);                                          \
+    }
+DROPOUT_KERNELS(float, f32)
+DROPOUT_KERNELS(__nv_bfloat16, bf16)

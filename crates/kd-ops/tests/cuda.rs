@@ -20,7 +20,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 type Test = fn(&Device) -> Result<()>;
 
 fn main() {
-    let tests: [(&str, Test); 11] = [
+    let tests: [(&str, Test); 12] = [
         ("relu_and_dropout", relu_and_dropout),
         ("max_pool_with_ties_and_overlaps", max_pool_with_ties_and_overlaps),
         ("shortcuts", shortcuts),
@@ -30,6 +30,7 @@ fn main() {
         ("a_batch_norm_in_f64", a_batch_norm_in_f64),
         ("chains_of_convolutions", chains_of_convolutions),
         ("batch_norm_with_running_statistics", batch_norm_with_running_statistics),
+        ("maps_of_bf16_beside_f32_parameters", maps_of_bf16_beside_f32_parameters),
         ("optimisers_and_their_state", optimisers_and_their_state),
         ("norms_and_clipping", norms_and_clipping),
     ];
@@ -309,6 +310,62 @@ fn batch_norm_with_running_statistics(gpu: &Device) -> Result<()> {
                 assert_close("running variance", var, &running[0].1, 1e-6)?;
             }
         }
+    }
+    Ok(())
+}
+
+/// bf16 maps on the GPU against the same numbers in f32 on the CPU, within what bf16's 8 bits of mantissa round.
+/// Parameters stay f32, and so do their gradients.
+fn maps_of_bf16_beside_f32_parameters(gpu: &Device) -> Result<()> {
+    let rounded = |x: Tensor| x.to_dtype(DType::BF16)?.to_dtype(DType::F32);
+    let x = rounded(numbers(&[5, 8, 9, 7], 1)?)?;
+    let weight = rounded((numbers(&[16, 8, 3, 3], 2)? * 0.2)?)?;
+    let per_channel = [numbers(&[8], 3)?, numbers(&[8], 4)?];
+    let flat =
+        [rounded(numbers(&[33, 65], 5)?)?, rounded(numbers(&[10, 65], 6)?)?, numbers(&[10], 7)?];
+    let key = DropoutKey { seed: 1, step: 2 };
+    let norm = |x: &[Tensor]| {
+        let device = x[0].device();
+        let layer = BatchNorm {
+            weight: x[1].clone(),
+            bias: x[2].clone(),
+            running_mean: Tensor::zeros(8, DType::F32, device)?,
+            running_var: Tensor::ones(8, DType::F32, device)?,
+            config: BatchNormConfig { relu: true, ..BatchNormConfig::default() },
+        };
+        layer.forward(&x[0], Some(&x[0]), Statistics::Batch)
+    };
+    type Op<'a> = &'a dyn Fn(&[Tensor]) -> Result<Tensor>;
+    let with_bias = [x.clone(), weight.clone(), numbers(&[16], 8)?];
+    let pooled =
+        Conv2dConfig { padding: 1, relu: true, max_pool2: true, ..Conv2dConfig::default() };
+    let plain = Conv2dConfig { padding: 1, ..Conv2dConfig::default() };
+    let strided = Conv2dConfig { stride: 2, ..Conv2dConfig::default() };
+    let cases: [(&str, &[Tensor], Op<'_>); 9] = [
+        ("relu", &with_bias[..1], &|x| relu(&x[0])),
+        ("dropout", &with_bias[..1], &|x| dropout(&x[0], 0.3, key, 3)),
+        ("max_pool2d", &with_bias[..1], &|x| max_pool2d(&x[0], 3, 2)),
+        ("subsample_pad", &with_bias[..1], &|x| subsample_pad(&x[0], 16)),
+        ("conv2d", &with_bias, &|x| conv2d(&x[0], &x[1], Some(&x[2]), &plain)),
+        ("conv2d without bias", &with_bias[..2], &|x| conv2d(&x[0], &x[1], None, &strided)),
+        // Rounding moves a maximum, and with it a gradient, from one of two close pixels to the other.
+        ("conv2d with pool", &with_bias, &|x| {
+            Ok(conv2d(&x[0], &x[1], Some(&x[2]), &pooled)?.detach())
+        }),
+        ("linear", &flat, &|x| linear(&x[0], &x[1], Some(&x[2]), false)),
+        ("batch_norm", &[x.clone(), per_channel[0].clone(), per_channel[1].clone()], &norm),
+    ];
+    for (name, inputs, op) in cases {
+        let in_bf16 = |x: &[Tensor]| {
+            let mut all = x.to_vec();
+            if x[0].device().is_cuda() {
+                all[0] = x[0].to_dtype(DType::BF16)?;
+            }
+            let y = op(&all)?;
+            assert_eq!(y.dtype(), all[0].dtype(), "{name}");
+            y.to_dtype(DType::F32)
+        };
+        check(&format!("{name} of bf16"), gpu, 0.02, inputs, &in_bf16)?;
     }
     Ok(())
 }

@@ -1,10 +1,11 @@
 //! Batch normalisation on a GPU.
 
 use candle_core::cuda_backend::cudarc::driver::{CudaView, PushKernelArg};
-use candle_core::{CpuStorage, CudaDevice, CudaStorage, CustomOp3, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CudaStorage, CustomOp3, DType, Layout, Result, Shape, Tensor};
 
 use super::{
-    Array, device, hold, int, kernel, launch, memory, not_on_cpu, parts, ptx, threads_over,
+    Array, Number, device, hold, int, kernel, kernel_of, launch, memory, not_on_cpu, parts, ptx,
+    threads_over, with_number,
 };
 use crate::{BatchNorm, Statistics};
 
@@ -21,7 +22,9 @@ pub(crate) fn forward(
     let x = x.contiguous()?;
     let sizes = Sizes::new(x.shape())?;
     let (mean, inv_std) = match statistics {
-        Statistics::Batch => batch_statistics(layer, &x, &sizes)?,
+        Statistics::Batch => {
+            with_number!(NAME, x.dtype(), T => batch_statistics::<T>(layer, &x, &sizes)?)
+        }
         Statistics::Running => running_statistics(layer, &sizes)?,
     };
     let op = |affine_in_one| BatchNormOp {
@@ -31,13 +34,14 @@ pub(crate) fn forward(
         mean,
         inv_std,
     };
-    let (weight, bias) = (layer.weight.contiguous()?, layer.bias.contiguous()?);
+    let parameter = |parameter: &Tensor| parameter.to_dtype(DType::F32)?.contiguous();
+    let (weight, bias) = (parameter(&layer.weight)?, parameter(&layer.bias)?);
     match residual {
         None => x.apply_op3(&weight, &bias, op(false)),
         // One tensor, so that the residual finds room among the three arguments.
         Some(residual) => {
             let affine = Tensor::cat(&[&weight, &bias], 0)?;
-            x.apply_op3(&affine, &residual.contiguous()?, op(true))
+            x.apply_op3(&affine, &residual.to_dtype(x.dtype())?.contiguous()?, op(true))
         }
     }
 }
@@ -66,7 +70,11 @@ impl Sizes {
 
 /// The batch's mean (f32) and 1 / standard deviation (f64) of each channel; the running statistics take their
 /// share.
-fn batch_statistics(layer: &BatchNorm, x: &Tensor, sizes: &Sizes) -> Result<(Tensor, Tensor)> {
+fn batch_statistics<T: Number>(
+    layer: &BatchNorm,
+    x: &Tensor,
+    sizes: &Sizes,
+) -> Result<(Tensor, Tensor)> {
     let device = device(NAME, x)?;
     let (part_count, threads) = parts(sizes.images, sizes.plane);
     let mut partial = memory::<f64>(&device, 2 * sizes.channels * part_count)?;
@@ -74,9 +82,9 @@ fn batch_statistics(layer: &BatchNorm, x: &Tensor, sizes: &Sizes) -> Result<(Ten
     let mut inv_std = memory::<f64>(&device, sizes.channels)?;
     let (images, channels, plane) = (int(sizes.images)?, sizes.channel_count, sizes.pixels);
     let x = hold(x);
-    let x = x.values::<f32>(NAME)?;
+    let x = x.values::<T>(NAME)?;
 
-    let function = kernel(&device, FILE, "batch_norm_moments", ptx::BATCH_NORM)?;
+    let function = kernel_of::<T>(&device, FILE, "batch_norm_moments", ptx::BATCH_NORM)?;
     let mut args = function.builder();
     args.arg(&x).arg(&images).arg(&channels).arg(&plane).arg(&mut partial);
     // SAFETY: the memory has the sizes that are passed; a block for each of the pairs in `partial`.
@@ -89,7 +97,7 @@ fn batch_statistics(layer: &BatchNorm, x: &Tensor, sizes: &Sizes) -> Result<(Ten
     let running_var = running_var.values::<f32>(NAME)?;
     let (part_count, count) = (int(part_count)?, sizes.count() as f64);
     let (momentum, eps) = (layer.config.momentum, layer.config.eps);
-    let function = kernel(&device, FILE, "batch_norm_statistics", ptx::BATCH_NORM)?;
+    let function = kernel_of::<T>(&device, FILE, "batch_norm_statistics", ptx::BATCH_NORM)?;
     let mut args = function.builder();
     args.arg(&partial).arg(&part_count).arg(&x).arg(&plane).arg(&count).arg(&momentum).arg(&eps);
     args.arg(&running_mean).arg(&running_var).arg(&mut mean).arg(&mut inv_std);
@@ -134,6 +142,128 @@ struct BatchNormOp {
     inv_std: Tensor,
 }
 
+impl BatchNormOp {
+    fn forward<T: Number>(
+        &self,
+        x: Array<'_>,
+        second: Array<'_>,
+        third: Array<'_>,
+    ) -> Result<(CudaStorage, Shape)> {
+        let (device, shape) = (x.device(), x.layout.shape());
+        let sizes = Sizes::new(shape)?;
+        let x = x.values::<T>(NAME)?;
+        let second = second.values::<f32>(NAME)?;
+        let (weight, bias, residual): (CudaView<'_, f32>, _, _) = match self.affine_in_one {
+            true => {
+                let residual = third.values::<T>(NAME)?;
+                (second.slice(..sizes.channels), second.slice(sizes.channels..), Some(residual))
+            }
+            false => (second, third.values::<f32>(NAME)?, None),
+        };
+        let (mean, inv_std) = (hold(&self.mean), hold(&self.inv_std));
+        let (mean, inv_std) = (mean.values::<f32>(NAME)?, inv_std.values::<f64>(NAME)?);
+        let mut y = memory::<T>(device, x.len())?;
+        let (none, relu) = (0u64, i32::from(self.relu));
+        let function = kernel_of::<T>(device, FILE, "batch_norm_forward", ptx::BATCH_NORM)?;
+        let mut args = function.builder();
+        args.arg(&x).arg(&mean).arg(&inv_std).arg(&weight).arg(&bias);
+        match &residual {
+            Some(residual) => args.arg(residual),
+            None => args.arg(&none),
+        };
+        args.arg(&sizes.channel_count).arg(&sizes.pixels).arg(&relu).arg(&mut y);
+        // SAFETY: the memory has the sizes that are passed; a null pointer stands for no residual.
+        unsafe {
+            launch(args, (sizes.images * sizes.channels, 1), (threads_over(sizes.plane), 1))
+        }?;
+        Ok((super::storage(y, device), shape.clone()))
+    }
+
+    fn backward<T: Number>(
+        &self,
+        x: &Tensor,
+        second: &Tensor,
+        third: &Tensor,
+        y: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let device = device(NAME, x)?;
+        let sizes = Sizes::new(x.shape())?;
+        let dy = dy.contiguous()?;
+        let (part_count, threads) = parts(sizes.images, sizes.plane);
+        let mut partial = memory::<f64>(&device, 2 * sizes.channels * part_count)?;
+        let mut affine = memory::<f32>(&device, 2 * sizes.channels)?;
+        let mut through_mean = memory::<f32>(&device, sizes.channels)?;
+        let mut through_var = memory::<f32>(&device, sizes.channels)?;
+        let mut dx = match x.track_op() {
+            true => Some(memory::<T>(&device, x.elem_count())?),
+            false => None,
+        };
+        let mut dresidual = match self.affine_in_one && third.track_op() {
+            true => Some(memory::<T>(&device, x.elem_count())?),
+            false => None,
+        };
+        {
+            let (x, y, dy, weight) = (hold(x), hold(y), hold(&dy), hold(second));
+            let (x, y) = (x.values::<T>(NAME)?, y.values::<T>(NAME)?);
+            let (dy, weight) = (dy.values::<T>(NAME)?, weight.values::<f32>(NAME)?);
+            let (mean, inv_std) = (hold(&self.mean), hold(&self.inv_std));
+            let (mean, inv_std) = (mean.values::<f32>(NAME)?, inv_std.values::<f64>(NAME)?);
+            let (images, channels, plane) = (int(sizes.images)?, sizes.channel_count, sizes.pixels);
+            let relu = i32::from(self.relu);
+
+            let function =
+                kernel_of::<T>(&device, FILE, "batch_norm_gradient_sums", ptx::BATCH_NORM)?;
+            let mut args = function.builder();
+            args.arg(&x).arg(&y).arg(&dy).arg(&mean).arg(&images).arg(&channels).arg(&plane);
+            args.arg(&relu).arg(&mut partial);
+            // SAFETY: the memory has the sizes that are passed; a block for each pair in `partial`.
+            unsafe { launch(args, (sizes.channels, part_count), threads) }?;
+
+            // Through the batch's mean and variance; the running ones are constants.
+            let count = match self.statistics {
+                Statistics::Batch => sizes.count() as f64,
+                Statistics::Running => f64::INFINITY,
+            };
+            let part_count = int(part_count)?;
+            let (mut dweight, mut dbias) = affine.split_at_mut(sizes.channels);
+            let function = kernel(&device, FILE, "batch_norm_gradient_totals", ptx::BATCH_NORM)?;
+            let mut args = function.builder();
+            args.arg(&partial).arg(&part_count).arg(&inv_std).arg(&count);
+            args.arg(&mut dweight).arg(&mut dbias).arg(&mut through_mean).arg(&mut through_var);
+            // SAFETY: all have a number a channel; a warp a channel.
+            unsafe { launch(args, (sizes.channels, 1), (32, 1)) }?;
+
+            if dx.is_some() || dresidual.is_some() {
+                let none = 0u64;
+                let function =
+                    kernel_of::<T>(&device, FILE, "batch_norm_backward", ptx::BATCH_NORM)?;
+                let mut args = function.builder();
+                args.arg(&x).arg(&y).arg(&dy).arg(&mean).arg(&inv_std).arg(&weight);
+                args.arg(&through_mean).arg(&through_var).arg(&channels).arg(&plane).arg(&relu);
+                for wanted in [&mut dx, &mut dresidual] {
+                    match wanted {
+                        Some(values) => args.arg(values),
+                        None => args.arg(&none),
+                    };
+                }
+                let grid = (sizes.images * sizes.channels, 1);
+                // SAFETY: as above; a null pointer stands for a gradient that nobody wants.
+                unsafe { launch(args, grid, (threads_over(sizes.plane), 1)) }?;
+            }
+        }
+        let map = |values| super::tensor(values, &device, x.shape());
+        let affine = super::tensor(affine, &device, 2 * sizes.channels);
+        Ok(match self.affine_in_one {
+            true => (dx.map(map), Some(affine), dresidual.map(map)),
+            false => {
+                let part = |from| affine.narrow(0, from, sizes.channels);
+                (dx.map(map), Some(part(0)?), Some(part(sizes.channels)?))
+            }
+        })
+    }
+}
+
 impl CustomOp3 for BatchNormOp {
     fn name(&self) -> &'static str {
         NAME
@@ -161,32 +291,9 @@ impl CustomOp3 for BatchNormOp {
         third_layout: &Layout,
     ) -> Result<(CudaStorage, Shape)> {
         let x = Array { storage: x, layout: x_layout };
-        let second = Array { storage: second, layout: second_layout }.values::<f32>(NAME)?;
-        let third = Array { storage: third, layout: third_layout }.values::<f32>(NAME)?;
-        let sizes = Sizes::new(x_layout.shape())?;
-        let device: &CudaDevice = x.device();
-        let x = x.values::<f32>(NAME)?;
-        let (weight, bias, residual): (CudaView<'_, f32>, _, _) = match self.affine_in_one {
-            true => (second.slice(..sizes.channels), second.slice(sizes.channels..), Some(third)),
-            false => (second, third, None),
-        };
-        let (mean, inv_std) = (hold(&self.mean), hold(&self.inv_std));
-        let (mean, inv_std) = (mean.values::<f32>(NAME)?, inv_std.values::<f64>(NAME)?);
-        let mut y = memory::<f32>(device, x.len())?;
-        let (none, relu) = (0u64, i32::from(self.relu));
-        let function = kernel(device, FILE, "batch_norm_forward", ptx::BATCH_NORM)?;
-        let mut args = function.builder();
-        args.arg(&x).arg(&mean).arg(&inv_std).arg(&weight).arg(&bias);
-        match &residual {
-            Some(residual) => args.arg(residual),
-            None => args.arg(&none),
-        };
-        args.arg(&sizes.channel_count).arg(&sizes.pixels).arg(&relu).arg(&mut y);
-        // SAFETY: the memory has the sizes that are passed; a null pointer stands for no residual.
-        unsafe {
-            launch(args, (sizes.images * sizes.channels, 1), (threads_over(sizes.plane), 1))
-        }?;
-        Ok((super::storage(y, device), x_layout.shape().clone()))
+        let second = Array { storage: second, layout: second_layout };
+        let third = Array { storage: third, layout: third_layout };
+        with_number!(NAME, x.dtype(), T => self.forward::<T>(x, second, third))
     }
 
     fn bwd(
@@ -197,77 +304,6 @@ impl CustomOp3 for BatchNormOp {
         y: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let device = device(NAME, x)?;
-        let sizes = Sizes::new(x.shape())?;
-        let dy = dy.contiguous()?;
-        let (part_count, threads) = parts(sizes.images, sizes.plane);
-        let mut partial = memory::<f64>(&device, 2 * sizes.channels * part_count)?;
-        let mut affine = memory::<f32>(&device, 2 * sizes.channels)?;
-        let mut through_mean = memory::<f32>(&device, sizes.channels)?;
-        let mut through_var = memory::<f32>(&device, sizes.channels)?;
-        let mut dx = match x.track_op() {
-            true => Some(memory::<f32>(&device, x.elem_count())?),
-            false => None,
-        };
-        let mut dresidual = match self.affine_in_one && third.track_op() {
-            true => Some(memory::<f32>(&device, x.elem_count())?),
-            false => None,
-        };
-        {
-            let (x, y, dy, weight) = (hold(x), hold(y), hold(&dy), hold(second));
-            let (x, y) = (x.values::<f32>(NAME)?, y.values::<f32>(NAME)?);
-            let (dy, weight) = (dy.values::<f32>(NAME)?, weight.values::<f32>(NAME)?);
-            let (mean, inv_std) = (hold(&self.mean), hold(&self.inv_std));
-            let (mean, inv_std) = (mean.values::<f32>(NAME)?, inv_std.values::<f64>(NAME)?);
-            let (images, channels, plane) = (int(sizes.images)?, sizes.channel_count, sizes.pixels);
-            let relu = i32::from(self.relu);
-
-            let function = kernel(&device, FILE, "batch_norm_gradient_sums", ptx::BATCH_NORM)?;
-            let mut args = function.builder();
-            args.arg(&x).arg(&y).arg(&dy).arg(&mean).arg(&images).arg(&channels).arg(&plane);
-            args.arg(&relu).arg(&mut partial);
-            // SAFETY: the memory has the sizes that are passed; a block for each pair in `partial`.
-            unsafe { launch(args, (sizes.channels, part_count), threads) }?;
-
-            // Through the batch's mean and variance; the running ones are constants.
-            let count = match self.statistics {
-                Statistics::Batch => sizes.count() as f64,
-                Statistics::Running => f64::INFINITY,
-            };
-            let part_count = int(part_count)?;
-            let (mut dweight, mut dbias) = affine.split_at_mut(sizes.channels);
-            let function = kernel(&device, FILE, "batch_norm_gradient_totals", ptx::BATCH_NORM)?;
-            let mut args = function.builder();
-            args.arg(&partial).arg(&part_count).arg(&inv_std).arg(&count);
-            args.arg(&mut dweight).arg(&mut dbias).arg(&mut through_mean).arg(&mut through_var);
-            // SAFETY: all have a number a channel; a warp a channel.
-            unsafe { launch(args, (sizes.channels, 1), (32, 1)) }?;
-
-            if dx.is_some() || dresidual.is_some() {
-                let none = 0u64;
-                let function = kernel(&device, FILE, "batch_norm_backward", ptx::BATCH_NORM)?;
-                let mut args = function.builder();
-                args.arg(&x).arg(&y).arg(&dy).arg(&mean).arg(&inv_std).arg(&weight);
-                args.arg(&through_mean).arg(&through_var).arg(&channels).arg(&plane).arg(&relu);
-                for wanted in [&mut dx, &mut dresidual] {
-                    match wanted {
-                        Some(values) => args.arg(values),
-                        None => args.arg(&none),
-                    };
-                }
-                let grid = (sizes.images * sizes.channels, 1);
-                // SAFETY: as above; a null pointer stands for a gradient that nobody wants.
-                unsafe { launch(args, grid, (threads_over(sizes.plane), 1)) }?;
-            }
-        }
-        let map = |values| super::tensor(values, &device, x.shape());
-        let affine = super::tensor(affine, &device, 2 * sizes.channels);
-        Ok(match self.affine_in_one {
-            true => (dx.map(map), Some(affine), dresidual.map(map)),
-            false => {
-                let part = |from| affine.narrow(0, from, sizes.channels);
-                (dx.map(map), Some(part(0)?), Some(part(sizes.channels)?))
-            }
-        })
+        with_number!(NAME, x.dtype(), T => self.backward::<T>(x, second, third, y, dy))
     }
 }

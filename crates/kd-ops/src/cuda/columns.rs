@@ -9,7 +9,7 @@ use candle_core::cuda_backend::cudarc::driver::{DeviceRepr, PushKernelArg};
 use candle_core::{CudaStorage, Layout, Result};
 
 use super::conv::map_memory;
-use super::{Array, int, kernel, launch, memory, ptx, threads_over};
+use super::{Array, Number, int, kernel_of, launch, memory, ptx, threads_over, with_number};
 use crate::conv::geometry::Geometry;
 
 const NAME: &str = "conv2d";
@@ -55,12 +55,16 @@ fn pixels(geometry: &Geometry) -> usize {
 }
 
 fn columns(x: Array<'_>, geometry: &Geometry) -> Result<CudaStorage> {
+    with_number!(NAME, x.dtype(), T => columns_of::<T>(x, geometry))
+}
+
+fn columns_of<T: Number>(x: Array<'_>, geometry: &Geometry) -> Result<CudaStorage> {
     let device = x.device();
-    let x = x.values::<f32>(NAME)?;
+    let x = x.values::<T>(NAME)?;
     let rows = geometry.window_len();
-    let mut columns = memory::<f32>(device, rows * pixels(geometry))?;
+    let mut columns = memory::<T>(device, rows * pixels(geometry))?;
     let sizes = Sizes::new(geometry)?;
-    let function = kernel(device, FILE, "conv_columns", ptx::CONV)?;
+    let function = kernel_of::<T>(device, FILE, "conv_columns", ptx::CONV)?;
     let mut args = function.builder();
     args.arg(&x).arg(&sizes).arg(&mut columns);
     let threads = (threads_over(geometry.out_pixels()), 1);
@@ -102,14 +106,18 @@ pub(super) fn data_gradient(
     geometry: &Geometry,
 ) -> Result<CudaStorage> {
     let (m, n, k) = (geometry.window_len(), pixels(geometry), geometry.out_channels);
-    let device = dz.device();
     let dz_layout = Layout::contiguous_with_offset((k, n), dz.layout.start_offset());
     let transposed = weight_layout(weight, geometry).transpose(0, 1)?;
     let columns = weight.storage.matmul(dz.storage, (1, m, n, k), &transposed, &dz_layout)?;
-    let columns = columns.as_cuda_slice::<f32>()?;
-    let mut dx = map_memory(device, geometry)?;
+    with_number!(NAME, dz.dtype(), T => from_columns::<T>(&columns, geometry))
+}
+
+/// Adds the columns' entries up where they came from.
+fn from_columns<T: Number>(columns: &CudaStorage, geometry: &Geometry) -> Result<CudaStorage> {
+    let (columns, device) = (columns.as_cuda_slice::<T>()?, &columns.device);
+    let mut dx = map_memory::<T>(device, geometry)?;
     let sizes = Sizes::new(geometry)?;
-    let function = kernel(device, FILE, "conv_from_columns", ptx::CONV)?;
+    let function = kernel_of::<T>(device, FILE, "conv_from_columns", ptx::CONV)?;
     let mut args = function.builder();
     args.arg(columns).arg(&sizes).arg(&mut dx);
     let grid = (geometry.batch * geometry.in_channels, 1);
@@ -125,7 +133,7 @@ mod tests {
     /// The kernels' PTX says how large their sizes are.
     #[test]
     fn the_sizes_have_the_size_that_the_kernels_expect() {
-        for kernel in ["conv_columns", "conv_from_columns"] {
+        for kernel in ["conv_columns_f32", "conv_from_columns_f32", "conv_columns_bf16"] {
             let parameter = format!("{kernel}_param_1[{}]", size_of::<Sizes>());
             assert!(ptx::CONV.contains(&parameter), "{kernel}");
         }

@@ -3,9 +3,10 @@
 
 use std::sync::OnceLock;
 
-use candle_core::cuda_backend::cudarc::driver::{CudaSlice, PushKernelArg};
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, PushKernelArg};
 use candle_core::{
-    CpuStorage, CudaDevice, CudaStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail,
+    CpuStorage, CudaDevice, CudaStorage, CustomOp2, CustomOp3, DType, Layout, Result, Shape,
+    Tensor, bail,
 };
 
 #[cfg(not(feature = "cudnn"))]
@@ -13,7 +14,8 @@ use super::columns as products;
 #[cfg(feature = "cudnn")]
 use super::cudnn as products;
 use super::{
-    Array, device, hold, int, kernel, launch, memory, not_on_cpu, parts, ptx, threads_over,
+    Array, Number, device, hold, int, kernel, kernel_of, launch, memory, not_on_cpu, parts, ptx,
+    threads_over, with_number,
 };
 use crate::Conv2dConfig;
 use crate::conv::geometry::Geometry;
@@ -21,7 +23,8 @@ use crate::conv::geometry::Geometry;
 const NAME: &str = "conv2d";
 const FILE: &str = "kd-ops conv";
 
-/// As [`crate::conv2d`], which has checked the shapes.
+/// As [`crate::conv2d`], which has checked the shapes. An f32 weight beside a bf16 x is multiplied as bf16 and has an
+/// f32 gradient.
 pub(crate) fn conv2d(
     x: &Tensor,
     weight: &Tensor,
@@ -29,7 +32,7 @@ pub(crate) fn conv2d(
     geometry: Geometry,
     config: &Conv2dConfig,
 ) -> Result<Tensor> {
-    let (x, weight) = (x.contiguous()?, weight.contiguous()?);
+    let (x, weight) = (x.contiguous()?, weight.to_dtype(x.dtype())?.contiguous()?);
     let op = Conv2d {
         geometry,
         relu: config.relu,
@@ -41,9 +44,9 @@ pub(crate) fn conv2d(
         None if !op.relu && !op.max_pool2 && products::IS_NCHW => {
             x.apply_op2(&weight, Products { geometry })
         }
-        Some(bias) => x.apply_op3(&weight, &bias.contiguous()?, op),
+        Some(bias) => x.apply_op3(&weight, &bias.to_dtype(DType::F32)?.contiguous()?, op),
         None => {
-            let zeros = Tensor::zeros(geometry.out_channels, weight.dtype(), weight.device())?;
+            let zeros = Tensor::zeros(geometry.out_channels, DType::F32, weight.device())?;
             x.apply_op3(&weight, &zeros, op)
         }
     }
@@ -179,37 +182,8 @@ impl CustomOp3 for Conv2d {
         let x = Array { storage: x, layout: x_layout };
         let weight = Array { storage: weight, layout: weight_layout };
         let bias = Array { storage: bias, layout: bias_layout }.values::<f32>(NAME)?;
-        let device = x.device();
         let products = products::forward(x, weight, &self.geometry)?;
-        let z = products.as_cuda_slice::<f32>()?;
-        let Geometry { batch, out_channels, out_height, out_width, .. } = self.geometry;
-        let order = Order::new(&self.geometry);
-        let (channels, relu) = (int(out_channels)?, i32::from(self.relu));
-        let grid = (batch * out_channels, 1);
-        if !self.max_pool2 {
-            let pixels = int(self.geometry.out_pixels())?;
-            let mut y = memory::<f32>(device, z.len())?;
-            let function = kernel(device, FILE, "conv_bias_forward", ptx::CONV)?;
-            let mut args = function.builder();
-            args.arg(z).arg(&order.image).arg(&order.channel).arg(&bias).arg(&channels);
-            args.arg(&pixels).arg(&relu).arg(&mut y);
-            // SAFETY: the memory has the sizes that are passed.
-            unsafe { launch(args, grid, (threads_over(self.geometry.out_pixels()), 1)) }?;
-            return Ok((super::storage(y, device), out_shape(&self.geometry)));
-        }
-        let shape = Shape::from((batch, out_channels, out_height / 2, out_width / 2));
-        let mut y = memory::<f32>(device, shape.elem_count())?;
-        let mut winners = memory::<u8>(device, shape.elem_count())?;
-        let (height, width) = (int(out_height)?, int(out_width)?);
-        let function = kernel(device, FILE, "conv_pool_forward", ptx::CONV)?;
-        let mut args = function.builder();
-        args.arg(z).arg(&order.image).arg(&order.channel).arg(&bias).arg(&channels);
-        args.arg(&height).arg(&width).arg(&relu).arg(&mut y).arg(&mut winners);
-        // SAFETY: as above.
-        unsafe { launch(args, grid, (threads_over(out_height / 2 * (out_width / 2)), 1)) }?;
-        // `cuda_fwd` runs once for each operation that is built, so the cell is empty here.
-        let _ = self.winners.set(super::tensor(winners, device, shape.clone()));
-        Ok((super::storage(y, device), shape))
+        with_number!(NAME, x.dtype(), T => self.after_products::<T>(&products, bias))
     }
 
     fn bwd(
@@ -222,12 +196,12 @@ impl CustomOp3 for Conv2d {
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let dy = dy.contiguous()?;
         let dz = match self.relu || self.max_pool2 || !products::IS_NCHW {
-            true => self.before_what_follows(y, &dy)?,
+            true => with_number!(NAME, y.dtype(), T => self.before_what_follows::<T>(y, &dy)?),
             false => dy,
         };
         let (dx, dweight) = product_gradients(&self.geometry, x, weight, &dz)?;
         let dbias = match bias.track_op() {
-            true => Some(self.bias_gradient(&dz)?),
+            true => Some(with_number!(NAME, dz.dtype(), T => self.bias_gradient::<T>(&dz)?)),
             false => None,
         };
         Ok((dx, dweight, dbias))
@@ -235,18 +209,55 @@ impl CustomOp3 for Conv2d {
 }
 
 impl Conv2d {
+    /// Bias, and what follows, on the products.
+    fn after_products<T: Number>(
+        &self,
+        products: &CudaStorage,
+        bias: CudaView<'_, f32>,
+    ) -> Result<(CudaStorage, Shape)> {
+        let (z, device) = (products.as_cuda_slice::<T>()?, &products.device);
+        let Geometry { batch, out_channels, out_height, out_width, .. } = self.geometry;
+        let order = Order::new(&self.geometry);
+        let (channels, relu) = (int(out_channels)?, i32::from(self.relu));
+        let grid = (batch * out_channels, 1);
+        if !self.max_pool2 {
+            let pixels = int(self.geometry.out_pixels())?;
+            let mut y = memory::<T>(device, z.len())?;
+            let function = kernel_of::<T>(device, FILE, "conv_bias_forward", ptx::CONV)?;
+            let mut args = function.builder();
+            args.arg(z).arg(&order.image).arg(&order.channel).arg(&bias).arg(&channels);
+            args.arg(&pixels).arg(&relu).arg(&mut y);
+            // SAFETY: the memory has the sizes that are passed.
+            unsafe { launch(args, grid, (threads_over(self.geometry.out_pixels()), 1)) }?;
+            return Ok((super::storage(y, device), out_shape(&self.geometry)));
+        }
+        let shape = Shape::from((batch, out_channels, out_height / 2, out_width / 2));
+        let mut y = memory::<T>(device, shape.elem_count())?;
+        let mut winners = memory::<u8>(device, shape.elem_count())?;
+        let (height, width) = (int(out_height)?, int(out_width)?);
+        let function = kernel_of::<T>(device, FILE, "conv_pool_forward", ptx::CONV)?;
+        let mut args = function.builder();
+        args.arg(z).arg(&order.image).arg(&order.channel).arg(&bias).arg(&channels);
+        args.arg(&height).arg(&width).arg(&relu).arg(&mut y).arg(&mut winners);
+        // SAFETY: as above.
+        unsafe { launch(args, grid, (threads_over(out_height / 2 * (out_width / 2)), 1)) }?;
+        // `cuda_fwd` runs once for each operation that is built, so the cell is empty here.
+        let _ = self.winners.set(super::tensor(winners, device, shape.clone()));
+        Ok((super::storage(y, device), shape))
+    }
+
     /// The gradient of the products, in their order, from that of the result.
-    fn before_what_follows(&self, y: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    fn before_what_follows<T: Number>(&self, y: &Tensor, dy: &Tensor) -> Result<Tensor> {
         let device = device(NAME, y)?;
         let Geometry { batch, out_channels, out_height, out_width, .. } = self.geometry;
         let order = Order::new(&self.geometry);
         let pixels = self.geometry.out_pixels();
-        let mut dz = memory::<f32>(&device, batch * out_channels * pixels)?;
+        let mut dz = memory::<T>(&device, batch * out_channels * pixels)?;
         let (channels, relu) = (int(out_channels)?, i32::from(self.relu));
         let (grid, threads) = ((batch * out_channels, 1), (threads_over(pixels), 1));
         {
             let (y, dy) = (hold(y), hold(dy));
-            let (y, dy) = (y.values::<f32>(NAME)?, dy.values::<f32>(NAME)?);
+            let (y, dy) = (y.values::<T>(NAME)?, dy.values::<T>(NAME)?);
             if self.max_pool2 {
                 let Some(winners) = self.winners.get() else {
                     bail!("{NAME}: backward before forward")
@@ -254,7 +265,7 @@ impl Conv2d {
                 let winners = hold(winners);
                 let winners = winners.values::<u8>(NAME)?;
                 let (height, width) = (int(out_height)?, int(out_width)?);
-                let function = kernel(&device, FILE, "conv_pool_backward", ptx::CONV)?;
+                let function = kernel_of::<T>(&device, FILE, "conv_pool_backward", ptx::CONV)?;
                 let mut args = function.builder();
                 args.arg(&y).arg(&winners).arg(&dy).arg(&channels).arg(&height).arg(&width);
                 args.arg(&relu).arg(&mut dz).arg(&order.image).arg(&order.channel);
@@ -262,7 +273,7 @@ impl Conv2d {
                 unsafe { launch(args, grid, threads) }?;
             } else {
                 let pixels = int(pixels)?;
-                let function = kernel(&device, FILE, "conv_bias_backward", ptx::CONV)?;
+                let function = kernel_of::<T>(&device, FILE, "conv_bias_backward", ptx::CONV)?;
                 let mut args = function.builder();
                 args.arg(&y).arg(&dy).arg(&channels).arg(&pixels).arg(&relu).arg(&mut dz);
                 args.arg(&order.image).arg(&order.channel);
@@ -274,17 +285,17 @@ impl Conv2d {
         Ok(super::tensor(dz, &device, len))
     }
 
-    fn bias_gradient(&self, dz: &Tensor) -> Result<Tensor> {
+    fn bias_gradient<T: Number>(&self, dz: &Tensor) -> Result<Tensor> {
         let device = device(NAME, dz)?;
         let Geometry { batch, out_channels, .. } = self.geometry;
         let order = Order::new(&self.geometry);
         let dz = hold(dz);
-        let dz = dz.values::<f32>(NAME)?;
+        let dz = dz.values::<T>(NAME)?;
         let (part_count, threads) = parts(batch, self.geometry.out_pixels());
         let mut partial = memory::<f64>(&device, 2 * out_channels * part_count)?;
         let mut dbias = memory::<f32>(&device, out_channels)?;
         let (images, pixels) = (int(batch)?, int(self.geometry.out_pixels())?);
-        let function = kernel(&device, FILE, "conv_bias_sums", ptx::CONV)?;
+        let function = kernel_of::<T>(&device, FILE, "conv_bias_sums", ptx::CONV)?;
         let mut args = function.builder();
         args.arg(&dz).arg(&order.image).arg(&order.channel).arg(&images).arg(&pixels);
         args.arg(&mut partial);
@@ -301,7 +312,10 @@ impl Conv2d {
 }
 
 /// For the products: memory for a gradient of x.
-pub(super) fn map_memory(device: &CudaDevice, geometry: &Geometry) -> Result<CudaSlice<f32>> {
+pub(super) fn map_memory<T: Number>(
+    device: &CudaDevice,
+    geometry: &Geometry,
+) -> Result<CudaSlice<T>> {
     let Geometry { batch, in_channels, height, width, .. } = *geometry;
-    memory::<f32>(device, batch * in_channels * height * width)
+    memory::<T>(device, batch * in_channels * height * width)
 }

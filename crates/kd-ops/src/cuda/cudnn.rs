@@ -13,10 +13,10 @@ use std::sync::Arc;
 use candle_core::cuda_backend::DeviceId;
 use candle_core::cuda_backend::cudarc::cudnn::{result, sys};
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
-use candle_core::{CudaDevice, CudaStorage, Error, Result, bail};
+use candle_core::{CudaDevice, CudaStorage, DType, Error, Result, bail};
 
 use super::conv::map_memory;
-use super::{Array, int, memory, storage, tf32};
+use super::{Array, Number, int, memory, storage, tf32, with_number};
 use crate::conv::geometry::Geometry;
 
 const NAME: &str = "conv2d";
@@ -34,7 +34,7 @@ thread_local! {
 
 /// What is kept for a device.
 struct OnDevice {
-    plans: HashMap<(Geometry, bool), Rc<Plan>>,
+    plans: HashMap<(Geometry, Arithmetic), Rc<Plan>>,
     workspace: Option<CudaSlice<u8>>,
     handle: Rc<Handle>,
 }
@@ -65,6 +65,26 @@ impl Drop for Handle {
 
 fn failed(error: result::CudnnError) -> Error {
     Error::wrap(error).context("cuDNN refused a convolution")
+}
+
+/// What the factors of a product are; its sums are f32.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Arithmetic {
+    F32,
+    /// f32 numbers, rounded when multiplied.
+    Tf32,
+    /// bf16 numbers, whose products are exact.
+    Bf16,
+}
+
+impl Arithmetic {
+    fn of(dtype: DType) -> Self {
+        match dtype {
+            DType::BF16 => Self::Bf16,
+            _ if tf32() => Self::Tf32,
+            _ => Self::F32,
+        }
+    }
 }
 
 /// Descriptors and algorithms of one shape.
@@ -115,11 +135,11 @@ struct Proposal<A> {
     math: sys::cudnnMathType_t,
 }
 
-/// The first of cuDNN's proposals, the quickest first by its heuristics, that is deterministic, as exact as asked for and content
-/// with the memory; else `fallback`, which is deterministic and always there.
+/// The first of cuDNN's proposals, the quickest first by its heuristics, that is deterministic, rounds f32 only where that is
+/// asked for, and is content with the memory; else `fallback`, which is deterministic and always there.
 fn choose<A: Copy>(
     proposals: impl Iterator<Item = Proposal<A>>,
-    tf32: bool,
+    arithmetic: Arithmetic,
     fallback: A,
     workspace: impl Fn(A) -> std::result::Result<usize, result::CudnnError>,
 ) -> Result<Chosen<A>> {
@@ -128,7 +148,8 @@ fn choose<A: Copy>(
         proposal.status == sys::cudnnStatus_t::CUDNN_STATUS_SUCCESS
             && proposal.determinism == sys::cudnnDeterminism_t::CUDNN_DETERMINISTIC
             && proposal.bytes <= MAX_WORKSPACE_BYTES
-            && (tf32 || [CUDNN_FMA_MATH, CUDNN_DEFAULT_MATH].contains(&proposal.math))
+            && (arithmetic != Arithmetic::F32
+                || [CUDNN_FMA_MATH, CUDNN_DEFAULT_MATH].contains(&proposal.math))
     };
     let mut proposals = proposals.filter(good).map(|proposal| proposal.algorithm);
     let algorithm = proposals.next().unwrap_or(fallback);
@@ -148,14 +169,18 @@ macro_rules! proposals {
 }
 
 impl Plan {
-    fn new(handle: &Rc<Handle>, g: &Geometry, tf32: bool) -> Result<Self> {
+    fn new(handle: &Rc<Handle>, g: &Geometry, arithmetic: Arithmetic) -> Result<Self> {
         use sys::cudnnConvolutionBwdDataAlgo_t::CUDNN_CONVOLUTION_BWD_DATA_ALGO_1;
         use sys::cudnnConvolutionBwdFilterAlgo_t::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_1;
         use sys::cudnnConvolutionFwdAlgo_t::CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_GEMM;
         use sys::cudnnConvolutionMode_t::CUDNN_CROSS_CORRELATION;
-        use sys::cudnnMathType_t::{CUDNN_DEFAULT_MATH, CUDNN_FMA_MATH};
+        use sys::cudnnMathType_t::{CUDNN_DEFAULT_MATH, CUDNN_FMA_MATH, CUDNN_TENSOR_OP_MATH};
         const NCHW: sys::cudnnTensorFormat_t = sys::cudnnTensorFormat_t::CUDNN_TENSOR_NCHW;
         const F32: sys::cudnnDataType_t = sys::cudnnDataType_t::CUDNN_DATA_FLOAT;
+        let number = match arithmetic {
+            Arithmetic::F32 | Arithmetic::Tf32 => F32,
+            Arithmetic::Bf16 => sys::cudnnDataType_t::CUDNN_DATA_BFLOAT16,
+        };
         let x = [int(g.batch)?, int(g.in_channels)?, int(g.height)?, int(g.width)?];
         let y = [int(g.batch)?, int(g.out_channels)?, int(g.out_height)?, int(g.out_width)?];
         let weight = [x[1], int(g.kernel_height)?, int(g.kernel_width)?];
@@ -179,13 +204,17 @@ impl Plan {
         plan.y = result::create_tensor_descriptor().map_err(failed)?;
         plan.weight = result::create_filter_descriptor().map_err(failed)?;
         plan.conv = result::create_convolution_descriptor().map_err(failed)?;
-        // cuDNN's default lets f32 become TF32; FMA does not.
-        let math = if tf32 { CUDNN_DEFAULT_MATH } else { CUDNN_FMA_MATH };
+        // cuDNN's default lets f32 become TF32; FMA does not. bf16 needs tensor cores to be quick.
+        let math = match arithmetic {
+            Arithmetic::F32 => CUDNN_FMA_MATH,
+            Arithmetic::Tf32 => CUDNN_DEFAULT_MATH,
+            Arithmetic::Bf16 => CUDNN_TENSOR_OP_MATH,
+        };
         // SAFETY: all descriptors were just made.
         unsafe {
-            result::set_tensor4d_descriptor(plan.x, NCHW, F32, x).map_err(failed)?;
-            result::set_tensor4d_descriptor(plan.y, NCHW, F32, y).map_err(failed)?;
-            result::set_filter4d_descriptor(plan.weight, F32, NCHW, weight).map_err(failed)?;
+            result::set_tensor4d_descriptor(plan.x, NCHW, number, x).map_err(failed)?;
+            result::set_tensor4d_descriptor(plan.y, NCHW, number, y).map_err(failed)?;
+            result::set_filter4d_descriptor(plan.weight, number, NCHW, weight).map_err(failed)?;
             result::set_convolution2d_descriptor(
                 plan.conv,
                 padding,
@@ -219,16 +248,17 @@ impl Plan {
                 perfs.as_mut_ptr(),
             )
             .map_err(failed)?;
-            plan.forward = choose(proposals!(perfs, count), tf32, plan.forward.algorithm, |a| {
-                result::get_convolution_forward_workspace_size(
-                    h,
-                    plan.x,
-                    plan.weight,
-                    plan.conv,
-                    plan.y,
-                    a,
-                )
-            })?;
+            plan.forward =
+                choose(proposals!(perfs, count), arithmetic, plan.forward.algorithm, |a| {
+                    result::get_convolution_forward_workspace_size(
+                        h,
+                        plan.x,
+                        plan.weight,
+                        plan.conv,
+                        plan.y,
+                        a,
+                    )
+                })?;
             let mut perfs: [sys::cudnnConvolutionBwdDataAlgoPerf_t; ASKED] = std::mem::zeroed();
             result::get_convolution_backward_data_algorithm(
                 h,
@@ -241,7 +271,7 @@ impl Plan {
                 perfs.as_mut_ptr(),
             )
             .map_err(failed)?;
-            plan.data = choose(proposals!(perfs, count), tf32, plan.data.algorithm, |a| {
+            plan.data = choose(proposals!(perfs, count), arithmetic, plan.data.algorithm, |a| {
                 result::get_convolution_backward_data_workspace_size(
                     h,
                     plan.weight,
@@ -263,16 +293,17 @@ impl Plan {
                 perfs.as_mut_ptr(),
             )
             .map_err(failed)?;
-            plan.filter = choose(proposals!(perfs, count), tf32, plan.filter.algorithm, |a| {
-                result::get_convolution_backward_filter_workspace_size(
-                    h,
-                    plan.x,
-                    plan.y,
-                    plan.conv,
-                    plan.weight,
-                    a,
-                )
-            })?;
+            plan.filter =
+                choose(proposals!(perfs, count), arithmetic, plan.filter.algorithm, |a| {
+                    result::get_convolution_backward_filter_workspace_size(
+                        h,
+                        plan.x,
+                        plan.y,
+                        plan.conv,
+                        plan.weight,
+                        a,
+                    )
+                })?;
         }
         Ok(plan)
     }
@@ -282,6 +313,7 @@ impl Plan {
 fn with_plan(
     device: &CudaDevice,
     geometry: &Geometry,
+    dtype: DType,
     bytes: impl Fn(&Plan) -> usize,
     body: impl FnOnce(&Plan, *mut c_void) -> std::result::Result<(), result::CudnnError>,
 ) -> Result<()> {
@@ -297,7 +329,7 @@ fn with_plan(
     })?;
     let mut on_device = on_device.borrow_mut();
     let OnDevice { plans, workspace, handle } = &mut *on_device;
-    let key = (*geometry, tf32());
+    let key = (*geometry, Arithmetic::of(dtype));
     let plan = match plans.get(&key) {
         Some(plan) => Rc::clone(plan),
         None => {
@@ -338,18 +370,26 @@ fn check(geometry: &Geometry) -> Result<()> {
 
 pub(super) fn forward(x: Array<'_>, weight: Array<'_>, geometry: &Geometry) -> Result<CudaStorage> {
     check(geometry)?;
+    with_number!(NAME, x.dtype(), T => forward_of::<T>(x, weight, geometry))
+}
+
+fn forward_of<T: Number>(
+    x: Array<'_>,
+    weight: Array<'_>,
+    geometry: &Geometry,
+) -> Result<CudaStorage> {
     let device = x.device();
     let stream = device.cuda_stream();
-    let (x, weight) = (x.values::<f32>(NAME)?, weight.values::<f32>(NAME)?);
+    let (x, weight) = (x.values::<T>(NAME)?, weight.values::<T>(NAME)?);
     let len = geometry.batch * geometry.out_channels * geometry.out_pixels();
-    let mut y = memory::<f32>(device, len)?;
+    let mut y = memory::<T>(device, len)?;
     {
         let (x, _x) = x.device_ptr(&stream);
         let (weight, _weight) = weight.device_ptr(&stream);
         let (y, _y) = y.device_ptr_mut(&stream);
         let bytes = |plan: &Plan| plan.forward.workspace_bytes;
         // SAFETY: the descriptors say how large the memory is.
-        with_plan(device, geometry, bytes, |plan, workspace| unsafe {
+        with_plan(device, geometry, T::DTYPE, bytes, |plan, workspace| unsafe {
             result::convolution_forward(
                 plan.handle.handle,
                 scalar(&ONE),
@@ -376,17 +416,25 @@ pub(super) fn data_gradient(
     geometry: &Geometry,
 ) -> Result<CudaStorage> {
     check(geometry)?;
+    with_number!(NAME, dz.dtype(), T => data_gradient_of::<T>(weight, dz, geometry))
+}
+
+fn data_gradient_of<T: Number>(
+    weight: Array<'_>,
+    dz: Array<'_>,
+    geometry: &Geometry,
+) -> Result<CudaStorage> {
     let device = dz.device();
     let stream = device.cuda_stream();
-    let (weight, dz) = (weight.values::<f32>(NAME)?, dz.values::<f32>(NAME)?);
-    let mut dx = map_memory(device, geometry)?;
+    let (weight, dz) = (weight.values::<T>(NAME)?, dz.values::<T>(NAME)?);
+    let mut dx = map_memory::<T>(device, geometry)?;
     {
         let (weight, _weight) = weight.device_ptr(&stream);
         let (dz, _dz) = dz.device_ptr(&stream);
         let (dx, _dx) = dx.device_ptr_mut(&stream);
         let bytes = |plan: &Plan| plan.data.workspace_bytes;
         // SAFETY: the descriptors say how large the memory is.
-        with_plan(device, geometry, bytes, |plan, workspace| unsafe {
+        with_plan(device, geometry, T::DTYPE, bytes, |plan, workspace| unsafe {
             result::convolution_backward_data(
                 plan.handle.handle,
                 scalar(&ONE),
@@ -413,17 +461,25 @@ pub(super) fn weight_gradient(
     geometry: &Geometry,
 ) -> Result<CudaStorage> {
     check(geometry)?;
+    with_number!(NAME, dz.dtype(), T => weight_gradient_of::<T>(x, dz, geometry))
+}
+
+fn weight_gradient_of<T: Number>(
+    x: Array<'_>,
+    dz: Array<'_>,
+    geometry: &Geometry,
+) -> Result<CudaStorage> {
     let device = dz.device();
     let stream = device.cuda_stream();
-    let (x, dz) = (x.values::<f32>(NAME)?, dz.values::<f32>(NAME)?);
-    let mut dweight = memory::<f32>(device, geometry.weight_len())?;
+    let (x, dz) = (x.values::<T>(NAME)?, dz.values::<T>(NAME)?);
+    let mut dweight = memory::<T>(device, geometry.weight_len())?;
     {
         let (x, _x) = x.device_ptr(&stream);
         let (dz, _dz) = dz.device_ptr(&stream);
         let (dweight, _dweight) = dweight.device_ptr_mut(&stream);
         let bytes = |plan: &Plan| plan.filter.workspace_bytes;
         // SAFETY: the descriptors say how large the memory is.
-        with_plan(device, geometry, bytes, |plan, workspace| unsafe {
+        with_plan(device, geometry, T::DTYPE, bytes, |plan, workspace| unsafe {
             result::convolution_backward_filter(
                 plan.handle.handle,
                 scalar(&ONE),

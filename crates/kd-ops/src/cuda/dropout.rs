@@ -3,7 +3,7 @@
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, PushKernelArg};
 use candle_core::{CpuStorage, CudaDevice, CudaStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
-use super::{Array, device, hold, kernel, launch, memory, not_on_cpu, ptx};
+use super::{Array, Number, device, hold, kernel_of, launch, memory, not_on_cpu, ptx, with_number};
 use crate::DropoutKey;
 
 const NAME: &str = "dropout";
@@ -21,12 +21,12 @@ struct Dropout {
 
 impl Dropout {
     /// `x` times mask: the same in both directions.
-    fn apply(&self, device: &CudaDevice, x: &CudaView<'_, f32>) -> Result<CudaSlice<f32>> {
+    fn apply<T: Number>(&self, device: &CudaDevice, x: &CudaView<'_, T>) -> Result<CudaSlice<T>> {
         let count = x.len();
-        let mut y = memory::<f32>(device, count)?;
+        let mut y = memory::<T>(device, count)?;
         let scale = (1.0 / (1.0 - self.p)) as f32;
         let dropped_below = (self.p * (1u64 << 32) as f64) as u32;
-        let function = kernel(device, "kd-ops dropout", "dropout", ptx::DROPOUT)?;
+        let function = kernel_of::<T>(device, "kd-ops dropout", "dropout", ptx::DROPOUT)?;
         let mut args = function.builder();
         args.arg(&count).arg(x).arg(&mut y).arg(&self.key.seed).arg(&self.key.step);
         args.arg(&self.layer).arg(&dropped_below).arg(&scale);
@@ -47,14 +47,18 @@ impl CustomOp1 for Dropout {
 
     fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
         let x = Array { storage, layout };
-        let y = self.apply(x.device(), &x.values(NAME)?)?;
-        Ok((super::storage(y, x.device()), layout.shape().clone()))
+        let y = with_number!(NAME, x.dtype(), T => {
+            super::storage(self.apply::<T>(x.device(), &x.values(NAME)?)?, x.device())
+        });
+        Ok((y, layout.shape().clone()))
     }
 
     fn bwd(&self, _x: &Tensor, y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
         let dy = dy.contiguous()?;
         let device = device(NAME, y)?;
-        let dx = self.apply(&device, &hold(&dy).values(NAME)?)?;
-        Ok(Some(super::tensor(dx, &device, y.shape())))
+        let dx = with_number!(NAME, dy.dtype(), T => {
+            super::tensor(self.apply::<T>(&device, &hold(&dy).values(NAME)?)?, &device, y.shape())
+        });
+        Ok(Some(dx))
     }
 }

@@ -2,17 +2,21 @@
 
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::cudarc::driver::PushKernelArg;
-use candle_core::{CpuStorage, CudaStorage, CustomOp3, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CudaStorage, CustomOp3, DType, Layout, Result, Shape, Tensor};
 
 use super::{
-    Array, device, hold, int, kernel, launch, memory, not_on_cpu, ptx, relu, threads_over,
+    Array, Number, device, hold, int, kernel_of, launch, memory, not_on_cpu, ptx, relu,
+    threads_over, with_number,
 };
 
 const NAME: &str = "linear";
 
-/// As [`crate::linear()`], which has checked the shapes.
+/// As [`crate::linear()`], which has checked the shapes. An f32 weight beside a bf16 x is multiplied as bf16 and has an
+/// f32 gradient.
 pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor, relu: bool) -> Result<Tensor> {
-    x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, Linear { relu })
+    let weight = weight.to_dtype(x.dtype())?.contiguous()?;
+    let bias = bias.to_dtype(DType::F32)?.contiguous()?;
+    x.contiguous()?.apply_op3(&weight, &bias, Linear { relu })
 }
 
 struct Linear {
@@ -52,11 +56,14 @@ impl CustomOp3 for Linear {
         let device = x.device.clone();
         let bias = Array { storage: bias, layout: bias_layout }.values::<f32>(NAME)?;
         let (columns, relu) = (int(outputs)?, i32::from(self.relu));
-        let function = kernel(&device, "kd-ops linear", "linear_bias_forward", ptx::LINEAR)?;
-        let mut args = function.builder();
-        args.arg(y.as_cuda_slice_mut::<f32>()?).arg(&bias).arg(&columns).arg(&relu);
-        // SAFETY: y has `batch` rows of `outputs` numbers, the bias one.
-        unsafe { launch(args, (batch, 1), (threads_over(outputs), 1)) }?;
+        with_number!(NAME, y.dtype(), T => {
+            let name = "linear_bias_forward";
+            let function = kernel_of::<T>(&device, "kd-ops linear", name, ptx::LINEAR)?;
+            let mut args = function.builder();
+            args.arg(y.as_cuda_slice_mut::<T>()?).arg(&bias).arg(&columns).arg(&relu);
+            // SAFETY: y has `batch` rows of `outputs` numbers, the bias one.
+            unsafe { launch(args, (batch, 1), (threads_over(outputs), 1)) }?;
+        });
         Ok((y, Shape::from((batch, outputs))))
     }
 
@@ -79,22 +86,22 @@ impl CustomOp3 for Linear {
             false => None,
         };
         let dbias = match bias.track_op() {
-            true => Some(column_sums(&dz)?),
+            true => Some(with_number!(NAME, dz.dtype(), T => column_sums::<T>(&dz)?)),
             false => None,
         };
         Ok((dx, dweight, dbias))
     }
 }
 
-/// The sum of each column of a matrix.
-fn column_sums(dz: &Tensor) -> Result<Tensor> {
+/// The sum of each column of a matrix, f32.
+fn column_sums<T: Number>(dz: &Tensor) -> Result<Tensor> {
     let (rows, columns) = dz.dims2()?;
     let device = device(NAME, dz)?;
     let mut sums = memory::<f32>(&device, columns)?;
     let held = hold(dz);
-    let values = held.values::<f32>(NAME)?;
+    let values = held.values::<T>(NAME)?;
     let (row_count, column_count) = (int(rows)?, int(columns)?);
-    let function = kernel(&device, "kd-ops linear", "linear_bias_backward", ptx::LINEAR)?;
+    let function = kernel_of::<T>(&device, "kd-ops linear", "linear_bias_backward", ptx::LINEAR)?;
     let mut args = function.builder();
     args.arg(&values).arg(&row_count).arg(&column_count).arg(&mut sums);
     // SAFETY: the memory has the sizes that are passed.

@@ -25,13 +25,15 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaFunction, CudaSlice, CudaStream, CudaView, LaunchArgs, LaunchConfig, sys,
+    CudaFunction, CudaSlice, CudaStream, CudaView, DeviceRepr, LaunchArgs, LaunchConfig, sys,
 };
 use candle_core::cuda_backend::{CudaDType, WrapErr};
 use candle_core::op::BackpropOp;
 use candle_core::{
-    CpuStorage, CudaDevice, CudaStorage, Device, Layout, Result, Shape, Storage, Tensor, bail,
+    CpuStorage, CudaDevice, CudaStorage, DType, Device, Layout, Result, Shape, Storage, Tensor,
+    bail,
 };
 
 /// The kernels' PTX, a constant a file.
@@ -90,6 +92,38 @@ pub unsafe fn use_one_thread(device: &Device) {
     }
 }
 
+/// What the numbers of a map may be stored as: the arithmetic is f32 in both, and what belongs to parameters is f32 always.
+pub(crate) trait Number: CudaDType + DeviceRepr {
+    /// What the names of its kernels end in.
+    const NAME: &'static str;
+}
+
+impl Number for f32 {
+    const NAME: &'static str = "f32";
+}
+
+impl Number for half::bf16 {
+    const NAME: &'static str = "bf16";
+}
+
+/// `body` with `T` as the [`Number`] that a dtype means.
+macro_rules! with_number {
+    ($op:expr, $dtype:expr, $number:ident => $body:expr) => {
+        match $dtype {
+            candle_core::DType::F32 => {
+                type $number = f32;
+                $body
+            }
+            candle_core::DType::BF16 => {
+                type $number = half::bf16;
+                $body
+            }
+            other => candle_core::bail!("{}: expected f32 or bf16, found {other:?}", $op),
+        }
+    };
+}
+pub(crate) use with_number;
+
 /// A tensor's memory with its layout, as an operation gets it.
 #[derive(Clone, Copy)]
 pub(crate) struct Array<'a> {
@@ -111,6 +145,10 @@ impl<'a> Array<'a> {
 
     pub(crate) fn device(&self) -> &'a CudaDevice {
         &self.storage.device
+    }
+
+    pub(crate) fn dtype(&self) -> DType {
+        self.storage.dtype()
     }
 }
 
@@ -148,7 +186,7 @@ pub(crate) fn device(op: &str, tensor: &Tensor) -> Result<CudaDevice> {
 }
 
 /// Memory whose contents are arbitrary, for `len` numbers.
-pub(crate) fn memory<T: CudaDType + candle_core::cuda_backend::cudarc::driver::DeviceRepr>(
+pub(crate) fn memory<T: CudaDType + DeviceRepr>(
     device: &CudaDevice,
     len: usize,
 ) -> Result<CudaSlice<T>> {
@@ -197,6 +235,16 @@ impl Kernel {
 pub(crate) fn kernel(device: &CudaDevice, file: &str, name: &str, ptx: &str) -> Result<Kernel> {
     let function = device.get_or_load_custom_func(name, file, ptx)?.into_cuda_function();
     Ok(Kernel { function, stream: device.cuda_stream() })
+}
+
+/// The same of a kernel that there is for each [`Number`].
+pub(crate) fn kernel_of<T: Number>(
+    device: &CudaDevice,
+    file: &str,
+    name: &str,
+    ptx: &str,
+) -> Result<Kernel> {
+    kernel(device, file, &format!("{name}_{}", T::NAME), ptx)
 }
 
 /// Launches with a grid of (x, y) blocks of (x, y) threads.

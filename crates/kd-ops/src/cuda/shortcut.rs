@@ -3,7 +3,10 @@
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, PushKernelArg};
 use candle_core::{CpuStorage, CudaDevice, CudaStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
-use super::{Array, device, hold, int, kernel, launch, memory, not_on_cpu, ptx, threads_over};
+use super::{
+    Array, Number, device, hold, int, kernel_of, launch, memory, not_on_cpu, ptx, threads_over,
+    with_number,
+};
 
 const NAME: &str = "subsample_pad";
 
@@ -31,19 +34,19 @@ impl Sizes {
     }
 
     /// Runs the kernel `name` from one map to the other, a block a plane of the latter.
-    fn run(
+    fn run<T: Number>(
         &self,
         device: &CudaDevice,
         name: &str,
-        from: &CudaView<'_, f32>,
+        from: &CudaView<'_, T>,
         [channels, height, width]: [usize; 3],
-    ) -> Result<CudaSlice<f32>> {
-        let mut to = memory::<f32>(device, self.images * channels * height * width)?;
+    ) -> Result<CudaSlice<T>> {
+        let mut to = memory::<T>(device, self.images * channels * height * width)?;
         let [c, h, w] = self.before;
         let [out_c, out_h, out_w] = self.after;
         let (c, h, w) = (int(c)?, int(h)?, int(w)?);
         let (out_c, out_h, out_w) = (int(out_c)?, int(out_h)?, int(out_w)?);
-        let function = kernel(device, "kd-ops shortcut", name, ptx::SHORTCUT)?;
+        let function = kernel_of::<T>(device, "kd-ops shortcut", name, ptx::SHORTCUT)?;
         let mut args = function.builder();
         args.arg(from).arg(&mut to).arg(&c).arg(&h).arg(&w).arg(&out_c).arg(&out_h).arg(&out_w);
         // SAFETY: the memory has the sizes that are passed.
@@ -65,18 +68,24 @@ impl CustomOp1 for SubsamplePad {
         let x = Array { storage, layout };
         let sizes = Sizes::new(layout.shape(), self.channels)?;
         let [channels, height, width] = sizes.after;
-        let y = sizes.run(x.device(), "subsample_pad_forward", &x.values(NAME)?, sizes.after)?;
-        let shape = Shape::from((sizes.images, channels, height, width));
-        Ok((super::storage(y, x.device()), shape))
+        let y = with_number!(NAME, x.dtype(), T => {
+            let x_values = x.values::<T>(NAME)?;
+            let y = sizes.run(x.device(), "subsample_pad_forward", &x_values, sizes.after)?;
+            super::storage(y, x.device())
+        });
+        Ok((y, Shape::from((sizes.images, channels, height, width))))
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
         let dy = dy.contiguous()?;
         let device = device(NAME, x)?;
         let sizes = Sizes::new(x.shape(), self.channels)?;
-        let values = hold(&dy);
-        let dx =
-            sizes.run(&device, "subsample_pad_backward", &values.values(NAME)?, sizes.before)?;
-        Ok(Some(super::tensor(dx, &device, x.shape())))
+        let held = hold(&dy);
+        let dx = with_number!(NAME, dy.dtype(), T => {
+            let dy = held.values::<T>(NAME)?;
+            let dx = sizes.run(&device, "subsample_pad_backward", &dy, sizes.before)?;
+            super::tensor(dx, &device, x.shape())
+        });
+        Ok(Some(dx))
     }
 }
