@@ -2,7 +2,7 @@
 
 A line of input is `WORK LAYOUT STEPS`, the answer a JSON array of seconds, one a step; `peak_memory` is answered
 with the bytes that this process has had in memory at most. LAYOUT is default, channels_last, compile or
-compile+channels_last. crates/kd-bench is the same for Rust. On a GPU each step ends when the GPU is done.
+compile+channels_last. crates/kd-bench is the same for Rust. f32 is f32: PyTorch would round convolutions to TF32 by default. On a GPU each step ends when the GPU is done.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def loss_alone(work: str, layout: str, device: str) -> Callable[[], None]:
     return step
 
 
-def prepare(work: str, layout: str, size: int, device: str) -> Callable[[], None]:
+def prepare(work: str, layout: str, size: int, device: str, precision: str) -> Callable[[], None]:
     if work.startswith("loss_"):
         return loss_alone(work, layout, device)
     if work not in WORKS:
@@ -69,9 +69,11 @@ def prepare(work: str, layout: str, size: int, device: str) -> Callable[[], None
 
     teacher = ready(Teacher()).eval() if work in ("teacher_eval", "kd_step_with_teacher") else None
 
+    mixed = torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
+
     def answers() -> Tensor:
-        with torch.no_grad():
-            return teacher(images)[0]
+        with torch.no_grad(), mixed:
+            return teacher(images)[0].float()
 
     if work == "teacher_eval":
         return answers
@@ -81,7 +83,8 @@ def prepare(work: str, layout: str, size: int, device: str) -> Callable[[], None
     def step() -> None:
         optimizer.zero_grad()
         soft = answers() if work == "kd_step_with_teacher" else teacher_logits
-        logits, _ = network(images)
+        with mixed:
+            logits = network(images)[0].float()
         loss = F.cross_entropy(logits, labels)
         if work.startswith("kd_step"):
             loss = ALPHA * loss + (1 - ALPHA) * kl(logits, soft)
@@ -92,7 +95,7 @@ def prepare(work: str, layout: str, size: int, device: str) -> Callable[[], None
     return step
 
 
-def answer(line: str, steps: dict, size: int, device: str) -> object:
+def answer(line: str, steps: dict, size: int, device: str, precision: str) -> object:
     words = line.split()
     if words == ["version"]:
         return torch.__version__
@@ -102,7 +105,7 @@ def answer(line: str, steps: dict, size: int, device: str) -> object:
     work, layout, count = words
     if (work, layout) not in steps:
         torch.manual_seed(0)
-        steps[work, layout] = prepare(work, layout, size, device)
+        steps[work, layout] = prepare(work, layout, size, device, precision)
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     seconds = []
     wait()
@@ -119,12 +122,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--precision", choices=("f32", "tf32", "bf16"), default="f32")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    torch.backends.cudnn.allow_tf32 = args.precision != "f32"
+    torch.backends.cuda.matmul.allow_tf32 = args.precision != "f32"
     steps = {}
     for line in sys.stdin:
         try:
-            result = answer(line, steps, args.batch_size, args.device)
+            result = answer(line, steps, args.batch_size, args.device, args.precision)
         except Exception as error:  # told to whoever asked, who goes on without this layout
             result = {"error": " ".join(str(error).split())[:300]}
         print(json.dumps(result), flush=True)

@@ -15,7 +15,7 @@ use anyhow::{Context, bail, ensure};
 use clap::ValueEnum;
 use serde::Serialize;
 
-use crate::reproduce::{self, Device};
+use crate::reproduce::{self, Device, Precision};
 use crate::{process, workspace};
 
 /// Images of CIFAR-10's training set, and epochs of the tutorial.
@@ -50,6 +50,9 @@ pub struct Args {
     /// With --device cuda: convolutions through cuDNN, which must be installed
     #[arg(long)]
     cudnn: bool,
+    /// With --device cuda: the arithmetic of training steps, ours and PyTorch's (candle's steps are f32 alone)
+    #[arg(long, value_enum, default_value_t = Precision::F32)]
+    precision: Precision,
     /// Write the results here too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -79,6 +82,11 @@ pub fn command(args: &Args) -> anyhow::Result<()> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
     let features = reproduce::features(Some(args.device), args.cudnn)?;
     ensure!(args.device != Device::Auto, "--device auto: a measurement says cpu or cuda");
+    ensure!(
+        args.precision == Precision::F32 || args.device == Device::Cuda,
+        "--precision {} is for a GPU: add --device cuda",
+        args.precision.name()
+    );
     let worker = workspace::build("kd-bench", "kd-bench", features)?;
     let python = args.against.map(|_| python(args.python.as_deref(), &worker)).transpose()?;
     let setup = Setup {
@@ -87,8 +95,12 @@ pub fn command(args: &Args) -> anyhow::Result<()> {
         threads: args.threads.unwrap_or(cores),
         batch_size: args.batch_size,
         on_gpu: args.device == Device::Cuda,
+        precision: args.precision,
     };
-    let mut contestants = vec![setup.start(Side::Ours)?, setup.start(Side::Candle)?];
+    let mut contestants = vec![setup.start(Side::Ours)?];
+    if args.precision == Precision::F32 {
+        contestants.push(setup.start(Side::Candle)?);
+    }
     let mut versions = BTreeMap::from([
         ("kd", env!("CARGO_PKG_VERSION").to_owned()),
         ("candle", candle_version()?),
@@ -112,6 +124,7 @@ pub fn command(args: &Args) -> anyhow::Result<()> {
     let report = Report {
         threads: setup.threads,
         batch_size: args.batch_size,
+        precision: args.precision.name(),
         processor: if setup.on_gpu { gpu()? } else { processor() },
         versions,
         results,
@@ -147,6 +160,7 @@ struct Setup {
     threads: u64,
     batch_size: u64,
     on_gpu: bool,
+    precision: Precision,
 }
 
 impl Setup {
@@ -168,6 +182,7 @@ impl Setup {
         };
         command.args(["--batch-size", &self.batch_size.to_string()]);
         command.args(["--device", if self.on_gpu { "cuda" } else { "cpu" }]);
+        command.args(["--precision", self.precision.name()]);
         // Read by rayon, candle and PyTorch's OpenMP.
         command.env("RAYON_NUM_THREADS", &threads).env("OMP_NUM_THREADS", &threads);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -303,6 +318,7 @@ fn peak_memory(setup: &Setup) -> anyhow::Result<BTreeMap<(Side, &'static str), u
 struct Report {
     threads: u64,
     batch_size: u64,
+    precision: &'static str,
     processor: String,
     versions: BTreeMap<&'static str, String>,
     results: Vec<Row>,
@@ -391,10 +407,11 @@ fn quantile(values: &[f64], share: f64) -> f64 {
 fn print_table(report: &Report, times: &Times, took: Duration) {
     let versions = report.versions.iter().map(|(name, version)| format!("{name} {version}"));
     println!(
-        "\n{}, {} threads, batch {}, f32; {}; measured in {} s\n",
+        "\n{}, {} threads, batch {}, {}; {}; measured in {} s\n",
         report.processor,
         report.threads,
         report.batch_size,
+        report.precision,
         versions.collect::<Vec<_>>().join(", "),
         took.as_secs()
     );

@@ -34,6 +34,9 @@ pub struct Args {
     /// With --device cuda: convolutions through cuDNN, which must be installed
     #[arg(long)]
     pub cudnn: bool,
+    /// With --device cuda: the arithmetic of training [default: f32]
+    #[arg(long, value_enum)]
+    pub precision: Option<Precision>,
     /// Threads to compute with [default: one per core]
     #[arg(long, value_parser = at_least_one())]
     pub threads: Option<u64>,
@@ -73,6 +76,24 @@ pub enum Device {
     Auto,
     Cpu,
     Cuda,
+}
+
+/// As in a recipe's `[training]`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Precision {
+    F32,
+    Tf32,
+    Bf16,
+}
+
+impl Precision {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Tf32 => "tf32",
+            Self::Bf16 => "bf16",
+        }
+    }
 }
 
 /// The features that `kd` is built with; only a GPU needs any.
@@ -325,6 +346,9 @@ fn kd_run(
     if let Some(device) = device {
         command.args([OsStr::new("--device"), OsStr::new(device.get_name())]);
     }
+    if let Some(precision) = args.precision {
+        command.args(["--precision", precision.name()]);
+    }
     command
 }
 
@@ -362,6 +386,10 @@ mod tests {
         assert_eq!(
             line("teacher", CIFAR10, &[]),
             "kd train --model teacher --out o --dataset cifar10 --seed 7 --data d"
+        );
+        assert_eq!(
+            line("teacher", CIFAR10, &["--device", "cuda", "--precision", "bf16"]),
+            "kd train --model teacher --out o --dataset cifar10 --seed 7 --data d --device cuda --precision bf16"
         );
         assert_eq!(
             line("cosine", CIFAR10, &["--device", "cpu", "--threads", "2"]),

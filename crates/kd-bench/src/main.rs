@@ -30,6 +30,16 @@ struct Args {
     /// What to compute on
     #[arg(long, value_enum, default_value_t = On::Cpu)]
     device: On,
+    /// The arithmetic of training steps on a GPU
+    #[arg(long, value_enum, default_value_t = Precision::F32)]
+    precision: Precision,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Precision {
+    F32,
+    Tf32,
+    Bf16,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -59,6 +69,9 @@ fn main() -> anyhow::Result<()> {
         On::Cuda => Device::new_cuda(0)?,
     };
     let batch = Batch::new(args.batch_size, &device)?;
+    if args.precision != Precision::F32 && device.is_cpu() {
+        bail!("--precision tf32 and bf16 are for a GPU: add --device cuda");
+    }
     let mut steps: HashMap<Work, work::Step> = HashMap::new();
     for line in std::io::stdin().lock().lines() {
         let answer = match answer(&args, &batch, &mut steps, &line?) {
@@ -87,8 +100,11 @@ fn answer(
     let step = match steps.entry(work) {
         Entry::Occupied(step) => step.into_mut(),
         Entry::Vacant(place) => place.insert(match args.side {
-            Side::Ours => ours::prepare(work, batch.clone())?,
-            Side::Candle => candle::prepare(work, batch.clone())?,
+            Side::Ours => ours::prepare(work, batch.clone(), args.precision)?,
+            Side::Candle if args.precision == Precision::F32 => {
+                candle::prepare(work, batch.clone())?
+            }
+            Side::Candle => bail!("candle's side takes f32 steps alone"),
         }),
     };
     let mut seconds = Vec::with_capacity(count);

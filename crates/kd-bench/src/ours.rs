@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use kd_loss::{
     Inputs, KdConfig, MethodConfig, Objective, Shapes, Weighted, alpha_weights, kd_with_labels,
 };
@@ -10,9 +10,12 @@ use kd_models::{Architecture, Classifier, Mode, ModelConfig};
 use kd_ops::DropoutKey;
 use kd_ops::adam::{Adam, AdamConfig};
 
+use crate::Precision;
 use crate::work::{ALPHA, Batch, CLASSES, Logits, Step, TEMPERATURE, Work};
 
-pub(crate) fn prepare(work: Work, batch: Batch) -> anyhow::Result<Step> {
+pub(crate) fn prepare(work: Work, batch: Batch, precision: Precision) -> anyhow::Result<Step> {
+    let training =
+        |architecture, batch, soft| training(Network { architecture, precision }, batch, soft);
     Ok(match work {
         Work::TeacherStep => training(Architecture::Teacher, batch, Soft::None)?,
         Work::StudentStep => training(Architecture::Student, batch, Soft::None)?,
@@ -39,6 +42,20 @@ pub(crate) fn prepare(work: Work, batch: Batch) -> anyhow::Result<Step> {
     })
 }
 
+/// What is trained, and how.
+struct Network {
+    architecture: Architecture,
+    precision: Precision,
+}
+
+/// As `[training] precision` does; what a teacher says and the losses are f32 always.
+fn allow_tf32(allow: bool) {
+    #[cfg(feature = "cuda")]
+    kd_ops::cuda::allow_tf32(allow);
+    #[cfg(not(feature = "cuda"))]
+    let _ = allow;
+}
+
 /// Where the soft targets come from.
 enum Soft {
     None,
@@ -63,7 +80,8 @@ fn logits(network: &dyn Classifier, images: &Tensor) -> anyhow::Result<Tensor> {
     Ok(network.forward_t(images, Mode::Eval, &[])?.logits)
 }
 
-fn training(architecture: Architecture, batch: Batch, soft: Soft) -> anyhow::Result<Step> {
+fn training(network: Network, batch: Batch, soft: Soft) -> anyhow::Result<Step> {
+    let Network { architecture, precision } = network;
     let config = config(architecture);
     let parameters = kd_models::init(&config, 0, batch.images.device())?;
     let network = kd_models::build(&config, kd_models::var_builder(&parameters))?;
@@ -85,9 +103,14 @@ fn training(architecture: Architecture, batch: Batch, soft: Soft) -> anyhow::Res
             Soft::None | Soft::Given => None,
         };
         let mode = Mode::Train(DropoutKey { seed: 0, step });
-        let output = network.forward_t(&batch.images, mode, &[])?;
+        allow_tf32(precision == Precision::Tf32);
+        let images = match precision {
+            Precision::Bf16 => batch.images.to_dtype(DType::BF16)?,
+            Precision::F32 | Precision::Tf32 => batch.images.clone(),
+        };
+        let logits = network.forward_t(&images, mode, &[])?.logits.to_dtype(DType::F32)?;
         let loss = objective.loss(&Inputs {
-            student_logits: &output.logits,
+            student_logits: &logits,
             teacher_logits: Some(live.as_ref().unwrap_or(&batch.teacher_logits)),
             labels: &batch.labels,
             student_features: &none,
@@ -99,8 +122,11 @@ fn training(architecture: Architecture, batch: Batch, soft: Soft) -> anyhow::Res
             steps: step + 1,
             indices: &indices,
         })?;
+        let gradients = loss.total.backward()?;
+        allow_tf32(false);
+        adam.step(&parameters, &gradients)?;
+        // Last: on a GPU it waits for the step.
         loss.total.to_scalar::<f32>()?;
-        adam.step(&parameters, &loss.total.backward()?)?;
         step += 1;
         Ok(())
     }))

@@ -41,7 +41,8 @@ pub trait Classifier {
     /// The forward pass.
     ///
     /// `images` is f32 `[B, 3, 32, 32]`, normalised; `places` names the feature maps to return
-    /// besides the logits. Maps that aren't asked for may never exist (layers are fused).
+    /// besides the logits. Maps that aren't asked for may never exist (layers are fused). On a GPU images may be bf16:
+    /// maps and products then are bf16, too, of weights that may be f32 and then get f32 gradients.
     ///
     /// # Errors
     /// When the images have another shape, or a place does not exist (the error lists those that do).

@@ -12,7 +12,7 @@ mod help;
 
 use crate::commands;
 use crate::device::DeviceChoice;
-use crate::recipe::DatasetName;
+use crate::recipe::{DatasetName, Precision};
 use crate::run::Every;
 use crate::signals::Interrupted;
 
@@ -127,6 +127,9 @@ pub(crate) struct RunFlags {
     /// Scale a step's gradients down to this norm where they have a larger one
     #[arg(long, value_name = "NORM", value_parser = positive)]
     pub(crate) clip_grad_norm: Option<f64>,
+    /// The arithmetic of training on a GPU; weights, losses and evaluation stay f32 [default: f32]
+    #[arg(long, value_enum)]
+    pub(crate) precision: Option<Precision>,
     /// Of initial weights, batch order and dropout
     #[arg(long, value_parser = seed)]
     pub(crate) seed: Option<u64>,
@@ -445,6 +448,16 @@ impl ValueEnum for DeviceChoice {
             Self::Cpu => "cpu",
             Self::Cuda => "cuda",
         }))
+    }
+}
+
+impl ValueEnum for Precision {
+    fn value_variants<'a>() -> &'a [Self] {
+        &Self::ALL
+    }
+
+    fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
+        Some(clap::builder::PossibleValue::new(self.name()))
     }
 }
 

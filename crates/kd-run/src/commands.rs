@@ -149,6 +149,7 @@ fn start(
     settings.tensorboard = flags.tensorboard;
 
     let mut resolved = with_flags(recipe, run, flags)?;
+    resolved.training.precision.check(&device)?;
     let out = flags.out.clone().unwrap_or_else(|| Path::new("runs").join(&recipe.name));
     let teacher_path = match (teacher, &resolved.run.teacher) {
         (Some(path), _) => Some(path.to_owned()),
@@ -253,6 +254,7 @@ fn with_flags(recipe: &Recipe, mut run: RunConfig, flags: &RunFlags) -> anyhow::
     training.batch_size = flags.batch_size.unwrap_or(training.batch_size);
     training.seed = flags.seed.unwrap_or(training.seed);
     training.clip_grad_norm = flags.clip_grad_norm.or(training.clip_grad_norm);
+    training.precision = flags.precision.unwrap_or(training.precision);
     *optimizer.lr_mut() = flags.lr.unwrap_or(optimizer.lr());
     if !flags.freeze.is_empty() {
         run.freeze.clone_from(&flags.freeze);

@@ -15,6 +15,7 @@ mod files;
 pub mod initial;
 mod kept;
 pub mod optimizer;
+mod precision;
 pub mod progress;
 pub mod recipe;
 pub mod report;

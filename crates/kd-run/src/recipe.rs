@@ -12,6 +12,7 @@ use toml::de::{DeTable, DeValue};
 
 use crate::files;
 pub use crate::optimizer::OptimizerConfig;
+pub use crate::precision::Precision;
 pub use crate::schedule::LrSchedule;
 
 /// The recipe format that this version reads and writes.
@@ -128,6 +129,9 @@ pub struct TrainingConfig {
     /// Scale a step's gradients down to this norm where they have a larger one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clip_grad_norm: Option<f64>,
+    /// The arithmetic; all but f32 is for a GPU.
+    #[serde(skip_serializing_if = "Precision::is_f32")]
+    pub precision: Precision,
     /// How the learning rate goes.
     #[serde(skip_serializing_if = "LrSchedule::is_constant")]
     pub schedule: LrSchedule,
@@ -215,6 +219,7 @@ impl Default for TrainingConfig {
             batch_size: 128,
             seed: 0,
             clip_grad_norm: None,
+            precision: Precision::default(),
             schedule: LrSchedule::default(),
         }
     }
@@ -866,6 +871,8 @@ mod tests {
         assert!(message.contains("missing field `model`"), "{message}");
         let message = changed("model = \"teacher\"", "model = \"teachr\"");
         assert!(message.contains("did you mean `teacher`?"), "{message}");
+        let message = changed("epochs = 10", "precision = \"fp16\"");
+        assert!(message.contains("expected one of `f32`, `tf32`, `bf16`"), "{message}");
         let message = changed("name = \"cosine\"\nweight", "name = \"cosin\"\nweight");
         assert!(message.contains("did you mean `cosine`?"), "{message}");
     }

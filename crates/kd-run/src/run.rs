@@ -145,13 +145,14 @@ pub enum Outcome {
 ///
 /// # Errors
 /// When the folder is in use, holds a run of another recipe or of another version, or can't be written;
-/// when a loss, a gradient or a weight is not finite (the last good checkpoint is kept): found at once on the CPU,
+/// when the device has not the precision; when a loss, a gradient or a weight is not finite (the last good checkpoint is kept): found at once on the CPU,
 /// on a GPU when figures are read next.
 pub fn train(
     run: &ResolvedRun,
     observer: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
 ) -> anyhow::Result<Outcome> {
     run.recipe.validate()?;
+    run.recipe.training.precision.check(&run.device)?;
     ensure!(!run.data.train.is_empty(), "there are no training images");
     ensure!(!run.data.test.is_empty(), "there are no test images");
     let folder = run.out.join(&run.recipe.run.name);
@@ -511,11 +512,15 @@ impl<'a> Trainer<'a> {
     ) -> anyhow::Result<Option<f64>> {
         let key = DropoutKey { seed: self.run.recipe.training.seed, step: state.step };
         let places: Vec<&str> = self.needs.student.iter().map(String::as_str).collect();
-        let output = self.network.forward_t(&batch.images, Mode::Train(key), &places)?;
         let teacher = match &self.teacher {
             Some(teacher) => teacher.of(batch)?,
             None => BTreeMap::new(),
         };
+        let precision = self.run.recipe.training.precision;
+        let products = precision.begin();
+        let images = precision.images(&batch.images)?;
+        let output = self.network.forward_t(&images, Mode::Train(key), &places)?;
+        let output = precision.output(output)?;
         let inputs = Inputs {
             student_logits: &output.logits,
             teacher_logits: teacher.get(LOGITS),
@@ -561,6 +566,7 @@ impl<'a> Trainer<'a> {
             self.unread.push(figures);
             loss = if read { Some(self.read(state)?) } else { None };
         }
+        drop(products);
         let rate = self.learning_rate(state.step);
         self.optimizer.step(rate, &self.parameters, &gradients)?;
         state.batch += 1;

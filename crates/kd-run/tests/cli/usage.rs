@@ -68,6 +68,30 @@ fn what_is_missing_is_named() {
 }
 
 #[test]
+fn a_precision_that_only_a_gpu_has_is_refused_on_the_cpu() {
+    let dir = WorkDir::new();
+    let line = "train --model student --device cpu --out out";
+    for precision in ["tf32", "bf16"] {
+        let message = dir.train_fails(&format!("{line} --precision {precision}"), 1);
+        let expected = format!(
+            "precision {precision} is for NVIDIA GPUs, and this run computes on the CPU: use --device cuda, or precision f32"
+        );
+        assert!(message.contains(&expected), "{message}");
+    }
+    let recipe =
+        kd_run::recipe::TUTORIAL.replacen("epochs = 10", "epochs = 10\nprecision = \"bf16\"", 1);
+    std::fs::write(dir.path("mine.toml"), recipe).unwrap();
+    let message =
+        dir.train_fails("train --run student --recipe mine.toml --device cpu --out out", 1);
+    assert!(message.contains("precision bf16 is for NVIDIA GPUs"), "{message}");
+    assert!(!dir.path("out").exists());
+    // A flag goes over the recipe, and what is f32 is recorded as it always was.
+    dir.train("train --run student --recipe mine.toml --device cpu --precision f32 --out out");
+    let recorded = String::from_utf8(dir.read("out/student/recipe.toml")).unwrap();
+    assert!(!recorded.contains("precision"), "{recorded}");
+}
+
+#[test]
 fn a_wrong_recipe_is_an_error_with_file_and_line() {
     let dir = WorkDir::new();
     let wrong = [
