@@ -96,14 +96,21 @@ pub unsafe fn use_one_thread(device: &Device) {
 pub(crate) trait Number: CudaDType + DeviceRepr {
     /// What the names of its kernels end in.
     const NAME: &'static str;
+    /// For cuDNN, which is told.
+    #[cfg(feature = "cudnn")]
+    const DTYPE: DType;
 }
 
 impl Number for f32 {
     const NAME: &'static str = "f32";
+    #[cfg(feature = "cudnn")]
+    const DTYPE: DType = DType::F32;
 }
 
 impl Number for half::bf16 {
     const NAME: &'static str = "bf16";
+    #[cfg(feature = "cudnn")]
+    const DTYPE: DType = DType::BF16;
 }
 
 /// `body` with `T` as the [`Number`] that a dtype means.
