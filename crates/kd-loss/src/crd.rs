@@ -1,6 +1,8 @@
 //! Contrastive representation distillation: an image's two embeddings are closer than those of different images.
 
-use candle_core::{D, Tensor};
+mod cpu;
+
+use candle_core::{D, DType, Tensor};
 use candle_nn::VarBuilder;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -221,27 +223,43 @@ impl Crd {
         way: usize,
         embedded: &Tensor,
         memory: &Tensor,
-        drawn: &Tensor,
+        drawn: &[u32],
     ) -> Result<Tensor> {
-        let (batch, dim) = embedded.dims2()?;
         let images = self.train_labels.len();
-        let others = memory.detach().index_select(drawn, 0)?;
+        let temperature = self.config.temperature;
+        if cpu::takes(embedded, memory) {
+            let contrast = cpu::Contrast { memory, drawn, temperature };
+            let normalizer =
+                self.normalizer(way, || Ok(contrast.mean_similarity(&embedded.detach())?))?;
+            return Ok(contrast.loss(embedded, normalizer, images)?);
+        }
+        let similarities = self.similarities(embedded, memory, drawn)?;
+        let normalizer = self.normalizer(way, || {
+            let mean = similarities.detach().mean_all()?;
+            Ok(mean.to_dtype(DType::F64)?.to_scalar::<f64>()?)
+        })?;
+        crd_nce(&similarities, normalizer, images)
+    }
+
+    /// `[B, 1 + N]`, by candle's operations.
+    fn similarities(&self, embedded: &Tensor, memory: &Tensor, drawn: &[u32]) -> Result<Tensor> {
+        let (batch, dim) = embedded.dims2()?;
+        let others = memory.detach().index_select(&Tensor::new(drawn, memory.device())?, 0)?;
         let others = others.reshape((batch, 1 + self.config.negatives, dim))?;
         let products = others.matmul(&embedded.unsqueeze(2)?)?.squeeze(2)?;
-        let similarities = (products / self.config.temperature)?.exp()?;
-        let found =
-            self.normalizers.detach().to_dtype(candle_core::DType::F64)?.to_vec1::<f64>()?;
-        let normalizer = if found[way] > 0.0 {
-            found[way]
-        } else {
-            let mean = similarities.detach().mean_all()?;
-            let mean = mean.to_dtype(candle_core::DType::F64)?.to_scalar::<f64>()?;
-            let first = Tensor::full(mean * images as f64, 1, memory.device())?;
-            let first = first.to_dtype(memory.dtype())?;
-            self.normalizers.slice_set(&first, 0, way)?;
-            mean * images as f64
-        };
-        crd_nce(&similarities, normalizer, images)
+        Ok((products / self.config.temperature)?.exp()?)
+    }
+
+    /// Z of one way; in the first step `mean` of its similarities times all images, which then stays.
+    fn normalizer(&self, way: usize, mean: impl FnOnce() -> Result<f64>) -> Result<f64> {
+        let found = self.normalizers.detach().to_dtype(DType::F64)?.to_vec1::<f64>()?;
+        if found[way] > 0.0 {
+            return Ok(found[way]);
+        }
+        let first = mean()? * self.train_labels.len() as f64;
+        let kept = Tensor::full(first, 1, self.normalizers.device())?;
+        self.normalizers.slice_set(&kept.to_dtype(self.normalizers.dtype())?, 0, way)?;
+        Ok(first)
     }
 
     /// The memory of the batch's images moves towards what they are now.
@@ -273,12 +291,64 @@ impl Method for Crd {
         let student = normalized(&self.student.rows(&student)?)?;
         let teacher = normalized(&self.teacher.rows(&teacher)?)?;
         let device = student.device();
-        let drawn = Tensor::new(self.draw(inputs)?, device)?;
+        let drawn = self.draw(inputs)?;
         let loss = (self.contrast(0, &student, &self.teacher_memory, &drawn)?
             + self.contrast(1, &teacher, &self.student_memory, &drawn)?)?;
         let indices = Tensor::new(inputs.indices, device)?;
         self.remember(&self.student_memory, &student, &indices)?;
         self.remember(&self.teacher_memory, &teacher, &indices)?;
         Ok(loss)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{Device, Var};
+
+    /// The operation on the CPU against the same by candle's operations: loss, gradient and Z, in the first step and in a later one.
+    #[test]
+    fn the_contrast_is_the_loss_of_the_similarities() -> Result<()> {
+        let (images, dim, batch, negatives) = (50, 19, 6, 7);
+        let numbers = |rows: usize, seed: u32| {
+            let value = |i: u32| (i.wrapping_mul(2_654_435_761).rotate_left(seed) >> 8) as f32;
+            let values: Vec<f32> =
+                (1..=(rows * dim) as u32).map(|i| value(i) / (1 << 23) as f32 - 1.0).collect();
+            normalized(&Tensor::from_vec(values, (rows, dim), &Device::Cpu)?)
+        };
+        let layer = || Linear::new(dim, dim, &VarBuilder::zeros(DType::F32, &Device::Cpu));
+        let crd = Crd {
+            places: Pair { student: "s".into(), teacher: "t".into() },
+            config: CrdConfig { negatives, dim, ..CrdConfig::default() },
+            student: layer()?,
+            teacher: layer()?,
+            student_memory: numbers(images, 3)?,
+            teacher_memory: numbers(images, 4)?,
+            normalizers: Tensor::zeros(2, DType::F32, &Device::Cpu)?,
+            train_labels: vec![0; images],
+        };
+        let embedded = Var::from_tensor(&numbers(batch, 5)?)?;
+        let drawn: Vec<u32> = (0..(batch * (1 + negatives)) as u32).map(|i| i * 17 % 50).collect();
+        let similarities = crd.similarities(&embedded, &crd.teacher_memory, &drawn)?;
+        let z = f64::from(similarities.mean_all()?.to_scalar::<f32>()?) * images as f64;
+        for _ in 0..2 {
+            let found = crd.contrast(1, &embedded, &crd.teacher_memory, &drawn)?;
+            let expected = crd_nce(&similarities, z, images)?;
+            let close = |a: &Tensor, b: &Tensor| {
+                let most = b.abs()?.max_all()?.to_scalar::<f32>()?;
+                Ok::<_, candle_core::Error>((a - b)?.abs()?.max_all()?.to_scalar::<f32>()? / most)
+            };
+            assert!(close(&found, &expected)? < 1e-5, "{found}, expected {expected}");
+            // Three times, so that the gradient from above counts.
+            let (found, expected) = ((found * 3.0)?.backward()?, (expected * 3.0)?.backward()?);
+            let (Some(found), Some(expected)) = (found.get(&embedded), expected.get(&embedded))
+            else {
+                panic!("no gradient")
+            };
+            assert!(close(found, expected)? < 1e-5, "{found}, expected {expected}");
+            let kept = crd.normalizers.to_vec1::<f32>()?;
+            assert!(kept[0] == 0.0 && (f64::from(kept[1]) / z - 1.0).abs() < 1e-6, "{kept:?}, {z}");
+        }
+        Ok(())
     }
 }

@@ -335,11 +335,12 @@ impl Linear {
 
     /// A 1x1 convolution: `[B, inputs, H, W]` to `[B, outputs, H, W]`.
     pub(crate) fn map(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        let (batch, inputs, height, width) = x.dims4()?;
-        // One product over all pixels: [B H W, inputs] x [inputs, outputs].
-        let pixels = x.permute((0, 2, 3, 1))?.reshape((batch * height * width, inputs))?;
-        let y = self.rows(&pixels)?;
-        let outputs = y.dims()[1];
-        y.reshape((batch, height, width, outputs))?.permute((0, 3, 1, 2))?.contiguous()
+        let (batch, _, height, width) = x.dims4()?;
+        let outputs = self.bias.dims1()?;
+        // A product for each image, as its map lies: turning maps to pixels and back takes longer than the products.
+        let weight = self.weight.broadcast_left(batch)?.contiguous()?;
+        let y = weight.matmul(&x.flatten_from(2)?.contiguous()?)?;
+        let y = y.broadcast_add(&self.bias.reshape((1, outputs, 1))?)?;
+        y.reshape((batch, outputs, height, width))
     }
 }

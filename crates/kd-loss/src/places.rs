@@ -281,12 +281,11 @@ pub(crate) fn match_size(
 }
 
 fn average_to(map: &Tensor, h: usize, w: usize) -> candle_core::Result<Tensor> {
-    let (batch, channels, height, width) = map.dims4()?;
+    let (_, _, height, width) = map.dims4()?;
     if (height, width) == (h, w) {
         return Ok(map.clone());
     }
-    let windows = map.reshape((batch, channels, h, height / h, w, width / w))?;
-    windows.mean(5)?.mean(3)
+    map.avg_pool2d((height / h, width / w))
 }
 
 /// Two batches as rows `[B, F]`, flattened; the numbers of columns may differ.

@@ -2,7 +2,7 @@
 //!
 //! Of the images' squared distances q alone, by the law of cosines: with d_ij = sqrt(q_ij) the angle at j between the directions to i
 //! and k has the cosine (q_ij + q_jk - q_ik) / (2 d_ij d_jk). Written with directions, the loss moves B² vectors of features to and
-//! fro: a step of the tutorial's student at batch 128 took 255 ms so on one core, nearly all of it here.
+//! fro: a step of the tutorial's student at batch 128 took 240 ms so on one core beside another run, nearly all of it here.
 
 use std::sync::OnceLock;
 
