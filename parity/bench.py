@@ -2,7 +2,8 @@
 
 A line of input is `WORK LAYOUT STEPS`, the answer a JSON array of seconds, one a step; `peak_memory` is answered
 with the bytes that this process has had in memory at most. LAYOUT is default, channels_last, compile or
-compile+channels_last. crates/kd-bench is the same for Rust. f32 is f32: PyTorch would round convolutions to TF32 by default. On a GPU each step ends when the GPU is done.
+compile+channels_last. crates/kd-bench is the same for Rust. On a GPU each step ends when the GPU is done, and
+f32 is f32, where PyTorch left alone rounds a convolution's factors to TF32. --precision holds for the teacher's answers too.
 """
 
 import argparse

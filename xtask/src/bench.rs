@@ -50,7 +50,8 @@ pub struct Args {
     /// With --device cuda: convolutions through cuDNN, which must be installed
     #[arg(long)]
     cudnn: bool,
-    /// With --device cuda: the arithmetic of training steps, ours and PyTorch's (candle's steps are f32 alone)
+    /// With --device cuda: the arithmetic of training steps, ours and PyTorch's (candle's are f32 alone, and so is our
+    /// evaluation, while PyTorch's follows)
     #[arg(long, value_enum, default_value_t = Precision::F32)]
     precision: Precision,
     /// Write the results here too

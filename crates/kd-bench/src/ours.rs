@@ -14,15 +14,13 @@ use crate::Precision;
 use crate::work::{ALPHA, Batch, CLASSES, Logits, Step, TEMPERATURE, Work};
 
 pub(crate) fn prepare(work: Work, batch: Batch, precision: Precision) -> anyhow::Result<Step> {
-    let training =
-        |architecture, batch, soft| training(Network { architecture, precision }, batch, soft);
     Ok(match work {
-        Work::TeacherStep => training(Architecture::Teacher, batch, Soft::None)?,
-        Work::StudentStep => training(Architecture::Student, batch, Soft::None)?,
-        Work::KdStep => training(Architecture::Student, batch, Soft::Given)?,
+        Work::TeacherStep => training(Architecture::Teacher, precision, batch, Soft::None)?,
+        Work::StudentStep => training(Architecture::Student, precision, batch, Soft::None)?,
+        Work::KdStep => training(Architecture::Student, precision, batch, Soft::Given)?,
         Work::KdStepWithTeacher => {
             let teacher = teacher(batch.images.device())?;
-            training(Architecture::Student, batch, Soft::Live(teacher))?
+            training(Architecture::Student, precision, batch, Soft::Live(teacher))?
         }
         Work::TeacherEval => {
             let teacher = teacher(batch.images.device())?;
@@ -40,12 +38,6 @@ pub(crate) fn prepare(work: Work, batch: Batch, precision: Precision) -> anyhow:
             })
         }
     })
-}
-
-/// What is trained, and how.
-struct Network {
-    architecture: Architecture,
-    precision: Precision,
 }
 
 /// As `[training] precision` does; what a teacher says and the losses are f32 always.
@@ -80,8 +72,12 @@ fn logits(network: &dyn Classifier, images: &Tensor) -> anyhow::Result<Tensor> {
     Ok(network.forward_t(images, Mode::Eval, &[])?.logits)
 }
 
-fn training(network: Network, batch: Batch, soft: Soft) -> anyhow::Result<Step> {
-    let Network { architecture, precision } = network;
+fn training(
+    architecture: Architecture,
+    precision: Precision,
+    batch: Batch,
+    soft: Soft,
+) -> anyhow::Result<Step> {
     let config = config(architecture);
     let parameters = kd_models::init(&config, 0, batch.images.device())?;
     let network = kd_models::build(&config, kd_models::var_builder(&parameters))?;

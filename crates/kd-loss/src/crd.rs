@@ -257,6 +257,8 @@ impl Crd {
             return Ok(found[way]);
         }
         let first = mean()? * self.train_labels.len() as f64;
+        // As it is kept: a low temperature makes similarities that no f32 holds.
+        check::positive("crd", "normalizer", f64::from(first as f32))?;
         let kept = Tensor::full(first, 1, self.normalizers.device())?;
         self.normalizers.slice_set(&kept.to_dtype(self.normalizers.dtype())?, 0, way)?;
         Ok(first)
@@ -304,31 +306,44 @@ impl Method for Crd {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::numbers;
     use candle_core::{Device, Var};
+
+    /// A batch's embeddings, and a method that tells them apart from 50 images of which 8 are drawn for each.
+    fn made(temperature: f64) -> Result<(Crd, Var, Vec<u32>)> {
+        let (images, dim, batch, negatives) = (50, 19, 6, 7);
+        let embeddings = |rows, seed| normalized(&numbers(rows, dim, seed)?.to_dtype(DType::F32)?);
+        let layer = || Linear::new(dim, dim, &VarBuilder::zeros(DType::F32, &Device::Cpu));
+        let crd = Crd {
+            places: Pair { student: "s".into(), teacher: "t".into() },
+            config: CrdConfig { negatives, dim, temperature, ..CrdConfig::default() },
+            student: layer()?,
+            teacher: layer()?,
+            student_memory: embeddings(images, 3)?,
+            teacher_memory: embeddings(images, 4)?,
+            normalizers: Tensor::zeros(2, DType::F32, &Device::Cpu)?,
+            train_labels: vec![0; images],
+        };
+        let drawn = (0..(batch * (1 + negatives)) as u32).map(|i| i * 17 % 50).collect();
+        Ok((crd, Var::from_tensor(&embeddings(batch, 5)?)?, drawn))
+    }
+
+    #[test]
+    fn a_temperature_too_low_for_f32_is_an_error_and_keeps_no_normalizer() -> Result<()> {
+        let (crd, embedded, drawn) = made(1e-3)?;
+        let Err(error) = crd.contrast(0, &embedded, &crd.student_memory, &drawn) else {
+            panic!("no error")
+        };
+        assert!(error.to_string().contains("normalizer"), "{error}");
+        assert_eq!(crd.normalizers.to_vec1::<f32>()?, [0.0, 0.0]);
+        Ok(())
+    }
 
     /// The operation on the CPU against the same by candle's operations: loss, gradient and Z, in the first step and in a later one.
     #[test]
     fn the_contrast_is_the_loss_of_the_similarities() -> Result<()> {
-        let (images, dim, batch, negatives) = (50, 19, 6, 7);
-        let numbers = |rows: usize, seed: u32| {
-            let value = |i: u32| (i.wrapping_mul(2_654_435_761).rotate_left(seed) >> 8) as f32;
-            let values: Vec<f32> =
-                (1..=(rows * dim) as u32).map(|i| value(i) / (1 << 23) as f32 - 1.0).collect();
-            normalized(&Tensor::from_vec(values, (rows, dim), &Device::Cpu)?)
-        };
-        let layer = || Linear::new(dim, dim, &VarBuilder::zeros(DType::F32, &Device::Cpu));
-        let crd = Crd {
-            places: Pair { student: "s".into(), teacher: "t".into() },
-            config: CrdConfig { negatives, dim, ..CrdConfig::default() },
-            student: layer()?,
-            teacher: layer()?,
-            student_memory: numbers(images, 3)?,
-            teacher_memory: numbers(images, 4)?,
-            normalizers: Tensor::zeros(2, DType::F32, &Device::Cpu)?,
-            train_labels: vec![0; images],
-        };
-        let embedded = Var::from_tensor(&numbers(batch, 5)?)?;
-        let drawn: Vec<u32> = (0..(batch * (1 + negatives)) as u32).map(|i| i * 17 % 50).collect();
+        let (crd, embedded, drawn) = made(0.07)?;
+        let images = crd.train_labels.len();
         let similarities = crd.similarities(&embedded, &crd.teacher_memory, &drawn)?;
         let z = f64::from(similarities.mean_all()?.to_scalar::<f32>()?) * images as f64;
         for _ in 0..2 {

@@ -27,6 +27,8 @@ mod rkd;
 mod schedule;
 mod similarity;
 mod standardize;
+#[cfg(test)]
+mod testing;
 mod vid;
 
 pub use attention::{AttentionConfig, attention_transfer};

@@ -2,7 +2,7 @@
 
 mod cpu;
 
-use candle_core::{D, DType, Tensor};
+use candle_core::{D, Tensor};
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
@@ -55,8 +55,7 @@ const TINY: f64 = 1e-12;
 /// When the batches differ in size.
 pub fn rkd_angle(student: &Tensor, teacher: &Tensor) -> Result<Tensor> {
     let (student, teacher) = rows("rkd-angle", student, teacher)?;
-    let on_cpu = student.device().is_cpu() && teacher.device().is_cpu();
-    if on_cpu && matches!(student.dtype(), DType::F32 | DType::F64) {
+    if student.device().is_cpu() && teacher.device().is_cpu() {
         return Ok(cpu::angle(&student, &teacher)?);
     }
     Ok(by_directions(&student, &teacher)?)
@@ -201,15 +200,8 @@ impl Method for RkdAngle {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::{Device, Var};
-
-    /// Numbers in ±1 from their index.
-    fn numbers(rows: usize, columns: usize, seed: u32) -> Result<Tensor> {
-        let value = |i: u32| f64::from(i.wrapping_mul(2_654_435_761).rotate_left(seed) >> 8);
-        let values: Vec<f64> =
-            (1..=(rows * columns) as u32).map(|i| value(i) / f64::from(1 << 23) - 1.0).collect();
-        Ok(Tensor::from_vec(values, (rows, columns), &Device::Cpu)?)
-    }
+    use crate::testing::numbers;
+    use candle_core::{DType, Var};
 
     /// Batches below, at and above what a thread adds up, one with two equal images.
     #[test]
@@ -244,10 +236,15 @@ mod tests {
     }
 
     #[test]
-    fn a_type_that_the_fused_operation_does_not_take_goes_through_candles() -> Result<()> {
-        let to_bf16 = |x: Tensor| x.to_dtype(DType::BF16);
-        let (student, teacher) = (to_bf16(numbers(4, 6, 7)?)?, to_bf16(numbers(4, 5, 3)?)?);
-        assert_eq!(rkd_angle(&student, &teacher)?.dtype(), DType::BF16);
+    fn angles_of_bf16_are_those_of_its_numbers() -> Result<()> {
+        let (student, teacher) = (numbers(4, 6, 7)?, numbers(4, 5, 3)?);
+        let (student, teacher) = (student.to_dtype(DType::BF16)?, teacher.to_dtype(DType::BF16)?);
+        let found = rkd_angle(&student, &teacher)?;
+        let expected =
+            by_directions(&student.to_dtype(DType::F64)?, &teacher.to_dtype(DType::F64)?)?;
+        assert_eq!(found.dtype(), DType::BF16);
+        let distance = (found.to_dtype(DType::F64)? - &expected)?.to_scalar::<f64>()?.abs();
+        assert!(distance <= expected.to_scalar::<f64>()? / 256.0, "{found} and {expected}");
         Ok(())
     }
 }

@@ -145,8 +145,8 @@ pub enum Outcome {
 ///
 /// # Errors
 /// When the folder is in use, holds a run of another recipe or of another version, or can't be written;
-/// when the device has not the precision; when a loss, a gradient or a weight is not finite (the last good checkpoint is kept): found at once on the CPU,
-/// on a GPU when figures are read next.
+/// when the device lacks the precision; when a loss, a gradient or a weight is not finite (the last good
+/// checkpoint is kept): found at once on the CPU, on a GPU when figures are read next.
 pub fn train(
     run: &ResolvedRun,
     observer: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
