@@ -32,8 +32,8 @@ int main() {
     }
     // Every f16 and bf16 that is a number comes back from f32 as it was.
     for (unsigned bits = 0; bits < 65536; bits++) {
-        __half h{uint16_t(bits)};
-        __nv_bfloat16 b{uint16_t(bits)};
+        __half h = from_bits<__half>(bits);
+        __nv_bfloat16 b = from_bits<__nv_bfloat16>(bits);
         float half = __half2float(h), brain = __bfloat162float(b);
         expect("f16", half != half || __float2half(half).bits == bits);
         expect("bf16", brain != brain || __float2bfloat16(brain).bits == bits);

@@ -1,2 +1,2 @@
 #pragma once
-#include "emulate.h"
+#include "cuda_types.h"

@@ -1,0 +1,86 @@
+#!/usr/bin/env bash
+# parity/emulated-gpu/build.sh DIR
+# Builds, in DIR, an emulated GPU: libraries with the names of CUDA's driver, cuBLAS, cuRAND and cuDNN that run kernels on the host,
+# and an `nvcc` that compiles nothing. Prints what to `eval` before cargo builds and runs with the features `cuda` and `cudnn`.
+# Needs g++ 12 or newer and x86-64; no CUDA and no GPU.
+#
+# candle's kernels, cudarc's calls and ours run as they are: what is emulated lies below them. It is far from a GPU's speed and
+# rounding, so no timing and no GPU figure comes from it.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+root=$(cd "$here/../.." && pwd)
+rm -rf "$1/objects"
+mkdir -p "$1/bin" "$1/lib64" "$1/include" "$1/objects"
+out=$(cd "$1" && pwd)
+# The folder of a package's sources.
+sources() {
+  (cd "$root" && cargo metadata --format-version 1 --features kd-run/cuda) | grep -oP "\"manifest_path\":\"\K[^\"]*/$1-[0-9.]+(?=/Cargo.toml\")" | sort -u | tail -1
+}
+candle=$(sources candle-kernels)/src
+cudarc=$(sources cudarc)/src
+flags=(-std=c++20 -O2 -fPIC -fvisibility=hidden -ftls-model=initial-exec -fno-strict-aliasing -w -pthread)
+flags+=("-I$here" "-I$here/include" "-I$here/../kernels/include")
+
+kernels=("$root"/crates/*/kernels/*.cu "$root"/crates/kd-loss/src/fused/kernel.cu)
+# Not candle's quantised products and its sorting, which kd does not call.
+for name in affine binary cast conv fill indexing reduce ternary unary; do kernels+=("$candle/$name.cu"); done
+compile() {
+  local file=$1 object=$2
+  local defines=(-include "$here/include/threads.h" -D__CUDA_ARCH__=800 -D__CUDACC_VER_MAJOR__=13 -D__CUDACC_VER_MINOR__=0)
+  local names
+  names=$(g++ "${flags[@]}" "${defines[@]}" -D__global__=A_KERNEL -E -P -x c++ "$file" | tr '\n' ' ' | grep -oP 'extern "C" A_KERNEL void *(__attribute__ *\(\(.*?\)\))? *\K\w+')
+  {
+    # Files share names of helpers, and some of kernels.
+    printf 'namespace {\n#include "%s"\n}\n' "$file"
+    for name in $names; do printf 'static bool added_%s = gpu::add("%s", "%s", %s);\n' "$name" "$file" "$name" "$name"; done
+  } > "$object.cpp"
+  g++ "${flags[@]}" "${defines[@]}" -c "$object.cpp" -o "$object"
+}
+i=0
+for file in "${kernels[@]}"; do
+  while [ "$(jobs -rp | wc -l)" -ge "$(nproc)" ]; do wait -n; done
+  compile "$file" "$out/objects/kernel$i.o" &
+  i=$((i + 1))
+done
+while [ -n "$(jobs -rp)" ]; do wait -n; done
+for name in threads driver libraries; do g++ "${flags[@]}" -Wall -Wextra -c "$here/$name.cpp" -o "$out/objects/$name.o"; done
+
+# What else cudarc and candle could call says so and ends the process.
+nm -g --defined-only "$out/objects/driver.o" "$out/objects/libraries.o" | grep -oP ' T \K(cu|nvrtc)\w+' | sort -u > "$out/objects/known"
+{
+  echo '#include <cstdio>'
+  echo '#include <cstdlib>'
+  echo '#define NOT_EMULATED(name) extern "C" __attribute__((visibility("default"))) void name() { std::fprintf(stderr, "emulated GPU: %s is not emulated\n", #name); std::abort(); }'
+  {
+    cat "$cudarc"/{driver,cublas,cublaslt,curand,nvrtc,cudnn}/sys/mod.rs | grep -oP 'fn \K(cu|nvrtc)\w+(?=\()'
+    grep -oP 'pub fn \K\w+(?=\()' "$candle/ffi.rs"
+  } | sort -u |
+    comm -23 - "$out/objects/known" | sed 's/.*/NOT_EMULATED(&)/'
+} > "$out/objects/others.cpp"
+g++ "${flags[@]}" -c "$out/objects/others.cpp" -o "$out/objects/others.o"
+g++ -shared -pthread -Wl,-soname,libkd_emulated_gpu.so -o "$out/lib64/libkd_emulated_gpu.so" "$out"/objects/*.o
+for name in cuda cublas cublasLt curand nvrtc cudart cudnn; do ln -sf libkd_emulated_gpu.so "$out/lib64/lib$name.so"; done
+
+cat > "$out/bin/nvcc" <<'NVCC'
+#!/usr/bin/env bash
+# In place of nvcc: a .ptx that names its .cu file, for the emulated driver, and libraries without a function.
+out="" folder=. last=""
+for argument in "$@"; do
+  case $last in -o) out=$argument ;; --output-directory) folder=$argument ;; esac
+  case $argument in
+    --version) printf 'nvcc of an emulation\n\n\nCuda compilation tools, release 13.0, V13.0.88\n'; exit ;;
+    *.cu) source=$argument ;;
+  esac
+  last=$argument
+done
+case $* in
+  *-ptx*) printf '// for kd'"'"'s emulated GPU: %s\n' "$(realpath "$source")" > "${out:-$folder/$(basename "${source%.cu}").ptx}" ;;
+  *--lib*) printf '!<arch>\n' > "$out" ;;
+  *) : > "$out" ;;
+esac
+NVCC
+chmod +x "$out/bin/nvcc"
+touch "$out/include/cuda.h"
+for name in CUDA_HOME CUDA_ROOT CUDA_PATH CUDA_TOOLKIT_ROOT_DIR; do printf 'export %s=%q\n' "$name" "$out"; done
+printf 'export NVCC=%q CUDARC_CUDA_VERSION=13000 CUDA_COMPUTE_CAP=90\n' "$out/bin/nvcc"
+printf 'export LIBRARY_PATH=%q LD_LIBRARY_PATH=%q PATH=%q:"$PATH"\n' "$out/lib64" "$out/lib64" "$out/bin"

@@ -1,0 +1,17 @@
+// What the emulated libraries share: memory, and work that is done at once or written down for a graph.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace gpu {
+
+// Whether `bytes` from `address` on are memory of the device that has not been freed; says on stderr what is not.
+bool readable(const char *what, const void *address, size_t bytes);
+// Does `work` now; on a stream that is being captured, writes it down instead. `name` is for the count of what was done.
+void submit(void *stream, const char *name, std::function<void()> work);
+
+} // namespace gpu
