@@ -194,7 +194,9 @@ impl TeacherOutputs {
                     budget = rest;
                     let kept = Kept::new(&output, shape, teacher, data, config);
                     match kept.read()? {
-                        Some(tensor) => _ = outputs.kept.insert(output, tensor),
+                        Some(tensor) => {
+                            outputs.kept.insert(output, tensor.to_device(device)?);
+                        }
                         None => missing.push(kept),
                     }
                 }
