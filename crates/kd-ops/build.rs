@@ -11,7 +11,7 @@ fn kernels() {
     println!("cargo::rerun-if-changed=kernels");
     let written = cudaforge::KernelBuilder::new()
         .source_dir("kernels")
-        .watch(["kernels/number.cuh", "kernels/reduce.cuh"])
+        .watch(["kernels/number.cuh", "kernels/reduce.cuh", "kernels/step.cuh"])
         .arg("-std=c++17")
         .arg("-O3")
         .build_ptx()

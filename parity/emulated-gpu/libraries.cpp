@@ -49,25 +49,35 @@ float tf32(float x) {
     return __uint_as_float((__float_as_uint(x) + 0x1000) & ~0x1fffu);
 }
 
+// row += factor * other, with the widest vectors that the processor has; without fused products, so that all give the same.
+#define WIDE __attribute__((target_clones("avx512f", "avx2", "default"), optimize("O3")))
+WIDE void add(float *row, float factor, const float *other, size_t n) {
+    for (size_t j = 0; j < n; j++) row[j] += factor * other[j];
+}
+WIDE void add(double *row, double factor, const double *other, size_t n) {
+    for (size_t j = 0; j < n; j++) row[j] += factor * other[j];
+}
+
 // c [m, n] = a [m, k] * b [k, n], all packed; each element's sum in the order of k.
 template <class T> void product(const T *a, const T *b, T *c, size_t m, size_t n, size_t k) {
     constexpr size_t ROWS = 8;
+    // So much of a row stays in the first cache while the factors go over it.
+    constexpr size_t COLUMNS = 2048;
+    std::fill(c, c + m * n, T(0));
     gpu::for_each((m + ROWS - 1) / ROWS, [&](size_t block) {
-        for (size_t i = block * ROWS; i < std::min(m, block * ROWS + ROWS); i++) {
-            T *row = c + i * n;
-            std::fill(row, row + n, T(0));
-            for (size_t l = 0; l < k; l++) {
-                T factor = a[i * k + l];
-                const T *other = b + l * n;
-                for (size_t j = 0; j < n; j++) row[j] += factor * other[j];
-            }
-        }
+        for (size_t j = 0; j < n; j += COLUMNS)
+            for (size_t i = block * ROWS; i < std::min(m, block * ROWS + ROWS); i++)
+                for (size_t l = 0; l < k; l++) add(c + i * n + j, a[i * k + l], b + l * n + j, std::min(COLUMNS, n - j));
     });
 }
 
 // A matrix of cuBLAS, by columns, as [rows, columns] of op(matrix).
 template <class T> std::vector<T> packed(const void *from, int type, bool transposed, int rows, int columns, int leading, bool round) {
     std::vector<T> to(size_t(rows) * columns);
+    if (transposed && !round && type == (std::is_same_v<T, double> ? F64 : F32)) {
+        for (size_t i = 0; i < size_t(rows); i++) std::memcpy(&to[i * columns], (const T *)from + i * leading, columns * sizeof(T));
+        return to;
+    }
     for (size_t i = 0; i < size_t(rows); i++)
         for (size_t j = 0; j < size_t(columns); j++) {
             T value = load(from, transposed ? i * leading + j : j * leading + i, type);

@@ -79,7 +79,8 @@ thread_local Core core;
 void set_thread(int t) {
     core.now = t;
     unsigned x = t;
-    threadIdx = {x % blockDim.x, x / blockDim.x % blockDim.y, x / blockDim.x / blockDim.y};
+    if (x < blockDim.x) threadIdx = {x, 0, 0};
+    else threadIdx = {x % blockDim.x, x / blockDim.x % blockDim.y, x / blockDim.x / blockDim.y};
 }
 
 void release(Meeting &meeting, int first, int end) {

@@ -69,7 +69,7 @@ static void check_elements() {
         Map x = random_map(count, 2, count), dy = random_map(count, 1, count + 1);
         Map y = SAME("relu", count, relu_forward, 3, 5, count, of(x), out);
         SAME("relu backward", count, relu_backward, 3, 5, count, of(y), of(dy), out);
-        SAME("dropout", count, dropout, 20, 5, count, of(x), out, 7ull, 5ull, 3ull, 1u << 30, 4.0f / 3);
+        SAME("dropout", count, dropout, 20, 5, count, of(x), out, 7ull, 5ull, 3ull, 1u << 30, 4.0f / 3, (const Step *)nullptr);
     }
 }
 

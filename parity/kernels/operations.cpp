@@ -77,8 +77,11 @@ static void check_dropout() {
             if (at[k] >= count) continue;
             for (unsigned more : {0u, 1u}) {
                 std::vector<float> y = run_twice<float>(count, [&](float *y, bool back) {
-                    emulate::launch(2, 5, back, dropout_f32, count, x.data(), y, 0x0123456789abcdefull, 5ull, 3ull,
-                                    words[k] + more, 1.25f);
+                    // The step's number with the launch, or from memory.
+                    const Step now{5, 0, 0};
+                    emulate::launch(2, 5, back, dropout_f32, count, x.data(), y, 0x0123456789abcdefull,
+                                    back ? 99ull : 5ull, 3ull, words[k] + more, 1.25f,
+                                    back ? &now : (const Step *)nullptr);
                 });
                 expect("dropout's mask", y[at[k]] == (more ? 0.0f : x[at[k]] * 1.25f));
                 for (size_t i = 0; i < count; i++) expect("dropout's values", y[i] == 0 || y[i] == x[i] * 1.25f);

@@ -56,6 +56,8 @@ pub struct Batch {
     pub labels: Tensor,
     /// Which images of the split these are.
     pub indices: Vec<u32>,
+    /// The same, `u32` `[B]`: what `index_select` takes to look up something of each image.
+    pub rows: Tensor,
     /// What was done to each.
     pub views: Vec<View>,
 }
@@ -204,7 +206,8 @@ impl Batches {
         let images =
             Tensor::from_vec(images, (indices.len(), channels, height, width), &self.device)?;
         let labels = Tensor::from_vec(labels, indices.len(), &self.device)?;
-        Ok(Batch { images, labels, indices, views })
+        let rows = Tensor::new(indices.as_slice(), &self.device)?;
+        Ok(Batch { images, labels, indices, rows, views })
     }
 }
 

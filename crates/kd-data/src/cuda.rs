@@ -64,6 +64,8 @@ pub(crate) struct Gathered {
     /// The next batch's first image, in `order`.
     next: usize,
     order: Vec<u32>,
+    /// `order` as a tensor, for [`Batch::rows`].
+    rows: Tensor,
     /// By the place in `order`.
     views: Vec<View>,
     order_on_gpu: CudaSlice<u32>,
@@ -92,6 +94,7 @@ pub(crate) fn gather(
             Some(device.clone_htod(&words)?)
         }
     };
+    let order_on_gpu = device.clone_htod(&order)?;
     Ok(Gathered {
         device: device.clone(),
         copy,
@@ -99,7 +102,8 @@ pub(crate) fn gather(
         batch_size: config.batch_size,
         cutout: config.augment.cutout,
         next: config.first_batch * config.batch_size,
-        order_on_gpu: device.clone_htod(&order)?,
+        rows: tensor(order_on_gpu.clone(), device, order.len()),
+        order_on_gpu,
         order,
         views,
         views_on_gpu,
@@ -121,7 +125,8 @@ impl Gathered {
         self.next = to;
         let (images, labels) = self.launch(from, to)?;
         let (indices, views) = (self.order[from..to].to_vec(), self.views[from..to].to_vec());
-        Ok(Batch { images, labels, indices, views })
+        let rows = self.rows.narrow(0, from, to - from)?;
+        Ok(Batch { images, labels, indices, rows, views })
     }
 
     fn launch(&self, from: usize, to: usize) -> candle_core::Result<(Tensor, Tensor)> {

@@ -56,6 +56,7 @@ fn same(split: &Arc<Split>, config: &BatchConfig, gpu: &Device) -> Result<()> {
     assert_eq!(found.len(), expected.len());
     for (found, expected) in found.iter().zip(&expected) {
         assert_eq!((&found.indices, &found.views), (&expected.indices, &expected.views));
+        assert_eq!(found.rows.to_vec1::<u32>()?, expected.indices);
         assert_eq!(found.images.dims(), expected.images.dims());
         assert_eq!(numbers(found)?, numbers(expected)?, "{config:?}");
     }

@@ -287,6 +287,11 @@ impl Method for Crd {
         Pair::needs(std::slice::from_ref(&self.places))
     }
 
+    /// Each step draws its negatives on the host.
+    fn can_be_captured(&self) -> bool {
+        false
+    }
+
     fn loss(&self, inputs: &Inputs<'_>) -> Result<Tensor> {
         let (student, teacher) = self.places.features("crd", inputs)?;
         let (student, teacher) = rows("crd", &student, &teacher)?;

@@ -83,6 +83,11 @@ pub trait Method: Send + Sync {
     fn plain_kd(&self) -> Option<f64> {
         None
     }
+    /// Whether the loss follows from the tensors among the [`Inputs`] alone, and nothing waits for the device: a step with it
+    /// can then be captured as a CUDA graph.
+    fn can_be_captured(&self) -> bool {
+        true
+    }
     /// The loss of a batch, a scalar, before its weight. The teacher gets no gradient.
     ///
     /// # Errors

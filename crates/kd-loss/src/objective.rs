@@ -100,6 +100,21 @@ impl Objective {
         all
     }
 
+    /// The name of a method whose step can't be captured as a CUDA graph, if there is one.
+    pub fn not_to_be_captured(&self) -> Option<&'static str> {
+        let mut methods = self.methods.iter().map(|term| &term.method);
+        methods.find(|method| !method.can_be_captured()).map(|method| method.name())
+    }
+
+    /// What the methods' weights are multiplied with in `step` of a run of `steps`, in order: a captured step holds for as long
+    /// as these stay the same.
+    ///
+    /// # Errors
+    /// When `step` is past the end.
+    pub fn factors(&self, step: u64, steps: u64) -> Result<Vec<f64>> {
+        self.methods.iter().map(|term| term.schedule.factor(step, steps)).collect()
+    }
+
     /// The loss of a batch. The labels' cross-entropy and the first plain [`kd`](crate::kd) are one operation.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 // Dropout with the CPU's masks: word i of a ChaCha8 stream decides on element i. A thread computes one block of
 // the stream and applies it to 16 elements.
 #include "number.cuh"
+#include "step.cuh"
 
 __device__ inline unsigned rotate(unsigned x, int by) { return x << by | x >> (32 - by); }
 
@@ -15,7 +16,8 @@ __device__ inline void quarter_round(unsigned &a, unsigned &b, unsigned &c, unsi
 // "kd-ops dropout 1" (DropoutKey in dropout.rs); `stream` is the layer.
 template <class T>
 __device__ inline void dropout(size_t count, const T *x, T *y, unsigned long long seed, unsigned long long step,
-                               unsigned long long stream, unsigned dropped_below, float scale) {
+                               unsigned long long stream, unsigned dropped_below, float scale, const Step *now) {
+    if (now) step = now->step;
     size_t block = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
     if (block * 16 >= count) return;
     const unsigned start[16] = {
@@ -48,8 +50,8 @@ __device__ inline void dropout(size_t count, const T *x, T *y, unsigned long lon
 #define DROPOUT_KERNELS(T, NAME)                                                                                 \
     extern "C" __global__ void dropout_##NAME(size_t count, const T *x, T *y, unsigned long long seed,           \
                                               unsigned long long step, unsigned long long stream,                \
-                                              unsigned dropped_below, float scale) {                             \
-        dropout(count, x, y, seed, step, stream, dropped_below, scale);                                          \
+                                              unsigned dropped_below, float scale, const Step *now) {            \
+        dropout(count, x, y, seed, step, stream, dropped_below, scale, now);                                     \
     }
 DROPOUT_KERNELS(float, f32)
 DROPOUT_KERNELS(__nv_bfloat16, bf16)

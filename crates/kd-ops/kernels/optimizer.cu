@@ -1,6 +1,7 @@
 // Adam, SGD and gradient norms over many tensors in one launch. The tensors' addresses come with the launch
 // itself, so nothing is copied to the device beforehand. Each tensor is cut into chunks; a block is one chunk.
 #include "reduce.cuh"
+#include "step.cuh"
 
 constexpr int TENSORS = 96;
 constexpr unsigned CHUNK = 4096;
@@ -31,7 +32,8 @@ __device__ inline int tensor_of_block(const Tensors &tensors) {
 // `step_size` is lr / (1 - beta1^step), `root` sqrt(1 - beta2^step).
 extern "C" __global__ void adam(const Tensors tensors, float *first, float *second, float beta1, float rest1,
                                 float beta2, float rest2, float eps, float weight_decay, float step_size,
-                                float root) {
+                                float root, const Step *now) {
+    if (now) step_size = now->step_size, root = now->root;
     int tensor = tensor_of_block(tensors);
     unsigned from = (blockIdx.x - tensors.first_chunk[tensor]) * CHUNK;
     unsigned to = min(from + CHUNK, tensors.size[tensor]);
@@ -52,7 +54,8 @@ extern "C" __global__ void adam(const Tensors tensors, float *first, float *seco
 
 // `sums` is null without momentum.
 extern "C" __global__ void sgd(const Tensors tensors, float *sums, float lr, float momentum, int nesterov,
-                               float weight_decay) {
+                               float weight_decay, const Step *now) {
+    if (now) lr = now->step_size;
     int tensor = tensor_of_block(tensors);
     unsigned from = (blockIdx.x - tensors.first_chunk[tensor]) * CHUNK;
     unsigned to = min(from + CHUNK, tensors.size[tensor]);

@@ -7,6 +7,8 @@ use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor, Var, bail};
 use rayon::prelude::*;
 
 use crate::cpu;
+#[cfg(feature = "cuda")]
+use crate::cuda::graph::StepSize;
 
 /// Adam's settings; the defaults are PyTorch's (no weight decay).
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -66,11 +68,11 @@ impl Adam {
     /// # Errors
     /// When a parameter is not a contiguous f32 tensor, or saved moments don't have its size.
     pub fn step(&mut self, parameters: &BTreeMap<String, Var>, grads: &GradStore) -> Result<()> {
-        self.steps += 1;
         #[cfg(feature = "cuda")]
         if crate::cuda::optimizer::are_on_gpu(parameters) {
             return self.step_on_gpu(parameters, grads);
         }
+        self.steps += 1;
         for (name, parameter) in parameters {
             let Some(grad) = grads.get(parameter.as_tensor()) else { continue };
             let moments = match self.moments.get_mut(name) {
@@ -120,12 +122,26 @@ impl Adam {
                 Some(vec![first.as_slice(), second.as_slice()])
             })?;
         }
+        // A captured step is taken, and counted, when its graph is launched.
+        let size = match crate::cuda::graph::is_capturing() {
+            true => StepSize::default(),
+            false => self.next_step_size(),
+        };
+        let AdamConfig { beta1, beta2, eps, weight_decay, .. } = self.config;
+        let scalars = [beta1, 1.0 - beta1, beta2, 1.0 - beta2, eps, weight_decay];
+        self.gpu.adam(parameters, grads, scalars.map(|scalar| scalar as f32), size)
+    }
+
+    /// Counts a step and says how large it is: for a step that a captured [`Graph`](crate::cuda::graph::Graph) takes.
+    #[cfg(feature = "cuda")]
+    pub fn next_step_size(&mut self) -> StepSize {
+        self.steps += 1;
         let step = i32::try_from(self.steps).unwrap_or(i32::MAX);
-        let AdamConfig { lr, beta1, beta2, eps, weight_decay } = self.config;
-        let step_size = lr / (1.0 - beta1.powi(step));
-        let root = (1.0 - beta2.powi(step)).sqrt();
-        let scalars = [beta1, 1.0 - beta1, beta2, 1.0 - beta2, eps, weight_decay, step_size, root];
-        self.gpu.adam(parameters, grads, scalars.map(|scalar| scalar as f32))
+        let AdamConfig { lr, beta1, beta2, .. } = self.config;
+        StepSize {
+            step_size: (lr / (1.0 - beta1.powi(step))) as f32,
+            root: (1.0 - beta2.powi(step)).sqrt() as f32,
+        }
     }
 }
 

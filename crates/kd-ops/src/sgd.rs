@@ -109,6 +109,12 @@ impl Sgd {
         }
         self.gpu.sgd(parameters, grads, &self.config)
     }
+
+    /// How large the next step is: for a step that a captured [`Graph`](crate::cuda::graph::Graph) takes.
+    #[cfg(feature = "cuda")]
+    pub fn next_step_size(&self) -> crate::cuda::graph::StepSize {
+        crate::cuda::graph::StepSize { step_size: self.config.lr as f32, root: 1.0 }
+    }
 }
 
 struct SgdUpdate<'a> {

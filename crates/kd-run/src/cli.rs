@@ -11,6 +11,7 @@ use tracing_subscriber::EnvFilter;
 mod help;
 
 use crate::commands;
+use crate::compile::Compile;
 use crate::device::DeviceChoice;
 use crate::recipe::{DatasetName, Precision};
 use crate::run::Every;
@@ -130,6 +131,9 @@ pub(crate) struct RunFlags {
     /// The arithmetic of training on a GPU; weights, losses and evaluation stay f32 [default: f32]
     #[arg(long, value_enum)]
     pub(crate) precision: Option<Precision>,
+    /// How steps reach a GPU: piece by piece, or captured once as a CUDA graph, which spares the host; the result is the same
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) compile: Compile,
     /// Of initial weights, batch order and dropout
     #[arg(long, value_parser = seed)]
     pub(crate) seed: Option<u64>,
@@ -458,6 +462,19 @@ impl ValueEnum for Precision {
 
     fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
         Some(clap::builder::PossibleValue::new(self.name()))
+    }
+}
+
+impl ValueEnum for Compile {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Off, Self::Graph]
+    }
+
+    fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
+        Some(clap::builder::PossibleValue::new(match self {
+            Self::Off => "off",
+            Self::Graph => "graph",
+        }))
     }
 }
 

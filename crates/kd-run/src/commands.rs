@@ -147,9 +147,11 @@ fn start(
     }
     settings.keep_checkpoints = flags.keep_checkpoints;
     settings.tensorboard = flags.tensorboard;
+    settings.compile = flags.compile;
 
     let mut resolved = with_flags(recipe, run, flags)?;
     resolved.training.precision.check(&device)?;
+    settings.compile.check(&device)?;
     let out = flags.out.clone().unwrap_or_else(|| Path::new("runs").join(&recipe.name));
     let teacher_path = match (teacher, &resolved.run.teacher) {
         (Some(path), _) => Some(path.to_owned()),

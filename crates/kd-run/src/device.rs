@@ -48,7 +48,12 @@ fn gpu() -> Result<Device, String> {
         |error: candle_core::Error| error.to_string().lines().next().unwrap_or("").to_owned();
     let device = Device::new_cuda(0).map_err(said)?;
     #[cfg(feature = "cuda")]
-    kd_ops::cuda::keep_freed_memory(&device).map_err(said)?;
+    {
+        kd_ops::cuda::keep_freed_memory(&device).map_err(said)?;
+        // SAFETY: this device has one stream, its thread's own, and nothing here makes it another. cudarc would make two events
+        // with each tensor, 164 in a step of the tutorial's student, and look at none of them before there are two streams.
+        unsafe { kd_ops::cuda::use_one_thread(&device) };
+    }
     Ok(device)
 }
 

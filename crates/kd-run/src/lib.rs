@@ -6,6 +6,7 @@
 pub mod checkpoint;
 pub mod cli;
 mod commands;
+pub mod compile;
 pub mod data;
 pub mod device;
 pub mod evaluate;

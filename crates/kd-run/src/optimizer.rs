@@ -204,6 +204,21 @@ impl Optimizer {
         }
     }
 
+    /// For a step at this learning rate that a captured graph takes.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn next_step_size(&mut self, lr: f64) -> kd_ops::cuda::graph::StepSize {
+        match self {
+            Self::Adam(adam) => {
+                adam.config.lr = lr;
+                adam.next_step_size()
+            }
+            Self::Sgd(sgd) => {
+                sgd.config.lr = lr;
+                sgd.next_step_size()
+            }
+        }
+    }
+
     /// Brings what it remembers from a GPU, for [`state`](Self::state).
     pub(crate) fn fetch(&mut self) -> candle_core::Result<()> {
         match self {

@@ -5,6 +5,8 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Instant;
 
+#[cfg(feature = "cuda")]
+use anyhow::bail;
 use anyhow::{Context, ensure};
 use candle_core::{DType, Device, Tensor, Var};
 use kd_data::{Batch, BatchConfig};
@@ -14,6 +16,9 @@ use kd_models::{Classifier, Mode, ModelConfig, Parameters};
 use kd_ops::{DropoutKey, clip_grad_norm, clip_grad_norm_on_device, grad_norms, total_norm};
 
 use crate::checkpoint::{self, State, Sums};
+use crate::compile::Compile;
+#[cfg(feature = "cuda")]
+use crate::compile::{CapturedStep, Like, Steps, WARM_UP};
 use crate::data::Data;
 use crate::evaluate::{self, Evaluation, evaluate};
 use crate::events::{DatasetRecord, EpochRecord, Event, EventLog, Start};
@@ -62,6 +67,8 @@ pub struct Settings {
     pub event_steps: u64,
     /// Writes a file for TensorBoard into the run's folder.
     pub tensorboard: bool,
+    /// How steps reach a GPU.
+    pub compile: Compile,
 }
 
 impl Default for Settings {
@@ -72,6 +79,7 @@ impl Default for Settings {
             cache_memory: DEFAULT_MEMORY,
             event_steps: 50,
             tensorboard: false,
+            compile: Compile::Off,
         }
     }
 }
@@ -153,6 +161,7 @@ pub fn train(
 ) -> anyhow::Result<Outcome> {
     run.recipe.validate()?;
     run.recipe.training.precision.check(&run.device)?;
+    run.settings.compile.check(&run.device)?;
     ensure!(!run.data.train.is_empty(), "there are no training images");
     ensure!(!run.data.test.is_empty(), "there are no test images");
     let folder = run.out.join(&run.recipe.run.name);
@@ -363,20 +372,38 @@ struct Trainer<'a> {
     /// Steps of an epoch.
     batches: usize,
     /// Of the steps since the last look.
-    unread: Vec<Figures>,
+    unread: Vec<Unread>,
+    #[cfg(feature = "cuda")]
+    steps: Steps,
 }
 
-/// What a step leaves to be read: scalars on the device.
-struct Figures {
+/// A step whose figures are to be read.
+struct Unread {
     /// Steps before this one.
     step: u64,
     indices: Vec<u32>,
-    loss: Tensor,
-    parts: Vec<(&'static str, Tensor)>,
-    /// Images told right.
-    right: Tensor,
-    /// The norm of all gradients together, where it was computed on the device.
-    gradients: Option<Tensor>,
+    figures: Figures,
+}
+
+/// What a step leaves to be read, on the device.
+struct Figures {
+    /// Of the loss's parts.
+    parts: Vec<&'static str>,
+    /// f64: the loss, the images told right, the parts and, where it was computed on the device, the norm of all gradients
+    /// together.
+    values: Tensor,
+}
+
+impl Figures {
+    fn new(loss: &Loss, right: &Tensor, norm: Option<&Tensor>) -> candle_core::Result<Self> {
+        let parts = loss.parts.iter().map(|(_, part)| part);
+        let values = [&loss.total, right].into_iter().chain(parts).chain(norm);
+        // f32 turns into f64 and back without loss, and no norm is too large for f64.
+        let values: Vec<_> =
+            values.map(|x| x.detach().to_dtype(DType::F64)).collect::<candle_core::Result<_>>()?;
+        let parts = loss.parts.iter().map(|(name, _)| *name).collect();
+        Ok(Self { parts, values: Tensor::stack(&values, 0)? })
+    }
 }
 
 impl<'a> Trainer<'a> {
@@ -436,6 +463,8 @@ impl<'a> Trainer<'a> {
             optimizer,
             batches,
             unread: Vec::new(),
+            #[cfg(feature = "cuda")]
+            steps: Steps::WarmingUp { taken: 0, like: Like::default() },
         })
     }
 
@@ -510,17 +539,30 @@ impl<'a> Trainer<'a> {
         state: &mut State,
         read: bool,
     ) -> anyhow::Result<Option<f64>> {
-        let key = DropoutKey { seed: self.run.recipe.training.seed, step: state.step };
+        let loss = if self.run.device.is_cpu() {
+            Some(self.step_on_cpu(batch, state)?)
+        } else {
+            let figures = self.step_on_gpu(batch, state)?;
+            self.unread.push(Unread { step: state.step, indices: batch.indices.clone(), figures });
+            if read { Some(self.read(state)?) } else { None }
+        };
+        state.batch += 1;
+        state.step += 1;
+        Ok(loss)
+    }
+
+    /// The loss of a batch, and how many images are told right.
+    fn forward(&self, batch: &Batch, state: &State) -> anyhow::Result<(Loss, Tensor)> {
+        let RunRecipe { training, .. } = &self.run.recipe;
+        let key = DropoutKey { seed: training.seed, step: state.step };
         let places: Vec<&str> = self.needs.student.iter().map(String::as_str).collect();
         let teacher = match &self.teacher {
             Some(teacher) => teacher.of(batch)?,
             None => BTreeMap::new(),
         };
-        let precision = self.run.recipe.training.precision;
-        let products = precision.begin();
-        let images = precision.images(&batch.images)?;
+        let images = training.precision.images(&batch.images)?;
         let output = self.network.forward_t(&images, Mode::Train(key), &places)?;
-        let output = precision.output(output)?;
+        let output = training.precision.output(output)?;
         let inputs = Inputs {
             student_logits: &output.logits,
             teacher_logits: teacher.get(LOGITS),
@@ -529,86 +571,166 @@ impl<'a> Trainer<'a> {
             teacher_features: &teacher,
             indices: &batch.indices,
             epoch: state.epoch,
-            epochs: self.run.recipe.training.epochs,
-            seed: self.run.recipe.training.seed,
+            epochs: training.epochs,
+            seed: training.seed,
             step: state.step,
-            steps: self.run.recipe.training.epochs as u64 * self.batches as u64,
+            steps: self.steps_in_all(),
         };
-        let Loss { total, parts } = self.objective.loss(&inputs)?;
-        let mut figures = Figures {
-            step: state.step,
-            indices: batch.indices.clone(),
-            loss: total.detach(),
-            parts,
-            right: evaluate::right(&output.logits, &batch.labels)?,
-            gradients: None,
-        };
-        let max_norm = self.run.recipe.training.clip_grad_norm;
-        let (loss, mut gradients);
-        if self.run.device.is_cpu() {
-            // Before the weights are changed.
-            self.unread.push(figures);
-            loss = Some(self.read(state)?);
-            gradients = total.backward()?;
-            let norms = grad_norms(&self.parameters, &gradients)?;
-            if let Some((name, norm)) = norms.iter().find(|(_, norm)| !norm.is_finite()) {
-                let found = format!("the norm of the gradient of {name} is {norm}");
-                return Err(self.not_finite(&found, state.step, &batch.indices, state));
-            }
-            if let Some(max_norm) = max_norm {
-                clip_grad_norm(&self.parameters, &mut gradients, total_norm(&norms), max_norm)?;
-            }
-        } else {
-            gradients = total.backward()?;
-            let max_norm = max_norm.unwrap_or(f64::INFINITY);
-            let norm = clip_grad_norm_on_device(&self.parameters, &mut gradients, max_norm)?;
-            figures.gradients = Some(norm);
-            self.unread.push(figures);
-            loss = if read { Some(self.read(state)?) } else { None };
+        let loss = self.objective.loss(&inputs)?;
+        Ok((loss, evaluate::right(&output.logits, &batch.labels)?))
+    }
+
+    /// Of the whole run.
+    fn steps_in_all(&self) -> u64 {
+        self.run.recipe.training.epochs as u64 * self.batches as u64
+    }
+
+    /// One step; the loss before it.
+    fn step_on_cpu(&mut self, batch: &Batch, state: &mut State) -> anyhow::Result<f64> {
+        let (loss, right) = self.forward(batch, state)?;
+        let figures = Figures::new(&loss, &right, None)?;
+        self.unread.push(Unread { step: state.step, indices: batch.indices.clone(), figures });
+        // Before the weights are changed.
+        let before = self.read(state)?;
+        let mut gradients = loss.total.backward()?;
+        let norms = grad_norms(&self.parameters, &gradients)?;
+        if let Some((name, norm)) = norms.iter().find(|(_, norm)| !norm.is_finite()) {
+            let found = format!("the norm of the gradient of {name} is {norm}");
+            return Err(self.not_finite(&found, state.step, &batch.indices, state));
         }
+        if let Some(max_norm) = self.run.recipe.training.clip_grad_norm {
+            clip_grad_norm(&self.parameters, &mut gradients, total_norm(&norms), max_norm)?;
+        }
+        self.optimizer.step(self.learning_rate(state.step), &self.parameters, &gradients)?;
+        Ok(before)
+    }
+
+    /// One step, for which nothing waits.
+    fn step_on_gpu(&mut self, batch: &Batch, state: &State) -> anyhow::Result<Figures> {
+        #[cfg(feature = "cuda")]
+        if self.run.settings.compile == Compile::Graph
+            && batch.indices.len() == self.run.recipe.training.batch_size
+        {
+            return self.step_by_graph(batch, state);
+        }
+        self.submit_step(batch, state)
+    }
+
+    /// Submits a step piece by piece.
+    fn submit_step(&mut self, batch: &Batch, state: &State) -> anyhow::Result<Figures> {
+        let RunRecipe { training, .. } = &self.run.recipe;
+        let products = training.precision.begin();
+        let (loss, right) = self.forward(batch, state)?;
+        let mut gradients = loss.total.backward()?;
+        let max_norm = training.clip_grad_norm.unwrap_or(f64::INFINITY);
+        let norm = clip_grad_norm_on_device(&self.parameters, &mut gradients, max_norm)?;
         drop(products);
-        let rate = self.learning_rate(state.step);
-        self.optimizer.step(rate, &self.parameters, &gradients)?;
-        state.batch += 1;
-        state.step += 1;
-        Ok(loss)
+        self.optimizer.step(self.learning_rate(state.step), &self.parameters, &gradients)?;
+        Ok(Figures::new(&loss, &right, Some(&norm))?)
+    }
+
+    /// A step by a graph, which is captured once the same step has been submitted a few times.
+    #[cfg(feature = "cuda")]
+    fn step_by_graph(&mut self, batch: &Batch, state: &State) -> anyhow::Result<Figures> {
+        let factors = self.objective.factors(state.step, self.steps_in_all())?;
+        match std::mem::replace(&mut self.steps, Steps::OneByOne) {
+            Steps::OneByOne => self.submit_step(batch, state),
+            Steps::Captured { step, like } if like.factors == factors => {
+                self.take_captured(step, like, batch, state)
+            }
+            Steps::WarmingUp { taken: WARM_UP.., like } if like.factors == factors => {
+                match self.capture(batch, &like, state) {
+                    Ok(step) => self.take_captured(Box::new(step), like, batch, state),
+                    Err(error) => {
+                        tracing::warn!(
+                            "{}: steps are submitted piece by piece, since they can't be captured as a CUDA graph: {error:#}",
+                            self.stage(state)
+                        );
+                        self.submit_step(batch, state)
+                    }
+                }
+            }
+            before => {
+                let uploads = kd_ops::cuda::graph::keep_uploads(&self.run.device);
+                let figures = self.submit_step(batch, state)?;
+                drop(uploads);
+                let taken = match before {
+                    Steps::WarmingUp { taken, like } if like.factors == factors => taken,
+                    _ => 0,
+                };
+                let like = Like { factors, parts: figures.parts.clone() };
+                self.steps = Steps::WarmingUp { taken: taken + 1, like };
+                Ok(figures)
+            }
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    fn capture(
+        &mut self,
+        batch: &Batch,
+        like: &Like,
+        state: &State,
+    ) -> anyhow::Result<CapturedStep> {
+        if let Some(method) = self.objective.not_to_be_captured() {
+            bail!("method {method} chooses on the host what it compares");
+        }
+        if self.teacher.as_ref().is_some_and(TeacherOutputs::chooses_networks) {
+            bail!("which of the cross-fitted teachers an image asks is chosen on the host");
+        }
+        // Loss, right answers and norm beside the parts.
+        let figures = 3 + like.parts.len();
+        let submit = |batch: &Batch| Ok(self.submit_step(batch, state)?.values);
+        // SAFETY: parameters, optimiser and teacher are the trainer's, as the graph is; the optimiser's state moves in
+        // `restore` alone, before the first step.
+        unsafe { CapturedStep::capture(batch, figures, submit) }
+    }
+
+    #[cfg(feature = "cuda")]
+    fn take_captured(
+        &mut self,
+        mut step: Box<CapturedStep>,
+        like: Like,
+        batch: &Batch,
+        state: &State,
+    ) -> anyhow::Result<Figures> {
+        let size = self.optimizer.next_step_size(self.learning_rate(state.step));
+        let values = step.take(batch, state.step, size)?;
+        let parts = like.parts.clone();
+        self.steps = Steps::Captured { step, like };
+        Ok(Figures { parts, values })
     }
 
     /// Adds the figures of all steps since the last look to the sums; the last step's loss.
     fn read(&mut self, state: &mut State) -> anyhow::Result<f64> {
         let unread = std::mem::take(&mut self.unread);
         // One copy from the device for all of them.
-        let scalars =
-            unread.iter().flat_map(|Figures { loss, right, parts, gradients, .. }| {
-                let parts = parts.iter().map(|(_, part)| part);
-                [loss, right].into_iter().chain(parts).chain(gradients)
-            });
-        // f32 turns into f64 and back without loss, and no norm is too large for f64.
-        let scalars: Vec<_> =
-            scalars.map(|x| x.to_dtype(DType::F64)).collect::<candle_core::Result<_>>()?;
-        let mut values = Tensor::stack(&scalars, 0)?.to_vec1::<f64>()?.into_iter();
+        let values: Vec<&Tensor> = unread.iter().map(|unread| &unread.figures.values).collect();
+        let values = Tensor::cat(&values, 0)?.to_vec1::<f64>()?;
+        let mut values = values.as_slice();
         let mut last = f64::NAN;
-        for Figures { step, indices, parts, gradients, .. } in unread {
-            let (Some(loss), Some(right)) = (values.next(), values.next()) else {
-                unreachable!("a value for each scalar")
-            };
-            let mut named: Vec<(String, &str, f64)> = Vec::with_capacity(parts.len());
-            for ((name, _), value) in parts.iter().zip(values.by_ref()) {
+        for Unread { step, indices, figures } in &unread {
+            let (own, rest) = values.split_at(figures.values.elem_count());
+            values = rest;
+            let [loss, right, own @ ..] = own else { unreachable!("a loss and right answers") };
+            let (loss, right) = (*loss, *right);
+            let mut named: Vec<(String, &str, f64)> = Vec::with_capacity(figures.parts.len());
+            for (name, value) in figures.parts.iter().zip(own) {
                 // Of two terms of one method the second has a number.
                 let earlier = named.iter().filter(|(_, of, _)| of == name).count();
                 let shown =
                     if earlier == 0 { name.to_string() } else { format!("{name} {}", earlier + 1) };
-                named.push((shown, name, value));
+                named.push((shown, name, *value));
             }
             if !loss.is_finite() {
                 let parts: Vec<String> =
                     named.iter().map(|(name, _, value)| format!("{name} {value}")).collect();
                 let found = format!("the loss is {loss} ({})", parts.join(", "));
-                return Err(self.not_finite(&found, step, &indices, state));
+                return Err(self.not_finite(&found, *step, indices, state));
             }
-            if let Some(norm) = gradients.and_then(|_| values.next()).filter(|x| !x.is_finite()) {
+            if let Some(norm) = own.get(figures.parts.len()).filter(|norm| !norm.is_finite()) {
                 let found = format!("the norm of the gradients is {norm}");
-                return Err(self.not_finite(&found, step, &indices, state));
+                return Err(self.not_finite(&found, *step, indices, state));
             }
             let sums = &mut state.sums;
             sums.right += right as usize;

@@ -268,11 +268,8 @@ impl TeacherOutputs {
     /// The outputs for a batch of training images, by name.
     pub(crate) fn of(&self, batch: &Batch) -> anyhow::Result<BTreeMap<String, Tensor>> {
         let mut outputs = BTreeMap::new();
-        if !self.kept.is_empty() {
-            let indices = Tensor::new(batch.indices.as_slice(), batch.images.device())?;
-            for (name, all) in &self.kept {
-                outputs.insert(name.clone(), all.index_select(&indices, 0)?);
-            }
+        for (name, all) in &self.kept {
+            outputs.insert(name.clone(), all.index_select(&batch.rows, 0)?);
         }
         if !self.live.is_empty() {
             let places: Vec<&str> =
@@ -347,6 +344,12 @@ impl TeacherOutputs {
         let images = sums.images.max(1) as f64;
         let (accuracy, entropy) = (sums.accuracy / images, sums.entropy / images);
         Ok(Says { accuracy, entropy, ..sums })
+    }
+
+    /// Whether a batch's images ask different networks.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn chooses_networks(&self) -> bool {
+        !self.part_of.is_empty() && !self.live.is_empty()
     }
 
     pub(crate) fn kept(&self) -> Vec<String> {

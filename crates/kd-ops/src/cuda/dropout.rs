@@ -3,7 +3,9 @@
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, PushKernelArg};
 use candle_core::{CpuStorage, CudaDevice, CudaStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
-use super::{Array, Number, device, hold, kernel_of, launch, memory, not_on_cpu, ptx, with_number};
+use super::{
+    Array, Number, device, graph, hold, kernel_of, launch, memory, not_on_cpu, ptx, with_number,
+};
 use crate::DropoutKey;
 
 const NAME: &str = "dropout";
@@ -29,7 +31,8 @@ impl Dropout {
         let function = kernel_of::<T>(device, "kd-ops dropout", "dropout", ptx::DROPOUT)?;
         let mut args = function.builder();
         args.arg(&count).arg(x).arg(&mut y).arg(&self.key.seed).arg(&self.key.step);
-        args.arg(&self.layer).arg(&dropped_below).arg(&scale);
+        let now = graph::numbers_of_captured_step();
+        args.arg(&self.layer).arg(&dropped_below).arg(&scale).arg(&now);
         // SAFETY: both have `count` numbers; a thread takes 16.
         unsafe { launch(args, (count.div_ceil(16 * 128), 1), (128, 1)) }?;
         Ok(y)

@@ -15,6 +15,7 @@ pub(crate) mod conv;
 #[cfg(feature = "cudnn")]
 mod cudnn;
 pub(crate) mod dropout;
+pub mod graph;
 pub(crate) mod linear;
 pub(crate) mod max_pool;
 pub(crate) mod optimizer;

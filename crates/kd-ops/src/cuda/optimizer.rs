@@ -7,7 +7,8 @@ use candle_core::backprop::GradStore;
 use candle_core::cuda_backend::cudarc::driver::{DevicePtr, DeviceRepr, PushKernelArg};
 use candle_core::{CudaDevice, DType, Device, Result, Tensor, Var, bail};
 
-use super::{device, hold, int, kernel, launch, memory, ptx};
+use super::graph::StepSize;
+use super::{device, graph, hold, int, kernel, launch, memory, ptx};
 use crate::sgd::SgdConfig;
 
 const FILE: &str = "kd-ops optimizer";
@@ -208,12 +209,13 @@ impl Memory {
         Ok(self.0.as_mut().and_then(Arc::get_mut))
     }
 
-    /// A step of Adam; `scalars` are the kernel's, in its order.
+    /// A step of Adam; `scalars` are the kernel's first, in its order.
     pub(crate) fn adam(
         &mut self,
         parameters: &BTreeMap<String, Var>,
         grads: &GradStore,
-        scalars: [f32; 8],
+        scalars: [f32; 6],
+        StepSize { step_size, root }: StepSize,
     ) -> Result<()> {
         let pairs = pairs("adam", parameters, grads)?;
         let Some(remembered) = self.own()? else { return Ok(()) };
@@ -223,6 +225,7 @@ impl Memory {
         let Some(pair) = pairs.first() else { return Ok(()) };
         let device = device("adam", pair.parameter)?;
         let (first, second) = (address("adam", &device, first)?, address("adam", &device, second)?);
+        let now = graph::numbers_of_captured_step();
         let start = |name: &str| remembered.places.get(name).map_or(0, |place| place.0);
         for table in tables("adam", &device, &pairs, start)? {
             let function = kernel(&device, FILE, "adam", ptx::OPTIMIZER)?;
@@ -231,6 +234,7 @@ impl Memory {
             for scalar in &scalars {
                 args.arg(scalar);
             }
+            args.arg(&step_size).arg(&root).arg(&now);
             // SAFETY: the table's addresses are those of contiguous f32 tensors of the sizes given; `fits` has
             // seen to it that the moments have a place for each parameter. Nothing on the host reads what is
             // written, and what reads it on the GPU comes later on the stream.
@@ -258,11 +262,13 @@ impl Memory {
         };
         let (lr, momentum) = (config.lr as f32, config.momentum as f32);
         let (nesterov, weight_decay) = (i32::from(config.nesterov), config.weight_decay as f32);
+        let now = graph::numbers_of_captured_step();
         let start = |name: &str| remembered.places.get(name).map_or(0, |place| place.0);
         for table in tables("sgd", &device, &pairs, start)? {
             let function = kernel(&device, FILE, "sgd", ptx::OPTIMIZER)?;
             let mut args = function.builder();
             args.arg(&table).arg(&sums).arg(&lr).arg(&momentum).arg(&nesterov).arg(&weight_decay);
+            args.arg(&now);
             // SAFETY: as for Adam; a null pointer stands for no sums.
             unsafe { launch(args, (table.chunks(), 1), (THREADS, 1)) }?;
         }

@@ -1,0 +1,129 @@
+//! A step of training as a CUDA graph: what it submits is captured once, and launched whole from then on.
+//!
+//! A small network's step is some hundred short pieces of work, and submitting them, with memory for each, takes the host
+//! longer than they take the GPU. A graph is submitted by one call.
+
+use std::cell::Cell;
+
+use candle_core::cuda_backend::WrapErr;
+use candle_core::cuda_backend::cudarc::driver::sys::{
+    CUgraphInstantiate_flags, CUstreamCaptureMode,
+};
+use candle_core::cuda_backend::cudarc::driver::{CudaGraph, CudaSlice, DevicePtr};
+use candle_core::{CudaDevice, Device, Result, bail};
+
+thread_local! {
+    /// Where a step that is being captured finds its numbers, or 0.
+    static NUMBERS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// The address that kernels take as `const Step *`: null unless a step is being captured.
+pub(super) fn numbers_of_captured_step() -> u64 {
+    NUMBERS.get()
+}
+
+/// Whether this thread is capturing a step.
+pub(crate) fn is_capturing() -> bool {
+    NUMBERS.get() != 0
+}
+
+/// Until it is dropped the thread is capturing.
+struct Capturing;
+
+impl Capturing {
+    fn new(address: u64) -> Self {
+        NUMBERS.set(address);
+        Self
+    }
+}
+
+impl Drop for Capturing {
+    fn drop(&mut self) {
+        NUMBERS.set(0);
+    }
+}
+
+/// How far an optimiser goes in a step; of [`Adam`](crate::adam::Adam::next_step_size) or [`Sgd`](crate::sgd::Sgd::next_step_size).
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct StepSize {
+    /// Adam's `lr / (1 - beta1^step)`; SGD's learning rate.
+    pub(crate) step_size: f32,
+    /// Adam's `sqrt(1 - beta2^step)`.
+    pub(crate) root: f32,
+}
+
+/// Keeps small tables that candle uploads with its operations on the GPU, so that a later capture, which may upload nothing,
+/// finds them; for as long as the value lives. Run the step that is to be captured once or twice with it.
+#[must_use]
+pub fn keep_uploads(device: &Device) -> Option<impl Drop + use<>> {
+    match device {
+        Device::Cuda(device) => Some(device.enable_cuda_graph_htod_cache()),
+        _ => None,
+    }
+}
+
+/// A captured step.
+pub struct Graph {
+    graph: CudaGraph,
+    /// `struct Step` of kernels/step.cuh.
+    numbers: CudaSlice<u64>,
+    device: CudaDevice,
+}
+
+impl Graph {
+    /// Captures what `body` submits to the GPU; none of it is done. What changes from one step to the next reaches a graph in
+    /// two ways: dropout and optimisers read the numbers that [`launch`](Self::launch) is given, and all else must be copied
+    /// beforehand into tensors that `body` used. What `body` computes must likewise be copied into such tensors, and
+    /// everything that it makes must be dropped when it returns.
+    ///
+    /// `body` must have run before, with [`keep_uploads`]: a capture may load no kernel and upload nothing. Nor may it free
+    /// what was made outside of it.
+    ///
+    /// # Safety
+    /// All memory on the GPU that `body` used and did not make must stay where it is for as long as the graph is launched:
+    /// parameters, an optimiser's state, tensors that were copied into.
+    ///
+    /// # Errors
+    /// When `body` does what can't be captured, or fails. Work can be submitted as before then.
+    pub unsafe fn capture<E: From<candle_core::Error>>(
+        device: &Device,
+        body: impl FnOnce() -> std::result::Result<(), E>,
+    ) -> std::result::Result<Self, E> {
+        let Device::Cuda(device) = device else {
+            return Err(candle_core::Error::Msg("a graph needs an NVIDIA GPU".into()).into());
+        };
+        let stream = device.cuda_stream();
+        let numbers = device.alloc_zeros::<u64>(2)?;
+        let address = numbers.device_ptr(&stream).0;
+        let _uploads = device.enable_cuda_graph_htod_cache();
+        // Other threads may go on with what a capture forbids.
+        stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).w()?;
+        let capturing = Capturing::new(address);
+        let done = body();
+        drop(capturing);
+        let graph = stream.end_capture(CUgraphInstantiate_flags(0));
+        if done.is_err() || graph.is_err() {
+            // Freeing failed too, perhaps; the next call must not hear of it.
+            let _ = stream.context().check_err();
+        }
+        done?;
+        match graph.w()? {
+            Some(graph) => Ok(Self { graph, numbers, device: device.clone() }),
+            None => Err(candle_core::Error::Msg("the step submitted nothing".into()).into()),
+        }
+    }
+
+    /// Takes the step; `step` is the [`DropoutKey`](crate::DropoutKey)'s.
+    ///
+    /// # Errors
+    /// When the driver refuses.
+    pub fn launch(&mut self, step: u64, size: StepSize) -> Result<()> {
+        if is_capturing() {
+            bail!("a graph can't be launched while another one is captured")
+        }
+        let StepSize { step_size, root } = size;
+        let sizes = u64::from(step_size.to_bits()) | u64::from(root.to_bits()) << 32;
+        self.device.cuda_stream().memcpy_htod(&[step, sizes], &mut self.numbers).w()?;
+        self.graph.launch().w()
+    }
+}

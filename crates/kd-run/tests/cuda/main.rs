@@ -1,0 +1,195 @@
+//! `kd` on a GPU. Where there is none every test is reported as ignored.
+//!
+//! ```text
+//! cargo test -p kd-run --features cuda --test cuda          # or --features cudnn
+//! ```
+
+#[path = "../cli/workdir.rs"]
+#[expect(dead_code, reason = "shared with the tests of `kd` on the CPU")]
+mod workdir;
+
+use std::process::Stdio;
+
+use kd_models::Architecture;
+use libtest_mimic::{Arguments, Trial};
+use workdir::{TINY, WorkDir, weights};
+
+fn main() {
+    let tests: [(&str, fn()); 6] = [
+        ("training_is_that_of_the_cpu", training_is_that_of_the_cpu),
+        ("graphs_change_no_bit", graphs_change_no_bit),
+        ("a_graph_follows_a_schedule", a_graph_follows_a_schedule),
+        ("methods_by_themselves_and_in_graphs", methods_by_themselves_and_in_graphs),
+        ("what_cannot_be_captured_is_submitted", what_cannot_be_captured_is_submitted),
+        ("a_killed_process_goes_on_and_ends_the_same", a_killed_process_goes_on),
+    ];
+    let device = candle_core::Device::new_cuda(0);
+    if let Err(error) = &device {
+        // The first line: a backtrace may follow.
+        println!("skipped: no GPU ({})", error.to_string().lines().next().unwrap_or_default());
+    }
+    let ignored = device.is_err();
+    let trials = tests.into_iter().map(|(name, test)| {
+        let run = move || {
+            test();
+            Ok(())
+        };
+        Trial::test(name, run).with_ignored_flag(ignored)
+    });
+    libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit();
+}
+
+/// A file that is small and quick as a teacher.
+fn small_teacher(dir: &WorkDir) {
+    weights(&dir.path("teacher.safetensors"), Architecture::Student, 10, 5, true);
+}
+
+/// Both kinds of submitting steps end with the same bytes; what the one with graphs prints.
+fn same_with_graphs(dir: &WorkDir, line: &str, run: &str) -> String {
+    dir.train(&format!("{line} --device cuda --out off"));
+    let said = dir.train(&format!("{line} --device cuda --compile graph --out graph"));
+    let (off, graph) = (format!("off/{run}.safetensors"), format!("graph/{run}.safetensors"));
+    assert!(dir.read(&off) == dir.read(&graph), "{line}: the weights differ");
+    assert_eq!(dir.events(&format!("off/{run}")), dir.events(&format!("graph/{run}")), "{line}");
+    said
+}
+
+/// The mean losses of the epochs, and the accuracies.
+fn figures(dir: &WorkDir, run: &str) -> Vec<f64> {
+    let epochs = dir.events(run).into_iter().filter(|event| event["event"] == "epoch");
+    let keys = ["train_loss", "test_loss", "train_accuracy", "test_accuracy"];
+    epochs.flat_map(|epoch| keys.map(|key| epoch[key].as_f64().unwrap())).collect()
+}
+
+fn training_is_that_of_the_cpu() {
+    let dir = WorkDir::new();
+    for (line, tolerance) in [
+        ("train --model student", 1e-3),
+        ("train --model resnet8 --name student", 1e-2),
+        ("train --model student --precision tf32", 3e-2),
+        ("train --model student --precision bf16", 1e-1),
+    ] {
+        let cpu = line.replace(" --precision tf32", "").replace(" --precision bf16", "");
+        let [cpu_out, gpu_out] = [&cpu, line].map(|line| line.replace(' ', "-"));
+        dir.train(&format!("{cpu} --device cpu --out cpu{cpu_out}"));
+        dir.train(&format!("{line} --device cuda --out gpu{gpu_out}"));
+        let cpu = figures(&dir, &format!("cpu{cpu_out}/student"));
+        let gpu = figures(&dir, &format!("gpu{gpu_out}/student"));
+        assert_eq!((cpu.len(), gpu.len()), (8, 8));
+        for (gpu, cpu) in gpu.iter().zip(&cpu) {
+            // An image more or less told right is 1 % of the training images and 2.5 % of the others.
+            let allowed = tolerance * cpu.abs() + if *cpu < 1.0 { 0.026 } else { 0.0 };
+            assert!((gpu - cpu).abs() <= allowed, "{line}: {gpu}, on the CPU {cpu}");
+        }
+    }
+}
+
+fn graphs_change_no_bit() {
+    for (line, run) in [
+        ("train --model student", "student"),
+        ("train --model student --clip-grad-norm 0.5 --precision bf16", "student"),
+        // Batch normalisation, whose running statistics a graph changes, and no dropout.
+        ("train --model resnet8 --name resnet", "resnet"),
+    ] {
+        let said = same_with_graphs(&WorkDir::new(), line, run);
+        assert!(!said.contains("piece by piece"), "{line}: {said}");
+    }
+}
+
+/// SGD at a rate that changes with each step, and a method's weight that warms up: the graph is captured after it.
+fn a_graph_follows_a_schedule() {
+    let dir = WorkDir::new();
+    small_teacher(&dir);
+    let recipe = r#"
+        format = 1
+        name = "schedules"
+        [data]
+        dataset = "synthetic"
+        [training]
+        schedule = { name = "cosine" }
+        [optimizer]
+        name = "sgd"
+        lr = 0.01
+        momentum = 0.9
+        nesterov = true
+        [[run]]
+        name = "kd"
+        model = "student"
+        teacher = "teacher.safetensors"
+        labels = 0.5
+        [[run.method]]
+        name = "kd"
+        weight = 0.5
+        warmup = 0.25
+    "#;
+    std::fs::write(dir.path("recipe.toml"), recipe).unwrap();
+    let line = "distill --recipe recipe.toml --run kd --teacher teacher.safetensors";
+    let said = same_with_graphs(&dir, line, "kd");
+    assert!(!said.contains("piece by piece"), "{said}");
+}
+
+/// The second of the two runs reads the outputs that the first one kept.
+fn methods_by_themselves_and_in_graphs() {
+    for method in kd_loss::METHODS.iter().map(|method| method.name) {
+        let dir = WorkDir::new();
+        small_teacher(&dir);
+        if method == "label-smoothing" {
+            let said = same_with_graphs(&dir, "distill --method label-smoothing", method);
+            assert!(!said.contains("piece by piece"), "{said}");
+            continue;
+        }
+        let line = format!("distill --method {method} --teacher teacher.safetensors");
+        let said = same_with_graphs(&dir, &line, method);
+        assert_eq!(said.contains("piece by piece"), method == "crd", "{method}: {said}");
+        dir.train(&format!("{line} --device cuda --out off --name again"));
+        let (first, again) = (format!("off/{method}.safetensors"), "off/again.safetensors");
+        assert!(weights_alone(&dir, &first) == weights_alone(&dir, again), "{method} again");
+    }
+}
+
+/// Without the metadata, in which the run's name is.
+fn weights_alone(dir: &WorkDir, file: &str) -> Vec<(String, Vec<u8>)> {
+    let bytes = dir.read(file);
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let mut tensors: Vec<_> =
+        tensors.tensors().into_iter().map(|(name, view)| (name, view.data().to_vec())).collect();
+    tensors.sort();
+    tensors
+}
+
+fn what_cannot_be_captured_is_submitted() {
+    let dir = WorkDir::new();
+    let said = dir.train_fails("train --model student --device cpu --compile graph --out o", 1);
+    assert!(said.contains("CUDA graphs are for NVIDIA GPUs"), "{said}");
+    small_teacher(&dir);
+    let line =
+        "distill --method crd --teacher teacher.safetensors --device cuda --compile graph --out o";
+    let said = dir.train(line);
+    assert!(said.contains("method crd chooses on the host what it compares"), "{said}");
+}
+
+fn a_killed_process_goes_on() {
+    let dir = WorkDir::new();
+    let line = "train --model student --device cuda --compile graph --checkpoint-every 3 --out";
+    dir.train(&format!("{line} whole"));
+    let mut child = dir
+        .command(&format!("{line} killed"))
+        .args(TINY)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    // Wherever it is by then, even at its end: what follows holds for any moment.
+    while dir.checkpoints("killed/student").len() < 2 && child.try_wait().unwrap().is_none() {
+        std::thread::yield_now();
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    dir.train(&format!("{line} killed"));
+    for file in ["student.safetensors", "student/evaluation.json"] {
+        let [whole, killed] = ["whole", "killed"].map(|out| dir.read(&format!("{out}/{file}")));
+        assert!(whole == killed, "{file} differs");
+    }
+    assert_eq!(dir.events("whole/student"), dir.events("killed/student"));
+    assert!(dir.last_checkpoint("whole/student") == dir.last_checkpoint("killed/student"));
+}
