@@ -1,8 +1,8 @@
 """PyTorch's side of `cargo xtask bench`: takes steps when asked, and tells how long each took.
 
 A line of input is `WORK LAYOUT STEPS`, the answer a JSON array of seconds, one a step; `peak_memory` is answered
-with the bytes that this process has had in memory at most. LAYOUT is default, channels_last, compile or
-compile+channels_last. crates/kd-bench is the same for Rust. On a GPU each step ends when the GPU is done, and
+with the bytes that this process has had in memory at most. LAYOUT is default, channels_last, compile,
+compile+channels_last or compile+graphs. crates/kd-bench is the same for Rust. On a GPU each step ends when the GPU is done, and
 f32 is f32, where PyTorch left alone rounds a convolution's factors to TF32. --precision holds for the teacher's answers too.
 """
 
@@ -35,9 +35,16 @@ def kd_with_labels(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
     return ALPHA * F.cross_entropy(student, labels) + (1 - ALPHA) * kl(student, teacher)
 
 
+def compiled(what: Callable, layout: str) -> Callable:
+    """`what` as the layout has it: compiled, with CUDA graphs ("reduce-overhead"), or as it is."""
+    if "graphs" in layout:
+        return torch.compile(what, mode="reduce-overhead")
+    return torch.compile(what) if "compile" in layout else what
+
+
 def loss_alone(work: str, layout: str, device: str) -> Callable[[], None]:
     """Forward and backward of the loss of made-up logits: `loss_4096x1000_bf16`."""
-    if layout not in ("default", "compile"):
+    if layout not in ("default", "compile", "compile+graphs"):
         raise ValueError("logits have no layout")
     _, shape, dtype = work.split("_")
     batch, classes = map(int, shape.split("x"))
@@ -45,7 +52,7 @@ def loss_alone(work: str, layout: str, device: str) -> Callable[[], None]:
     student = torch.randn(batch, classes, device=device, dtype=dtype, requires_grad=True)
     teacher = torch.randn(batch, classes, device=device, dtype=dtype)
     labels = torch.arange(batch, device=device) % classes
-    loss = torch.compile(kd_with_labels) if layout == "compile" else kd_with_labels
+    loss = compiled(kd_with_labels, layout)
 
     def step() -> None:
         student.grad = None
@@ -66,7 +73,7 @@ def prepare(work: str, layout: str, size: int, device: str, precision: str) -> C
 
     def ready(network: Network) -> torch.nn.Module:
         network = network.to(device=device, memory_format=memory)
-        return torch.compile(network) if "compile" in layout else network
+        return compiled(network, layout)
 
     teacher = ready(Teacher()).eval() if work in ("teacher_eval", "kd_step_with_teacher") else None
 

@@ -9,12 +9,11 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
-rm -rf "$1/objects"
-mkdir -p "$1/bin" "$1/lib64" "$1/include" "$1/objects"
+mkdir -p "$1/bin" "$1/lib64" "$1/include"
 out=$(cd "$1" && pwd)
 # The folder of a package's sources.
 sources() {
-  (cd "$root" && cargo metadata --format-version 1 --features kd-run/cuda) | grep -oP "\"manifest_path\":\"\K[^\"]*/$1-[0-9.]+(?=/Cargo.toml\")" | sort -u | tail -1
+  (cd "$root" && cargo metadata --locked --format-version 1 --features kd-run/cuda) | grep -oP "\"manifest_path\":\"\K[^\"]*/$1-[0-9.]+(?=/Cargo.toml\")" | sort -u | tail -1
 }
 candle=$(sources candle-kernels)/src
 cudarc=$(sources cudarc)/src
@@ -24,6 +23,19 @@ flags+=("-I$here" "-I$here/include" "-I$here/../kernels/include")
 kernels=("$root"/crates/*/kernels/*.cu "$root"/crates/kd-loss/src/fused/kernel.cu)
 # Not candle's quantised products and its sorting, which kd does not call.
 for name in affine binary cast conv fill indexing reduce ternary unary; do kernels+=("$candle/$name.cu"); done
+environment() {
+  for name in CUDA_HOME CUDA_ROOT CUDA_PATH CUDA_TOOLKIT_ROOT_DIR; do printf 'export %s=%q\n' "$name" "$out"; done
+  printf 'export NVCC=%q CUDARC_CUDA_VERSION=13000 CUDA_COMPUTE_CAP=90\n' "$out/bin/nvcc"
+  printf 'export LIBRARY_PATH=%q LD_LIBRARY_PATH=%q PATH=%q:"$PATH"\n' "$out/lib64" "$out/lib64" "$out/bin"
+}
+# Built before, of the same files?
+made_of=$(cat "$here"/*.{cpp,h,sh} "$here"/include/*.h "$here"/../kernels/include/cuda_types.h "$root"/crates/*/kernels/* "${kernels[@]}" | sha256sum)
+if [ "$(cat "$out/made-of" 2>/dev/null)" = "$made_of $root" ]; then
+  environment
+  exit
+fi
+rm -rf "$out/objects" "$out/made-of"
+mkdir "$out/objects"
 compile() {
   local file=$1 object=$2
   local defines=(-include "$here/include/threads.h" -D__CUDA_ARCH__=800 -D__CUDACC_VER_MAJOR__=13 -D__CUDACC_VER_MINOR__=0)
@@ -42,7 +54,8 @@ for file in "${kernels[@]}"; do
   compile "$file" "$out/objects/kernel$i.o" &
   i=$((i + 1))
 done
-while [ -n "$(jobs -rp)" ]; do wait -n; done
+wait
+for ((j = 0; j < i; j++)); do [ -e "$out/objects/kernel$j.o" ] || { echo "error: ${kernels[j]} was not compiled" >&2; exit 1; }; done
 for name in threads driver libraries; do g++ "${flags[@]}" -Wall -Wextra -c "$here/$name.cpp" -o "$out/objects/$name.o"; done
 
 # What else cudarc and candle could call says so and ends the process.
@@ -81,6 +94,5 @@ esac
 NVCC
 chmod +x "$out/bin/nvcc"
 touch "$out/include/cuda.h"
-for name in CUDA_HOME CUDA_ROOT CUDA_PATH CUDA_TOOLKIT_ROOT_DIR; do printf 'export %s=%q\n' "$name" "$out"; done
-printf 'export NVCC=%q CUDARC_CUDA_VERSION=13000 CUDA_COMPUTE_CAP=90\n' "$out/bin/nvcc"
-printf 'export LIBRARY_PATH=%q LD_LIBRARY_PATH=%q PATH=%q:"$PATH"\n' "$out/lib64" "$out/lib64" "$out/bin"
+printf '%s' "$made_of $root" > "$out/made-of"
+environment

@@ -329,21 +329,27 @@ struct Proposal {
     int determinism, math, reserved[3];
 };
 
-// Three, as cuDNN gives them: one that is not deterministic first, then one with tensor cores, then one without.
+// What an algorithm's number says here.
+enum Algorithm { ANY = 1, WITH_TENSOR_CORES = 3, NOT_REPEATABLE = 4, NOT_THERE = 5 };
+
+// As cuDNN gives them, the quickest first: one that failed, one that is not deterministic, one with tensor cores, one without.
 int propose(int asked, int *given, Proposal *to, int type) {
-    constexpr int NOT_DETERMINISTIC = 0, DETERMINISTIC = 1, TENSOR_CORES = 1, FMA = 3;
-    Proposal all[] = {{0, OK, 1, WORKSPACE, NOT_DETERMINISTIC, TENSOR_CORES, {}},
-                      {1, OK, 2, WORKSPACE, DETERMINISTIC, TENSOR_CORES, {}},
-                      {1, OK, 3, WORKSPACE, DETERMINISTIC, type == CUDNN_BF16 ? TENSOR_CORES : FMA, {}}};
-    *given = std::min(asked, 3);
+    constexpr int NOT_DETERMINISTIC = 0, DETERMINISTIC = 1, TENSOR_CORES = 1, FMA = 3, NOT_SUPPORTED = 3000;
+    Proposal all[] = {{NOT_THERE, NOT_SUPPORTED, -1, 0, DETERMINISTIC, FMA, {}},
+                      {NOT_REPEATABLE, OK, 1, WORKSPACE, NOT_DETERMINISTIC, FMA, {}},
+                      {WITH_TENSOR_CORES, OK, 2, WORKSPACE, DETERMINISTIC, TENSOR_CORES, {}},
+                      {ANY, OK, 3, WORKSPACE, DETERMINISTIC, type == CUDNN_BF16 ? TENSOR_CORES : FMA, {}}};
+    *given = std::min(asked, 4);
     std::copy(all, all + *given, to);
     return OK;
 }
 
 template <class Work>
-int convolve(void *handle, const char *name, Pass p, const void *a, const void *b, void *to, void *workspace, size_t bytes,
+int convolve(void *handle, const char *name, Pass p, int algorithm, const void *a, const void *b, void *to, void *workspace, size_t bytes,
              const float *alpha, const float *beta, Work work) {
     if (const char *what = p.wrong()) return bad(what);
+    if (algorithm != ANY && algorithm != WITH_TENSOR_CORES) return bad("a convolution's algorithm is not deterministic, or not there");
+    if (algorithm == WITH_TENSOR_CORES && p.x.type == CUDNN_F32 && !p.rounds()) return bad("f32 factors would be rounded for tensor cores");
     if (*alpha != 1 || *beta != 0) return bad("a convolution must be scaled by 1 and added to nothing");
     if (bytes < WORKSPACE) return bad("a convolution's workspace is too small");
     if (!gpu::readable("a convolution's workspace", workspace, bytes)) return BAD_PARAMETER;
@@ -403,17 +409,17 @@ EXPORT int cudnnGetConvolutionBackwardFilterWorkspaceSize(void *, Tensor *x, Ten
     return *bytes = WORKSPACE, OK;
 }
 EXPORT int cudnnConvolutionForward(void *handle, const float *alpha, Tensor *tx, const void *x, Tensor *tw, const void *w, Convolution *c,
-                                   int, void *workspace, size_t bytes, const float *beta, Tensor *ty, void *y) {
+                                   int algorithm, void *workspace, size_t bytes, const float *beta, Tensor *ty, void *y) {
     if (!lies("a convolution's x", x, *tx) || !lies("a convolution's weight", w, *tw) || !lies("a convolution's y", y, *ty)) return BAD_PARAMETER;
-    return convolve(handle, "cuDNN forward", {*tx, *tw, *ty, *c}, x, w, y, workspace, bytes, alpha, beta, forward);
+    return convolve(handle, "cuDNN forward", {*tx, *tw, *ty, *c}, algorithm, x, w, y, workspace, bytes, alpha, beta, forward);
 }
 EXPORT int cudnnConvolutionBackwardData(void *handle, const float *alpha, Tensor *tw, const void *w, Tensor *ty, const void *dy, Convolution *c,
-                                        int, void *workspace, size_t bytes, const float *beta, Tensor *tx, void *dx) {
+                                        int algorithm, void *workspace, size_t bytes, const float *beta, Tensor *tx, void *dx) {
     if (!lies("a convolution's dx", dx, *tx) || !lies("a convolution's weight", w, *tw) || !lies("a convolution's dy", dy, *ty)) return BAD_PARAMETER;
-    return convolve(handle, "cuDNN backward data", {*tx, *tw, *ty, *c}, w, dy, dx, workspace, bytes, alpha, beta, backward_data);
+    return convolve(handle, "cuDNN backward data", {*tx, *tw, *ty, *c}, algorithm, w, dy, dx, workspace, bytes, alpha, beta, backward_data);
 }
 EXPORT int cudnnConvolutionBackwardFilter(void *handle, const float *alpha, Tensor *tx, const void *x, Tensor *ty, const void *dy, Convolution *c,
-                                          int, void *workspace, size_t bytes, const float *beta, Tensor *tw, void *dw) {
+                                          int algorithm, void *workspace, size_t bytes, const float *beta, Tensor *tw, void *dw) {
     if (!lies("a convolution's x", x, *tx) || !lies("a convolution's dw", dw, *tw) || !lies("a convolution's dy", dy, *ty)) return BAD_PARAMETER;
-    return convolve(handle, "cuDNN backward filter", {*tx, *tw, *ty, *c}, x, dy, dw, workspace, bytes, alpha, beta, backward_filter);
+    return convolve(handle, "cuDNN backward filter", {*tx, *tw, *ty, *c}, algorithm, x, dy, dw, workspace, bytes, alpha, beta, backward_filter);
 }

@@ -8,7 +8,7 @@ use std::{env, fs};
 use anyhow::{Context, ensure};
 use clap::{Parser, ValueEnum};
 
-use crate::{process, reproduce, workspace};
+use crate::{emulated_gpu, process, reproduce, workspace};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -35,6 +35,8 @@ enum Step {
     Hub,
     /// kd-ops' operations once more in portable code: the tests take the best that the processor has
     Portable,
+    /// The tests that need a GPU, on an emulated one, without and with cuDNN
+    EmulatedGpu,
     /// All other tests: README's command
     Test,
 }
@@ -98,6 +100,13 @@ impl Step {
                 command.args(["test", "--workspace", "--test", "conv2d", "--test", "references"]);
                 process::run(command.env("KD_ISA", "portable"))
             }
+            Step::EmulatedGpu => {
+                for flags in [&["emulated-gpu"][..], &["emulated-gpu", "--cudnn"]] {
+                    println!("cargo xtask {}", flags.join(" "));
+                    emulated_gpu::command(&OnEmulatedGpu::try_parse_from(flags)?.args)?;
+                }
+                Ok(())
+            }
             Step::Test => cargo(&["test", "--workspace"]),
         }
     }
@@ -152,6 +161,12 @@ fn quick_experiment() -> anyhow::Result<()> {
 struct Line {
     #[command(flatten)]
     args: reproduce::Args,
+}
+
+#[derive(Parser)]
+struct OnEmulatedGpu {
+    #[command(flatten)]
+    args: emulated_gpu::Args,
 }
 
 /// The files that a finished experiment leaves, each checked to be there, with their contents;

@@ -10,6 +10,7 @@ pub mod compare;
 pub mod data;
 pub mod doctor;
 pub mod download;
+pub mod emulated_gpu;
 pub mod process;
 pub mod progress;
 pub mod published;

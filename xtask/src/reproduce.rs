@@ -37,6 +37,9 @@ pub struct Args {
     /// With --device cuda: the arithmetic of training [default: f32]
     #[arg(long, value_enum)]
     pub precision: Option<Precision>,
+    /// With --device cuda: training steps captured as CUDA graphs; the result is the same
+    #[arg(long, value_enum)]
+    pub compile: Option<Compile>,
     /// Threads to compute with [default: one per core]
     #[arg(long, value_parser = at_least_one())]
     pub threads: Option<u64>,
@@ -94,6 +97,13 @@ impl Precision {
             Self::Bf16 => "bf16",
         }
     }
+}
+
+/// How training steps reach a GPU.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Compile {
+    Off,
+    Graph,
 }
 
 /// The features that `kd` is built with; only a GPU needs any.
@@ -349,6 +359,9 @@ fn kd_run(
     if let Some(precision) = args.precision {
         command.args(["--precision", precision.name()]);
     }
+    if args.compile == Some(Compile::Graph) {
+        command.args(["--compile", "graph"]);
+    }
     command
 }
 
@@ -388,8 +401,12 @@ mod tests {
             "kd train --model teacher --out o --dataset cifar10 --seed 7 --data d"
         );
         assert_eq!(
-            line("teacher", CIFAR10, &["--device", "cuda", "--precision", "bf16"]),
-            "kd train --model teacher --out o --dataset cifar10 --seed 7 --data d --device cuda --precision bf16"
+            line(
+                "teacher",
+                CIFAR10,
+                &["--device", "cuda", "--precision", "bf16", "--compile", "graph"]
+            ),
+            "kd train --model teacher --out o --dataset cifar10 --seed 7 --data d --device cuda --precision bf16 --compile graph"
         );
         assert_eq!(
             line("cosine", CIFAR10, &["--device", "cpu", "--threads", "2"]),

@@ -1,7 +1,7 @@
 //! A worker that `cargo xtask bench` starts and asks, line by line, to take steps and tell how long
 //! each took. `parity/bench.py` is the same for PyTorch.
 //!
-//! A line is `WORK LAYOUT STEPS`, the answer a JSON array of seconds, one a step; `peak_memory` is answered with the
+//! A line is `WORK LAYOUT STEPS`, with the layout `default` or, for our training steps on a GPU, `graph`; the answer a JSON array of seconds, one a step; `peak_memory` is answered with the
 //! bytes that this process has had in memory at most. An end of input ends the worker.
 
 mod candle;
@@ -17,6 +17,7 @@ use anyhow::{Context, bail};
 use candle_core::Device;
 use clap::{Parser, ValueEnum};
 
+use ours::Layout;
 use work::{Batch, Work};
 
 #[derive(Parser)]
@@ -66,13 +67,13 @@ fn main() -> anyhow::Result<()> {
     }
     let device = match args.device {
         On::Cpu => Device::Cpu,
-        On::Cuda => Device::new_cuda(0)?,
+        On::Cuda => gpu(&args)?,
     };
     let batch = Batch::new(args.batch_size, &device)?;
     if args.precision != Precision::F32 && device.is_cpu() {
         bail!("--precision tf32 and bf16 are for a GPU: add --device cuda");
     }
-    let mut steps: HashMap<Work, work::Step> = HashMap::new();
+    let mut steps: HashMap<(Work, Layout), work::Step> = HashMap::new();
     for line in std::io::stdin().lock().lines() {
         let answer = match answer(&args, &batch, &mut steps, &line?) {
             Ok(value) => value,
@@ -85,26 +86,42 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The first GPU; for ours as kd sets it up.
+fn gpu(args: &Args) -> anyhow::Result<Device> {
+    let device = Device::new_cuda(0)?;
+    #[cfg(feature = "cuda")]
+    if matches!(args.side, Side::Ours) {
+        kd_ops::cuda::keep_freed_memory(&device)?;
+        // SAFETY: this process has one stream.
+        unsafe { kd_ops::cuda::use_one_thread(&device) };
+    }
+    #[cfg(not(feature = "cuda"))]
+    let _ = args;
+    Ok(device)
+}
+
 fn answer(
     args: &Args,
     batch: &Batch,
-    steps: &mut HashMap<Work, work::Step>,
+    steps: &mut HashMap<(Work, Layout), work::Step>,
     line: &str,
 ) -> anyhow::Result<serde_json::Value> {
     let words: Vec<&str> = line.split_whitespace().collect();
-    let (work, count) = match words[..] {
+    let (work, layout, count) = match words[..] {
         ["peak_memory"] => return Ok(peak_memory()?.into()),
-        [work, "default", count] => (Work::from_name(work)?, count.parse::<usize>()?),
-        _ => bail!("{line:?}: expected WORK default STEPS, or peak_memory"),
+        [work, "default", count] => (work, Layout::Default, count),
+        [work, "graph", count] => (work, Layout::Graph, count),
+        _ => bail!("{line:?}: expected WORK LAYOUT STEPS, or peak_memory"),
     };
-    let step = match steps.entry(work) {
+    let (work, count) = (Work::from_name(work)?, count.parse::<usize>()?);
+    let step = match steps.entry((work, layout)) {
         Entry::Occupied(step) => step.into_mut(),
         Entry::Vacant(place) => place.insert(match args.side {
-            Side::Ours => ours::prepare(work, batch.clone(), args.precision)?,
-            Side::Candle if args.precision == Precision::F32 => {
+            Side::Ours => ours::prepare(work, batch.clone(), args.precision, layout)?,
+            Side::Candle if args.precision == Precision::F32 && layout == Layout::Default => {
                 candle::prepare(work, batch.clone())?
             }
-            Side::Candle => bail!("candle's side takes f32 steps alone"),
+            Side::Candle => bail!("candle's side takes f32 steps alone, piece by piece"),
         }),
     };
     let mut seconds = Vec::with_capacity(count);

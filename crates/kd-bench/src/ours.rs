@@ -6,21 +6,40 @@ use candle_core::{DType, Device, Tensor};
 use kd_loss::{
     Inputs, KdConfig, MethodConfig, Objective, Shapes, Weighted, alpha_weights, kd_with_labels,
 };
-use kd_models::{Architecture, Classifier, Mode, ModelConfig};
+use kd_models::{Architecture, Classifier, Mode, ModelConfig, Parameters};
 use kd_ops::DropoutKey;
 use kd_ops::adam::{Adam, AdamConfig};
 
 use crate::Precision;
 use crate::work::{ALPHA, Batch, CLASSES, Logits, Step, TEMPERATURE, Work};
 
-pub(crate) fn prepare(work: Work, batch: Batch, precision: Precision) -> anyhow::Result<Step> {
+/// How a training step reaches a GPU.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Layout {
+    /// Piece by piece.
+    Default,
+    /// As a CUDA graph.
+    Graph,
+}
+
+pub(crate) fn prepare(
+    work: Work,
+    batch: Batch,
+    precision: Precision,
+    layout: Layout,
+) -> anyhow::Result<Step> {
+    let training =
+        |architecture, batch, soft| training(architecture, precision, layout, batch, soft);
     Ok(match work {
-        Work::TeacherStep => training(Architecture::Teacher, precision, batch, Soft::None)?,
-        Work::StudentStep => training(Architecture::Student, precision, batch, Soft::None)?,
-        Work::KdStep => training(Architecture::Student, precision, batch, Soft::Given)?,
+        Work::TeacherStep => training(Architecture::Teacher, batch, Soft::None)?,
+        Work::StudentStep => training(Architecture::Student, batch, Soft::None)?,
+        Work::KdStep => training(Architecture::Student, batch, Soft::Given)?,
         Work::KdStepWithTeacher => {
             let teacher = teacher(batch.images.device())?;
-            training(Architecture::Student, precision, batch, Soft::Live(teacher))?
+            training(Architecture::Student, batch, Soft::Live(teacher))?
+        }
+        Work::TeacherEval | Work::Loss { .. } if layout == Layout::Graph => {
+            anyhow::bail!("only training steps are captured")
         }
         Work::TeacherEval => {
             let teacher = teacher(batch.images.device())?;
@@ -75,6 +94,7 @@ fn logits(network: &dyn Classifier, images: &Tensor) -> anyhow::Result<Tensor> {
 fn training(
     architecture: Architecture,
     precision: Precision,
+    layout: Layout,
     batch: Batch,
     soft: Soft,
 ) -> anyhow::Result<Step> {
@@ -89,23 +109,55 @@ fn training(
         let kd = kd_loss::build(&kd, &Shapes::default(), kd_models::frozen(&BTreeMap::new()))?;
         Objective::new(labels_weight, vec![Weighted::new(kd_weight, kd)])?
     };
-    let mut adam = Adam::new(AdamConfig::default());
-    let mut step = 0;
-    let none = BTreeMap::new();
-    let indices: Vec<u32> = (0..batch.labels.elem_count() as u32).collect();
+    let mut trainer = Trainer {
+        parameters,
+        network,
+        objective,
+        adam: Adam::new(AdamConfig::default()),
+        soft,
+        precision,
+        indices: (0..batch.labels.elem_count() as u32).collect(),
+        step: 0,
+    };
+    if layout == Layout::Graph {
+        return captured(trainer, batch);
+    }
     Ok(Box::new(move || {
-        let live = match &soft {
+        // Last: on a GPU it waits for the step.
+        trainer.submit(&batch)?.to_scalar::<f32>()?;
+        trainer.step += 1;
+        Ok(())
+    }))
+}
+
+/// A network in training.
+struct Trainer {
+    parameters: Parameters,
+    network: Box<dyn Classifier + Send + Sync>,
+    objective: Objective,
+    adam: Adam,
+    soft: Soft,
+    precision: Precision,
+    indices: Vec<u32>,
+    step: u64,
+}
+
+impl Trainer {
+    /// One step of training; its loss.
+    fn submit(&mut self, batch: &Batch) -> anyhow::Result<Tensor> {
+        let live = match &self.soft {
             Soft::Live(teacher) => Some(logits(&**teacher, &batch.images)?),
             Soft::None | Soft::Given => None,
         };
-        let mode = Mode::Train(DropoutKey { seed: 0, step });
-        allow_tf32(precision == Precision::Tf32);
-        let images = match precision {
+        let mode = Mode::Train(DropoutKey { seed: 0, step: self.step });
+        allow_tf32(self.precision == Precision::Tf32);
+        let images = match self.precision {
             Precision::Bf16 => batch.images.to_dtype(DType::BF16)?,
             Precision::F32 | Precision::Tf32 => batch.images.clone(),
         };
-        let logits = network.forward_t(&images, mode, &[])?.logits.to_dtype(DType::F32)?;
-        let loss = objective.loss(&Inputs {
+        let logits = self.network.forward_t(&images, mode, &[])?.logits.to_dtype(DType::F32)?;
+        let none = BTreeMap::new();
+        let loss = self.objective.loss(&Inputs {
             student_logits: &logits,
             teacher_logits: Some(live.as_ref().unwrap_or(&batch.teacher_logits)),
             labels: &batch.labels,
@@ -114,16 +166,54 @@ fn training(
             epoch: 0,
             epochs: 1,
             seed: 0,
-            step,
-            steps: step + 1,
-            indices: &indices,
+            step: self.step,
+            steps: self.step + 1,
+            indices: &self.indices,
         })?;
         let gradients = loss.total.backward()?;
         allow_tf32(false);
-        adam.step(&parameters, &gradients)?;
-        // Last: on a GPU it waits for the step.
-        loss.total.to_scalar::<f32>()?;
-        step += 1;
+        self.adam.step(&self.parameters, &gradients)?;
+        Ok(loss.total.detach())
+    }
+}
+
+/// The step as `kd train --compile graph` takes it: a batch is copied to where the graph looks for it.
+#[cfg(feature = "cuda")]
+fn captured(mut trainer: Trainer, batch: Batch) -> anyhow::Result<Step> {
+    use kd_ops::cuda::graph::{Graph, keep_uploads};
+
+    let device = batch.images.device().clone();
+    let fixed = Batch {
+        images: batch.images.copy()?,
+        labels: batch.labels.copy()?,
+        teacher_logits: batch.teacher_logits.copy()?,
+    };
+    let uploads = keep_uploads(&device);
+    for _ in 0..2 {
+        trainer.submit(&fixed)?;
+        trainer.step += 1;
+    }
+    drop(uploads);
+    let loss = Tensor::zeros(1, DType::F32, &device)?;
+    let body = || {
+        loss.slice_set(&trainer.submit(&fixed)?.reshape(1)?, 0, 0)?;
+        anyhow::Ok(())
+    };
+    // SAFETY: the closure below owns all that the step uses, and no step but the graph's is taken any more.
+    let mut graph = unsafe { Graph::capture(&device, body) }?;
+    Ok(Box::new(move || {
+        fixed.images.slice_set(&batch.images, 0, 0)?;
+        fixed.labels.slice_set(&batch.labels, 0, 0)?;
+        fixed.teacher_logits.slice_set(&batch.teacher_logits, 0, 0)?;
+        let size = trainer.adam.next_step_size();
+        graph.launch(trainer.step, size)?;
+        loss.to_vec1::<f32>()?;
+        trainer.step += 1;
         Ok(())
     }))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn captured(_: Trainer, _: Batch) -> anyhow::Result<Step> {
+    anyhow::bail!("CUDA graphs need the feature cuda")
 }

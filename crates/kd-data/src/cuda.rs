@@ -1,8 +1,8 @@
 //! Batches out of images that lie on a GPU (feature `cuda`): nothing but an epoch's order and views is copied
 //! there, once an epoch; the same batches as on the CPU, bit for bit.
 //!
-//! Not run on a GPU yet: the kernel's logic was checked by `parity/kernels/check.sh`, and `tests/cuda.rs` compares
-//! with the CPU's batches where a GPU is found.
+//! Not run on a GPU yet: `tests/cuda.rs` compares with the CPU's batches where a GPU is found, and on one that is emulated
+//! (`parity/emulated-gpu`).
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 

@@ -551,15 +551,21 @@ impl<'a> Trainer<'a> {
         Ok(loss)
     }
 
+    /// What the teacher says of a batch, by name.
+    fn teacher_says(&self, batch: &Batch) -> anyhow::Result<BTreeMap<String, Tensor>> {
+        self.teacher.as_ref().map_or_else(|| Ok(BTreeMap::new()), |teacher| teacher.of(batch))
+    }
+
     /// The loss of a batch, and how many images are told right.
-    fn forward(&self, batch: &Batch, state: &State) -> anyhow::Result<(Loss, Tensor)> {
+    fn forward(
+        &self,
+        batch: &Batch,
+        teacher: &BTreeMap<String, Tensor>,
+        state: &State,
+    ) -> anyhow::Result<(Loss, Tensor)> {
         let RunRecipe { training, .. } = &self.run.recipe;
         let key = DropoutKey { seed: training.seed, step: state.step };
         let places: Vec<&str> = self.needs.student.iter().map(String::as_str).collect();
-        let teacher = match &self.teacher {
-            Some(teacher) => teacher.of(batch)?,
-            None => BTreeMap::new(),
-        };
         let images = training.precision.images(&batch.images)?;
         let output = self.network.forward_t(&images, Mode::Train(key), &places)?;
         let output = training.precision.output(output)?;
@@ -568,7 +574,7 @@ impl<'a> Trainer<'a> {
             teacher_logits: teacher.get(LOGITS),
             labels: &batch.labels,
             student_features: &output.features,
-            teacher_features: &teacher,
+            teacher_features: teacher,
             indices: &batch.indices,
             epoch: state.epoch,
             epochs: training.epochs,
@@ -587,7 +593,7 @@ impl<'a> Trainer<'a> {
 
     /// One step; the loss before it.
     fn step_on_cpu(&mut self, batch: &Batch, state: &mut State) -> anyhow::Result<f64> {
-        let (loss, right) = self.forward(batch, state)?;
+        let (loss, right) = self.forward(batch, &self.teacher_says(batch)?, state)?;
         let figures = Figures::new(&loss, &right, None)?;
         self.unread.push(Unread { step: state.step, indices: batch.indices.clone(), figures });
         // Before the weights are changed.
@@ -619,8 +625,10 @@ impl<'a> Trainer<'a> {
     /// Submits a step piece by piece.
     fn submit_step(&mut self, batch: &Batch, state: &State) -> anyhow::Result<Figures> {
         let RunRecipe { training, .. } = &self.run.recipe;
+        // In f32, whatever the precision of training is.
+        let teacher = self.teacher_says(batch)?;
         let products = training.precision.begin();
-        let (loss, right) = self.forward(batch, state)?;
+        let (loss, right) = self.forward(batch, &teacher, state)?;
         let mut gradients = loss.total.backward()?;
         let max_norm = training.clip_grad_norm.unwrap_or(f64::INFINITY);
         let norm = clip_grad_norm_on_device(&self.parameters, &mut gradients, max_norm)?;

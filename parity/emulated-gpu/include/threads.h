@@ -94,7 +94,6 @@ template <class... P> bool add(const char *file, const char *name, void (*functi
 
 #define __syncthreads() gpu::meet_block(__LINE__)
 #define __syncwarp(...) gpu::meet_warp(__LINE__)
-#define GPU_FOURTH(a, b, c, d, ...) d
 #define __shfl_sync(mask, value, from) gpu::shuffle(mask, value, from, 32, __LINE__)
 #define __shfl_xor_sync(mask, value, with, ...) \
     gpu::shuffle(mask, value, gpu::lane() ^ (with), (32 __VA_OPT__(, __VA_ARGS__)), __LINE__)

@@ -5,8 +5,8 @@
 //! GPU and libraries; none waits for the GPU. Everything runs on the device's stream, in order: use a device from
 //! one thread, since the stream of candle's `Device::new_cuda` is another one in each thread.
 //!
-//! Not run on a GPU yet: the kernels' logic was checked by `parity/kernels/check.sh`, which emulates them on the
-//! host, and `tests/cuda.rs` compares with the CPU's operations where a GPU is found.
+//! Not run on a GPU yet: `tests/cuda.rs` compares with the CPU's operations where a GPU is found, and on one that is
+//! emulated (`parity/emulated-gpu`); `parity/kernels/check.sh` runs the kernels' code on the host with sanitizers.
 
 pub(crate) mod batch_norm;
 #[cfg(not(feature = "cudnn"))]

@@ -15,11 +15,13 @@ use libtest_mimic::{Arguments, Trial};
 use workdir::{TINY, WorkDir, weights};
 
 fn main() {
-    let tests: [(&str, fn()); 6] = [
+    let tests: [(&str, fn()); 8] = [
         ("training_is_that_of_the_cpu", training_is_that_of_the_cpu),
         ("graphs_change_no_bit", graphs_change_no_bit),
         ("a_graph_follows_a_schedule", a_graph_follows_a_schedule),
         ("methods_by_themselves_and_in_graphs", methods_by_themselves_and_in_graphs),
+        ("a_second_run_reads_what_the_teacher_said", a_second_run_reads_what_the_teacher_said),
+        ("a_teacher_answers_in_f32", a_teacher_answers_in_f32),
         ("what_cannot_be_captured_is_submitted", what_cannot_be_captured_is_submitted),
         ("a_killed_process_goes_on_and_ends_the_same", a_killed_process_goes_on),
     ];
@@ -128,7 +130,6 @@ fn a_graph_follows_a_schedule() {
     assert!(!said.contains("piece by piece"), "{said}");
 }
 
-/// The second of the two runs reads the outputs that the first one kept.
 fn methods_by_themselves_and_in_graphs() {
     for method in kd_loss::METHODS.iter().map(|method| method.name) {
         let dir = WorkDir::new();
@@ -141,9 +142,35 @@ fn methods_by_themselves_and_in_graphs() {
         let line = format!("distill --method {method} --teacher teacher.safetensors");
         let said = same_with_graphs(&dir, &line, method);
         assert_eq!(said.contains("piece by piece"), method == "crd", "{method}: {said}");
-        dir.train(&format!("{line} --device cuda --out off --name again"));
-        let (first, again) = (format!("off/{method}.safetensors"), "off/again.safetensors");
-        assert!(weights_alone(&dir, &first) == weights_alone(&dir, again), "{method} again");
+    }
+}
+
+/// Once its outputs lay on the CPU there, and no second run could select from them.
+fn a_second_run_reads_what_the_teacher_said() {
+    let dir = WorkDir::new();
+    small_teacher(&dir);
+    for name in ["first", "second"] {
+        dir.train(&format!(
+            "distill --method kd --teacher teacher.safetensors --device cuda --out out --name {name}"
+        ));
+    }
+    assert_eq!(dir.kept("out").len(), 1);
+    let [first, second] =
+        ["first", "second"].map(|name| weights_alone(&dir, &format!("out/{name}.safetensors")));
+    assert!(first == second);
+}
+
+/// Its answers are f32 in training of any precision: those that each step asks for are those that were kept.
+fn a_teacher_answers_in_f32() {
+    let dir = WorkDir::new();
+    small_teacher(&dir);
+    let line = "distill --method kd --alpha 0 --teacher teacher.safetensors --device cuda --precision tf32";
+    dir.train(&format!("{line} --out kept"));
+    dir.train(&format!("{line} --out live --cache-memory 0"));
+    assert!(dir.kept("live").is_empty());
+    let kept = figures(&dir, "kept/kd");
+    for (live, kept) in figures(&dir, "live/kd").iter().zip(&kept) {
+        assert!((live - kept).abs() <= 1e-6 * kept.abs(), "{live}, from kept answers {kept}");
     }
 }
 
