@@ -9,7 +9,7 @@ use std::process::{Command, Output};
 use crate::resume::assert_same;
 use crate::workdir::{TINY, WorkDir};
 
-const LINE: &str = "train --model student --checkpoint-every 3 --out";
+const LINE: &str = "train --model student --device cpu --checkpoint-every 3 --out";
 
 /// All files below a folder, with their contents.
 fn contents(folder: &Path) -> Vec<(String, Vec<u8>)> {

@@ -62,8 +62,20 @@ fn what_is_missing_is_named() {
     assert!(message.contains("nowhere"), "{message}");
     let message = dir.fails("train --model student --recipe none.toml", 1);
     assert!(message.contains("none.toml: the recipe can't be read"), "{message}");
-    let message = dir.train_fails("train --model student --device cuda --out out", 1);
-    assert!(message.contains("built without CUDA"), "{message}");
+    if cfg!(not(feature = "cuda")) {
+        let message = dir.train_fails("train --model student --device cuda --out out", 1);
+        assert!(message.contains("built without CUDA"), "{message}");
+    }
+    assert!(!dir.path("out").exists());
+}
+
+#[test]
+fn graphs_are_for_a_gpu() {
+    let dir = WorkDir::new();
+    let message =
+        dir.train_fails("train --model student --device cpu --compile graph --out out", 1);
+    let expected = "CUDA graphs are for NVIDIA GPUs, and this run computes on the CPU: use --device cuda, or leave --compile out";
+    assert!(message.contains(expected), "{message}");
     assert!(!dir.path("out").exists());
 }
 

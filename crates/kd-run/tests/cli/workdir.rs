@@ -39,10 +39,17 @@ impl WorkDir {
         self.folder.path().join(below)
     }
 
-    /// `kd` with the words of `line`, in this folder.
+    /// `kd` with the words of `line`, in this folder; on the CPU unless `line` says otherwise, whatever the machine has: what is
+    /// compared here to the last bit is computed there.
     pub(crate) fn command(&self, line: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_kd"));
-        command.args(line.split_whitespace()).current_dir(self.folder.path());
+        let mut words = line.split_whitespace();
+        command.args(words.next()).current_dir(self.folder.path());
+        let computes = ["train ", "distill ", "eval ", "predict "];
+        if computes.iter().any(|word| line.starts_with(word)) && !line.contains("--device") {
+            command.args(["--device", "cpu"]);
+        }
+        command.args(words);
         command.env_remove("RUST_LOG");
         command
     }

@@ -186,8 +186,6 @@ fn weights_alone(dir: &WorkDir, file: &str) -> Vec<(String, Vec<u8>)> {
 
 fn what_cannot_be_captured_is_submitted() {
     let dir = WorkDir::new();
-    let said = dir.train_fails("train --model student --device cpu --compile graph --out o", 1);
-    assert!(said.contains("CUDA graphs are for NVIDIA GPUs"), "{said}");
     small_teacher(&dir);
     let line =
         "distill --method crd --teacher teacher.safetensors --device cuda --compile graph --out o";
