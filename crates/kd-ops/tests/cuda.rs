@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use kd_ops::adam::{Adam, AdamConfig};
+use kd_ops::cuda::graph::{Graph, keep_uploads};
 use kd_ops::sgd::{Sgd, SgdConfig};
 use kd_ops::{
     BatchNorm, BatchNormConfig, Conv2d, Conv2dConfig, DropoutKey, Statistics,
@@ -20,7 +21,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 type Test = fn(&Device) -> Result<()>;
 
 fn main() {
-    let tests: [(&str, Test); 12] = [
+    let tests: [(&str, Test); 14] = [
         ("relu_and_dropout", relu_and_dropout),
         ("max_pool_with_ties_and_overlaps", max_pool_with_ties_and_overlaps),
         ("shortcuts", shortcuts),
@@ -33,6 +34,8 @@ fn main() {
         ("maps_of_bf16_beside_f32_parameters", maps_of_bf16_beside_f32_parameters),
         ("optimisers_and_their_state", optimisers_and_their_state),
         ("norms_and_clipping", norms_and_clipping),
+        ("a_graph_takes_the_steps_that_it_stands_for", a_graph_takes_the_steps_that_it_stands_for),
+        ("what_cannot_be_captured_leaves_the_gpu_usable", what_cannot_be_captured),
     ];
     let device = Device::new_cuda(0);
     if let Err(error) = &device {
@@ -463,6 +466,91 @@ fn norms_and_clipping(gpu: &Device) -> Result<()> {
                 assert_close(name, found, expected, 1e-6)?;
             }
         }
+    }
+    Ok(())
+}
+
+/// A layer with dropout, and what trains it.
+struct Training {
+    parameters: BTreeMap<String, Var>,
+    adam: Adam,
+    sgd: Option<Sgd>,
+}
+
+impl Training {
+    fn new(gpu: &Device, sgd: bool) -> Result<Self> {
+        let weight = Var::from_tensor(&numbers(&[10, 24], 3)?.to_device(gpu)?)?;
+        let config = SgdConfig { lr: 0.1, momentum: 0.9, ..SgdConfig::default() };
+        Ok(Self {
+            parameters: BTreeMap::from([("weight".into(), weight)]),
+            adam: Adam::new(AdamConfig { lr: 0.05, ..AdamConfig::default() }),
+            sgd: sgd.then(|| Sgd::new(config)),
+        })
+    }
+
+    /// A step's loss.
+    fn step(&mut self, x: &Tensor, step: u64) -> Result<Tensor> {
+        let weight = self.parameters["weight"].as_tensor();
+        let y = linear(x, weight, None, true)?;
+        let loss = dropout(&y, 0.3, DropoutKey { seed: 7, step }, 0)?.sqr()?.mean_all()?;
+        let grads = loss.backward()?;
+        match &mut self.sgd {
+            Some(sgd) => sgd.step(&self.parameters, &grads)?,
+            None => self.adam.step(&self.parameters, &grads)?,
+        }
+        Ok(loss.detach())
+    }
+}
+
+fn a_graph_takes_the_steps_that_it_stands_for(gpu: &Device) -> Result<()> {
+    const STEPS: u64 = 6;
+    let batch = |step: u64| numbers(&[8, 24], step as u32)?.to_device(gpu);
+    for sgd in [false, true] {
+        let (mut plain, mut losses) = (Training::new(gpu, sgd)?, Vec::new());
+        for step in 0..STEPS {
+            losses.push(plain.step(&batch(step)?, step)?.to_scalar::<f32>()?);
+        }
+
+        let mut training = Training::new(gpu, sgd)?;
+        let uploads = keep_uploads(gpu);
+        for step in 0..2 {
+            let loss = training.step(&batch(step)?, step)?.to_scalar::<f32>()?;
+            assert_eq!(loss, losses[step as usize]);
+        }
+        drop(uploads);
+        let (x, loss) = (batch(0)?, Tensor::zeros(1, DType::F32, gpu)?);
+        // The step's number and size come with the launch: here they are others.
+        let body = || loss.slice_set(&training.step(&x, 99)?.reshape(1)?, 0, 0);
+        // SAFETY: all that the step uses lives to the end of this block.
+        let mut graph = unsafe { Graph::capture(gpu, body) }?;
+        for step in 2..STEPS {
+            x.slice_set(&batch(step)?, 0, 0)?;
+            let size = match &mut training.sgd {
+                Some(sgd) => sgd.next_step_size(),
+                None => training.adam.next_step_size(),
+            };
+            graph.launch(step, size)?;
+            assert_eq!(loss.to_vec1::<f32>()?, [losses[step as usize]], "step {step}");
+        }
+        let weight = |training: &Training| values(training.parameters["weight"].as_tensor());
+        assert_eq!(weight(&training)?, weight(&plain)?);
+    }
+    Ok(())
+}
+
+fn what_cannot_be_captured(gpu: &Device) -> Result<()> {
+    let x = numbers(&[4, 5], 1)?.to_device(gpu)?;
+    let sum = || values(&x.sum(0)?);
+    let expected = sum()?;
+    // Copies to and from the host, and an error of one's own.
+    let refused: [&dyn Fn() -> Result<()>; 3] =
+        [&|| x.to_vec2::<f32>().map(drop), &|| Tensor::new(&[5f32; 2000], gpu).map(drop), &|| {
+            candle_core::bail!("its own error")
+        }];
+    for body in refused {
+        // SAFETY: nothing that is captured is ever launched.
+        assert!(unsafe { Graph::capture(gpu, body) }.is_err());
+        assert_eq!(sum()?, expected);
     }
     Ok(())
 }
