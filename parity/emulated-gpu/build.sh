@@ -7,16 +7,20 @@
 # candle's kernels, cudarc's calls and ours run as they are: what is emulated lies below them. It is far from a GPU's speed and
 # rounding, so no timing and no GPU figure comes from it.
 set -euo pipefail
-here=$(cd "$(dirname "$0")" && pwd)
-root=$(cd "$here/../.." && pwd)
+[ $# -eq 1 ] || { echo "usage: $0 DIR" >&2; exit 2; }
+# Without symbolic links: a module names the file that it was made of.
+here=$(cd "$(dirname "$0")" && pwd -P)
+root=$(cd "$here/../.." && pwd -P)
 mkdir -p "$1/bin" "$1/lib64" "$1/include"
-out=$(cd "$1" && pwd)
+out=$(cd "$1" && pwd -P)
+exec 9> "$out/lock"
+flock 9
 # The folder of a package's sources.
 sources() {
   (cd "$root" && cargo metadata --locked --format-version 1 --features kd-run/cuda) | grep -oP "\"manifest_path\":\"\K[^\"]*/$1-[0-9.]+(?=/Cargo.toml\")" | sort -u | tail -1
 }
-candle=$(sources candle-kernels)/src
-cudarc=$(sources cudarc)/src
+candle=$(realpath "$(sources candle-kernels)/src") || { echo "error: cargo does not say where candle-kernels lies" >&2; exit 1; }
+cudarc=$(realpath "$(sources cudarc)/src") || { echo "error: cargo does not say where cudarc lies" >&2; exit 1; }
 flags=(-std=c++20 -O2 -fPIC -fvisibility=hidden -ftls-model=initial-exec -fno-strict-aliasing -w -pthread)
 flags+=("-I$here" "-I$here/include" "-I$here/../kernels/include")
 
@@ -29,8 +33,12 @@ environment() {
   printf 'export LIBRARY_PATH=%q LD_LIBRARY_PATH=%q PATH=%q:"$PATH"\n' "$out/lib64" "$out/lib64" "$out/bin"
 }
 # Built before, of the same files?
-made_of=$(cat "$here"/*.{cpp,h,sh} "$here"/include/*.h "$here"/../kernels/include/cuda_types.h "$root"/crates/*/kernels/* "${kernels[@]}" | sha256sum)
-if [ "$(cat "$out/made-of" 2>/dev/null)" = "$made_of $root" ]; then
+made_of=$(
+  find "$here" "$here/../kernels/include" "$root"/crates/*/kernels -type f -print0 | sort -z | xargs -0 cat - "${kernels[@]}" "$candle"/*.cuh < /dev/null | sha256sum
+  echo "$root $candle $cudarc"
+  g++ --version | head -1
+)
+if [ "$(cat "$out/made-of" 2>/dev/null)" = "$made_of" ]; then
   environment
   exit
 fi
@@ -50,11 +58,11 @@ compile() {
 }
 i=0
 for file in "${kernels[@]}"; do
-  while [ "$(jobs -rp | wc -l)" -ge "$(nproc)" ]; do wait -n; done
+  while [ "$(jobs -rp | wc -l)" -ge "$(nproc)" ]; do wait -n || true; done
   compile "$file" "$out/objects/kernel$i.o" &
   i=$((i + 1))
 done
-wait
+wait || true
 for ((j = 0; j < i; j++)); do [ -e "$out/objects/kernel$j.o" ] || { echo "error: ${kernels[j]} was not compiled" >&2; exit 1; }; done
 for name in threads driver libraries; do g++ "${flags[@]}" -Wall -Wextra -c "$here/$name.cpp" -o "$out/objects/$name.o"; done
 
@@ -94,5 +102,5 @@ esac
 NVCC
 chmod +x "$out/bin/nvcc"
 touch "$out/include/cuda.h"
-printf '%s' "$made_of $root" > "$out/made-of"
+printf '%s' "$made_of" > "$out/made-of"
 environment

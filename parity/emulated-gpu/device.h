@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <vector>
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -11,7 +12,13 @@ namespace gpu {
 
 // Whether `bytes` from `address` on are memory of the device that has not been freed; says on stderr what is not.
 bool readable(const char *what, const void *address, size_t bytes);
-// Does `work` now; on a stream that is being captured, writes it down instead. `name` is for the count of what was done.
-void submit(void *stream, const char *name, std::function<void()> work);
+// Memory that a piece of work uses.
+struct Use {
+    const void *address;
+    size_t bytes;
+};
+// Does `work` now; on a stream that is being captured, writes it down instead. `name` is for the count of what was done, `uses` is
+// looked at again when a graph is launched. The result is an error of the driver, or 0.
+int submit(void *stream, const char *name, std::vector<Use> uses, std::function<void()> work);
 
 } // namespace gpu

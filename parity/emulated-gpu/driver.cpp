@@ -38,6 +38,7 @@ constexpr unsigned char EDGE_BYTE = 0xa5, UNWRITTEN = 0xff;
 struct Node {
     std::string name;
     std::function<void()> work;
+    std::vector<gpu::Use> uses;
     uint64_t takes = 0, gives_back = 0;
 };
 
@@ -71,12 +72,20 @@ struct Capture {
 };
 std::map<void *, std::unique_ptr<Capture>> captures;
 std::map<std::string, uint64_t> counts;
+size_t graphs = 0;
 
 void count(const std::string &what, uint64_t by = 1) { counts[what] += by; }
 
-// Where the counts go when the process ends.
+bool edges_are_whole(uint64_t address, size_t bytes);
+
+// When the process ends: memory that was never freed is looked at, and the counts are written.
 struct Report {
     ~Report() {
+        for (auto &[address, block] : memory) {
+            if (!block.alive || edges_are_whole(address, block.bytes)) continue;
+            std::fprintf(stderr, "emulated GPU: something was written past the end of memory\n");
+            std::_Exit(3);
+        }
         const char *path = std::getenv("KD_EMULATED_GPU_COUNTS");
         std::FILE *file = path ? std::fopen(path, "w") : nullptr;
         if (!file) return;
@@ -131,7 +140,8 @@ int give_back(uint64_t address) {
     if (found == memory.end() || !found->second.alive) return complain(INVALID_VALUE, "memory is freed that is not there, or a second time");
     auto &[_, block] = *found;
     if (!edges_are_whole(address, block.bytes)) return complain(ILLEGAL_ADDRESS, "something was written past the end of memory");
-    if (block.of_a_graph) {
+    // A graph may look for it: it is kept, and its address given to nobody else.
+    if (block.of_a_graph || graphs > 0) {
         block.alive = false;
         unwrite(address, block.bytes);
         return OK;
@@ -150,10 +160,9 @@ const std::pair<const uint64_t, Memory> *around(uint64_t address) {
     return &*found;
 }
 
-int copy(const char *name, void *stream, void *to, const void *from, size_t bytes) {
-    gpu::submit(stream, name, [=] { std::memmove(to, from, bytes); });
+int copy(const char *name, void *stream, void *to, const void *from, size_t bytes, std::vector<gpu::Use> uses) {
     count(std::string(name) + " (bytes)", bytes);
-    return OK;
+    return gpu::submit(stream, name, std::move(uses), [=] { std::memmove(to, from, bytes); });
 }
 
 // A copy from or to the host is only fit for a graph when the host's memory is pinned.
@@ -170,7 +179,6 @@ namespace gpu {
 
 bool readable(const char *what, const void *address, size_t bytes) {
     std::lock_guard held(lock);
-    if (bytes == 0) return true;
     auto *block = around((uint64_t)address);
     if (!block) return complain(0, std::string(what) + ": an address that is not the device's, or freed"), false;
     if ((uint64_t)address + bytes > block->first + block->second.bytes)
@@ -178,14 +186,18 @@ bool readable(const char *what, const void *address, size_t bytes) {
     return true;
 }
 
-void submit(void *stream, const char *name, std::function<void()> work) {
+int submit(void *stream, const char *name, std::vector<Use> uses, std::function<void()> work) {
     std::lock_guard held(lock);
+    for (Use &use : uses)
+        if (!readable(name, use.address, use.bytes)) return ILLEGAL_ADDRESS;
     if (Capture *capture = capture_of(stream)) {
-        capture->graph.nodes.push_back({name, std::move(work)});
-        return;
+        if (capture->broken) return CAPTURE_INVALIDATED;
+        capture->graph.nodes.push_back({name, std::move(work), std::move(uses)});
+        return OK;
     }
     count(name);
     work();
+    return OK;
 }
 
 } // namespace gpu
@@ -242,14 +254,16 @@ EXPORT int cuGetErrorString(int, const char **text) { return *text = "see what t
 EXPORT int cuMemAllocAsync(uint64_t *address, size_t bytes, void *stream) {
     std::lock_guard held(lock);
     Capture *capture = capture_of(stream);
+    if (capture && capture->broken) return CAPTURE_INVALIDATED;
     *address = take(bytes, capture != nullptr);
-    if (capture) capture->graph.nodes.push_back({"allocations", {}, *address, 0});
+    if (capture) capture->graph.nodes.push_back({"allocations", {}, {}, *address, 0});
     else count("allocations");
     return *address ? OK : 2;
 }
 EXPORT int cuMemFreeAsync(uint64_t address, void *stream) {
     std::lock_guard held(lock);
     if (Capture *capture = capture_of(stream)) {
+        if (capture->broken) return CAPTURE_INVALIDATED;
         auto found = memory.find(address);
         if (found == memory.end() || !found->second.alive) return complain(INVALID_VALUE, "memory is freed that is not there, or a second time");
         if (!found->second.of_a_graph) {
@@ -257,7 +271,7 @@ EXPORT int cuMemFreeAsync(uint64_t address, void *stream) {
             return complain(INVALID_VALUE, "a graph would free memory that was made outside of it: at its second launch it is gone");
         }
         found->second.alive = false;
-        capture->graph.nodes.push_back({"frees", {}, 0, address});
+        capture->graph.nodes.push_back({"frees", {}, {}, 0, address});
         return OK;
     }
     return give_back(address);
@@ -287,15 +301,12 @@ EXPORT int cuMemFreeHost(void *address) {
     return OK;
 }
 EXPORT int cuMemsetD8Async(uint64_t address, unsigned char value, size_t bytes, void *stream) {
-    if (!gpu::readable("a memset", (void *)address, bytes)) return ILLEGAL_ADDRESS;
-    gpu::submit(stream, "memsets", [=] { std::memset((void *)address, value, bytes); });
-    return OK;
+    return gpu::submit(stream, "memsets", {{(void *)address, bytes}}, [=] { std::memset((void *)address, value, bytes); });
 }
 EXPORT int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *stream) {
     std::lock_guard held(lock);
-    if (!gpu::readable("a copy to the device", (void *)to, bytes)) return ILLEGAL_ADDRESS;
     if (int error = check_host(stream, from)) return error;
-    return copy("copies from the host", stream, (void *)to, from, bytes);
+    return copy("copies from the host", stream, (void *)to, from, bytes, {{(void *)to, bytes}});
 }
 EXPORT int cuMemcpyHtoD_v2(uint64_t to, const void *from, size_t bytes) {
     std::lock_guard held(lock);
@@ -304,9 +315,8 @@ EXPORT int cuMemcpyHtoD_v2(uint64_t to, const void *from, size_t bytes) {
 }
 EXPORT int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *stream) {
     std::lock_guard held(lock);
-    if (!gpu::readable("a copy to the host", (void *)from, bytes)) return ILLEGAL_ADDRESS;
     if (int error = check_host(stream, to)) return error;
-    return copy("copies to the host", stream, to, (void *)from, bytes);
+    return copy("copies to the host", stream, to, (void *)from, bytes, {{(void *)from, bytes}});
 }
 EXPORT int cuMemcpyDtoH_v2(void *to, uint64_t from, size_t bytes) {
     std::lock_guard held(lock);
@@ -314,9 +324,7 @@ EXPORT int cuMemcpyDtoH_v2(void *to, uint64_t from, size_t bytes) {
     return cuMemcpyDtoHAsync_v2(to, from, bytes, nullptr);
 }
 EXPORT int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void *stream) {
-    if (!gpu::readable("a copy's source", (void *)from, bytes) || !gpu::readable("a copy's target", (void *)to, bytes))
-        return ILLEGAL_ADDRESS;
-    return copy("copies on the device", stream, (void *)to, (void *)from, bytes);
+    return copy("copies on the device", stream, (void *)to, (void *)from, bytes, {{(void *)to, bytes}, {(void *)from, bytes}});
 }
 
 // ---- streams and events
@@ -363,22 +371,39 @@ EXPORT int cuModuleGetFunction(void **function, void *module, const char *name) 
 }
 EXPORT int cuLaunchKernel(void *function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,
                           unsigned block_z, unsigned shared_bytes, void *stream, void **arguments, void **extra) {
-    const gpu::Kernel &kernel = *(gpu::Kernel *)function;
+    gpu::Kernel &kernel = *(gpu::Kernel *)function;
     dim3 grid(grid_x, grid_y, grid_z), block(block_x, block_y, block_z);
     size_t threads = size_t(block_x) * block_y * block_z;
     if (grid_x == 0 || grid_x > 0x7fffffff || grid_y == 0 || grid_y > 65535 || grid_z == 0 || grid_z > 65535 || threads == 0 ||
-        threads > 1024 || block_z > 64 || extra || shared_bytes)
+        threads > 1024 || block_z > 64)
         return complain(INVALID_VALUE, kernel.name + " is launched with a grid or block that no GPU takes");
+    if (extra || shared_bytes) return complain(INVALID_VALUE, kernel.name + ": dynamic shared memory is not emulated");
+    std::lock_guard held(lock);
+    // Loading a kernel's code at its first launch may wait for the device.
+    if (capture_of(stream) && !kernel.launched) return forbidden_in_a_capture((kernel.name + "'s first launch").c_str());
+    kernel.launched = true;
+    std::vector<gpu::Use> uses;
     for (size_t i = 0; i < kernel.parameters.size(); i++) {
-        if (!kernel.parameters[i].is_pointer) continue;
-        void *address = *(void **)arguments[i];
-        std::lock_guard held(lock);
-        if (address && !around((uint64_t)address))
-            return complain(ILLEGAL_ADDRESS, kernel.name + ": argument " + std::to_string(i) + " is not memory of the device, or freed");
+        auto [bytes, is_pointer] = kernel.parameters[i];
+        void *const *words = (void *const *)arguments[i];
+        if (is_pointer) {
+            if (*words && !around((uint64_t)*words))
+                return complain(ILLEGAL_ADDRESS, kernel.name + ": argument " + std::to_string(i) + " is not memory of the device, or freed");
+            if (*words) uses.push_back({*words, 0});
+        } else if (bytes > 16) {
+            // A structure: what in it is an address of the device must be alive.
+            for (size_t word = 0; word < bytes / 8; word++) {
+                auto after = memory.upper_bound((uint64_t)words[word]);
+                if (after == memory.begin()) continue;
+                auto &[address, block] = *std::prev(after);
+                if ((uint64_t)words[word] >= address + block.bytes) continue;
+                if (!block.alive) return complain(ILLEGAL_ADDRESS, kernel.name + ": its table has memory that was freed");
+                uses.push_back({words[word], 0});
+            }
+        }
     }
     std::function<void()> body = kernel.bind(arguments, kernel.function);
-    gpu::submit(stream, kernel.name.c_str(), [=] { gpu::run(grid, block, body); });
-    return OK;
+    return gpu::submit(stream, kernel.name.c_str(), std::move(uses), [=] { gpu::run(grid, block, body); });
 }
 
 // ---- graphs
@@ -411,6 +436,7 @@ EXPORT int cuStreamEndCapture(void *stream, void **graph) {
 }
 EXPORT int cuGraphInstantiateWithFlags(void **instance, void *graph, unsigned long long flags) {
     if (flags & ~3ull) return INVALID_VALUE;
+    graphs++;
     *instance = new Instance{((Graph *)graph)->nodes, (flags & 1) != 0};
     return OK;
 }
@@ -433,6 +459,8 @@ EXPORT int cuGraphLaunch(void *instance, void *stream) {
         } else if (node.gives_back) {
             if (int error = give_back(node.gives_back)) return error;
         } else {
+            for (gpu::Use &use : node.uses)
+                if (!gpu::readable(("a graph's " + node.name).c_str(), use.address, use.bytes)) return ILLEGAL_ADDRESS;
             count(node.name);
             count("pieces of work in graphs");
             node.work();
@@ -441,5 +469,5 @@ EXPORT int cuGraphLaunch(void *instance, void *stream) {
     return OK;
 }
 EXPORT int cuGraphUpload(void *, void *) { return OK; }
-EXPORT int cuGraphExecDestroy(void *instance) { return delete (Instance *)instance, OK; }
+EXPORT int cuGraphExecDestroy(void *instance) { return graphs--, delete (Instance *)instance, OK; }
 EXPORT int cuGraphDestroy(void *graph) { return delete (Graph *)graph, OK; }

@@ -112,18 +112,16 @@ struct Handle {
     void *stream = nullptr;
 };
 
-bool readable(const char *what, const void *at, int type, int rows, int columns, int leading) {
-    if (rows == 0 || columns == 0) return true;
-    return gpu::readable(what, at, (size_t(leading) * (columns - 1) + rows) * bytes_of(type));
+gpu::Use matrix(const void *at, int type, int rows, int columns, int leading) {
+    return {at, rows && columns ? (size_t(leading) * (columns - 1) + rows) * bytes_of(type) : 0};
 }
 
 int gemm(void *handle, Gemm g) {
-    bool fits = readable("a product's a", g.a, g.type_a, g.transposes_a ? g.k : g.m, g.transposes_a ? g.m : g.k, g.lda) &&
-                readable("a product's b", g.b, g.type_b, g.transposes_b ? g.n : g.k, g.transposes_b ? g.k : g.n, g.ldb) &&
-                readable("a product's c", g.c, g.type_c, g.m, g.n, g.ldc);
-    if (!fits) return REFUSED;
-    gpu::submit(((Handle *)handle)->stream, "cuBLAS products", [=] { g.type_a == F64 ? gemm_in<double>(g) : gemm_in<float>(g); });
-    return OK;
+    std::vector<gpu::Use> uses{matrix(g.a, g.type_a, g.transposes_a ? g.k : g.m, g.transposes_a ? g.m : g.k, g.lda),
+                               matrix(g.b, g.type_b, g.transposes_b ? g.n : g.k, g.transposes_b ? g.k : g.n, g.ldb),
+                               matrix(g.c, g.type_c, g.m, g.n, g.ldc)};
+    auto work = [=] { g.type_a == F64 ? gemm_in<double>(g) : gemm_in<float>(g); };
+    return gpu::submit(((Handle *)handle)->stream, "cuBLAS products", uses, work) ? REFUSED : OK;
 }
 
 } // namespace
@@ -171,11 +169,10 @@ struct Generator {
 };
 template <class T, class D> int draw(void *generator, T *to, size_t count, D distribution) {
     Generator *g = (Generator *)generator;
-    if (!gpu::readable("random numbers", to, count * sizeof(T))) return REFUSED;
-    gpu::submit(g->stream, "random numbers", [=]() mutable {
+    auto work = [=]() mutable {
         for (size_t i = 0; i < count; i++) to[i] = distribution(g->numbers);
-    });
-    return OK;
+    };
+    return gpu::submit(g->stream, "random numbers", {{to, count * sizeof(T)}}, work) ? REFUSED : OK;
 }
 } // namespace
 
@@ -215,8 +212,6 @@ struct Convolution {
 };
 
 constexpr int CUDNN_F32 = 0, CUDNN_F64 = 1, CUDNN_F16 = 2, CUDNN_BF16 = 9, BAD_PARAMETER = 2002;
-// Memory that each algorithm asks for, so that a workspace that is missing or too small is found.
-constexpr size_t WORKSPACE = 1024;
 
 int blas_type(int type) { return type == CUDNN_BF16 ? BF16 : type == CUDNN_F64 ? F64 : type == CUDNN_F16 ? F16 : F32; }
 
@@ -258,6 +253,8 @@ struct Pass {
                         }
     }
     bool rounds() const { return c.math == 0 && x.type == CUDNN_F32; }
+    // What each algorithm asks for, so that a workspace that is missing or another shape's is found.
+    size_t workspace() const { return 1024 + 16 * y.count(); }
 };
 
 float factor(const void *at, size_t i, int type, bool rounds) {
@@ -333,34 +330,36 @@ struct Proposal {
 enum Algorithm { ANY = 1, WITH_TENSOR_CORES = 3, NOT_REPEATABLE = 4, NOT_THERE = 5 };
 
 // As cuDNN gives them, the quickest first: one that failed, one that is not deterministic, one with tensor cores, one without.
-int propose(int asked, int *given, Proposal *to, int type) {
+int propose(int asked, int *given, Proposal *to, Pass p) {
+    int type = p.x.type;
+    size_t bytes = p.workspace();
     constexpr int NOT_DETERMINISTIC = 0, DETERMINISTIC = 1, TENSOR_CORES = 1, FMA = 3, NOT_SUPPORTED = 3000;
     Proposal all[] = {{NOT_THERE, NOT_SUPPORTED, -1, 0, DETERMINISTIC, FMA, {}},
-                      {NOT_REPEATABLE, OK, 1, WORKSPACE, NOT_DETERMINISTIC, FMA, {}},
-                      {WITH_TENSOR_CORES, OK, 2, WORKSPACE, DETERMINISTIC, TENSOR_CORES, {}},
-                      {ANY, OK, 3, WORKSPACE, DETERMINISTIC, type == CUDNN_BF16 ? TENSOR_CORES : FMA, {}}};
+                      {NOT_REPEATABLE, OK, 1, bytes, NOT_DETERMINISTIC, FMA, {}},
+                      {WITH_TENSOR_CORES, OK, 2, bytes, DETERMINISTIC, TENSOR_CORES, {}},
+                      {ANY, OK, 3, bytes, DETERMINISTIC, type == CUDNN_BF16 ? TENSOR_CORES : FMA, {}}};
     *given = std::min(asked, 4);
     std::copy(all, all + *given, to);
     return OK;
 }
 
+gpu::Use tensor_at(const void *at, const Tensor &t) { return {at, t.count() * bytes_of(blas_type(t.type))}; }
+
 template <class Work>
-int convolve(void *handle, const char *name, Pass p, int algorithm, const void *a, const void *b, void *to, void *workspace, size_t bytes,
-             const float *alpha, const float *beta, Work work) {
+int convolve(void *handle, const char *name, Pass p, int algorithm, const void *a, const Tensor &ta, const void *b, const Tensor &tb,
+             void *to, const Tensor &tto, void *workspace, size_t bytes, const float *alpha, const float *beta, Work work) {
     if (const char *what = p.wrong()) return bad(what);
     if (algorithm != ANY && algorithm != WITH_TENSOR_CORES) return bad("a convolution's algorithm is not deterministic, or not there");
     if (algorithm == WITH_TENSOR_CORES && p.x.type == CUDNN_F32 && !p.rounds()) return bad("f32 factors would be rounded for tensor cores");
     if (*alpha != 1 || *beta != 0) return bad("a convolution must be scaled by 1 and added to nothing");
-    if (bytes < WORKSPACE) return bad("a convolution's workspace is too small");
-    if (!gpu::readable("a convolution's workspace", workspace, bytes)) return BAD_PARAMETER;
-    gpu::submit(((Handle *)handle)->stream, name, [=] {
+    if (bytes != p.workspace()) return bad("a convolution's workspace has another size than it asks for");
+    auto run = [=] {
         std::memset(workspace, 0xff, bytes);
         work(p, a, b, to);
-    });
-    return OK;
+    };
+    std::vector<gpu::Use> uses{tensor_at(a, ta), tensor_at(b, tb), tensor_at(to, tto), {workspace, bytes}};
+    return gpu::submit(((Handle *)handle)->stream, name, uses, run) ? BAD_PARAMETER : OK;
 }
-
-bool lies(const char *what, const void *at, const Tensor &t) { return gpu::readable(what, at, t.count() * bytes_of(blas_type(t.type))); }
 
 } // namespace
 
@@ -387,39 +386,39 @@ EXPORT int cudnnSetConvolution2dDescriptor(Convolution *d, int pad_h, int pad_w,
 }
 EXPORT int cudnnSetConvolutionMathType(Convolution *d, int math) { return d->math = math, OK; }
 
-EXPORT int cudnnGetConvolutionForwardAlgorithm_v7(void *, Tensor *x, Tensor *, Convolution *, Tensor *, int asked, int *given, Proposal *to) {
-    return propose(asked, given, to, x->type);
+EXPORT int cudnnGetConvolutionForwardAlgorithm_v7(void *, Tensor *x, Tensor *w, Convolution *c, Tensor *y, int asked, int *given, Proposal *to) {
+    return propose(asked, given, to, {*x, *w, *y, *c});
 }
-EXPORT int cudnnGetConvolutionBackwardDataAlgorithm_v7(void *, Tensor *w, Tensor *, Convolution *, Tensor *, int asked, int *given, Proposal *to) {
-    return propose(asked, given, to, w->type);
+EXPORT int cudnnGetConvolutionBackwardDataAlgorithm_v7(void *, Tensor *w, Tensor *y, Convolution *c, Tensor *x, int asked, int *given, Proposal *to) {
+    return propose(asked, given, to, {*x, *w, *y, *c});
 }
-EXPORT int cudnnGetConvolutionBackwardFilterAlgorithm_v7(void *, Tensor *x, Tensor *, Convolution *, Tensor *, int asked, int *given, Proposal *to) {
-    return propose(asked, given, to, x->type);
+EXPORT int cudnnGetConvolutionBackwardFilterAlgorithm_v7(void *, Tensor *x, Tensor *y, Convolution *c, Tensor *w, int asked, int *given, Proposal *to) {
+    return propose(asked, given, to, {*x, *w, *y, *c});
 }
 EXPORT int cudnnGetConvolutionForwardWorkspaceSize(void *, Tensor *x, Tensor *w, Convolution *c, Tensor *y, int, size_t *bytes) {
-    if (const char *what = Pass{*x, *w, *y, *c}.wrong()) return bad(what);
-    return *bytes = WORKSPACE, OK;
+    Pass p{*x, *w, *y, *c};
+    if (const char *what = p.wrong()) return bad(what);
+    return *bytes = p.workspace(), OK;
 }
 EXPORT int cudnnGetConvolutionBackwardDataWorkspaceSize(void *, Tensor *w, Tensor *dy, Convolution *c, Tensor *dx, int, size_t *bytes) {
-    if (const char *what = Pass{*dx, *w, *dy, *c}.wrong()) return bad(what);
-    return *bytes = WORKSPACE, OK;
+    Pass p{*dx, *w, *dy, *c};
+    if (const char *what = p.wrong()) return bad(what);
+    return *bytes = p.workspace(), OK;
 }
 EXPORT int cudnnGetConvolutionBackwardFilterWorkspaceSize(void *, Tensor *x, Tensor *dy, Convolution *c, Tensor *dw, int, size_t *bytes) {
-    if (const char *what = Pass{*x, *dw, *dy, *c}.wrong()) return bad(what);
-    return *bytes = WORKSPACE, OK;
+    Pass p{*x, *dw, *dy, *c};
+    if (const char *what = p.wrong()) return bad(what);
+    return *bytes = p.workspace(), OK;
 }
 EXPORT int cudnnConvolutionForward(void *handle, const float *alpha, Tensor *tx, const void *x, Tensor *tw, const void *w, Convolution *c,
                                    int algorithm, void *workspace, size_t bytes, const float *beta, Tensor *ty, void *y) {
-    if (!lies("a convolution's x", x, *tx) || !lies("a convolution's weight", w, *tw) || !lies("a convolution's y", y, *ty)) return BAD_PARAMETER;
-    return convolve(handle, "cuDNN forward", {*tx, *tw, *ty, *c}, algorithm, x, w, y, workspace, bytes, alpha, beta, forward);
+    return convolve(handle, "cuDNN forward", {*tx, *tw, *ty, *c}, algorithm, x, *tx, w, *tw, y, *ty, workspace, bytes, alpha, beta, forward);
 }
 EXPORT int cudnnConvolutionBackwardData(void *handle, const float *alpha, Tensor *tw, const void *w, Tensor *ty, const void *dy, Convolution *c,
                                         int algorithm, void *workspace, size_t bytes, const float *beta, Tensor *tx, void *dx) {
-    if (!lies("a convolution's dx", dx, *tx) || !lies("a convolution's weight", w, *tw) || !lies("a convolution's dy", dy, *ty)) return BAD_PARAMETER;
-    return convolve(handle, "cuDNN backward data", {*tx, *tw, *ty, *c}, algorithm, w, dy, dx, workspace, bytes, alpha, beta, backward_data);
+    return convolve(handle, "cuDNN backward data", {*tx, *tw, *ty, *c}, algorithm, w, *tw, dy, *ty, dx, *tx, workspace, bytes, alpha, beta, backward_data);
 }
 EXPORT int cudnnConvolutionBackwardFilter(void *handle, const float *alpha, Tensor *tx, const void *x, Tensor *ty, const void *dy, Convolution *c,
                                           int algorithm, void *workspace, size_t bytes, const float *beta, Tensor *tw, void *dw) {
-    if (!lies("a convolution's x", x, *tx) || !lies("a convolution's dw", dw, *tw) || !lies("a convolution's dy", dy, *ty)) return BAD_PARAMETER;
-    return convolve(handle, "cuDNN backward filter", {*tx, *tw, *ty, *c}, algorithm, x, dy, dw, workspace, bytes, alpha, beta, backward_filter);
+    return convolve(handle, "cuDNN backward filter", {*tx, *tw, *ty, *c}, algorithm, x, *tx, dy, *ty, dw, *tw, workspace, bytes, alpha, beta, backward_filter);
 }

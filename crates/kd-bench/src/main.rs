@@ -1,8 +1,9 @@
 //! A worker that `cargo xtask bench` starts and asks, line by line, to take steps and tell how long
 //! each took. `parity/bench.py` is the same for PyTorch.
 //!
-//! A line is `WORK LAYOUT STEPS`, with the layout `default` or, for our training steps on a GPU, `graph`; the answer a JSON array of seconds, one a step; `peak_memory` is answered with the
-//! bytes that this process has had in memory at most. An end of input ends the worker.
+//! A line is `WORK LAYOUT STEPS`, with the layout `default` or, for our training steps on a GPU, `graph`; the answer is a
+//! JSON array of seconds, one a step. `peak_memory` is answered with the bytes that this process has had in memory at
+//! most. An end of input ends the worker.
 
 mod candle;
 mod ours;

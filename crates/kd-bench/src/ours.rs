@@ -195,6 +195,8 @@ fn captured(mut trainer: Trainer, batch: Batch) -> anyhow::Result<Step> {
     }
     drop(uploads);
     let loss = Tensor::zeros(1, DType::F32, &device)?;
+    // A capture may not load the kernel that copies it.
+    loss.slice_set(&loss.zeros_like()?, 0, 0)?;
     let body = || {
         loss.slice_set(&trainer.submit(&fixed)?.reshape(1)?, 0, 0)?;
         anyhow::Ok(())
@@ -202,6 +204,8 @@ fn captured(mut trainer: Trainer, batch: Batch) -> anyhow::Result<Step> {
     // SAFETY: the closure below owns all that the step uses, and no step but the graph's is taken any more.
     let mut graph = unsafe { Graph::capture(&device, body) }?;
     Ok(Box::new(move || {
+        // The whole of it: a closure takes no more than the fields that it names, and the others would be freed.
+        let trainer = &mut trainer;
         fixed.images.slice_set(&batch.images, 0, 0)?;
         fixed.labels.slice_set(&batch.labels, 0, 0)?;
         fixed.teacher_logits.slice_set(&batch.teacher_logits, 0, 0)?;

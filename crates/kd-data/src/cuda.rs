@@ -64,11 +64,10 @@ pub(crate) struct Gathered {
     /// The next batch's first image, in `order`.
     next: usize,
     order: Vec<u32>,
-    /// `order` as a tensor, for [`Batch::rows`].
+    /// `order` on the GPU.
     rows: Tensor,
     /// By the place in `order`.
     views: Vec<View>,
-    order_on_gpu: CudaSlice<u32>,
     views_on_gpu: Option<CudaSlice<u32>>,
     table: CudaSlice<f32>,
 }
@@ -94,7 +93,6 @@ pub(crate) fn gather(
             Some(device.clone_htod(&words)?)
         }
     };
-    let order_on_gpu = device.clone_htod(&order)?;
     Ok(Gathered {
         device: device.clone(),
         copy,
@@ -102,8 +100,7 @@ pub(crate) fn gather(
         batch_size: config.batch_size,
         cutout: config.augment.cutout,
         next: config.first_batch * config.batch_size,
-        rows: tensor(order_on_gpu.clone(), device, order.len()),
-        order_on_gpu,
+        rows: tensor(device.clone_htod(&order)?, device, order.len()),
         order,
         views,
         views_on_gpu,
@@ -148,7 +145,11 @@ impl Gathered {
             self.device.get_or_load_custom_func("gather", "kd-data gather", ptx::GATHER)?;
         let none = 0u64;
         let mut args = function.builder();
-        args.arg(&self.copy.images).arg(&self.copy.labels).arg(&self.order_on_gpu);
+        let (rows_on_gpu, _) = self.rows.storage_and_layout();
+        let Storage::Cuda(rows_on_gpu) = &*rows_on_gpu else {
+            bail!("the order is not on the GPU")
+        };
+        args.arg(&self.copy.images).arg(&self.copy.labels).arg(rows_on_gpu.as_cuda_slice::<u32>()?);
         match &self.views_on_gpu {
             Some(views) => args.arg(views),
             None => args.arg(&none),

@@ -287,9 +287,8 @@ impl Method for Crd {
         Pair::needs(std::slice::from_ref(&self.places))
     }
 
-    /// Each step draws its negatives on the host.
-    fn can_be_captured(&self) -> bool {
-        false
+    fn not_to_be_captured(&self) -> Option<&'static str> {
+        Some("it draws its negatives on the host")
     }
 
     fn loss(&self, inputs: &Inputs<'_>) -> Result<Tensor> {

@@ -83,10 +83,11 @@ pub trait Method: Send + Sync {
     fn plain_kd(&self) -> Option<f64> {
         None
     }
-    /// Whether the loss follows from the tensors among the [`Inputs`] alone, and nothing waits for the device: a step with it
-    /// can then be captured as a CUDA graph.
-    fn can_be_captured(&self) -> bool {
-        true
+    /// Why a step with this method can't be captured as a CUDA graph, in a few words. A captured step is taken again and again
+    /// with other numbers in the tensors of its [`Inputs`] and nothing else: a loss that asks for their indices, step, epoch or
+    /// seed, or that reads a tensor on the host, must say so.
+    fn not_to_be_captured(&self) -> Option<&'static str> {
+        None
     }
     /// The loss of a batch, a scalar, before its weight. The teacher gets no gradient.
     ///

@@ -100,10 +100,10 @@ impl Objective {
         all
     }
 
-    /// The name of a method whose step can't be captured as a CUDA graph, if there is one.
-    pub fn not_to_be_captured(&self) -> Option<&'static str> {
+    /// The first method whose step can't be captured as a CUDA graph, and why.
+    pub fn not_to_be_captured(&self) -> Option<(&'static str, &'static str)> {
         let mut methods = self.methods.iter().map(|term| &term.method);
-        methods.find(|method| !method.can_be_captured()).map(|method| method.name())
+        methods.find_map(|method| Some((method.name(), method.not_to_be_captured()?)))
     }
 
     /// What the methods' weights are multiplied with in `step` of a run of `steps`, in order: a captured step holds for as long

@@ -82,6 +82,8 @@ mod graph {
                 views: batch.views.clone(),
             };
             let figures = Tensor::zeros(figures, DType::F64, device)?;
+            // A capture may not load the kernel that copies them.
+            figures.slice_set(&figures.zeros_like()?, 0, 0)?;
             let body = || Ok::<(), anyhow::Error>(figures.slice_set(&step(&batch)?, 0, 0)?);
             // SAFETY: batch and figures live as long as the graph; the rest is the caller's promise.
             let graph = unsafe { Graph::capture(device, body) }?;

@@ -5,8 +5,6 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Instant;
 
-#[cfg(feature = "cuda")]
-use anyhow::bail;
 use anyhow::{Context, ensure};
 use candle_core::{DType, Device, Tensor, Var};
 use kd_data::{Batch, BatchConfig};
@@ -32,6 +30,10 @@ use crate::{device, events, files, tensorboard, test_outputs};
 #[derive(Debug, thiserror::Error)]
 #[error("stopped while the teacher looked at the images")]
 struct StoppedInTeacherPass;
+
+/// What a run says that was to capture its steps.
+#[cfg(feature = "cuda")]
+const PIECE_BY_PIECE: &str = "steps are submitted piece by piece, none is captured as a CUDA graph";
 
 /// Batches on which a teacher is judged whose logits are not kept.
 const TEACHER_SAMPLE: usize = 20;
@@ -227,6 +229,10 @@ pub fn train(
                 return Ok(Outcome::Stopped { step: state.step });
             }
             asked => asked?,
+        }
+        #[cfg(feature = "cuda")]
+        if run.settings.compile == Compile::Graph {
+            trainer.expect_graphs(&state);
         }
         if !resumed {
             trainer.save(&mut state, &log)?;
@@ -650,10 +656,7 @@ impl<'a> Trainer<'a> {
                 match self.capture(batch, &like, state) {
                     Ok(step) => self.take_captured(Box::new(step), like, batch, state),
                     Err(error) => {
-                        tracing::warn!(
-                            "{}: steps are submitted piece by piece, since they can't be captured as a CUDA graph: {error:#}",
-                            self.stage(state)
-                        );
+                        tracing::warn!("{}: {PIECE_BY_PIECE}: {error:#}", self.stage(state));
                         self.submit_step(batch, state)
                     }
                 }
@@ -680,18 +683,31 @@ impl<'a> Trainer<'a> {
         like: &Like,
         state: &State,
     ) -> anyhow::Result<CapturedStep> {
-        if let Some(method) = self.objective.not_to_be_captured() {
-            bail!("method {method} chooses on the host what it compares");
-        }
-        if self.teacher.as_ref().is_some_and(TeacherOutputs::chooses_networks) {
-            bail!("which of the cross-fitted teachers an image asks is chosen on the host");
-        }
         // Loss, right answers and norm beside the parts.
         let figures = 3 + like.parts.len();
         let submit = |batch: &Batch| Ok(self.submit_step(batch, state)?.values);
-        // SAFETY: parameters, optimiser and teacher are the trainer's, as the graph is; the optimiser's state moves in
-        // `restore` alone, before the first step.
-        unsafe { CapturedStep::capture(batch, figures, submit) }
+        // SAFETY: network, objective, teacher and optimiser are the trainer's, as the graph is, and stay as they are to its end;
+        // the optimiser is not cloned, and its state moves in `restore` alone, before the first step.
+        let step = unsafe { CapturedStep::capture(batch, figures, submit) }?;
+        tracing::debug!("{}: captured as a CUDA graph", self.stage(state));
+        Ok(step)
+    }
+
+    /// Says at once where no step will be captured.
+    #[cfg(feature = "cuda")]
+    fn expect_graphs(&mut self, state: &State) {
+        let whole = self.run.recipe.training.batch_size;
+        let why = if let Some((method, why)) = self.objective.not_to_be_captured() {
+            format!("method {method}: {why}")
+        } else if self.teacher.as_ref().is_some_and(TeacherOutputs::chooses_networks) {
+            "which of the cross-fitted teachers an image asks is chosen on the host".into()
+        } else if self.run.data.train.len() < whole {
+            format!("there are fewer training images than the {whole} of a batch")
+        } else {
+            return;
+        };
+        tracing::warn!("{}: {PIECE_BY_PIECE}: {why}", self.stage(state));
+        self.steps = Steps::OneByOne;
     }
 
     #[cfg(feature = "cuda")]

@@ -64,6 +64,7 @@ struct Kernel {
     // The kernel with its arguments, copied from where a launch says that they lie.
     std::function<void()> (*bind)(void **arguments, const void *function);
     const void *function;
+    bool launched = false;
 };
 std::vector<Kernel> &kernels();
 
@@ -85,7 +86,7 @@ template <class... P> struct Signature {
 };
 
 template <class... P> bool add(const char *file, const char *name, void (*function)(P...)) {
-    Kernel kernel{file, name, {{sizeof(P), std::is_pointer_v<P>}...}, Signature<std::remove_const_t<P>...>::bind, (const void *)function};
+    Kernel kernel{file, name, {{sizeof(P), std::is_pointer_v<P>}...}, Signature<std::remove_const_t<P>...>::bind, (const void *)function, false};
     kernels().push_back(kernel);
     return true;
 }

@@ -16,6 +16,7 @@ use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, DevicePtr
 use candle_core::{CudaDevice, CudaStorage, DType, Error, Result, bail};
 
 use super::conv::map_memory;
+use super::graph::is_capturing;
 use super::{Array, Number, int, memory, storage, tf32, with_number};
 use crate::conv::geometry::Geometry;
 
@@ -339,18 +340,20 @@ fn with_plan(
         }
     };
     let bytes = bytes(&plan);
-    if workspace.as_ref().is_none_or(|workspace| workspace.len() < bytes) && bytes > 0 {
+    if bytes == 0 {
+        return body(&plan, std::ptr::null_mut()).map_err(failed);
+    }
+    // A graph's workspace is its own: this one is replaced when another shape needs a larger one.
+    let mut own = None;
+    let workspace = if is_capturing() { &mut own } else { workspace };
+    if workspace.as_ref().is_none_or(|workspace| workspace.len() < bytes) {
         *workspace = None;
         *workspace = Some(memory::<u8>(device, bytes)?);
     }
+    let Some(workspace) = workspace else { unreachable!("it was just made") };
     let stream = Arc::clone(&plan.handle.stream);
-    match workspace {
-        Some(workspace) if bytes > 0 => {
-            let (address, _in_use) = workspace.device_ptr_mut(&stream);
-            body(&plan, address as *mut c_void).map_err(failed)
-        }
-        _ => body(&plan, std::ptr::null_mut()).map_err(failed),
-    }
+    let (address, _in_use) = workspace.device_ptr_mut(&stream);
+    body(&plan, address as *mut c_void).map_err(failed)
 }
 
 /// The factors of a product and of what is there already.

@@ -4,12 +4,13 @@
 //! longer than they take the GPU. A graph is submitted by one call.
 
 use std::cell::Cell;
+use std::sync::Arc;
 
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::sys::{
     CUgraphInstantiate_flags, CUstreamCaptureMode,
 };
-use candle_core::cuda_backend::cudarc::driver::{CudaGraph, CudaSlice, DevicePtr};
+use candle_core::cuda_backend::cudarc::driver::{CudaGraph, CudaSlice, CudaStream, DevicePtr};
 use candle_core::{CudaDevice, Device, Result, bail};
 
 thread_local! {
@@ -27,19 +28,36 @@ pub(crate) fn is_capturing() -> bool {
     NUMBERS.get() != 0
 }
 
-/// Until it is dropped the thread is capturing.
-struct Capturing;
+/// A capture that has begun. It ends in any case, also when the thread panics.
+struct Capturing {
+    stream: Arc<CudaStream>,
+    ended: bool,
+}
 
 impl Capturing {
-    fn new(address: u64) -> Self {
-        NUMBERS.set(address);
-        Self
+    fn begin(stream: &Arc<CudaStream>, numbers: u64) -> Result<Self> {
+        // Other threads may go on with what a capture forbids.
+        stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).w()?;
+        NUMBERS.set(numbers);
+        Ok(Self { stream: Arc::clone(stream), ended: false })
+    }
+
+    fn end(&mut self) -> Result<Option<CudaGraph>> {
+        self.ended = true;
+        NUMBERS.set(0);
+        // A tensor that could not be freed leaves its error to the next call, and `end_capture` must be made.
+        let freed = self.stream.context().check_err();
+        let graph = self.stream.end_capture(CUgraphInstantiate_flags(0));
+        freed.w()?;
+        graph.w()
     }
 }
 
 impl Drop for Capturing {
     fn drop(&mut self) {
-        NUMBERS.set(0);
+        if !self.ended {
+            let _ = self.end();
+        }
     }
 }
 
@@ -81,7 +99,8 @@ impl Graph {
     ///
     /// # Safety
     /// All memory on the GPU that `body` used and did not make must stay where it is for as long as the graph is launched:
-    /// parameters, an optimiser's state, tensors that were copied into.
+    /// parameters, tensors that were copied into, an optimiser's state. That moves when the optimiser takes a step of other
+    /// parameters, or while a clone of it lives.
     ///
     /// # Errors
     /// When `body` does what can't be captured, or fails. Work can be submitted as before then.
@@ -96,21 +115,16 @@ impl Graph {
         let numbers = device.alloc_zeros::<u64>(2)?;
         let address = numbers.device_ptr(&stream).0;
         let _uploads = device.enable_cuda_graph_htod_cache();
-        // Other threads may go on with what a capture forbids.
-        stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).w()?;
-        let capturing = Capturing::new(address);
+        let mut capturing = Capturing::begin(&stream, address)?;
         let done = body();
-        drop(capturing);
-        let graph = stream.end_capture(CUgraphInstantiate_flags(0));
-        if done.is_err() || graph.is_err() {
-            // Freeing failed too, perhaps; the next call must not hear of it.
-            let _ = stream.context().check_err();
-        }
+        let graph = capturing.end();
         done?;
-        match graph.w()? {
-            Some(graph) => Ok(Self { graph, numbers, device: device.clone() }),
-            None => Err(candle_core::Error::Msg("the step submitted nothing".into()).into()),
-        }
+        let Some(graph) = graph? else {
+            return Err(candle_core::Error::Msg("the driver captured no graph".into()).into());
+        };
+        // Memory that the card does not have is missed here, and not at the first launch.
+        graph.upload().w()?;
+        Ok(Self { graph, numbers, device: device.clone() })
     }
 
     /// Takes the step; `step` is the [`DropoutKey`](crate::DropoutKey)'s.
