@@ -3,7 +3,7 @@
 //! candle, cudarc and our launches run as they are; below them are libraries of ours instead of NVIDIA's. So it finds wrong
 //! arguments, sizes and orders, and says nothing about a GPU's speed or rounding.
 
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, ensure};
 
@@ -31,6 +31,8 @@ pub fn command(args: &Args) -> anyhow::Result<()> {
     let mut build = Command::new("bash");
     build.arg(script).arg(&folder);
     println!("{}", process::shown(&build));
+    // What it prints is for a shell.
+    build.stdout(Stdio::null());
     process::run(&mut build)
         .context("the emulated GPU could not be built; it needs g++ 12 or newer")?;
 

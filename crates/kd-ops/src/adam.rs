@@ -133,6 +133,7 @@ impl Adam {
     }
 
     /// Counts a step and says how large it is: for a step that a captured [`Graph`](crate::cuda::graph::Graph) takes.
+    /// A clone from before shares the memory that the graph changes.
     #[cfg(feature = "cuda")]
     pub fn next_step_size(&mut self) -> StepSize {
         self.steps += 1;

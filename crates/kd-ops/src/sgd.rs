@@ -111,6 +111,7 @@ impl Sgd {
     }
 
     /// How large the next step is: for a step that a captured [`Graph`](crate::cuda::graph::Graph) takes.
+    /// A clone from before shares the memory that the graph changes.
     #[cfg(feature = "cuda")]
     pub fn next_step_size(&self) -> crate::cuda::graph::StepSize {
         crate::cuda::graph::StepSize { step_size: self.config.lr as f32, root: 1.0 }

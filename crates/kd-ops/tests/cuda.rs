@@ -542,15 +542,42 @@ fn what_cannot_be_captured(gpu: &Device) -> Result<()> {
     let x = numbers(&[4, 5], 1)?.to_device(gpu)?;
     let sum = || values(&x.sum(0)?);
     let expected = sum()?;
-    // Copies to and from the host, and an error of one's own.
-    let refused: [&dyn Fn() -> Result<()>; 3] =
-        [&|| x.to_vec2::<f32>().map(drop), &|| Tensor::new(&[5f32; 2000], gpu).map(drop), &|| {
-            candle_core::bail!("its own error")
-        }];
-    for body in refused {
+    values(&x.sqr()?)?;
+    let outside = std::cell::Cell::new(Some(x.copy()?));
+    let refused: [(&str, &dyn Fn() -> Result<()>); 6] = [
+        ("a copy to the host", &|| x.to_vec2::<f32>().map(drop)),
+        ("a copy from the host", &|| Tensor::new(&[5f32; 2000], gpu).map(drop)),
+        ("its own error", &|| candle_core::bail!("its own")),
+        ("waiting, which breaks the capture", &|| gpu.synchronize()),
+        ("work after what broke the capture", &|| {
+            let _ = gpu.synchronize();
+            x.sqr().map(drop)
+        }),
+        ("freeing after what broke the capture", &|| {
+            let made_inside = x.sqr()?;
+            let _ = gpu.synchronize();
+            drop(made_inside);
+            Ok(())
+        }),
+    ];
+    for (what, body) in refused {
         // SAFETY: nothing that is captured is ever launched.
-        assert!(unsafe { Graph::capture(gpu, body) }.is_err());
-        assert_eq!(sum()?, expected);
+        assert!(unsafe { Graph::capture(gpu, body) }.is_err(), "{what}");
+        assert_eq!(sum()?, expected, "after {what}");
     }
+    // What was made outside and is freed inside: a driver may refuse it, and work goes on in any case.
+    let freed = || {
+        drop(outside.take());
+        Ok::<_, candle_core::Error>(())
+    };
+    // SAFETY: as above.
+    let _ = unsafe { Graph::capture(gpu, freed) };
+    assert_eq!(sum()?, expected);
+    // A panic ends the capture too.
+    let panics = || -> Result<()> { panic!("its own panic") };
+    // SAFETY: as above.
+    let capture = || unsafe { Graph::capture(gpu, panics) }.map(drop);
+    assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(capture)).is_err());
+    assert_eq!(sum()?, expected);
     Ok(())
 }

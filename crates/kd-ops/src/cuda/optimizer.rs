@@ -113,7 +113,7 @@ impl Tensors {
 
 /// What an optimiser remembers of the parameters, in the GPU's memory; empty before its first step there.
 ///
-/// A clone shares the memory until one of the two takes a step.
+/// A clone shares the memory until one of the two takes a step; the step of a captured graph counts as none, and changes both.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Memory(Option<Arc<Remembered>>);
 
