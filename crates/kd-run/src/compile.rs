@@ -9,8 +9,8 @@ pub enum Compile {
     /// Piece by piece.
     #[default]
     Off,
-    /// Whole, as a CUDA graph: the host has far less to do, which is what holds small networks up. The graph keeps memory of its
-    /// own for a step's tensors.
+    /// Whole, as a CUDA graph: the host has far less to do, and may be what holds a small network up. The graph keeps memory of
+    /// its own for a step's tensors.
     Graph,
 }
 
