@@ -29,7 +29,7 @@ kernels=("$root"/crates/*/kernels/*.cu "$root"/crates/kd-loss/src/fused/kernel.c
 for name in affine binary cast conv fill indexing reduce ternary unary; do kernels+=("$candle/$name.cu"); done
 environment() {
   for name in CUDA_HOME CUDA_ROOT CUDA_PATH CUDA_TOOLKIT_ROOT_DIR; do printf 'export %s=%q\n' "$name" "$out"; done
-  printf 'export NVCC=%q CUDARC_CUDA_VERSION=13000 CUDA_COMPUTE_CAP=90\n' "$out/bin/nvcc"
+  printf 'export KD_EMULATED_GPU=1 NVCC=%q CUDARC_CUDA_VERSION=13000 CUDA_COMPUTE_CAP=90\n' "$out/bin/nvcc"
   printf 'export LIBRARY_PATH=%q LD_LIBRARY_PATH=%q PATH=%q:"$PATH"\n' "$out/lib64" "$out/lib64" "$out/bin"
 }
 # Built before, of the same files?

@@ -8,6 +8,7 @@
 #[expect(dead_code, reason = "shared with the tests of `kd` on the CPU")]
 mod workdir;
 
+use std::collections::BTreeMap;
 use std::process::Stdio;
 
 use kd_models::Architecture;
@@ -31,7 +32,11 @@ fn main() {
         println!("skipped: no GPU ({})", error.to_string().lines().next().unwrap_or_default());
     }
     let ignored = device.is_err();
-    let trials = tests.into_iter().map(|(name, test)| {
+    // What counts the driver's calls is the emulated one.
+    let counts = std::env::var_os("KD_EMULATED_GPU").is_some();
+    let tests = tests.into_iter().map(|(name, test)| (name, test, ignored));
+    let counted = ("a_step_waits_for_nothing", a_step_waits_for_nothing as fn(), !counts);
+    let trials = tests.chain([counted]).map(|(name, test, ignored)| {
         let run = move || {
             test();
             Ok(())
@@ -218,4 +223,40 @@ fn a_killed_process_goes_on() {
     }
     assert_eq!(dir.events("whole/student"), dir.events("killed/student"));
     assert!(dir.last_checkpoint("whole/student") == dir.last_checkpoint("killed/student"));
+}
+
+/// What ten more steps of a batch of 16 cost in calls of the driver.
+fn ten_steps(dir: &WorkDir, line: &str) -> BTreeMap<String, i64> {
+    let mut counts = [160, 320].map(|images| {
+        let file = dir.path("counts");
+        let limits = format!("--train-limit {images} --test-limit 20 --epochs 1 --batch-size 16");
+        let line = format!("{line} --dataset synthetic {limits} --device cuda --out {images}");
+        let output = dir.command(&line).env("KD_EMULATED_GPU_COUNTS", &file).output().unwrap();
+        assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+        let text = std::fs::read_to_string(file).unwrap();
+        let count = |line: &str| {
+            let (times, what) = line.split_once(' ').unwrap();
+            (what.to_owned(), times.parse::<i64>().unwrap())
+        };
+        text.lines().map(count).collect::<BTreeMap<_, _>>()
+    });
+    let before = std::mem::take(&mut counts[0]);
+    for (what, times) in &mut counts[1] {
+        *times -= before.get(what).unwrap_or(&0);
+    }
+    std::mem::take(&mut counts[1])
+}
+
+/// Figures are read every 50 steps: none of these reads one, waits, or copies a batch from the host.
+fn a_step_waits_for_nothing() {
+    for (compile, from_host, launches) in [("off", 2, 0), ("graph", 1, 10)] {
+        let dir = WorkDir::new();
+        let counts = ten_steps(&dir, &format!("train --model student --compile {compile}"));
+        let of = |what: &str| counts.get(what).copied().unwrap_or(0);
+        assert_eq!((of("waits of the host"), of("copies to the host")), (0, 0), "{compile}");
+        assert_eq!(of("events made"), 0, "{compile}");
+        assert_eq!(of("copies from the host"), 10 * from_host, "{compile}");
+        assert_eq!(of("graph launches"), launches, "{compile}");
+        assert_eq!((of("adam"), of("gather")), (10, 10), "{compile}");
+    }
 }
