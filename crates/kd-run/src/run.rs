@@ -1,5 +1,8 @@
 //! Training: from a resolved run to its folder.
 
+#[cfg(feature = "cuda")]
+mod captured;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -15,8 +18,6 @@ use kd_ops::{DropoutKey, clip_grad_norm, clip_grad_norm_on_device, grad_norms, t
 
 use crate::checkpoint::{self, State, Sums};
 use crate::compile::Compile;
-#[cfg(feature = "cuda")]
-use crate::compile::{CapturedStep, Like, Steps, WARM_UP};
 use crate::data::Data;
 use crate::evaluate::{self, Evaluation, evaluate};
 use crate::events::{DatasetRecord, EpochRecord, Event, EventLog, Start};
@@ -30,10 +31,6 @@ use crate::{device, events, files, tensorboard, test_outputs};
 #[derive(Debug, thiserror::Error)]
 #[error("stopped while the teacher looked at the images")]
 struct StoppedInTeacherPass;
-
-/// What a run says that was to capture its steps.
-#[cfg(feature = "cuda")]
-const PIECE_BY_PIECE: &str = "steps are submitted piece by piece, none is captured as a CUDA graph";
 
 /// Batches on which a teacher is judged whose logits are not kept.
 const TEACHER_SAMPLE: usize = 20;
@@ -380,7 +377,7 @@ struct Trainer<'a> {
     /// Of the steps since the last look.
     unread: Vec<Unread>,
     #[cfg(feature = "cuda")]
-    steps: Steps,
+    steps: captured::Steps,
 }
 
 /// A step whose figures are to be read.
@@ -470,7 +467,7 @@ impl<'a> Trainer<'a> {
             batches,
             unread: Vec::new(),
             #[cfg(feature = "cuda")]
-            steps: Steps::WarmingUp { taken: 0, like: Like::default() },
+            steps: captured::Steps::default(),
         })
     }
 
@@ -641,88 +638,6 @@ impl<'a> Trainer<'a> {
         drop(products);
         self.optimizer.step(self.learning_rate(state.step), &self.parameters, &gradients)?;
         Ok(Figures::new(&loss, &right, Some(&norm))?)
-    }
-
-    /// A step by a graph, which is captured once the same step has been submitted a few times.
-    #[cfg(feature = "cuda")]
-    fn step_by_graph(&mut self, batch: &Batch, state: &State) -> anyhow::Result<Figures> {
-        let factors = self.objective.factors(state.step, self.steps_in_all())?;
-        match std::mem::replace(&mut self.steps, Steps::OneByOne) {
-            Steps::OneByOne => self.submit_step(batch, state),
-            Steps::Captured { step, like } if like.factors == factors => {
-                self.take_captured(step, like, batch, state)
-            }
-            Steps::WarmingUp { taken: WARM_UP.., like } if like.factors == factors => {
-                match self.capture(batch, &like, state) {
-                    Ok(step) => self.take_captured(Box::new(step), like, batch, state),
-                    Err(error) => {
-                        tracing::warn!("{}: {PIECE_BY_PIECE}: {error:#}", self.stage(state));
-                        self.submit_step(batch, state)
-                    }
-                }
-            }
-            before => {
-                let uploads = kd_ops::cuda::graph::keep_uploads(&self.run.device);
-                let figures = self.submit_step(batch, state)?;
-                drop(uploads);
-                let taken = match before {
-                    Steps::WarmingUp { taken, like } if like.factors == factors => taken,
-                    _ => 0,
-                };
-                let like = Like { factors, parts: figures.parts.clone() };
-                self.steps = Steps::WarmingUp { taken: taken + 1, like };
-                Ok(figures)
-            }
-        }
-    }
-
-    #[cfg(feature = "cuda")]
-    fn capture(
-        &mut self,
-        batch: &Batch,
-        like: &Like,
-        state: &State,
-    ) -> anyhow::Result<CapturedStep> {
-        // Loss, right answers and norm beside the parts.
-        let figures = 3 + like.parts.len();
-        let submit = |batch: &Batch| Ok(self.submit_step(batch, state)?.values);
-        // SAFETY: network, objective, teacher and optimiser are the trainer's, as the graph is, and stay as they are to its end;
-        // the optimiser is not cloned, and its state moves in `restore` alone, before the first step.
-        let step = unsafe { CapturedStep::capture(batch, figures, submit) }?;
-        tracing::debug!("{}: captured as a CUDA graph", self.stage(state));
-        Ok(step)
-    }
-
-    /// Says at once where no step will be captured.
-    #[cfg(feature = "cuda")]
-    fn expect_graphs(&mut self, state: &State) {
-        let whole = self.run.recipe.training.batch_size;
-        let why = if let Some((method, why)) = self.objective.not_to_be_captured() {
-            format!("method {method}: {why}")
-        } else if self.teacher.as_ref().is_some_and(TeacherOutputs::chooses_networks) {
-            "which of the cross-fitted teachers an image asks is chosen on the host".into()
-        } else if self.run.data.train.len() < whole {
-            format!("there are fewer training images than the {whole} of a batch")
-        } else {
-            return;
-        };
-        tracing::warn!("{}: {PIECE_BY_PIECE}: {why}", self.stage(state));
-        self.steps = Steps::OneByOne;
-    }
-
-    #[cfg(feature = "cuda")]
-    fn take_captured(
-        &mut self,
-        mut step: Box<CapturedStep>,
-        like: Like,
-        batch: &Batch,
-        state: &State,
-    ) -> anyhow::Result<Figures> {
-        let size = self.optimizer.next_step_size(self.learning_rate(state.step));
-        let values = step.take(batch, state.step, size)?;
-        let parts = like.parts.clone();
-        self.steps = Steps::Captured { step, like };
-        Ok(Figures { parts, values })
     }
 
     /// Adds the figures of all steps since the last look to the sums; the last step's loss.
