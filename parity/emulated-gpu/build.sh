@@ -1,18 +1,21 @@
 #!/usr/bin/env bash
-# parity/emulated-gpu/build.sh DIR
+# parity/emulated-gpu/build.sh DIR [COMMAND...]
 # Builds, in DIR, an emulated GPU: libraries with the names of CUDA's driver, cuBLAS, cuRAND and cuDNN that run kernels on the host,
-# and an `nvcc` that compiles nothing. Prints what to `eval` before cargo builds and runs with the features `cuda` and `cudnn`.
+# and an `nvcc` that compiles nothing. Then runs COMMAND (cargo with the features `cuda` and `cudnn`, or what it built) with them; without one it
+# prints what to `eval`.
 # Needs g++ 12 or newer and x86-64; no CUDA and no GPU.
 #
 # candle's kernels, cudarc's calls and ours run as they are: what is emulated lies below them. It is far from a GPU's speed and
 # rounding, so no timing and no GPU figure comes from it.
 set -euo pipefail
-[ $# -eq 1 ] || { echo "usage: $0 DIR" >&2; exit 2; }
+[ $# -ge 1 ] || { echo "usage: $0 DIR [COMMAND...]" >&2; exit 2; }
+command -v g++ > /dev/null || { echo "error: the emulated GPU is built by g++, 12 or newer, which is not here" >&2; exit 1; }
 # Without symbolic links: a module names the file that it was made of.
 here=$(cd "$(dirname "$0")" && pwd -P)
 root=$(cd "$here/../.." && pwd -P)
 mkdir -p "$1/bin" "$1/lib64" "$1/include"
 out=$(cd "$1" && pwd -P)
+shift
 exec 9> "$out/lock"
 flock 9
 # The folder of a package's sources.
@@ -32,16 +35,19 @@ environment() {
   printf 'export KD_EMULATED_GPU=1 NVCC=%q CUDARC_CUDA_VERSION=13000 CUDA_COMPUTE_CAP=90\n' "$out/bin/nvcc"
   printf 'export LIBRARY_PATH=%q LD_LIBRARY_PATH=%q PATH=%q:"$PATH"\n' "$out/lib64" "$out/lib64" "$out/bin"
 }
+finish() {
+  [ $# -gt 0 ] || { environment; exit; }
+  unset NVCC_CCBIN
+  eval "$(environment)"
+  exec "$@" 9>&-
+}
 # Built before, of the same files?
 made_of=$(
   find "$here" "$here/../kernels/include" "$root"/crates/*/kernels -type f -print0 | sort -z | xargs -0 cat - "${kernels[@]}" "$candle"/*.cuh < /dev/null | sha256sum
   echo "$root $candle $cudarc"
   g++ --version | head -1
 )
-if [ "$(cat "$out/made-of" 2>/dev/null)" = "$made_of" ]; then
-  environment
-  exit
-fi
+if [ "$(cat "$out/made-of" 2>/dev/null)" = "$made_of" ]; then finish "$@"; fi
 rm -rf "$out/objects" "$out/made-of"
 mkdir "$out/objects"
 compile() {
@@ -103,4 +109,4 @@ NVCC
 chmod +x "$out/bin/nvcc"
 touch "$out/include/cuda.h"
 printf '%s' "$made_of" > "$out/made-of"
-environment
+finish "$@"

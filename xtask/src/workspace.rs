@@ -1,5 +1,6 @@
 //! Where the checkout lies, and cargo as the commands start it.
 
+use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -28,7 +29,17 @@ pub fn short(path: &Path) -> String {
 /// Cargo in the workspace's folder, without what `cargo run` told this process about itself:
 /// build scripts that watch these variables would run anew each time.
 pub fn cargo() -> Command {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command(&program())
+}
+
+/// The cargo that runs this process.
+pub fn program() -> OsString {
+    std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
+}
+
+/// Another program that will start cargo, set up as [`cargo`].
+pub fn command(program: &OsStr) -> Command {
+    let mut command = Command::new(program);
     command.current_dir(root());
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
