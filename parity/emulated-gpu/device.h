@@ -1,4 +1,4 @@
-// What the emulated libraries share: memory, and work that is done at once or written down for a graph.
+// What the emulated libraries share: work that is done at once or written down for a graph.
 #pragma once
 
 #include <cstddef>
@@ -10,8 +10,6 @@
 
 namespace gpu {
 
-// Whether `bytes` from `address` on are memory of the device that has not been freed; says on stderr what is not.
-bool readable(const char *what, const void *address, size_t bytes);
 // Memory that a piece of work uses.
 struct Use {
     const void *address;

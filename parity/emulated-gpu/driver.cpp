@@ -173,10 +173,7 @@ int check_host(void *stream, const void *host) {
     return forbidden_in_a_capture("a copy from or to pageable memory of the host");
 }
 
-} // namespace
-
-namespace gpu {
-
+// Whether `bytes` from `address` on are memory of the device that has not been freed.
 bool readable(const char *what, const void *address, size_t bytes) {
     std::lock_guard held(lock);
     auto *block = around((uint64_t)address);
@@ -185,6 +182,10 @@ bool readable(const char *what, const void *address, size_t bytes) {
         return complain(0, std::string(what) + ": reaches past the end of memory"), false;
     return true;
 }
+
+} // namespace
+
+namespace gpu {
 
 int submit(void *stream, const char *name, std::vector<Use> uses, std::function<void()> work) {
     std::lock_guard held(lock);
@@ -460,7 +461,7 @@ EXPORT int cuGraphLaunch(void *instance, void *stream) {
             if (int error = give_back(node.gives_back)) return error;
         } else {
             for (gpu::Use &use : node.uses)
-                if (!gpu::readable(("a graph's " + node.name).c_str(), use.address, use.bytes)) return ILLEGAL_ADDRESS;
+                if (!readable(("a graph's " + node.name).c_str(), use.address, use.bytes)) return ILLEGAL_ADDRESS;
             count(node.name);
             count("pieces of work in graphs");
             node.work();

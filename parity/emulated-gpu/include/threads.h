@@ -4,10 +4,10 @@
 // parity/kernels does the same with real threads, for the sanitizers.
 #pragma once
 
-#include <cassert>
 #include <atomic>
-#include <cstdio>
+#include <cassert>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
@@ -28,7 +28,7 @@ extern thread_local dim3 blockDim, gridDim;
 
 namespace gpu {
 
-// Where a thread waits for the others, which must come to the same line. For one kind of waiting at a time.
+// Where a thread waits for the others, which must come to the same line.
 void meet_block(int line);
 void meet_warp(int line);
 // A lane's number, and the 64 bits that lane `from` gives.
