@@ -1,9 +1,9 @@
 //! `cargo xtask ci`: every check of continuous integration; `.ci/run` makes sure of the tools and
 //! starts it.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use std::{env, fs};
 
 use anyhow::{Context, ensure};
 use clap::{Parser, ValueEnum};
@@ -31,6 +31,8 @@ enum Step {
     Doc,
     /// A whole quick experiment on the synthetic set, twice: the second time all is finished
     Reproduce,
+    /// The report of `reproduce` in headless Chromium, and whether each check finds its defect
+    Browser,
     /// The tests that need candle-datasets, which takes minutes to build
     Hub,
     /// kd-ops' operations once more in portable code: the tests take the best that the processor has
@@ -82,6 +84,7 @@ impl Step {
                 process::run(command.env("RUSTDOCFLAGS", "-D warnings"))
             }
             Step::Reproduce => quick_experiment(),
+            Step::Browser => browser(),
             // Its dependencies' features differ from the other tests' anyway, so next to nothing
             // would be shared; without optimisation it is built in less than half the time.
             Step::Hub => cargo(&[
@@ -139,10 +142,18 @@ fn cargo(arguments: &[&str]) -> anyhow::Result<()> {
     process::run(command.args(arguments))
 }
 
+/// Where `quick_experiment` leaves its results, for `browser` and for looking at.
+fn quick_folder() -> PathBuf {
+    workspace::root().join("target/ci/quick")
+}
+
 /// `cargo xtask reproduce --quick --dataset synthetic --out DIR`, and once more.
 fn quick_experiment() -> anyhow::Result<()> {
-    let out = env::temp_dir().join(format!("kd-ci-{}", std::process::id()));
-    let out_text = out.to_str().context("the folder for temporary files has no plain name")?;
+    let out = quick_folder();
+    if out.exists() {
+        fs::remove_dir_all(&out).with_context(|| format!("cannot remove {}", out.display()))?;
+    }
+    let out_text = out.to_str().context("the path of this checkout is not valid UTF-8")?;
     let line = ["reproduce", "--quick", "--dataset", "synthetic", "--out", out_text];
     println!("cargo xtask {}", line.join(" "));
     let args = Line::try_parse_from(line)?.args;
@@ -154,7 +165,21 @@ fn quick_experiment() -> anyhow::Result<()> {
     for ((path, before), (_, after)) in first.iter().zip(&second) {
         ensure!(before == after, "{} changed in a second run", path.display());
     }
-    fs::remove_dir_all(&out).with_context(|| format!("cannot remove {}", out.display()))
+    Ok(())
+}
+
+/// `parity/report.py` on the report of the step `reproduce`.
+fn browser() -> anyhow::Result<()> {
+    let report = quick_folder().join("report.html");
+    ensure!(
+        report.exists(),
+        "there is no {}; `cargo xtask ci reproduce` makes it",
+        report.display()
+    );
+    let mut command = workspace::command("python3".as_ref());
+    command.arg(workspace::root().join("parity/report.py")).arg(report).arg("--self-test");
+    println!("{}", process::shown(&command));
+    process::run(&mut command)
 }
 
 #[derive(Parser)]

@@ -536,10 +536,9 @@ pub(super) fn confusion_matrix(
                 let guess = &classes[column];
                 format!("{truth} taken for {guess}: {count} ({:.1} %)", share * 100.0)
             };
-            let on = if shade > 0.6 { "on" } else { "off" };
             let _ = write!(
                 svg,
-                "<g><rect class=\"{hue}\" x=\"{x:.1}\" y=\"{y:.1}\" width=\"{side:.1}\" height=\"{side:.1}\" fill-opacity=\"{shade:.2}\"/><text class=\"count {on}\" x=\"{:.1}\" y=\"{:.1}\">{count}</text><title>{}</title></g>",
+                "<g><rect class=\"{hue}\" x=\"{x:.1}\" y=\"{y:.1}\" width=\"{side:.1}\" height=\"{side:.1}\" fill-opacity=\"{shade:.2}\"/><text class=\"count\" x=\"{:.1}\" y=\"{:.1}\">{count}</text><title>{}</title></g>",
                 x + cell / 2.0 - 0.75,
                 y + cell / 2.0 + 3.0,
                 HtmlEscape(&title),
