@@ -15,6 +15,17 @@ pub enum Compile {
 }
 
 impl Compile {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Off, Self::Graph];
+
+    /// The name on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Graph => "graph",
+        }
+    }
+
     /// Whether a device can do it.
     pub(crate) fn check(self, device: &Device) -> anyhow::Result<()> {
         ensure!(
@@ -22,5 +33,15 @@ impl Compile {
             "CUDA graphs are for NVIDIA GPUs, and this run computes on the CPU: use --device cuda, or leave --compile out"
         );
         Ok(())
+    }
+}
+
+impl std::str::FromStr for Compile {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|compile| compile.name() == name);
+        let known = Self::ALL.map(Self::name).join(", ");
+        found.ok_or_else(|| format!("there is no compile mode {name:?}; expected one of {known}"))
     }
 }

@@ -137,8 +137,11 @@ pub(crate) fn in_order(normalization: Normalization) -> BatchConfig {
     }
 }
 
-/// The class with the largest logit of each image; of equal ones the first.
-pub(crate) fn answers(logits: &Tensor) -> anyhow::Result<Vec<usize>> {
+/// The predicted class of each row of logits (f32 `[N, classes]`): the one with the largest logit, of equal ones the first.
+///
+/// # Errors
+/// When the tensor has another shape or type.
+pub fn answers(logits: &Tensor) -> anyhow::Result<Vec<usize>> {
     let rows = logits.to_vec2::<f32>()?;
     let largest = |row: &Vec<f32>| {
         let better = |best, class| if row[class] > row[best] { class } else { best };

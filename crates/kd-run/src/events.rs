@@ -179,8 +179,8 @@ impl EventLog {
     }
 }
 
-/// The epochs in the text of an `events.jsonl`; what isn't one is passed over.
-pub(crate) fn epochs_of(text: &str) -> Vec<EpochRecord> {
+/// The epochs in the text of an `events.jsonl`; a line that is anything else is passed over.
+pub fn epochs_of(text: &str) -> Vec<EpochRecord> {
     #[derive(Deserialize)]
     #[serde(tag = "event", rename_all = "lowercase")]
     enum Line {

@@ -35,8 +35,12 @@ pub(crate) fn write_aside(
     attempt().inspect_err(|_| _ = fs::remove_file(&aside))
 }
 
-/// [`write_whole_with`] of bytes that are at hand.
-pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+/// Writes `bytes` to `path`: aside in the same folder, flushed to disk, then renamed, so that nobody ever sees half of it and a
+/// failure leaves what was there.
+///
+/// # Errors
+/// When the file can't be written.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     write_whole_with(path, |file| file.write_all(bytes))
 }
 
@@ -53,12 +57,19 @@ fn sync_folder(path: &Path) -> std::io::Result<()> {
 }
 
 /// Reads a JSON file.
-pub(crate) fn read_json(path: &Path) -> anyhow::Result<serde_json::Value> {
+///
+/// # Errors
+/// When it can't be read or is no JSON.
+pub fn read_json(path: &Path) -> anyhow::Result<serde_json::Value> {
     let bytes = fs::read(path).with_context(|| format!("{}: can't be read", path.display()))?;
     serde_json::from_slice(&bytes).with_context(|| format!("{}: no JSON", path.display()))
 }
 
-pub(crate) fn create_folder(path: &Path) -> anyhow::Result<()> {
+/// Makes a folder, and those above it, if it is not there.
+///
+/// # Errors
+/// When it can't be made.
+pub fn create_folder(path: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(path)
         .with_context(|| format!("{}: the folder can't be made", path.display()))
 }
@@ -77,7 +88,10 @@ pub(crate) fn remove_partial(folder: &Path) -> anyhow::Result<()> {
 }
 
 /// Removes what killed processes left of writing `path`. Only where nobody else can be writing it.
-pub(crate) fn remove_partial_of(path: &Path) -> anyhow::Result<()> {
+///
+/// # Errors
+/// When the folder can't be read, or a file in it can't be removed.
+pub fn remove_partial_of(path: &Path) -> anyhow::Result<()> {
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
@@ -110,8 +124,11 @@ pub(crate) fn read_text(path: &Path, most: u64) -> std::io::Result<String> {
 }
 
 /// Takes the lock of a folder, which lasts until the file is dropped or the process ends in
-/// whatever way. Without `wait`, a folder in use is an error.
-pub(crate) fn lock(folder: &Path, wait: bool) -> anyhow::Result<File> {
+/// whatever way.
+///
+/// # Errors
+/// When it can't be locked; without `wait`, also when another process holds the lock.
+pub fn lock(folder: &Path, wait: bool) -> anyhow::Result<File> {
     let path = folder.join(".lock");
     let locking = || format!("{}: can't be locked", path.display());
     let file = File::options()
@@ -145,8 +162,11 @@ pub(crate) fn hex(hash: Sha256) -> String {
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// SHA-256 of a file's contents.
-pub(crate) fn sha256(path: &Path) -> anyhow::Result<String> {
+/// SHA-256 of a file's contents, as 64 hexadecimal digits.
+///
+/// # Errors
+/// When it can't be read, or is no regular file.
+pub fn sha256(path: &Path) -> anyhow::Result<String> {
     let mut hash = Sha256::new();
     let reading = || format!("{}: can't be read", path.display());
     let mut file = File::open(path).with_context(reading)?;

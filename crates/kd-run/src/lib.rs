@@ -4,27 +4,24 @@
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod checkpoint;
-pub mod cli;
-mod commands;
 pub mod compile;
 pub mod data;
 pub mod device;
 pub mod evaluate;
 pub mod events;
 pub mod export;
-mod files;
+pub mod files;
 pub mod initial;
 mod kept;
 pub mod optimizer;
 mod precision;
-pub mod progress;
 pub mod recipe;
 pub mod report;
+pub mod resolve;
 pub mod run;
 pub mod schedule;
-mod signals;
-mod softmax;
+pub mod softmax;
 pub mod teacher;
 mod tensorboard;
 mod test_outputs;
-mod text;
+pub mod text;

@@ -81,6 +81,16 @@ impl Precision {
     }
 }
 
+impl std::str::FromStr for Precision {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|precision| precision.name() == name);
+        let known = Self::ALL.map(Self::name).join(", ");
+        found.ok_or_else(|| format!("there is no precision {name:?}; expected one of {known}"))
+    }
+}
+
 /// See [`Precision::begin`].
 pub(crate) struct Products {
     tf32: bool,

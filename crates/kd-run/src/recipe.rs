@@ -93,6 +93,9 @@ pub enum DatasetName {
 }
 
 impl DatasetName {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Cifar10, Self::Cifar100, Self::Synthetic, Self::Folder];
+
     /// The name in recipes.
     pub fn name(self) -> &'static str {
         match self {
@@ -101,6 +104,16 @@ impl DatasetName {
             Self::Synthetic => "synthetic",
             Self::Folder => "folder",
         }
+    }
+}
+
+impl std::str::FromStr for DatasetName {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|dataset| dataset.name() == name);
+        let known = Self::ALL.map(Self::name).join(", ");
+        found.ok_or_else(|| format!("there is no data set {name:?}; expected one of {known}"))
     }
 }
 
@@ -616,8 +629,8 @@ fn with_suggestion(message: &str) -> String {
     }
 }
 
-/// The one of these names that was probably meant.
-pub(crate) fn nearest<'a>(found: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+/// The one of these names that was probably meant by `found`, if any is near it.
+pub fn nearest<'a>(found: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let (distance, name) = names.map(|name| (edit_distance(found, name), name)).min()?;
     (distance <= 1 + found.len() / 4).then_some(name)
 }

@@ -10,13 +10,15 @@ mod agreement;
 mod calibration;
 mod charts;
 mod experiment;
-pub(crate) mod format;
+mod format;
 mod page;
 mod soft_targets;
 mod source;
 mod statistics;
 mod summary;
 mod terminal;
+
+pub use format::duration;
 
 /// Why a report could not be made. Each names the file or folder.
 #[derive(Debug, thiserror::Error)]

@@ -1,7 +1,7 @@
-//! What logits say, in f64.
+//! Softmax, entropy and divergence of rows of logits, computed in f64.
 
-/// Softmax of the logits divided by a temperature.
-pub(crate) fn softmax(logits: &[f32], temperature: f64) -> Vec<f64> {
+/// Softmax of one row of logits divided by a temperature: the probabilities by class.
+pub fn softmax(logits: &[f32], temperature: f64) -> Vec<f64> {
     let largest = f64::from(logits[argmax(logits)]);
     let shifted = |logit: &f32| ((f64::from(*logit) - largest) / temperature).exp();
     let mut shares: Vec<f64> = logits.iter().map(shifted).collect();

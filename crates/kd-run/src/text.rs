@@ -1,6 +1,6 @@
-//! Text that comes from files.
+//! Text that comes from files and goes to a terminal.
 
-/// For a terminal: a control character in a name must not steer it.
-pub(crate) fn plain(text: &str) -> String {
+/// The text with each control character replaced by `?`, so that a name in a file can't steer the terminal that shows it.
+pub fn plain(text: &str) -> String {
     text.replace(char::is_control, "?")
 }

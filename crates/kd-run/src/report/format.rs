@@ -50,7 +50,8 @@ pub(super) fn grouped(number: u64) -> String {
     text
 }
 
-pub(crate) fn duration(seconds: f64) -> String {
+/// A length of time in words, such as `2 min 5 s`.
+pub fn duration(seconds: f64) -> String {
     let whole = seconds.round() as u64;
     match whole {
         0..10 => format!("{seconds:.1} s"),

@@ -1,17 +1,51 @@
-//! `kd eval`.
+//! `kd eval`: what weights are worth on the test images.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use candle_core::Tensor;
+use clap::Args;
 use kd_data::Split;
+use kd_models::Architecture;
+use kd_run::evaluate::{Evaluation, evaluate, logits};
+use kd_run::teacher::Pretrained;
+use kd_run::{data, files};
 use safetensors::tensor::{Dtype, TensorView};
 use serde::Serialize;
 
-use crate::cli::Eval;
-use crate::evaluate::{Evaluation, evaluate, logits};
-use crate::teacher::Pretrained;
-use crate::{data, device, files};
+use super::{print, read_recipe};
+use crate::args::{ComputeFlags, DataFlags, architecture};
+use crate::failure::Failure;
+
+const HELP: &str = "\
+Examples:
+  kd eval --weights runs/mine/kd.safetensors
+  kd eval --weights runs/mine/kd.safetensors --json | jq .accuracy
+  kd eval --weights pytorch.safetensors --model student --logits logits.safetensors";
+
+#[derive(Debug, Args)]
+#[command(after_help = HELP)]
+pub(crate) struct Eval {
+    /// The weights
+    #[arg(long, value_name = "FILE")]
+    weights: PathBuf,
+    /// The network, for files that don't say it [default: teacher]
+    #[arg(long, value_name = "MODEL", value_parser = architecture)]
+    model: Option<Architecture>,
+    /// A recipe, for data set and normalisation [default: the built-in tutorial]
+    #[arg(long, value_name = "FILE")]
+    recipe: Option<PathBuf>,
+    #[command(flatten)]
+    data: DataFlags,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Also write the logits of all test images, and their labels, as safetensors
+    #[arg(long, value_name = "FILE")]
+    logits: Option<PathBuf>,
+    #[command(flatten)]
+    compute: ComputeFlags,
+}
 
 /// What `--json` prints.
 #[derive(Serialize)]
@@ -31,9 +65,8 @@ struct Dataset<'a> {
     sha256: &'a str,
 }
 
-/// `kd eval`.
-pub(crate) fn eval(flags: &Eval) -> anyhow::Result<()> {
-    let mut config = super::read_recipe(flags.recipe.as_deref())?.data;
+pub(crate) fn run(flags: &Eval) -> Result<(), Failure> {
+    let mut config = read_recipe(flags.recipe.as_deref())?.data;
     if let Some(dataset) = flags.data.dataset {
         if dataset != config.dataset {
             config.sha256 = None;
@@ -41,11 +74,11 @@ pub(crate) fn eval(flags: &Eval) -> anyhow::Result<()> {
         config.dataset = dataset;
     }
     config.test_limit = flags.data.test_limit.or(config.test_limit);
-    // What weights are worth is asked of the test images.
+    // What weights are worth is measured on the test images, even where a recipe holds training images out.
     config.held_out = None;
-    // Not looked at, so not worth much memory.
+    // No training image is looked at, so one is enough to hold in memory.
     config.train_limit = Some(1);
-    let device = device::choose(flags.compute.device)?;
+    let device = flags.compute.device()?;
     let data = data::load(&config, &flags.data.data)?;
     let (classes, normalization) = (data.classes.len(), config.normalization());
     let weights = Pretrained::load(&flags.weights, flags.model, classes, normalization)?;
@@ -55,7 +88,7 @@ pub(crate) fn eval(flags: &Eval) -> anyhow::Result<()> {
         write_logits(path, &logits(&*network, &data.test, normalization, &device)?, &data.test)?;
     }
     if !flags.json {
-        return super::say(&table(&evaluation));
+        return Ok(print(&table(&evaluation))?);
     }
     let printed = Printed {
         model: weights.config.architecture.name(),
@@ -65,7 +98,7 @@ pub(crate) fn eval(flags: &Eval) -> anyhow::Result<()> {
         evaluation: &evaluation,
     };
     let json = serde_json::to_string(&printed).context("the result can't be written as JSON")?;
-    super::say(&format!("{json}\n"))
+    Ok(print(&format!("{json}\n"))?)
 }
 
 /// Writes `logits` (f32 `[N, classes]`) and `labels` (i64 `[N]`), in the order of the test images.

@@ -2,16 +2,15 @@
 //! the run's own, and the latest figures. Drawn into a buffer; [`Screen`](super::screen::Screen) puts
 //! that on the terminal.
 
+use kd_run::checkpoint::Sums;
+use kd_run::events::EpochRecord;
+use kd_run::report::duration;
 use ratatui::buffer::Buffer;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Style, Stylize};
 use ratatui::symbols::Marker;
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Axis, Block, Chart, Dataset, GraphType, LegendPosition, Widget};
-
-use crate::checkpoint::Sums;
-use crate::events::EpochRecord;
-use crate::report::format::duration;
 
 /// With less than this, plain lines say more.
 pub(super) const SMALLEST: (u16, u16) = (64, 14);

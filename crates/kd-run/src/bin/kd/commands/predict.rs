@@ -1,4 +1,4 @@
-//! `kd predict`.
+//! `kd predict`: what pictures show.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -6,18 +6,56 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use candle_core::Device;
+use clap::Args;
 use kd_data::{Split, images};
 use kd_models::{Architecture, ModelConfig};
+use kd_run::evaluate::{answers, logits};
+use kd_run::files;
+use kd_run::softmax::softmax;
+use kd_run::teacher::Network;
+use kd_run::text::plain;
 use rayon::prelude::*;
 use serde::Serialize;
 
+use super::print;
 use super::weights::{self, Weights};
-use crate::cli::{Incomplete, Predict, Usage};
-use crate::evaluate::{answers, logits};
-use crate::softmax::softmax;
-use crate::teacher::Network;
-use crate::text::plain;
-use crate::{device, files};
+use crate::args::{ComputeFlags, architecture};
+use crate::failure::Failure;
+
+const HELP: &str = "\
+Examples:
+  kd predict --weights runs/mine/kd.safetensors cat.jpg dog.png
+  kd predict --weights runs/mine/kd.safetensors --teacher runs/mine/teacher.safetensors pictures/
+  kd predict --weights runs/mine/kd.safetensors --json pictures/ | jq -r '.images[] | [.path, .class] | @tsv'
+
+A picture is turned upright as its EXIF data says; the largest square in its middle is scaled to 32x32; grey becomes
+colour, 16 bits become 8, and transparent parts lie on white. The confidence is the softmax, which is
+not calibrated. A file that can't be read is named on standard error, the others are answered, and the exit code is 3.";
+
+#[derive(Debug, Args)]
+#[command(after_help = HELP)]
+pub(crate) struct Predict {
+    /// PNG or JPEG files, or folders of them
+    #[arg(required = true, value_name = "PICTURE")]
+    images: Vec<PathBuf>,
+    /// The weights
+    #[arg(long, value_name = "FILE")]
+    weights: PathBuf,
+    /// The network, for files that don't say it [default: teacher]
+    #[arg(long, value_name = "MODEL", value_parser = architecture)]
+    model: Option<Architecture>,
+    /// A teacher, whose answer stands beside
+    #[arg(long, value_name = "FILE")]
+    teacher: Option<PathBuf>,
+    /// The teacher's network, for files that don't say it [default: teacher]
+    #[arg(long, value_name = "MODEL", value_parser = architecture)]
+    teacher_model: Option<Architecture>,
+    /// Print JSON, with the probabilities of all classes
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    compute: ComputeFlags,
+}
 
 /// Pictures read and answered together, 3 KiB each.
 const CHUNK: usize = 1024;
@@ -73,9 +111,8 @@ struct Answering {
     about: Weights,
 }
 
-/// `kd predict`.
-pub(crate) fn predict(flags: &Predict) -> anyhow::Result<()> {
-    let device = device::choose(flags.compute.device)?;
+pub(crate) fn run(flags: &Predict) -> Result<(), Failure> {
+    let device = flags.compute.device()?;
     let model = Answering::load(&flags.weights, flags.model, &device)?;
     let teacher = match &flags.teacher {
         Some(path) => Some(Answering::load(path, flags.teacher_model, &device)?),
@@ -93,7 +130,7 @@ pub(crate) fn predict(flags: &Predict) -> anyhow::Result<()> {
         let (ours, theirs) = (name(&model.about.config), name(&teacher.about.config));
         // A column is a class, a space and "100.0 %".
         let theirs = if ours == theirs { "as teacher" } else { theirs };
-        super::say(&format!("{:width$}  {ours:column$}  {theirs}\n", "", column = longest + 8))?;
+        print(&format!("{:width$}  {ours:column$}  {theirs}\n", "", column = longest + 8))?;
     }
 
     let mut all = Vec::new();
@@ -126,7 +163,7 @@ pub(crate) fn predict(flags: &Predict) -> anyhow::Result<()> {
             let image = Image { path: shown(path), answer, teacher };
             match flags.json {
                 true => all.push(image),
-                false => super::say(&image.line(width, longest))?,
+                false => print(&image.line(width, longest))?,
             }
         }
     }
@@ -143,12 +180,11 @@ pub(crate) fn predict(flags: &Predict) -> anyhow::Result<()> {
             errors,
         };
         let json = serde_json::to_string(&printed).context("the answers can't be written")?;
-        super::say(&format!("{json}\n"))?;
+        print(&format!("{json}\n"))?;
     }
     match unread {
         0 => Ok(()),
-        1 => Err(Incomplete("1 of the pictures could not be read".into()).into()),
-        _ => Err(Incomplete(format!("{unread} of the pictures could not be read")).into()),
+        _ => Err(Failure::Partly(format!("{unread} of the pictures could not be read"))),
     }
 }
 
@@ -157,18 +193,17 @@ fn class_names(
     model: &Weights,
     teacher: Option<&Weights>,
     flags: &Predict,
-) -> anyhow::Result<Vec<String>> {
+) -> Result<Vec<String>, Failure> {
     let ours = &model.class_names;
     let theirs = teacher.and_then(|teacher| teacher.class_names.as_ref());
     if let (Some(teacher), Some(file)) = (teacher, &flags.teacher) {
         let other_names = ours.is_some() && theirs.is_some() && ours.as_ref() != theirs;
         if teacher.config.classes != model.config.classes || other_names {
-            return Err(Usage(format!(
-                "{} and {} tell other classes apart; give two networks of the same data",
+            return Err(Failure::Usage(format!(
+                "{} and {} classify different classes; give two networks of the same data",
                 flags.weights.display(),
                 file.display()
-            ))
-            .into());
+            )));
         }
     }
     let numbers = || (0..model.config.classes).map(|label| label.to_string()).collect();

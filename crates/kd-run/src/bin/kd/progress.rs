@@ -8,11 +8,11 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use crate::checkpoint::Sums;
-use crate::events::{EpochRecord, epochs_of};
-use crate::report::format::duration;
-use crate::run::Progress;
 use dashboard::Dashboard;
+use kd_run::checkpoint::Sums;
+use kd_run::events::{EpochRecord, epochs_of};
+use kd_run::report::duration;
+use kd_run::run::Progress;
 pub(crate) use screen::Messages;
 use screen::Screen;
 
@@ -23,17 +23,17 @@ const DRAW_EVERY: Duration = Duration::from_millis(250);
 
 /// How a run is shown.
 #[derive(Clone, Debug, Default)]
-pub struct DisplayConfig {
+pub(crate) struct DisplayConfig {
     /// Lines even on a terminal.
-    pub plain: bool,
+    pub(crate) plain: bool,
     /// The run's own `events.jsonl`, for the curves of a run that goes on.
-    pub events: Option<PathBuf>,
+    pub(crate) events: Option<PathBuf>,
     /// The teacher's `events.jsonl`, for its curves beside the run's; it need not be there.
-    pub teacher_events: Option<PathBuf>,
+    pub(crate) teacher_events: Option<PathBuf>,
 }
 
 /// Shows a run's progress.
-pub struct Display {
+pub(crate) struct Display {
     config: DisplayConfig,
     run: String,
     epochs: usize,
@@ -48,7 +48,7 @@ pub struct Display {
 
 impl Display {
     /// Nothing is shown yet.
-    pub fn new(mut config: DisplayConfig) -> Self {
+    pub(crate) fn new(mut config: DisplayConfig) -> Self {
         let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
         config.plain |= dumb || !std::io::stderr().is_terminal();
         Self {
@@ -64,8 +64,8 @@ impl Display {
         }
     }
 
-    /// An observer for [`train`](crate::run::train); it never stops the run.
-    pub fn observe(&mut self, progress: Progress<'_>) -> ControlFlow<()> {
+    /// An observer for [`train`](kd_run::run::train); it never stops the run.
+    pub(crate) fn observe(&mut self, progress: Progress<'_>) -> ControlFlow<()> {
         match progress {
             Progress::Started { run, epochs, batches, step, resumed } => {
                 (self.run, self.epochs, self.batches) = (run.to_string(), epochs, batches);
@@ -110,7 +110,7 @@ impl Display {
     }
 
     /// Draws the picture that stays.
-    pub fn finish(&mut self) {
+    pub(crate) fn finish(&mut self) {
         if self.last_picture.is_some() {
             self.draw();
         }

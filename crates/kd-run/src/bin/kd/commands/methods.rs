@@ -1,13 +1,28 @@
-//! `kd methods`.
+//! `kd methods`: every distillation method with its options.
 
 use std::fmt::Write;
 
 use anyhow::Context;
+use clap::Args;
 use kd_loss::{Kind, METHODS, MethodConfig, MethodInfo};
 use serde_json::{Value, json};
 
+use super::print;
+use crate::failure::Failure;
+
+#[derive(Debug, Args)]
+pub(crate) struct Methods {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(flags: &Methods) -> Result<(), Failure> {
+    Ok(print(&list(flags.json)?)?)
+}
+
 /// The list, for people or as JSON.
-pub(crate) fn list(as_json: bool) -> anyhow::Result<String> {
+fn list(as_json: bool) -> anyhow::Result<String> {
     let methods: Vec<Method> = METHODS.iter().map(Method::new).collect::<anyhow::Result<_>>()?;
     if as_json {
         let all: Vec<Value> = methods.iter().map(Method::json).collect();

@@ -1,0 +1,118 @@
+//! What a command line may hold: the list of commands here, the flags that several of them share in [`flags`], and how a flag's
+//! value is read in [`values`]. A command's own flags are in its file in `commands/`.
+
+mod flags;
+mod values;
+
+use clap::{Parser, Subcommand};
+
+use crate::commands::{
+    completions, distill, eval, export, man, methods, predict, recipe, report, train,
+};
+use crate::failure::Failure;
+
+pub(crate) use flags::{ComputeFlags, DataFlags, RunFlags};
+pub(crate) use values::{Part, architecture, at_least_one, part, positive, share};
+
+/// What stands below the commands in `kd --help`, and on the manual page.
+const HELP: &str = "\
+Examples:
+  kd train --model teacher --out runs/mine                 train on CIFAR-10 in data/
+  kd distill --method kd --out runs/mine                   train a student with its help
+  kd predict --weights runs/mine/kd.safetensors cat.jpg    ask it
+  kd report runs/mine                                      a table, and report.html
+  kd train --help                                          flags and examples of a command
+
+Exit codes:
+  0    done
+  1    failed; standard error says why
+  2    the command line can't be right
+  3    done in part: some of the files asked for could not be read
+  130  stopped by Ctrl-C, 143 by a signal to end, as shells report it
+
+Environment:
+  RUST_LOG           what is logged to standard error [default: warn]; such as debug, or kd_run=info
+  NO_COLOR           if set, no colours
+  RAYON_NUM_THREADS  threads to compute with, where --threads is not given";
+
+/// Knowledge distillation: train a teacher, distil it into a student, and see what it was worth.
+#[derive(Debug, Parser)]
+#[command(name = "kd", version, after_help = HELP)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Train a network on the labels
+    Train(train::Train),
+    /// Train a student with a teacher's help
+    Distill(distill::Distill),
+    /// Accuracy, loss and confusion matrix of weights on the test images
+    Eval(eval::Eval),
+    /// What pictures show: class and confidence, of a student and its teacher
+    Predict(predict::Predict),
+    /// A network for other programs, as an ONNX file
+    Export(export::Export),
+    /// Table and HTML page of the runs below output folders
+    Report(report::Report),
+    /// Every distillation method with its options
+    Methods(methods::Methods),
+    /// Check a recipe and print it with every default filled in
+    Recipe(recipe::ShowRecipe),
+    /// Completions for a shell, on standard output
+    Completions(completions::Completions),
+    /// The manual page, on standard output, or a page for each command as files
+    Man(man::Man),
+}
+
+impl Command {
+    /// Does what the command says.
+    pub(crate) fn run(&self) -> Result<(), Failure> {
+        match self {
+            Self::Train(flags) => train::run(flags),
+            Self::Distill(flags) => distill::run(flags),
+            Self::Eval(flags) => eval::run(flags),
+            Self::Predict(flags) => predict::run(flags),
+            Self::Export(flags) => export::run(flags),
+            Self::Report(flags) => report::run(flags),
+            Self::Methods(flags) => methods::run(flags),
+            Self::Recipe(flags) => recipe::run(flags),
+            Self::Completions(flags) => completions::run(flags),
+            Self::Man(flags) => man::run(flags),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_examples_of_the_help_are_command_lines_that_parse() {
+        let kd = Cli::command();
+        let texts = std::iter::once(&kd).chain(kd.get_subcommands());
+        let texts = texts.filter_map(|command| Some(command.get_after_help()?.to_string()));
+        let texts: Vec<String> = texts.collect();
+        let examples = texts.iter().flat_map(|text| text.lines());
+        let examples =
+            examples.filter(|line| line.starts_with("  kd ") && !line.contains("--help"));
+        let mut count = 0;
+        for line in examples {
+            // Up to a pipe, a redirection or a remark.
+            let words = line.trim_start().split(['|', '>']).next().unwrap_or_default();
+            let words = words.split("  ").next().unwrap_or_default().split_whitespace();
+            Cli::try_parse_from(words).unwrap_or_else(|error| panic!("{line}: {error}"));
+            count += 1;
+        }
+        assert!(count >= 25, "{count} examples");
+    }
+}

@@ -1,0 +1,104 @@
+//! `kd distill`: a student with a teacher's help, or with a control such as label smoothing.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use kd_loss::{METHODS, MethodConfig, Schedule, Term};
+use kd_models::Architecture;
+use kd_run::recipe::{Recipe, RunConfig};
+use kd_run::resolve::Choices;
+use kd_run::teacher::DEFAULT_MEMORY;
+
+use super::training::{named, only};
+use super::{did_you_mean, read_recipe, training};
+use crate::args::{RunFlags, architecture, positive, share};
+use crate::failure::Failure;
+
+const HELP: &str = "\
+Examples:
+  kd distill --method kd --out runs/mine                   the teacher is runs/mine/teacher.safetensors
+  kd distill --method kd --temperature 4 --alpha 0.5 --teacher teacher.safetensors
+  kd distill --recipe recipes/methods/dkd.toml --run dkd --out runs/dkd
+
+`kd methods` lists the methods. The same command again goes on where it stopped.";
+
+#[derive(Debug, Args)]
+#[command(after_help = HELP)]
+pub(crate) struct Distill {
+    /// The teacher's weights [default: what the recipe says, in the output folder]
+    #[arg(long, value_name = "FILE")]
+    teacher: Option<PathBuf>,
+    /// The teacher's network, for files that don't say it [default: teacher]
+    #[arg(long, value_name = "MODEL", value_parser = architecture)]
+    teacher_model: Option<Architecture>,
+    /// What the student takes from the teacher; `kd methods` lists them
+    #[arg(long)]
+    method: Option<String>,
+    /// The student's network [default: student]
+    #[arg(long, value_name = "MODEL", value_parser = architecture)]
+    model: Option<Architecture>,
+    /// What logits are divided by to soften them (methods kd, dkd, dist)
+    #[arg(long, value_name = "T", value_parser = positive)]
+    temperature: Option<f64>,
+    /// The labels' share of the loss; the method has the rest
+    #[arg(long, value_name = "A", value_parser = share)]
+    alpha: Option<f64>,
+    /// Most memory for the cache of the teacher's outputs; what does not fit is computed in each step
+    #[arg(long, value_name = "MIB", default_value_t = DEFAULT_MEMORY >> 20)]
+    cache_memory: u64,
+    #[command(flatten)]
+    run: RunFlags,
+}
+
+pub(crate) fn run(flags: &Distill) -> Result<(), Failure> {
+    let recipe = read_recipe(flags.run.recipe.as_deref())?;
+    let run = chosen_run(&recipe, flags)?;
+    let mut choices = Choices {
+        teacher: flags.teacher.clone(),
+        teacher_model: flags.teacher_model,
+        model: flags.model,
+        temperature: flags.temperature,
+        alpha: flags.alpha,
+        ..flags.run.choices()
+    };
+    choices.settings.cache_memory = flags.cache_memory.saturating_mul(1 << 20);
+    training::train(&flags.run, &recipe, &run, choices)
+}
+
+/// The run that the flags mean; a method that no run of the recipe has gets its customary weights.
+fn chosen_run(recipe: &Recipe, flags: &Distill) -> Result<RunConfig, Failure> {
+    let method = flags.method.as_deref().map(MethodConfig::from_name).transpose();
+    let method = method.map_err(|error| {
+        let known = METHODS.iter().map(|method| method.name);
+        let meant = did_you_mean(flags.method.as_deref().unwrap_or_default(), known);
+        Failure::Usage(format!("--method: {error}{meant}"))
+    })?;
+    if let Some(name) = &flags.run.run {
+        let run = named(recipe, name)?;
+        let names: Vec<_> = run.methods.iter().map(|term| term.method.name()).collect();
+        return match &method {
+            Some(method) if names != [method.name()] => Err(Failure::Usage(format!(
+                "--run {name} has the methods [{}]; leave --method out, or choose another run",
+                names.join(", ")
+            ))),
+            None if names.is_empty() => Err(Failure::Usage(format!(
+                "run {name:?} learns from the labels alone; use `kd train --run {name}`"
+            ))),
+            _ => Ok(run),
+        };
+    }
+    let Some(method) = method else {
+        let runs = recipe.runs.iter().filter(|run| !run.methods.is_empty());
+        return only(runs, "--method METHOD or --run NAME");
+    };
+    let with_method = |run: &&RunConfig| matches!(&run.methods[..], [term] if term.method.name() == method.name());
+    if let Some(run) = recipe.runs.iter().find(with_method) {
+        return Ok(run.clone());
+    }
+    let mut run = RunConfig::on_labels(method.name(), Architecture::Student);
+    let about = METHODS.iter().find(|info| info.name == method.name());
+    let (labels, weight) = about.map_or((1.0, 1.0), |info| (info.about.labels, info.about.weight));
+    run.labels = labels;
+    run.methods = vec![Term { weight, schedule: Schedule::default(), method }];
+    Ok(run)
+}

@@ -1,0 +1,56 @@
+//! `kd export`: a network for other programs.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use kd_models::Architecture;
+use kd_run::export::{Input, OnnxConfig, onnx};
+use kd_run::files;
+
+use super::{print, weights};
+use crate::args::{architecture, at_least_one};
+use crate::failure::Failure;
+
+const HELP: &str = "\
+Examples:
+  kd export --weights runs/mine/kd.safetensors --onnx student.onnx
+  kd export --weights runs/mine/kd.safetensors --onnx student.onnx --int8
+
+The graph's input is `images` [batch, 3, 32, 32], red, green, blue, any batch size; its output is `logits` [batch, classes].
+The classes' names are a JSON array in the metadata entry `classes`.";
+
+#[derive(Debug, Args)]
+#[command(after_help = HELP)]
+pub(crate) struct Export {
+    /// The weights
+    #[arg(long, value_name = "FILE")]
+    weights: PathBuf,
+    /// The network, for files that don't say it [default: teacher]
+    #[arg(long, value_name = "MODEL", value_parser = architecture)]
+    model: Option<Architecture>,
+    /// The number of classes [default: what the file says]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    classes: Option<usize>,
+    /// Where the ONNX file goes; it takes RGB bytes `[batch, 3, 32, 32]`, normalises them itself and gives logits
+    #[arg(long, value_name = "FILE")]
+    onnx: PathBuf,
+    /// Take floats from 0 to 1 instead of bytes
+    #[arg(long)]
+    float: bool,
+    /// Weights as signed bytes: a quarter of the size
+    #[arg(long)]
+    int8: bool,
+}
+
+pub(crate) fn run(flags: &Export) -> Result<(), Failure> {
+    let weights = weights::load(&flags.weights, flags.model, flags.classes)?;
+    let options = OnnxConfig {
+        input: if flags.float { Input::Float } else { Input::Uint8 },
+        int8: flags.int8,
+        mean: weights.normalization.mean,
+        std: weights.normalization.std,
+        class_names: weights.class_names,
+    };
+    files::write_whole(&flags.onnx, &onnx(&weights.config, &weights.tensors, &options)?)?;
+    Ok(print(&format!("{}\n", flags.onnx.display()))?)
+}

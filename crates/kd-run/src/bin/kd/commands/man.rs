@@ -1,0 +1,47 @@
+//! `kd man`: manual pages, made from the command line's own description.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::{Args, CommandFactory};
+use kd_run::files;
+
+use super::print;
+use crate::args::Cli;
+use crate::failure::Failure;
+
+const HELP: &str = "\
+Examples:
+  kd man | man -l -
+  kd man --out ~/.local/share/man/man1";
+
+#[derive(Debug, Args)]
+#[command(after_help = HELP)]
+pub(crate) struct Man {
+    /// Write a page for `kd` and for each of its commands into this folder
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+}
+
+pub(crate) fn run(flags: &Man) -> Result<(), Failure> {
+    // Building names the commands' pages kd-train, kd-distill, ...
+    let mut kd = Cli::command().disable_help_subcommand(true);
+    kd.build();
+    let Some(out) = &flags.out else {
+        return Ok(print(&String::from_utf8_lossy(&page(&clap_mangen::Man::new(kd))?))?);
+    };
+    files::create_folder(out)?;
+    let commands = kd.get_subcommands().cloned();
+    for man in std::iter::once(kd.clone()).chain(commands).map(clap_mangen::Man::new) {
+        let path = out.join(man.get_filename());
+        files::write_whole(&path, &page(&man)?)?;
+        print(&format!("{}\n", path.display()))?;
+    }
+    Ok(())
+}
+
+fn page(man: &clap_mangen::Man) -> anyhow::Result<Vec<u8>> {
+    let mut page = Vec::new();
+    man.render(&mut page).context("the manual page can't be made")?;
+    Ok(page)
+}

@@ -1,0 +1,40 @@
+//! `kd report`: table and page of the runs below output folders.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use kd_run::{files, report};
+
+use super::print;
+use crate::failure::Failure;
+
+const HELP: &str = "\
+Examples:
+  kd report runs/mine
+  kd report runs/seed-0 runs/seed-1 runs/seed-2
+  kd report runs/mine --json | jq '.[0].runs[] | [.name, .test_accuracy]'";
+
+#[derive(Debug, Args)]
+#[command(after_help = HELP)]
+pub(crate) struct Report {
+    /// Output folders of training runs; of several, each gets its report, and the first a comparison
+    #[arg(required = true)]
+    out: Vec<PathBuf>,
+    /// Print JSON: an array with each folder's summary.json
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(flags: &Report) -> Result<(), Failure> {
+    let table = report::write(&flags.out)?;
+    if flags.json {
+        let summaries: anyhow::Result<Vec<_>> =
+            flags.out.iter().map(|out| files::read_json(&out.join("summary.json"))).collect();
+        return Ok(print(&format!("{}\n", serde_json::Value::Array(summaries?)))?);
+    }
+    print(&table)?;
+    for out in &flags.out {
+        print(&format!("{}\n", out.join("report.html").display()))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,106 @@
+//! What `kd train` and `kd distill` share: which run of a recipe is meant, and training it with its progress on standard error.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use kd_run::recipe::{Recipe, RunConfig};
+use kd_run::resolve::{Choices, ResolveError, resolve};
+use kd_run::run::Outcome;
+use kd_run::{files, report};
+
+use super::{did_you_mean, eval, print};
+use crate::args::RunFlags;
+use crate::failure::Failure;
+use crate::progress::{Display, DisplayConfig};
+use crate::signals::{Interrupted, StopRequest};
+
+/// The recipe's run of this name.
+pub(super) fn named(recipe: &Recipe, name: &str) -> Result<RunConfig, Failure> {
+    let run = recipe.runs.iter().find(|run| run.name == name);
+    run.cloned().ok_or_else(|| {
+        let names: Vec<_> = recipe.runs.iter().map(|run| run.name.as_str()).collect();
+        let meant = did_you_mean(name, names.iter().copied());
+        Failure::Usage(format!("--run {name}: the recipe has the runs {}{meant}", names.join(", ")))
+    })
+}
+
+/// The one of these runs that can be meant; `flags` are those that would name one.
+pub(super) fn only<'a>(
+    runs: impl Iterator<Item = &'a RunConfig>,
+    flags: &str,
+) -> Result<RunConfig, Failure> {
+    let runs: Vec<_> = runs.collect();
+    match runs[..] {
+        [run] => Ok(run.clone()),
+        [] => Err(Failure::Usage(format!("the recipe has no such run; give {flags}"))),
+        _ => {
+            let names: Vec<_> = runs.iter().map(|run| run.name.as_str()).collect();
+            let names = names.join(", ");
+            Err(Failure::Usage(format!("which of the runs {names}? Give {flags}")))
+        }
+    }
+}
+
+/// Resolves the run, trains it, and writes the report of its folder.
+pub(super) fn train(
+    flags: &RunFlags,
+    recipe: &Recipe,
+    run: &RunConfig,
+    mut choices: Choices,
+) -> Result<(), Failure> {
+    let stop = StopRequest::listen()?;
+    choices.device = flags.compute.device()?;
+    let resolved = resolve(recipe, run, &choices).map_err(|error| match error {
+        ResolveError::Choice(message) => Failure::Usage(message),
+        ResolveError::Other(error) => Failure::Failed(error),
+    })?;
+    for note in &resolved.notes {
+        print(&format!("{note}\n"))?;
+    }
+    let run = resolved.run;
+    let name = &run.recipe.run.name;
+    let teacher = run.teacher.as_ref().map(|teacher| teacher.path.as_path());
+    let mut display = Display::new(DisplayConfig {
+        plain: flags.plain,
+        events: Some(run.out.join(name).join("events.jsonl")),
+        teacher_events: teacher_events(&run.out, teacher, name),
+    });
+    let outcome = kd_run::run::train(&run, &mut |progress| {
+        let shown = display.observe(progress);
+        if stop.signal().is_some() { ControlFlow::Break(()) } else { shown }
+    });
+    display.finish();
+    match outcome? {
+        Outcome::Finished(evaluation) => {
+            print(&format!("{name}: {}\n", eval::one_line(&evaluation)))?;
+            let weights = run.out.join(format!("{name}.safetensors"));
+            print(&format!("weights: {}\n", weights.display()))?;
+        }
+        Outcome::AlreadyFinished(evaluation) => {
+            print(&format!("{name}: finished before, {}\n", eval::one_line(&evaluation)))?;
+        }
+        Outcome::Stopped { step } => {
+            let signal = stop.signal().unwrap_or_default();
+            return Err(Failure::Interrupted(Interrupted { run: name.clone(), step, signal }));
+        }
+    }
+    let _lock = files::lock(&run.out, true)?;
+    for name in ["report.html", "summary.json"] {
+        files::remove_partial_of(&run.out.join(name))?;
+    }
+    report::write(std::slice::from_ref(&run.out))
+        .with_context(|| format!("run {name} is finished, but its report can't be made"))?;
+    print(&format!("report: {}\n", run.out.join("report.html").display()))?;
+    Ok(())
+}
+
+/// Where the teacher's measurements are if kd trained it; for a run on labels, those of a teacher in the
+/// same folder.
+fn teacher_events(out: &Path, teacher: Option<&Path>, run: &str) -> Option<PathBuf> {
+    let folder = match teacher {
+        Some(weights) => weights.with_extension(""),
+        None => out.join("teacher"),
+    };
+    (folder != out.join(run)).then(|| folder.join("events.jsonl"))
+}

@@ -1,0 +1,398 @@
+//! From a recipe to a run that can be trained: [`resolve`] loads the data, the teacher and the initial weights, checks that they
+//! fit each other, and fills in what the recipe leaves open.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use candle_core::Device;
+use kd_loss::{MethodConfig, Term};
+use kd_models::{Architecture, ModelConfig};
+
+use crate::data::{self, Data};
+use crate::files;
+use crate::initial::Initial;
+use crate::recipe::{DataConfig, DatasetName, Precision, Recipe, RunConfig, RunRecipe, check_name};
+use crate::run::{ResolvedRun, Settings, shapes};
+use crate::teacher::Pretrained;
+
+/// What somebody wants besides the recipe, such as the flags of a command line. A field left `None` means what the recipe says.
+///
+/// The default is the recipe alone, with data in `data`, on the CPU.
+#[derive(Clone, Debug)]
+pub struct Choices {
+    /// Another name for the run: its folder and its weights file.
+    pub name: Option<String>,
+    /// Where results go: `runs/<recipe's name>` if not given.
+    pub out: Option<PathBuf>,
+    /// The folder that the recipe's file lies in: weights files that the recipe names are relative to it. Not given: relative
+    /// to the working directory.
+    pub recipe_folder: Option<PathBuf>,
+    /// The folder with the data set's files, or its parent.
+    pub data: PathBuf,
+    /// The data set. With another than the recipe's, the recipe's `data.sha256` does not count.
+    pub dataset: Option<DatasetName>,
+    /// Train on at most this many images.
+    pub train_limit: Option<usize>,
+    /// Test on at most this many images.
+    pub test_limit: Option<usize>,
+    /// Take this many training images out and test on them.
+    pub held_out: Option<usize>,
+    /// Another network, with its own dropout where the recipe's does not fit.
+    pub model: Option<Architecture>,
+    /// Train without part i (from 1) of k of the training images, as `[i, k]`; `-part-<i>-of-<k>` is put behind the run's name.
+    pub part: Option<[usize; 2]>,
+    /// The teacher's weights file.
+    pub teacher: Option<PathBuf>,
+    /// The teacher's network, where its file doesn't say.
+    pub teacher_model: Option<Architecture>,
+    /// The temperature of the methods that have one.
+    pub temperature: Option<f64>,
+    /// The labels' share of the loss, from 0 to 1, in a run with one method, which has the rest.
+    pub alpha: Option<f64>,
+    /// The weights file to start from.
+    pub init: Option<PathBuf>,
+    /// Layers that stay as they are.
+    pub freeze: Option<Vec<String>>,
+    /// Passes over the training images.
+    pub epochs: Option<usize>,
+    /// Images in a step.
+    pub batch_size: Option<usize>,
+    /// Learning rate.
+    pub lr: Option<f64>,
+    /// The largest norm of a step's gradients; larger ones are scaled down to it.
+    pub clip_grad_norm: Option<f64>,
+    /// The arithmetic of training.
+    pub precision: Option<Precision>,
+    /// The seed of initial weights, batch order, augmentation and dropout.
+    pub seed: Option<u64>,
+    /// Where it is computed.
+    pub device: Device,
+    /// What does not change the result.
+    pub settings: Settings,
+}
+
+impl Default for Choices {
+    fn default() -> Self {
+        Self {
+            name: None,
+            out: None,
+            recipe_folder: None,
+            data: "data".into(),
+            dataset: None,
+            train_limit: None,
+            test_limit: None,
+            held_out: None,
+            model: None,
+            part: None,
+            teacher: None,
+            teacher_model: None,
+            temperature: None,
+            alpha: None,
+            init: None,
+            freeze: None,
+            epochs: None,
+            batch_size: None,
+            lr: None,
+            clip_grad_norm: None,
+            precision: None,
+            seed: None,
+            device: Device::Cpu,
+            settings: Settings::default(),
+        }
+    }
+}
+
+/// A run, and what there is to say about it.
+pub struct Resolved {
+    /// For [`train`](crate::run::train).
+    pub run: ResolvedRun,
+    /// Sentences for whoever starts the run: which weights it starts from, and what of them is new.
+    pub notes: Vec<String>,
+}
+
+/// Why a run can't be resolved.
+#[derive(Debug, thiserror::Error)]
+pub enum ResolveError {
+    /// A choice makes no sense for this run; the message names it.
+    #[error("{0}")]
+    Choice(String),
+    /// A file is missing, damaged, or doesn't fit; the message names it.
+    #[error(transparent)]
+    Other(#[from] anyhow::Error),
+}
+
+/// Resolves a run of `recipe`: lays the choices over it, loads data, teacher and initial weights, checks that they fit each other
+/// and what other runs in the output folder were trained on, and fills in the feature places that the recipe leaves open.
+///
+/// `run` is one of the recipe's runs or one like them. The run's own recipe then records what was found: the SHA-256 of data,
+/// teacher and initial weights, and where the latter two lie. The output folder is made if it is not there; nothing is printed.
+///
+/// # Errors
+/// [`ResolveError::Choice`] when a choice doesn't fit the run, else [`ResolveError::Other`].
+pub fn resolve(
+    recipe: &Recipe,
+    run: &RunConfig,
+    choices: &Choices,
+) -> Result<Resolved, ResolveError> {
+    let mut resolved = with_choices(recipe, run.clone(), choices)?;
+    resolved.training.precision.check(&choices.device)?;
+    choices.settings.compile.check(&choices.device)?;
+    let out = choices.out.clone().unwrap_or_else(|| Path::new("runs").join(&recipe.name));
+    let teacher_path = teacher_path(recipe, &resolved.run, choices, &out)?;
+
+    let data = data::load(&resolved.data, &choices.data)?.for_run(&resolved.run)?;
+    resolved.data.sha256 = Some(data.sha256.clone());
+    files::create_folder(&out)?;
+    check_same_data(&out, &resolved)?;
+    let teacher = match &teacher_path {
+        Some(path) => Some(load_teacher(path, &mut resolved, &data, &out)?),
+        None => None,
+    };
+    let initial_path = match (&choices.init, &resolved.run.init) {
+        (Some(path), _) => Some(path.to_owned()),
+        (None, Some(name)) => Some(weights_path(recipe, choices, &out, name)),
+        (None, None) => None,
+    };
+    let mut notes = Vec::new();
+    let initial = match &initial_path {
+        Some(path) => Some(load_initial(path, &mut resolved, &data, &out, &mut notes)?),
+        None => None,
+    };
+    fill_in_places(&mut resolved.run, teacher.as_ref(), &data)?;
+    let (device, settings) = (choices.device.clone(), choices.settings.clone());
+    let run = ResolvedRun { recipe: resolved, out, data, teacher, initial, device, settings };
+    Ok(Resolved { run, notes })
+}
+
+/// The recipe of one run, with the choices laid over it.
+fn with_choices(
+    recipe: &Recipe,
+    mut run: RunConfig,
+    choices: &Choices,
+) -> Result<RunRecipe, ResolveError> {
+    let Recipe { name, mut data, mut training, mut optimizer, .. } = recipe.clone();
+    if let Some(dataset) = choices.dataset {
+        if dataset != data.dataset {
+            data.sha256 = None;
+        }
+        data.dataset = dataset;
+    }
+    data.train_limit = choices.train_limit.or(data.train_limit);
+    data.test_limit = choices.test_limit.or(data.test_limit);
+    data.held_out = choices.held_out.or(data.held_out);
+    // From here on the run's own number stands where training looks for it.
+    let own_epochs = run.epochs.take();
+    training.epochs = choices.epochs.or(own_epochs).unwrap_or(training.epochs);
+    training.batch_size = choices.batch_size.unwrap_or(training.batch_size);
+    training.seed = choices.seed.unwrap_or(training.seed);
+    training.clip_grad_norm = choices.clip_grad_norm.or(training.clip_grad_norm);
+    training.precision = choices.precision.unwrap_or(training.precision);
+    *optimizer.lr_mut() = choices.lr.unwrap_or(optimizer.lr());
+
+    if let Some(model) = choices.model {
+        run.set_model(model);
+    }
+    if let Some(temperature) = choices.temperature {
+        set_temperature(&mut run, temperature)?;
+    }
+    if let Some(alpha) = choices.alpha {
+        set_alpha(&mut run, alpha)?;
+    }
+    run.teacher_model = choices.teacher_model.or(run.teacher_model);
+    if let Some(freeze) = &choices.freeze {
+        run.freeze.clone_from(freeze);
+    }
+    if let Some([part, of]) = choices.part {
+        run.part = Some([part, of]);
+        run.name = part_name(&run.name, part, of);
+    }
+    if let Some(name) = &choices.name {
+        check_name(name).map_err(|error| ResolveError::Choice(format!("--name: {error}")))?;
+        run.name.clone_from(name);
+    }
+    Ok(RunRecipe { name, data, training, optimizer, run })
+}
+
+fn set_temperature(run: &mut RunConfig, value: f64) -> Result<(), ResolveError> {
+    let mut found = false;
+    for term in &mut run.methods {
+        let temperature = match &mut term.method {
+            MethodConfig::Kd(config) => &mut config.temperature,
+            MethodConfig::Dkd(config) => &mut config.temperature,
+            MethodConfig::Dist(config) => &mut config.temperature,
+            _ => continue,
+        };
+        *temperature = value;
+        found = true;
+    }
+    match found {
+        true => Ok(()),
+        false => {
+            Err(ResolveError::Choice("--temperature is for the methods kd, dkd and dist".into()))
+        }
+    }
+}
+
+fn set_alpha(run: &mut RunConfig, alpha: f64) -> Result<(), ResolveError> {
+    let [Term { weight, .. }] = &mut run.methods[..] else {
+        return Err(ResolveError::Choice(format!(
+            "--alpha shares the loss between the labels and one method; run {:?} has {}: set their weights in a recipe",
+            run.name,
+            run.methods.len()
+        )));
+    };
+    (run.labels, *weight) = kd_loss::alpha_weights(alpha).map_err(anyhow::Error::from)?;
+    Ok(())
+}
+
+/// Where the teacher's weights are; `None` for a run that needs no teacher.
+fn teacher_path(
+    recipe: &Recipe,
+    run: &RunConfig,
+    choices: &Choices,
+    out: &Path,
+) -> Result<Option<PathBuf>, ResolveError> {
+    let path = match (&choices.teacher, &run.teacher) {
+        (Some(path), _) => Some(path.to_owned()),
+        (None, Some(name)) => Some(weights_path(recipe, choices, out, name)),
+        (None, None) => None,
+    };
+    match (&path, run.needs_teacher()) {
+        (None, true) => Err(ResolveError::Choice(format!(
+            "run {:?} learns from a teacher: give its weights with --teacher FILE",
+            run.name
+        ))),
+        (Some(path), false) => Err(ResolveError::Choice(format!(
+            "--teacher {}: run {:?} asks no teacher",
+            path.display(),
+            run.name
+        ))),
+        _ => Ok(path),
+    }
+}
+
+/// Where weights that a recipe names are: another run's, or a file beside the recipe.
+fn weights_path(recipe: &Recipe, choices: &Choices, out: &Path, name: &str) -> PathBuf {
+    if recipe.runs.iter().any(|run| run.name == name) {
+        return out.join(format!("{name}.safetensors"));
+    }
+    let folder = choices.recipe_folder.as_deref();
+    folder.map_or_else(|| PathBuf::from(name), |folder| folder.join(name))
+}
+
+/// Runs in one folder are compared, so they must have been tested on the same images.
+fn check_same_data(out: &Path, run: &RunRecipe) -> anyhow::Result<()> {
+    let reading = || format!("{}: the folder can't be read", out.display());
+    for entry in std::fs::read_dir(out).with_context(reading)? {
+        let folder = entry.with_context(reading)?.path();
+        if !folder.join("events.jsonl").exists() || folder.ends_with(&run.run.name) {
+            continue;
+        }
+        let path = folder.join("recipe.toml");
+        let Ok(other) = Recipe::read(&path) else { continue };
+        let number = |value: Option<usize>| value.map_or("none".into(), |value| value.to_string());
+        let test = |data: &DataConfig| (data.sha256.clone(), data.test_limit, data.held_out);
+        if test(&other.data) != test(&run.data) {
+            bail!(
+                "{}: this run was on other images ({}{}, test limit {}, held out {}); runs in one folder are compared, so choose another --out",
+                path.display(),
+                other.data.dataset.name(),
+                if other.data.sha256 == run.data.sha256 { "" } else { " of other files" },
+                number(other.data.test_limit),
+                number(other.data.held_out)
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Loads the teacher, or with `cross_fit` the teacher of each part, and records it in the recipe.
+fn load_teacher(
+    path: &Path,
+    resolved: &mut RunRecipe,
+    data: &Data,
+    out: &Path,
+) -> anyhow::Result<Pretrained> {
+    let normalization = resolved.data.normalization();
+    let run = &mut resolved.run;
+    let load = |path: &Path| {
+        Pretrained::load(path, run.teacher_model, data.classes.len(), normalization)
+            .context("the teacher can't be used")
+    };
+    let part_path = |part, of| {
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+        path.with_file_name(part_name(&stem, part, of) + ".safetensors")
+    };
+    let (teacher, file) = match run.cross_fit {
+        None => (load(path)?, path.to_owned()),
+        Some(of) => {
+            let parts: anyhow::Result<Vec<_>> =
+                (1..=of).map(|part| load(&part_path(part, of))).collect();
+            (Pretrained::cross_fitted(path, parts?, data.train.len())?, part_path(1, of))
+        }
+    };
+    if let Some(expected) = &run.teacher_sha256
+        && *expected != teacher.sha256
+    {
+        bail!(
+            "{}: the teacher's SHA-256 is {}; the recipe's teacher_sha256 is {expected}: it is another teacher",
+            path.display(),
+            teacher.sha256
+        );
+    }
+    // Of cross-fitted targets the teacher's own file need not be there.
+    let recorded = files::from_run_folder(&file, out)?;
+    let recorded = recorded.with_file_name(path.file_name().unwrap_or_default());
+    run.teacher = Some(recorded.display().to_string());
+    run.teacher_model = Some(teacher.config.architecture);
+    run.teacher_sha256 = Some(teacher.sha256.clone());
+    Ok(teacher)
+}
+
+/// Loads the weights to start from, notes what is taken of them, and records them in the recipe.
+fn load_initial(
+    path: &Path,
+    resolved: &mut RunRecipe,
+    data: &Data,
+    out: &Path,
+    notes: &mut Vec<String>,
+) -> anyhow::Result<Initial> {
+    let normalization = resolved.data.normalization();
+    let run = &mut resolved.run;
+    let config = ModelConfig::new(run.model, data.classes.len());
+    let initial = Initial::load(path, &config, normalization)
+        .with_context(|| format!("run {} can't start from these weights", run.name))?;
+    if let Some(expected) = &run.init_sha256
+        && *expected != initial.sha256
+    {
+        bail!(
+            "{}: the SHA-256 is {}; the recipe's init_sha256 is {expected}: these are other weights",
+            path.display(),
+            initial.sha256
+        );
+    }
+    notes.push(format!("{}: {}", run.name, initial.says(path, &config)));
+    run.init = Some(files::from_run_folder(path, out)?.display().to_string());
+    run.init_sha256 = Some(initial.sha256.clone());
+    Ok(initial)
+}
+
+/// The name of the run that leaves a part out, and of the file where a student with `cross_fit` looks for its weights.
+fn part_name(name: &str, part: usize, of: usize) -> String {
+    format!("{name}-part-{part}-of-{of}")
+}
+
+/// Fills in the feature places that the recipe leaves to the methods.
+fn fill_in_places(
+    run: &mut RunConfig,
+    teacher: Option<&Pretrained>,
+    data: &Data,
+) -> anyhow::Result<()> {
+    let student = ModelConfig::new(run.model, data.classes.len());
+    let teacher = teacher.map(|teacher| &teacher.config);
+    let shapes = shapes(&student, teacher, &data.train_labels());
+    for term in &mut run.methods {
+        term.method = term.method.resolve(&shapes)?;
+    }
+    Ok(())
+}
