@@ -1,4 +1,4 @@
-//! The images of a recipe, in memory.
+//! The images that a recipe asks for, loaded and cut into those to train on, to test on and to select an epoch on.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -9,16 +9,17 @@ use serde::Deserialize;
 
 use crate::recipe::{DataConfig, DatasetName, RunConfig};
 
-/// A seed of its own, so that the subset is the same in every run, whatever the run's seed.
+/// Seed of the subsets that `train_limit` and `test_limit` take. Like the three seeds below it is a constant, so that the choice is
+/// the same in every run, whatever the run's own seed.
 const SUBSET_SEED: u64 = 0;
-/// The same for the images that are held out.
+/// Seed of the choice of held-out images.
 const HELD_OUT_SEED: u64 = 1;
-/// The same for the parts of cross-fitting.
+/// Seed of the parts of cross-fitting.
 const PART_SEED: u64 = 2;
-/// The same for the images that a run chooses its epoch on.
+/// Seed of the choice of images that a run selects its epoch on.
 const SELECTION_SEED: u64 = 3;
 
-/// Images to train on and to test on, after any limit.
+/// The images of a run, after every limit of its recipe has been applied.
 #[derive(Clone, Debug)]
 pub struct Data {
     /// `cifar10`, `cifar100`, `synthetic` or `folder`.
@@ -29,28 +30,29 @@ pub struct Data {
     pub train: Arc<Split>,
     /// The images to test on.
     pub test: Arc<Split>,
-    /// Training images before any was left out for this run alone.
+    /// The number of training images before [`Data::for_run`] left any out for one run.
     pub whole_train: usize,
-    /// Taken out of the training images, to choose the best epoch on.
+    /// Images taken out of the training images, on which the run selects its best epoch; `None` where it does not.
     pub selection: Option<Arc<Split>>,
     /// SHA-256 of the whole data set.
     pub sha256: String,
-    /// Why the images may not be the published ones.
+    /// Why the images may differ from the published ones, for the report; `None` when nothing says so.
     pub warning: Option<String>,
 }
 
 impl Data {
-    /// The labels of the images to train on.
+    /// The labels of the training images, in the data's order.
     pub(crate) fn train_labels(&self) -> Vec<u32> {
         self.train.labels.iter().map(|&label| u32::from(label)).collect()
     }
 }
 
-/// Loads the data set of `config`; `folder` has its batch files or is the parent of that folder
-/// (the synthetic set needs none, and one's own pictures lie in `train` and `test` in it).
+/// Loads the data set of `config` and applies its limits. `folder` holds the data set's files, or is the parent of the folder that
+/// does; the synthetic set needs no folder, and one's own pictures lie in `train` and `test` in it.
 ///
 /// # Errors
-/// When a file is missing or damaged, or the data is not what the recipe's hash says.
+/// When a file is missing or damaged, when the data's SHA-256 is not the recipe's, or when more images are to be held out than
+/// there are training images.
 pub fn load(config: &DataConfig, folder: &Path) -> anyhow::Result<Data> {
     let (dataset, files) = match config.dataset {
         DatasetName::Cifar10 => (kd_data::cifar10(folder)?, Some("cifar-10-batches-bin")),
@@ -62,7 +64,7 @@ pub fn load(config: &DataConfig, folder: &Path) -> anyhow::Result<Data> {
         && *expected != dataset.sha256
     {
         anyhow::bail!(
-            "{}: the data's SHA-256 is {}; the recipe's data.sha256 is {expected}: it was made for other data",
+            "{}: the data's SHA-256 is {}; the recipe's data.sha256 is {expected}: the recipe was made for other data. Give that data with --data, or remove data.sha256 from the recipe",
             folder.display(),
             dataset.sha256
         );
@@ -79,7 +81,7 @@ pub fn load(config: &DataConfig, folder: &Path) -> anyhow::Result<Data> {
         None => (dataset.train, dataset.test),
         Some(held_out) => {
             let note = format!(
-                "the test images here are {held_out} images held out of the training set; the data's own test images were not used"
+                "the test images are {held_out} images held out of the training set; the data set's own test images were not used"
             );
             warning = Some(warning.map_or(note.clone(), |warning| format!("{warning}; {note}")));
             hold_out(&dataset.train, held_out, classes)?
@@ -99,11 +101,11 @@ pub fn load(config: &DataConfig, folder: &Path) -> anyhow::Result<Data> {
 }
 
 impl Data {
-    /// Leaves out of the training images what this run is not to see: its part in cross-fitting, and
-    /// those that it chooses its epoch on.
+    /// Leaves out the training images that `run` must not train on: its part in cross-fitting, and those that it selects its epoch
+    /// on, which become [`Data::selection`].
     ///
     /// # Errors
-    /// When there are too few images for that.
+    /// When there are fewer training images than parts or than images to select on.
     pub fn for_run(mut self, run: &RunConfig) -> anyhow::Result<Self> {
         if let Some([part, of]) = run.part {
             let left_out = self.part(part, of)?;
@@ -123,12 +125,15 @@ impl Data {
         Ok(self)
     }
 
-    /// The training images of part `part` (from 1) of `of`: balanced over the classes, and together
-    /// all images, each once; the same in every run.
+    /// The indices of the training images in part `part` (from 1) of `of` parts. The parts are balanced over the classes, hold each
+    /// image exactly once, and are the same in every run.
     pub(crate) fn part(&self, part: usize, of: usize) -> anyhow::Result<Vec<u32>> {
         let images = self.train.len();
-        anyhow::ensure!(of <= images, "{images} training images can't be cut into {of} parts");
-        // A smaller balanced subset is part of each larger one.
+        anyhow::ensure!(
+            of <= images,
+            "{images} training images can't be cut into {of} parts; expected at most one part for each image"
+        );
+        // With the same seed a smaller balanced subset is contained in each larger one.
         let up_to = |part: usize| {
             self.train.balanced_subset(images * part / of, self.classes.len(), PART_SEED)
         };
@@ -137,7 +142,7 @@ impl Data {
     }
 }
 
-/// The training images without those that are held out, and those.
+/// Splits the training images into those that remain and the `count` that are held out.
 fn hold_out(train: &Split, count: usize, classes: usize) -> anyhow::Result<(Split, Split)> {
     anyhow::ensure!(
         count < train.len(),
@@ -148,12 +153,13 @@ fn hold_out(train: &Split, count: usize, classes: usize) -> anyhow::Result<(Spli
     Ok((train.select(&all_but(train.len(), &held_out)), train.select(&held_out)))
 }
 
-/// The indices below `len` that are not among `left_out`, which rise.
+/// The indices below `len` that are not in `left_out`, whose indices must be in ascending order.
 fn all_but(len: usize, left_out: &[u32]) -> Vec<u32> {
     (0..len as u32).filter(|index| left_out.binary_search(index).is_err()).collect()
 }
 
-/// What `source.json` beside the batch files says against them, if it is there.
+/// The warning in `source.json` beside the data set's files, if that file is there and has one. `cargo xtask data` writes it when
+/// the images did not come from the published archive.
 fn warning(folder: &Path, files: &str) -> Option<String> {
     #[derive(Deserialize)]
     struct Source {

@@ -1,4 +1,4 @@
-//! What a run starts from besides fresh weights: weights of a file, and layers that stay as they are.
+//! What a run starts from besides fresh weights: the weights of a file, and which layers are frozen.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -10,19 +10,21 @@ use kd_models::{ModelConfig, Parameters};
 
 use crate::files;
 
-/// Weights to start from.
+/// Weights of a file that a run starts from.
 pub struct Initial {
-    /// Of the file.
+    /// SHA-256 of the file.
     pub sha256: String,
-    /// Its weights.
+    /// The tensors that are taken from the file, and what is known of it.
     pub start: Start,
 }
 
 impl Initial {
-    /// Loads a weights file of the network `config`; its last layer may tell another number of classes apart.
+    /// Loads a weights file of the network `config`. The file may classify another number of classes; its last layer is then left
+    /// out.
     ///
     /// # Errors
-    /// When the file is missing, damaged, of another network, or of one for differently normalised images.
+    /// When the file is missing or damaged, holds another network's weights, or says that its network was trained on images that
+    /// were normalised otherwise.
     pub fn load(
         path: &Path,
         config: &ModelConfig,
@@ -36,20 +38,20 @@ impl Initial {
         Ok(Self { sha256, start })
     }
 
-    /// What is taken and what is new, in a line.
-    pub fn says(&self, path: &Path, config: &ModelConfig) -> String {
+    /// A sentence about what the run takes from the file at `path` and which layer starts fresh.
+    pub fn describe(&self, path: &Path, config: &ModelConfig) -> String {
         let path = path.display();
         match self.start.other_classes {
             None => format!("starts from {path}"),
             Some(other) => format!(
-                "starts from {path}, but for {}: that file tells {other} classes apart, the data has {}; this layer starts fresh",
+                "starts from {path}, except for {}, which starts fresh: the file classifies {other} classes; the data has {}",
                 last_layer(config),
                 config.classes
             ),
         }
     }
 
-    /// Puts the weights in the place of fresh ones.
+    /// Writes the file's weights over the fresh ones in `parameters`.
     pub(crate) fn set(&self, parameters: &Parameters) -> anyhow::Result<()> {
         for (name, tensor) in &self.start.tensors {
             let var = parameters.get(name).with_context(|| format!("no parameter {name}"))?;
@@ -59,12 +61,12 @@ impl Initial {
     }
 }
 
-/// The layer that gives the logits.
+/// The name of the layer that gives the logits.
 fn last_layer(config: &ModelConfig) -> String {
     layers(config).pop().unwrap_or_default()
 }
 
-/// The layers with trained values, from the input to the output.
+/// The names of the layers that have trained values, from the input to the output.
 fn layers(config: &ModelConfig) -> Vec<String> {
     let names = kd_models::parameter_shapes(config).into_iter();
     let mut layers: Vec<String> = names.map(|(name, _)| layer_of(&name).to_string()).collect();
@@ -76,11 +78,12 @@ fn layer_of(parameter: &str) -> &str {
     parameter.rsplit_once('.').map_or(parameter, |(layer, _)| layer)
 }
 
-/// The parameters that the names of `freeze` mean: a parameter's own, a layer's, or what stands before a dot
-/// in several layers' names.
+/// The names of the parameters that `freeze` names: each entry is a parameter's name, a layer's, or what stands before a dot in
+/// the names of several layers.
 ///
 /// # Errors
-/// When a name means nothing, nothing is left to train, or the last layer is frozen although it starts fresh.
+/// When the network has no layer of such a name, when no layer is left to train, or when the last layer is frozen although it
+/// starts fresh.
 pub(crate) fn frozen(
     config: &ModelConfig,
     freeze: &[String],
@@ -108,7 +111,7 @@ pub(crate) fn frozen(
     let is_new = initial.is_some_and(|initial| initial.start.other_classes.is_some());
     ensure!(
         !(is_new && frozen.iter().any(|parameter| layer_of(parameter) == last)),
-        "freeze: {last} starts fresh, because the initial weights tell another number of classes apart; it has to be trained"
+        "freeze: {last} can't be frozen: it starts fresh, because the initial weights classify another number of classes than the data has"
     );
     Ok(frozen)
 }

@@ -371,7 +371,7 @@ fn load_initial(
             initial.sha256
         );
     }
-    notes.push(format!("{}: {}", run.name, initial.says(path, &config)));
+    notes.push(format!("{}: {}", run.name, initial.describe(path, &config)));
     run.init = Some(files::from_run_folder(path, out)?.display().to_string());
     run.init_sha256 = Some(initial.sha256.clone());
     Ok(initial)

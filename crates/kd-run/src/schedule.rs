@@ -1,84 +1,6 @@
 //! Learning rates over a run, each step's from its number alone.
 
-use serde::{Deserialize, Serialize};
-
-use crate::recipe::{Invalid, Step, require};
-
-/// How the learning rate goes; a recipe's `training.schedule`, one line:
-///
-/// ```toml
-/// [training]
-/// schedule = { name = "cosine", warmup_epochs = 5 }
-/// ```
-///
-/// Every schedule but the one-cycle can begin with a linear warm-up.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "name", rename_all = "kebab-case", deny_unknown_fields)]
-pub enum LrSchedule {
-    /// The optimiser's rate after the warm-up.
-    Constant {
-        /// Length of the warm-up.
-        #[serde(default)]
-        warmup_epochs: f64,
-        /// The share of the rate that it begins with.
-        #[serde(default = "warmup_from")]
-        warmup_from: f64,
-    },
-    /// Times `factor` at each milestone (`MultiStepLR`). Milestones are epochs of the whole run.
-    Step {
-        /// Epochs done when the rate falls.
-        milestones: Vec<f64>,
-        /// What it is multiplied with.
-        #[serde(default = "factor")]
-        factor: f64,
-        /// Length of the warm-up.
-        #[serde(default)]
-        warmup_epochs: f64,
-        /// The share of the rate that it begins with.
-        #[serde(default = "warmup_from")]
-        warmup_from: f64,
-    },
-    /// Half a cosine from the rate down to a share of it, over what follows the warm-up
-    /// (`CosineAnnealingLR`; Loshchilov and Hutter, 2017, without restarts).
-    Cosine {
-        /// The share of the rate that it ends with.
-        #[serde(default)]
-        down_to: f64,
-        /// Length of the warm-up.
-        #[serde(default)]
-        warmup_epochs: f64,
-        /// The share of the rate that it begins with.
-        #[serde(default = "warmup_from")]
-        warmup_from: f64,
-    },
-    /// From a share of the rate up to it and down to nearly nothing (`OneCycleLR` with `cycle_momentum=False`,
-    /// whose defaults these are otherwise; Smith and Topin, 2018). The rise is its warm-up: linear with `anneal = "linear"`.
-    OneCycle {
-        /// The share of the run's steps that it rises.
-        #[serde(default = "rise")]
-        rise: f64,
-        /// The rate is this many times what it begins with.
-        #[serde(default = "div_factor")]
-        div_factor: f64,
-        /// What it begins with is this many times what it ends with.
-        #[serde(default = "final_div_factor")]
-        final_div_factor: f64,
-        /// The curve between.
-        #[serde(default)]
-        anneal: Anneal,
-    },
-}
-
-/// The curve between two rates.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Anneal {
-    /// Half a cosine.
-    #[default]
-    Cos,
-    /// A straight line.
-    Linear,
-}
+use crate::recipe::{Anneal, LrSchedule};
 
 impl Anneal {
     fn between(self, from: f64, to: f64, share: f64) -> f64 {
@@ -89,37 +11,7 @@ impl Anneal {
     }
 }
 
-fn warmup_from() -> f64 {
-    0.01
-}
-
-fn factor() -> f64 {
-    0.1
-}
-
-fn rise() -> f64 {
-    0.3
-}
-
-fn div_factor() -> f64 {
-    25.0
-}
-
-fn final_div_factor() -> f64 {
-    1e4
-}
-
-impl Default for LrSchedule {
-    fn default() -> Self {
-        Self::Constant { warmup_epochs: 0.0, warmup_from: warmup_from() }
-    }
-}
-
 impl LrSchedule {
-    pub(crate) fn is_constant(&self) -> bool {
-        matches!(self, Self::Constant { warmup_epochs: 0.0, .. })
-    }
-
     /// The share of the optimiser's rate in step `step` (from 0) of `epochs` epochs of `batches` steps.
     pub fn share(&self, step: u64, batches: usize, epochs: usize) -> f64 {
         let (step, batches) = (step as f64, batches as f64);
@@ -157,41 +49,6 @@ impl LrSchedule {
                         anneal.between(1.0, first / final_div_factor, share.min(1.0))
                     }
                 }
-            }
-        }
-    }
-
-    pub(crate) fn check(&self) -> Result<(), Invalid> {
-        let check = |key: &'static str, value: f64, good: bool, expected: &str| {
-            require(good, &[Step::Key(key)], value, expected)
-        };
-        let warmup = |length: f64, from: f64| {
-            let good = length >= 0.0 && length.is_finite();
-            check("warmup_epochs", length, good, "a number that is not negative")?;
-            check("warmup_from", from, (0.0..=1.0).contains(&from), "a share from 0 to 1")
-        };
-        let above_0 = |key, value: f64| {
-            check(key, value, value > 0.0 && value.is_finite(), "a number above 0")
-        };
-        match *self {
-            Self::Constant { warmup_epochs, warmup_from } => warmup(warmup_epochs, warmup_from),
-            Self::Step { ref milestones, factor, warmup_epochs, warmup_from } => {
-                let rising = milestones.windows(2).all(|pair| pair[0] < pair[1]);
-                let good = rising && milestones.iter().all(|epoch| *epoch > 0.0);
-                let found = format!("{milestones:?}");
-                require(good, &[Step::Key("milestones")], found, "epochs above 0 that rise")?;
-                above_0("factor", factor)?;
-                warmup(warmup_epochs, warmup_from)
-            }
-            Self::Cosine { down_to, warmup_epochs, warmup_from } => {
-                let good = (0.0..=1.0).contains(&down_to);
-                check("down_to", down_to, good, "a share from 0 to 1")?;
-                warmup(warmup_epochs, warmup_from)
-            }
-            Self::OneCycle { rise, div_factor, final_div_factor, .. } => {
-                check("rise", rise, rise > 0.0 && rise < 1.0, "a share between 0 and 1")?;
-                above_0("div_factor", div_factor)?;
-                above_0("final_div_factor", final_div_factor)
             }
         }
     }
@@ -301,25 +158,5 @@ mod tests {
             }
         }
         assert_eq!(LrSchedule::default().share(7, 2, 6), 1.0);
-    }
-
-    #[test]
-    fn rates_that_make_no_sense_are_errors() {
-        for (line, key) in [
-            ("{ name = 'step', milestones = [3, 2] }", "milestones"),
-            ("{ name = 'step', milestones = [], factor = 0 }", "factor"),
-            ("{ name = 'cosine', warmup_epochs = -1 }", "warmup_epochs"),
-            ("{ name = 'cosine', down_to = 2 }", "down_to"),
-            ("{ name = 'constant', warmup_from = -1 }", "warmup_from"),
-            ("{ name = 'one-cycle', rise = 1 }", "rise"),
-        ] {
-            let table: toml::Table = format!("schedule = {line}").parse().unwrap();
-            let schedule: LrSchedule = table["schedule"].clone().try_into().unwrap();
-            let message = schedule.check().unwrap_err().to_string();
-            assert!(message.starts_with(&format!("{key}: is ")), "{message}");
-        }
-        let table: toml::Table =
-            "schedule = { name = 'one-cycle', warmup_epochs = 1 }".parse().unwrap();
-        assert!(table["schedule"].clone().try_into::<LrSchedule>().is_err());
     }
 }

@@ -7,6 +7,7 @@ mod kills;
 mod methods;
 mod networks;
 mod pictures;
+mod recipes;
 mod resume;
 mod shell;
 mod signals;

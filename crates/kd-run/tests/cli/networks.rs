@@ -205,7 +205,7 @@ fn a_run_starts_from_given_weights_and_frozen_layers_stay() {
     let line = "train --model resnet8 --out";
     let said = kd(&dir, &format!("{line} new --init hundred.safetensors --freeze conv1"));
     assert!(
-        said.contains("but for linear: that file tells 100 classes apart, the data has 10"),
+        said.contains("except for linear, which starts fresh: the file classifies 100 classes; the data has 10"),
         "{said}"
     );
     let first = |out: &str| {
@@ -248,7 +248,7 @@ fn what_can_not_be_started_from_or_frozen_is_said() {
         ),
         (
             "train --model resnet8 --freeze linear --init hundred.safetensors",
-            "linear starts fresh, because the initial weights tell another number of classes apart",
+            "linear can't be frozen: it starts fresh, because the initial weights classify another number of classes",
         ),
         ("train --model student --freeze features,classifier", "no layer is left to train"),
     ] {

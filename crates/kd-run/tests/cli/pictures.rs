@@ -136,7 +136,7 @@ fn networks_that_do_not_fit_are_refused() {
     save(&synthetic().test, 0, &dir.path("a.png"));
     let line = "predict --weights student.safetensors a.png";
     let message = dir.fails(&format!("{line} --teacher hundred.safetensors"), 2);
-    assert!(message.contains("tell other classes apart"), "{message}");
+    assert!(message.contains("classify different classes"), "{message}");
     let message = dir.fails(&format!("{line} --model teacher"), 1);
     assert!(message.contains("weights of a student, not of a teacher"), "{message}");
     // A file of PyTorch's: the number of classes is the last layer's, and names are not known.
@@ -172,7 +172,7 @@ fn a_network_learns_ones_own_pictures_in_folders() {
     // The recipe is for these pictures.
     save(&data.test, 0, &dir.path("mine/test/ring/more.png"));
     let message = dir.fails("train --recipe out/teacher/recipe.toml --data mine --out other", 1);
-    assert!(message.contains("it was made for other data"), "{message}");
+    assert!(message.contains("the recipe was made for other data"), "{message}");
     fs::remove_dir_all(dir.path("mine/test/box")).unwrap();
     let message = dir.fails(&format!("train --model student {flags}"), 1);
     assert!(message.contains("box: found no such folder"), "{message}");

@@ -2,41 +2,21 @@
 
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
 use std::process::Stdio;
 
-use kd_models::ModelConfig;
-use kd_run::initial::Initial;
-use kd_run::recipe::{Recipe, RunRecipe};
-use kd_run::run::{Outcome, Progress, ResolvedRun, Settings, train};
-use kd_run::teacher::Pretrained;
+use kd_run::recipe::Recipe;
+use kd_run::resolve::{Choices, resolve};
+use kd_run::run::{Outcome, Progress, ResolvedRun, train};
 
 use crate::workdir::{BATCHES, TINY, WorkDir, damage};
 
 /// The run that `out/<name>/recipe.toml` records, to be done below another folder by the library.
 pub(crate) fn resolved(dir: &WorkDir, done: &str, out: &str) -> ResolvedRun {
-    let path = dir.path(&format!("{done}/recipe.toml"));
-    let Recipe { name, data, training, optimizer, mut runs, .. } = Recipe::read(&path).unwrap();
-    let recipe = RunRecipe { name, data, training, optimizer, run: runs.remove(0) };
-    let images = kd_run::data::load(&recipe.data, &PathBuf::new()).unwrap();
-    let teacher = recipe.run.teacher.as_ref().map(|teacher| {
-        let path = path.parent().unwrap().join(teacher);
-        Pretrained::load(&path, None, 10, recipe.data.normalization()).unwrap()
-    });
-    let initial = recipe.run.init.as_ref().map(|init| {
-        let path = path.parent().unwrap().join(init);
-        let config = ModelConfig::new(recipe.run.model, 10);
-        Initial::load(&path, &config, recipe.data.normalization()).unwrap()
-    });
-    ResolvedRun {
-        recipe,
-        out: dir.path(out),
-        data: images,
-        teacher,
-        initial,
-        device: candle_core::Device::Cpu,
-        settings: Settings::default(),
-    }
+    let folder = dir.path(done);
+    let recipe = Recipe::read(&folder.join("recipe.toml")).unwrap();
+    let (recipe_folder, out) = (Some(folder), Some(dir.path(out)));
+    let choices = Choices { recipe_folder, out, ..Choices::default() };
+    resolve(&recipe, &recipe.runs[0], &choices).unwrap().run
 }
 
 /// Two folders hold the same finished run.

@@ -133,7 +133,7 @@ fn data_other_than_the_recipes_is_refused() {
         .replace("dataset = \"cifar10\"", "dataset = \"synthetic\"\nsha256 = \"00\"");
     std::fs::write(dir.path("mine.toml"), recipe).unwrap();
     let message = dir.fails("train --model student --recipe mine.toml --out out", 1);
-    assert!(message.contains("it was made for other data"), "{message}");
+    assert!(message.contains("the recipe was made for other data"), "{message}");
 }
 
 #[test]

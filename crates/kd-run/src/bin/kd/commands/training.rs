@@ -17,11 +17,9 @@ use crate::signals::{Interrupted, StopRequest};
 
 /// The recipe's run of this name.
 pub(super) fn named(recipe: &Recipe, name: &str) -> Result<RunConfig, Failure> {
-    let run = recipe.runs.iter().find(|run| run.name == name);
-    run.cloned().ok_or_else(|| {
-        let names: Vec<_> = recipe.runs.iter().map(|run| run.name.as_str()).collect();
-        let meant = did_you_mean(name, names.iter().copied());
-        Failure::Usage(format!("--run {name}: the recipe has the runs {}{meant}", names.join(", ")))
+    recipe.run(name).cloned().map_err(|unknown| {
+        let meant = did_you_mean(name, unknown.known.iter().map(String::as_str));
+        Failure::Usage(format!("--run {name}: {unknown}{meant}"))
     })
 }
 

@@ -1,0 +1,225 @@
+//! Checks of every value of a recipe.
+
+use kd_ops::adam::AdamConfig;
+use kd_ops::sgd::SgdConfig;
+
+use super::invalid::{Invalid, Step, require};
+use super::optimizer::OptimizerConfig;
+use super::schedule::LrSchedule;
+use super::types::{DataConfig, Recipe, RunConfig, RunRecipe};
+
+/// Most epochs, and most images in a step: far more than anybody trains with.
+const MOST: usize = 1_000_000;
+const AT_LEAST_ONE: &str = "at least 1, at most 1000000";
+
+impl RunRecipe {
+    /// Checks every value.
+    ///
+    /// # Errors
+    /// When one makes no sense; it is named.
+    pub fn validate(&self) -> anyhow::Result<()> {
+        self.to_recipe().check().map_err(|invalid| anyhow::anyhow!("{invalid}"))
+    }
+}
+
+impl Recipe {
+    pub(super) fn check(&self) -> Result<(), Invalid> {
+        self.data.check().map_err(|invalid| invalid.below(&[Step::Key("data")]))?;
+        let training = &self.training;
+        for (key, value) in [("epochs", training.epochs), ("batch_size", training.batch_size)] {
+            let path = [Step::Key("training"), Step::Key(key)];
+            require((1..=MOST).contains(&value), &path, value, AT_LEAST_ONE)?;
+        }
+        let clip = training.clip_grad_norm.unwrap_or(1.0);
+        let path = [Step::Key("training"), Step::Key("clip_grad_norm")];
+        require(clip > 0.0 && clip.is_finite(), &path, clip, "a number above 0")?;
+        training
+            .schedule
+            .check()
+            .map_err(|invalid| invalid.below(&[Step::Key("training"), Step::Key("schedule")]))?;
+        self.optimizer.check().map_err(|invalid| invalid.below(&[Step::Key("optimizer")]))?;
+        require(!self.runs.is_empty(), &[Step::Key("run")], "empty", "at least one [[run]]")?;
+        for (index, run) in self.runs.iter().enumerate() {
+            let place = [Step::Key("run"), Step::Index(index)];
+            run.check().map_err(|invalid| invalid.below(&place))?;
+            if self.runs[..index].iter().any(|other| other.name == run.name) {
+                let mut path = place.to_vec();
+                path.push(Step::Key("name"));
+                let message = format!("{:?} is the name of two runs; names must differ", run.name);
+                return Err(Invalid { path, message });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl DataConfig {
+    pub(super) fn check(&self) -> Result<(), Invalid> {
+        let finite = self.mean.iter().all(|mean| mean.is_finite());
+        let mean = format!("{:?}", self.mean);
+        require(finite, &[Step::Key("mean")], mean, "three finite numbers")?;
+        let positive = self.std.iter().all(|std| std.is_finite() && *std > 0.0);
+        let std = format!("{:?}", self.std);
+        require(positive, &[Step::Key("std")], std, "three numbers above 0")?;
+        let limits = [
+            ("train_limit", self.train_limit),
+            ("test_limit", self.test_limit),
+            ("held_out", self.held_out),
+        ];
+        for (key, limit) in limits {
+            require(limit != Some(0), &[Step::Key(key)], 0, "at least 1")?;
+        }
+        let augment = [Step::Key("augment"), Step::Key("crop_padding")];
+        require(self.augment.crop_padding < 32, &augment, self.augment.crop_padding, "0 to 31")?;
+        let augment = [Step::Key("augment"), Step::Key("cutout")];
+        require(self.augment.cutout <= 64, &augment, self.augment.cutout, "0 to 64")
+    }
+}
+
+impl RunConfig {
+    pub(super) fn check(&self) -> Result<(), Invalid> {
+        check_name(&self.name).map_err(|message| Invalid {
+            path: vec![Step::Key("name")],
+            message: message.to_string(),
+        })?;
+        let epochs = self.epochs.unwrap_or(1);
+        require((1..=MOST).contains(&epochs), &[Step::Key("epochs")], epochs, AT_LEAST_ONE)?;
+        if let Some(dropout) = self.dropout {
+            let path = [Step::Key("dropout")];
+            require((0.0..1.0).contains(&dropout), &path, dropout, "a number from 0 to below 1")?;
+            let has = self.model.default_dropout().is_some();
+            require(has, &path, dropout, "none: a ResNet has no dropout")?;
+        }
+        let weight = |value: f64, path: &[Step]| {
+            let good = value >= 0.0 && value.is_finite();
+            require(good, path, value, "a number that is not negative")
+        };
+        weight(self.labels, &[Step::Key("labels")])?;
+        for (index, term) in self.methods.iter().enumerate() {
+            let place = [Step::Key("method"), Step::Index(index)];
+            weight(term.weight, &[place[0].clone(), place[1].clone(), Step::Key("weight")])?;
+            let name = term.method.name();
+            (term.method.validate())
+                .and_then(|()| term.schedule.validate(name))
+                .map_err(|error| Invalid { path: place.to_vec(), message: error.to_string() })?;
+        }
+        let something = self.labels > 0.0 || self.methods.iter().any(|term| term.weight > 0.0);
+        require(something, &[Step::Key("labels")], 0, "a weight above 0 here or in a method")?;
+        if let Some(parts) = self.cross_fit {
+            let path = [Step::Key("cross_fit")];
+            require(parts >= 2, &path, parts, "at least 2")?;
+            require(
+                self.needs_teacher(),
+                &path,
+                parts,
+                "none: no method of this run asks a teacher",
+            )?;
+        }
+        if let Some([part, of]) = self.part {
+            let good = of >= 2 && (1..=of).contains(&part);
+            let found = format!("[{part}, {of}]");
+            require(
+                good,
+                &[Step::Key("part")],
+                found,
+                "[i, k] with i from 1 to k, and k at least 2",
+            )?;
+        }
+        let select_on = self.select_on.unwrap_or(1);
+        require(select_on >= 1, &[Step::Key("select_on")], 0, "at least 1")?;
+        for (key, set) in [("part", self.part.is_some()), ("select_on", self.select_on.is_some())] {
+            let expected = "none in a run with a teacher: the student sees all training images";
+            require(!(set && self.needs_teacher()), &[Step::Key(key)], "set", expected)?;
+        }
+        let teacher = self.teacher.as_deref().unwrap_or_default();
+        let used = self.teacher.is_none() || self.needs_teacher();
+        require(
+            used,
+            &[Step::Key("teacher")],
+            teacher,
+            "none: no method of this run asks a teacher",
+        )
+    }
+}
+
+/// Whether a run can have this name: it becomes a folder and a file.
+///
+/// # Errors
+/// Says what is wrong with it.
+pub fn check_name(name: &str) -> anyhow::Result<()> {
+    let known = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    let first = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+    anyhow::ensure!(
+        first && name.bytes().all(known) && name.len() <= 100 && name != "cache",
+        "run name {name:?} can't be a folder's; expected letters, digits, '-', '_' and '.', a letter or digit first, and not \"cache\""
+    );
+    Ok(())
+}
+
+impl OptimizerConfig {
+    pub(super) fn check(&self) -> Result<(), Invalid> {
+        let above_0 = |key: &'static str, value: f64| {
+            require(value > 0.0 && value.is_finite(), &[Step::Key(key)], value, "a number above 0")
+        };
+        let below_1 = |key: &'static str, value: f64| {
+            let expected = "a number from 0 to below 1";
+            require((0.0..1.0).contains(&value), &[Step::Key(key)], value, expected)
+        };
+        let decay = |value: f64| {
+            let good = value >= 0.0 && value.is_finite();
+            require(good, &[Step::Key("weight_decay")], value, "a number that is not negative")
+        };
+        above_0("lr", self.lr())?;
+        match *self {
+            Self::Adam(AdamConfig { beta1, beta2, eps, weight_decay, .. }) => {
+                above_0("eps", eps)?;
+                below_1("beta1", beta1)?;
+                below_1("beta2", beta2)?;
+                decay(weight_decay)
+            }
+            Self::Sgd(SgdConfig { momentum, nesterov, weight_decay, .. }) => {
+                below_1("momentum", momentum)?;
+                let good = !nesterov || momentum > 0.0;
+                require(good, &[Step::Key("nesterov")], nesterov, "false without a momentum")?;
+                decay(weight_decay)
+            }
+        }
+    }
+}
+
+impl LrSchedule {
+    pub(crate) fn check(&self) -> Result<(), Invalid> {
+        let check = |key: &'static str, value: f64, good: bool, expected: &str| {
+            require(good, &[Step::Key(key)], value, expected)
+        };
+        let warmup = |length: f64, from: f64| {
+            let good = length >= 0.0 && length.is_finite();
+            check("warmup_epochs", length, good, "a number that is not negative")?;
+            check("warmup_from", from, (0.0..=1.0).contains(&from), "a share from 0 to 1")
+        };
+        let above_0 = |key, value: f64| {
+            check(key, value, value > 0.0 && value.is_finite(), "a number above 0")
+        };
+        match *self {
+            Self::Constant { warmup_epochs, warmup_from } => warmup(warmup_epochs, warmup_from),
+            Self::Step { ref milestones, factor, warmup_epochs, warmup_from } => {
+                let rising = milestones.windows(2).all(|pair| pair[0] < pair[1]);
+                let good = rising && milestones.iter().all(|epoch| *epoch > 0.0);
+                let found = format!("{milestones:?}");
+                require(good, &[Step::Key("milestones")], found, "epochs above 0 that rise")?;
+                above_0("factor", factor)?;
+                warmup(warmup_epochs, warmup_from)
+            }
+            Self::Cosine { down_to, warmup_epochs, warmup_from } => {
+                let good = (0.0..=1.0).contains(&down_to);
+                check("down_to", down_to, good, "a share from 0 to 1")?;
+                warmup(warmup_epochs, warmup_from)
+            }
+            Self::OneCycle { rise, div_factor, final_div_factor, .. } => {
+                check("rise", rise, rise > 0.0 && rise < 1.0, "a share between 0 and 1")?;
+                above_0("div_factor", div_factor)?;
+                above_0("final_div_factor", final_div_factor)
+            }
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! A recipe's table `[optimizer]`.
+
+use kd_ops::adam::AdamConfig;
+use kd_ops::sgd::SgdConfig;
+use serde::{Deserialize, Serialize};
+
+/// Which optimiser, with its settings; a recipe's table `[optimizer]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Table", into = "Table")]
+pub enum OptimizerConfig {
+    /// `name = "adam"`.
+    Adam(AdamConfig),
+    /// `name = "sgd"`.
+    Sgd(SgdConfig),
+}
+
+impl Default for OptimizerConfig {
+    fn default() -> Self {
+        Self::Adam(AdamConfig::default())
+    }
+}
+
+/// All that the table can hold; what is left out has the optimiser's default.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Table {
+    name: Name,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lr: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    momentum: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nesterov: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    beta1: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    beta2: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    eps: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    weight_decay: Option<f64>,
+}
+
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Name {
+    #[default]
+    Adam,
+    Sgd,
+}
+
+impl TryFrom<Table> for OptimizerConfig {
+    type Error = String;
+
+    fn try_from(table: Table) -> Result<Self, String> {
+        let Table { name, lr, momentum, nesterov, beta1, beta2, eps, weight_decay } = table;
+        let foreign = |settings: &[(&str, bool)], other: &str, own: &str| match settings
+            .iter()
+            .find(|(_, set)| *set)
+        {
+            Some((key, _)) => {
+                Err(format!("optimizer.{key} is a setting of {other}; this one has {own}"))
+            }
+            None => Ok(()),
+        };
+        match name {
+            Name::Adam => {
+                let settings = [("momentum", momentum.is_some()), ("nesterov", nesterov.is_some())];
+                foreign(&settings, "sgd", "lr, beta1, beta2, eps and weight_decay")?;
+                let default = AdamConfig::default();
+                Ok(Self::Adam(AdamConfig {
+                    lr: lr.unwrap_or(default.lr),
+                    beta1: beta1.unwrap_or(default.beta1),
+                    beta2: beta2.unwrap_or(default.beta2),
+                    eps: eps.unwrap_or(default.eps),
+                    weight_decay: weight_decay.unwrap_or(default.weight_decay),
+                }))
+            }
+            Name::Sgd => {
+                let settings = [("beta1", beta1), ("beta2", beta2), ("eps", eps)];
+                let settings = settings.map(|(key, value)| (key, value.is_some()));
+                foreign(&settings, "adam", "lr, momentum, nesterov and weight_decay")?;
+                let default = SgdConfig::default();
+                Ok(Self::Sgd(SgdConfig {
+                    lr: lr.unwrap_or(default.lr),
+                    momentum: momentum.unwrap_or(default.momentum),
+                    nesterov: nesterov.unwrap_or(default.nesterov),
+                    weight_decay: weight_decay.unwrap_or(default.weight_decay),
+                }))
+            }
+        }
+    }
+}
+
+impl From<OptimizerConfig> for Table {
+    fn from(config: OptimizerConfig) -> Self {
+        match config {
+            OptimizerConfig::Adam(AdamConfig { lr, beta1, beta2, eps, weight_decay }) => Self {
+                name: Name::Adam,
+                lr: Some(lr),
+                beta1: Some(beta1),
+                beta2: Some(beta2),
+                eps: Some(eps),
+                weight_decay: Some(weight_decay),
+                ..Self::default()
+            },
+            OptimizerConfig::Sgd(SgdConfig { lr, momentum, nesterov, weight_decay }) => Self {
+                name: Name::Sgd,
+                lr: Some(lr),
+                momentum: Some(momentum),
+                nesterov: Some(nesterov),
+                weight_decay: Some(weight_decay),
+                ..Self::default()
+            },
+        }
+    }
+}
+
+impl OptimizerConfig {
+    /// The learning rate, which a schedule changes.
+    pub fn lr(&self) -> f64 {
+        match self {
+            Self::Adam(config) => config.lr,
+            Self::Sgd(config) => config.lr,
+        }
+    }
+
+    /// The learning rate to change.
+    pub fn lr_mut(&mut self) -> &mut f64 {
+        match self {
+            Self::Adam(config) => &mut config.lr,
+            Self::Sgd(config) => &mut config.lr,
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! Reading a recipe's text; a mistake in it is named with its line.
+
+use std::fmt;
+use std::path::Path;
+
+use anyhow::Context;
+use toml::de::{DeTable, DeValue};
+
+use super::invalid::Step;
+use super::types::{FORMAT, Recipe};
+use crate::files;
+
+/// No recipe that people write comes near this size; a larger file is not read.
+pub(crate) const MAX_BYTES: u64 = 1 << 20;
+
+/// What is wrong with a recipe and where.
+#[derive(Debug, thiserror::Error)]
+pub struct RecipeError {
+    /// The file, or what else it is.
+    pub file: String,
+    /// The line, from 1.
+    pub line: Option<usize>,
+    /// What was found and what was expected.
+    pub message: String,
+}
+
+impl fmt::Display for RecipeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.file)?;
+        if let Some(line) = self.line {
+            write!(f, ", line {line}")?;
+        }
+        write!(f, ": {}", self.message)
+    }
+}
+
+impl Recipe {
+    /// Reads a recipe file.
+    ///
+    /// # Errors
+    /// When it can't be read, is no TOML, has an unknown key or a value that makes no sense; with
+    /// file and line.
+    pub fn read(path: &Path) -> anyhow::Result<Self> {
+        let text = files::read_text(path, MAX_BYTES)
+            .with_context(|| format!("{}: the recipe can't be read", path.display()))?;
+        Ok(Self::parse(&text, &path.display().to_string())?)
+    }
+
+    /// Parses a recipe; `file` is its name for messages.
+    ///
+    /// # Errors
+    /// As [`Recipe::read`].
+    pub fn parse(text: &str, file: &str) -> Result<Self, RecipeError> {
+        let error = |line, message| RecipeError { file: file.to_string(), line, message };
+        let toml_error = |found: toml::de::Error| {
+            let line = found.span().map(|span| line_of(text, span.start));
+            error(line, in_words(&with_suggestion(found.message().trim())))
+        };
+        let root = DeTable::parse(text).map_err(toml_error)?;
+        let root = root.into_inner();
+        // Read first: another format may differ in everything else.
+        let format = root.get("format").and_then(|format| match format.get_ref() {
+            DeValue::Integer(number) => number.as_str().parse::<u32>().ok(),
+            _ => None,
+        });
+        if format != Some(FORMAT) {
+            let found = root.get("format").map(|format| &text[format.span()]);
+            return Err(error(
+                root.get("format").map(|format| line_of(text, format.span().start)),
+                match found {
+                    Some(found) => format!(
+                        "format is {found}; this version of kd reads format {FORMAT}: use the version that wrote the recipe, or write it anew"
+                    ),
+                    None => format!("format is missing; expected a first line `format = {FORMAT}`"),
+                },
+            ));
+        }
+        let mut recipe: Self = toml::from_str(text).map_err(toml_error)?;
+        for run in &mut recipe.runs {
+            run.dropout = run.dropout.or(run.model.default_dropout());
+        }
+        recipe.check().map_err(|invalid| {
+            error(Some(line_of(text, offset_of(&root, &invalid.path))), invalid.to_string())
+        })?;
+        Ok(recipe)
+    }
+}
+
+pub(super) fn line_of(text: &str, offset: usize) -> usize {
+    1 + text.bytes().take(offset).filter(|byte| *byte == b'\n').count()
+}
+
+/// Where the value is; where the nearest table above it is, when the value has been left out.
+fn offset_of(root: &DeTable<'_>, path: &[Step]) -> usize {
+    let [Step::Key(first), rest @ ..] = path else { return 0 };
+    let Some((key, mut value)) = root.get_key_value(*first) else { return 0 };
+    let mut offset = key.span().start;
+    for step in rest {
+        let (at, below) = match (step, value.get_ref()) {
+            (Step::Key(key), DeValue::Table(table)) => match table.get_key_value(*key) {
+                Some((key, below)) => (key.span().start, below),
+                None => break,
+            },
+            (Step::Index(index), DeValue::Array(array)) => match array.get(*index) {
+                Some(below) => (below.span().start, below),
+                None => break,
+            },
+            _ => break,
+        };
+        offset = at;
+        value = below;
+    }
+    offset
+}
+
+/// Adds the nearest of the names that serde lists, for a misspelt one.
+fn with_suggestion(message: &str) -> String {
+    let mut names = message.split('`').skip(1).step_by(2);
+    let is_unknown = message.starts_with("unknown field") || message.starts_with("unknown variant");
+    let (true, Some(found)) = (is_unknown, names.next()) else { return message.to_string() };
+    match nearest(found, names) {
+        Some(name) => format!("{message}; did you mean `{name}`?"),
+        None => message.to_string(),
+    }
+}
+
+/// The one of these names that was probably meant by `found`, if any is near it.
+pub fn nearest<'a>(found: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let (distance, name) = names.map(|name| (edit_distance(found, name), name)).min()?;
+    (distance <= 1 + found.len() / 4).then_some(name)
+}
+
+/// What serde calls by Rust's types, in words.
+fn in_words(message: &str) -> String {
+    let types = [
+        ("expected usize", "expected a whole number, not negative"),
+        ("expected u64", "expected a whole number, not negative"),
+        ("expected u32", "expected a whole number, not negative"),
+        ("expected f64", "expected a number"),
+        ("expected f32", "expected a number"),
+    ];
+    for (name, words) in types {
+        if let Some(start) = message.strip_suffix(name) {
+            return format!("{start}{words}");
+        }
+    }
+    message.to_string()
+}
+
+/// Letters to insert, delete or change (Levenshtein, 1966).
+fn edit_distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let changed = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = changed.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}

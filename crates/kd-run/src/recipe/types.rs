@@ -1,0 +1,328 @@
+//! What a recipe holds.
+
+use kd_data::{Augment, Normalization};
+use kd_loss::{Kind, MethodConfig, Term};
+use kd_models::Architecture;
+use serde::{Deserialize, Serialize};
+
+use super::optimizer::OptimizerConfig;
+use super::schedule::LrSchedule;
+use crate::precision::Precision;
+
+/// The recipe format that this version reads and writes.
+pub const FORMAT: u32 = 1;
+
+/// An experiment: data and settings that all its runs share, and the runs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// The experiment's name.
+    pub name: String,
+    /// The images.
+    #[serde(default)]
+    pub data: DataConfig,
+    /// For how long, in what steps and from which seed each run trains.
+    #[serde(default)]
+    pub training: TrainingConfig,
+    /// The optimiser.
+    #[serde(default)]
+    pub optimizer: OptimizerConfig,
+    /// The networks to train.
+    #[serde(rename = "run")]
+    pub runs: Vec<RunConfig>,
+}
+
+/// A name that none of a recipe's runs has.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("there is no run {name:?}; the recipe has the runs {}", .known.join(", "))]
+pub struct UnknownRun {
+    /// The name.
+    pub name: String,
+    /// The names of the recipe's runs.
+    pub known: Vec<String>,
+}
+
+impl Recipe {
+    /// The run of this name.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn run(&self, name: &str) -> Result<&RunConfig, UnknownRun> {
+        let known = || self.runs.iter().map(|run| run.name.clone()).collect();
+        let run = self.runs.iter().find(|run| run.name == name);
+        run.ok_or_else(|| UnknownRun { name: name.to_owned(), known: known() })
+    }
+}
+
+/// Which images are used, and what is done to them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DataConfig {
+    /// The data set.
+    pub dataset: DatasetName,
+    /// What is subtracted from each colour channel (red, green, blue) of inputs from 0 to 1.
+    pub mean: [f32; 3],
+    /// What each colour channel is then divided by.
+    pub std: [f32; 3],
+    /// Train on at most this many images, balanced over the classes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub train_limit: Option<usize>,
+    /// Test on at most this many images, balanced over the classes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub test_limit: Option<usize>,
+    /// For choosing settings: take this many training images out (balanced over the classes, the same in every run) and test on
+    /// them. The data set's own test images are then not looked at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub held_out: Option<usize>,
+    /// SHA-256 of the data set. With this given, other data is an error.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+    /// Random changes to the training images.
+    pub augment: AugmentConfig,
+}
+
+/// A data set, by its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DatasetName {
+    /// CIFAR-10.
+    Cifar10,
+    /// CIFAR-100, the hundred fine labels.
+    Cifar100,
+    /// Pictures drawn by program.
+    Synthetic,
+    /// One's own pictures, PNG or JPEG: `train/CLASS/*.png` and `test/CLASS/*.png`.
+    Folder,
+}
+
+impl DatasetName {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Cifar10, Self::Cifar100, Self::Synthetic, Self::Folder];
+
+    /// The name in recipes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cifar10 => "cifar10",
+            Self::Cifar100 => "cifar100",
+            Self::Synthetic => "synthetic",
+            Self::Folder => "folder",
+        }
+    }
+}
+
+impl std::str::FromStr for DatasetName {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|dataset| dataset.name() == name);
+        let known = Self::ALL.map(Self::name).join(", ");
+        found.ok_or_else(|| format!("there is no data set {name:?}; expected one of {known}"))
+    }
+}
+
+/// Random changes to training images; all off by default. See [`kd_data::Augment`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AugmentConfig {
+    /// Shift by up to this many pixels.
+    pub crop_padding: usize,
+    /// Mirror an image left to right with probability 1/2.
+    pub flip: bool,
+    /// Side in pixels of a square that is set to the mean colour; 0 cuts nothing out.
+    pub cutout: usize,
+}
+
+/// How long and in what steps a network is trained.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainingConfig {
+    /// Passes over the training images.
+    pub epochs: usize,
+    /// Images in a step; the last step of an epoch may have fewer.
+    pub batch_size: usize,
+    /// The seed of initial weights, batch order, augmentation and dropout.
+    pub seed: u64,
+    /// The largest norm of all gradients of a step together; larger ones are scaled down to it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip_grad_norm: Option<f64>,
+    /// The arithmetic of convolutions and matrix products; all but f32 needs a GPU.
+    #[serde(skip_serializing_if = "Precision::is_f32")]
+    pub precision: Precision,
+    /// How the learning rate changes over the run.
+    #[serde(skip_serializing_if = "LrSchedule::is_constant")]
+    pub schedule: LrSchedule,
+}
+
+/// One network to train.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunConfig {
+    /// The run's name: its folder and its weights file.
+    pub name: String,
+    /// The network.
+    pub model: Architecture,
+    /// The dropout probability of the hidden layer in training; a ResNet has none. When a recipe is read, a value that it leaves
+    /// out is filled in with the network's default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dropout: Option<f64>,
+    /// The teacher: the name of a run of the same recipe, or a weights file (relative to the recipe's folder).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub teacher: Option<String>,
+    /// The teacher's network, for a weights file that doesn't say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub teacher_model: Option<Architecture>,
+    /// SHA-256 of the teacher's weights file. With this given, another file is an error.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub teacher_sha256: Option<String>,
+    /// Cross-fitted targets (Dao et al., 2021): the training images are cut into this many parts, and each part is answered for by
+    /// a teacher that was trained without it. The teachers' weights files have the name of `teacher` with `-part-<i>-of-<k>` behind
+    /// it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cross_fit: Option<usize>,
+    /// Train without part i (from 1) of k of the training images, as `[i, k]`: a teacher for `cross_fit = k`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part: Option<[usize; 2]>,
+    /// Passes over the training images, in place of the number in `[training]`: for a teacher that stops early, or a student that
+    /// trains longer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epochs: Option<usize>,
+    /// Train without this many of the training images, and end with the weights of the epoch that has the highest accuracy on them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub select_on: Option<usize>,
+    /// Weights to start from instead of fresh ones: the name of a run of the same recipe, or a weights file (relative to the
+    /// recipe's folder). The last layer starts fresh where the file classifies another number of classes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init: Option<String>,
+    /// SHA-256 of the file that `init` names. With this given, another file is an error.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init_sha256: Option<String>,
+    /// Frozen layers, by name: `features.0`, or `layer1` for all layers below it. A frozen batch normalisation is fully frozen: its
+    /// running statistics stay fixed, and training normalises with them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub freeze: Vec<String>,
+    /// The weight of the cross-entropy with the labels in the loss.
+    #[serde(default = "default_labels")]
+    pub labels: f64,
+    /// The methods, whose weighted losses are added to it.
+    #[serde(default, rename = "method", skip_serializing_if = "Vec::is_empty")]
+    pub methods: Vec<Term>,
+}
+
+fn default_labels() -> f64 {
+    1.0
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        let Normalization { mean, std } = Normalization::default();
+        Self {
+            dataset: DatasetName::Cifar10,
+            mean,
+            std,
+            train_limit: None,
+            test_limit: None,
+            held_out: None,
+            sha256: None,
+            augment: AugmentConfig::default(),
+        }
+    }
+}
+
+impl Default for TrainingConfig {
+    fn default() -> Self {
+        Self {
+            epochs: 10,
+            batch_size: 128,
+            seed: 0,
+            clip_grad_norm: None,
+            precision: Precision::default(),
+            schedule: LrSchedule::default(),
+        }
+    }
+}
+
+impl DataConfig {
+    /// The normalisation as `kd-data` takes it.
+    pub fn normalization(&self) -> Normalization {
+        Normalization { mean: self.mean, std: self.std }
+    }
+
+    /// The augmentation as `kd-data` takes it.
+    pub fn augment(&self) -> Augment {
+        let AugmentConfig { crop_padding, flip, cutout } = self.augment;
+        Augment { crop_padding, flip, cutout }
+    }
+}
+
+impl RunConfig {
+    /// A run that trains `model` on the labels alone.
+    pub fn on_labels(name: &str, model: Architecture) -> Self {
+        Self {
+            name: name.to_string(),
+            model,
+            dropout: model.default_dropout(),
+            teacher: None,
+            teacher_model: None,
+            teacher_sha256: None,
+            cross_fit: None,
+            part: None,
+            epochs: None,
+            select_on: None,
+            init: None,
+            init_sha256: None,
+            freeze: Vec::new(),
+            labels: default_labels(),
+            methods: Vec::new(),
+        }
+    }
+
+    /// Makes the run train another network. Its dropout stays, unless the network has none, or has some where the run had none: then
+    /// the network's default is taken.
+    pub fn set_model(&mut self, model: Architecture) {
+        self.model = model;
+        let default = model.default_dropout();
+        self.dropout = default.map(|default| self.dropout.unwrap_or(default));
+    }
+
+    /// Whether any of its methods needs a teacher.
+    pub fn needs_teacher(&self) -> bool {
+        self.methods.iter().any(|term| needs_teacher(&term.method))
+    }
+
+    /// The names of its methods, joined by "+"; `None` for a run without a method.
+    pub fn method_name(&self) -> Option<String> {
+        let names: Vec<_> = self.methods.iter().map(|term| term.method.name()).collect();
+        (!names.is_empty()).then(|| names.join("+"))
+    }
+}
+
+/// Whether a method needs a teacher; only the controls do not.
+pub fn needs_teacher(method: &MethodConfig) -> bool {
+    let about = kd_loss::METHODS.iter().find(|info| info.name == method.name());
+    about.is_none_or(|info| info.about.kind != Kind::Control)
+}
+
+/// A recipe of exactly one run, which is what is trained and what a run's folder records.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RunRecipe {
+    /// The experiment's name.
+    pub name: String,
+    /// The images.
+    pub data: DataConfig,
+    /// For how long, in what steps and from which seed each run trains.
+    pub training: TrainingConfig,
+    /// The optimiser.
+    pub optimizer: OptimizerConfig,
+    /// The run.
+    pub run: RunConfig,
+}
+
+impl RunRecipe {
+    /// The same settings as a recipe with one run.
+    pub fn to_recipe(&self) -> Recipe {
+        let Self { name, data, training, optimizer, run } = self.clone();
+        Recipe { format: FORMAT, name, data, training, optimizer, runs: vec![run] }
+    }
+}
