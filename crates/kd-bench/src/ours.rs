@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor};
 use kd_loss::{
-    Inputs, KdConfig, MethodConfig, Objective, Shapes, Weighted, alpha_weights, kd_with_labels,
+    Inputs, KdConfig, MethodConfig, Objective, RunStep, Setup, Weighted, alpha_weights,
+    kd_with_labels,
 };
 use kd_models::{Architecture, Classifier, Mode, ModelConfig, Parameters};
 use kd_ops::DropoutKey;
@@ -106,8 +107,8 @@ fn training(
         Objective::new(1.0, Vec::new())?
     } else {
         let kd = MethodConfig::Kd(KdConfig { temperature: TEMPERATURE, ..KdConfig::default() });
-        let kd = kd_loss::build(&kd, &Shapes::default(), kd_models::frozen(&BTreeMap::new()))?;
-        Objective::new(labels_weight, vec![Weighted::new(kd_weight, kd)])?
+        let kd = kd_loss::build(&kd, &Setup::default(), kd_models::frozen(&BTreeMap::new()))?;
+        Objective::new(labels_weight, vec![Weighted::new("kd", kd_weight, kd)])?
     };
     let mut trainer = Trainer {
         parameters,
@@ -116,7 +117,6 @@ fn training(
         adam: Adam::new(AdamConfig::default()),
         soft,
         precision,
-        indices: (0..batch.labels.elem_count() as u32).collect(),
         step: 0,
     };
     if layout == Layout::Graph {
@@ -138,7 +138,6 @@ struct Trainer {
     adam: Adam,
     soft: Soft,
     precision: Precision,
-    indices: Vec<u32>,
     step: u64,
 }
 
@@ -156,20 +155,11 @@ impl Trainer {
             Precision::F32 | Precision::Tf32 => batch.images.clone(),
         };
         let logits = self.network.forward_t(&images, mode, &[])?.logits.to_dtype(DType::F32)?;
-        let none = BTreeMap::new();
-        let loss = self.objective.loss(&Inputs {
-            student_logits: &logits,
+        let inputs = Inputs {
             teacher_logits: Some(live.as_ref().unwrap_or(&batch.teacher_logits)),
-            labels: &batch.labels,
-            student_features: &none,
-            teacher_features: &none,
-            epoch: 0,
-            epochs: 1,
-            seed: 0,
-            step: self.step,
-            steps: self.step + 1,
-            indices: &self.indices,
-        })?;
+            ..Inputs::new(&logits, &batch.labels)
+        };
+        let loss = self.objective.loss(&inputs, RunStep::default())?;
         let gradients = loss.total.backward()?;
         allow_tf32(false);
         self.adam.step(&self.parameters, &gradients)?;

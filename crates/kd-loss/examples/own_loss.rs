@@ -7,25 +7,19 @@
 //! cargo run -p kd-loss --example own_loss
 //! ```
 
-use std::collections::BTreeMap;
-
 use candle_core::{Device, Tensor, Var};
-use kd_loss::{Inputs, Loss, Method, Needs, Objective, Result, Weighted, mse};
+use kd_loss::{Inputs, Loss, Method, Needs, Objective, Result, RunStep, Weighted, mse};
 
 struct Logits;
 
 impl Method for Logits {
-    fn name(&self) -> &'static str {
-        "logits"
-    }
-
     fn needs(&self) -> Needs {
         // Feature maps would be named here.
         Needs { teacher_logits: true, ..Needs::default() }
     }
 
     fn loss(&self, inputs: &Inputs<'_>) -> Result<Tensor> {
-        let missing = kd_loss::Error::MissingTeacherLogits { method: self.name() };
+        let missing = kd_loss::Error::MissingTeacherLogits { method: "logits" };
         let teacher = inputs.teacher_logits.ok_or(missing)?;
         // The teacher gets no gradient.
         mse(inputs.student_logits, &teacher.detach())
@@ -35,26 +29,14 @@ impl Method for Logits {
 /// The loss of a batch of two images, and the gradient of the student's logits.
 fn loss() -> Result<(Loss, Vec<Vec<f32>>)> {
     // 0.5 of the cross-entropy with the labels, 0.1 of our own loss.
-    let objective = Objective::new(0.5, vec![Weighted::new(0.1, Box::new(Logits))])?;
+    let objective = Objective::new(0.5, vec![Weighted::new("logits", 0.1, Box::new(Logits))])?;
     assert!(objective.needs().teacher_logits);
 
     let student = Var::new(&[[1.0f32, 0.0, -1.0], [0.5, 0.5, 0.0]], &Device::Cpu)?;
     let teacher = Tensor::new(&[[3.0f32, 1.0, -2.0], [0.0, 2.0, 0.0]], &Device::Cpu)?;
     let labels = Tensor::new(&[0u32, 1], &Device::Cpu)?;
-    let no_features = BTreeMap::new();
-    let loss = objective.loss(&Inputs {
-        student_logits: &student,
-        teacher_logits: Some(&teacher),
-        labels: &labels,
-        student_features: &no_features,
-        teacher_features: &no_features,
-        indices: &[0, 1],
-        epoch: 0,
-        epochs: 10,
-        seed: 0,
-        step: 0,
-        steps: 100,
-    })?;
+    let inputs = Inputs { teacher_logits: Some(&teacher), ..Inputs::new(&student, &labels) };
+    let loss = objective.loss(&inputs, RunStep::default())?;
     let gradients = loss.total.backward()?;
     let gradient = gradients.get(&student).map(|gradient| gradient.to_vec2()).transpose()?;
     Ok((loss, gradient.unwrap_or_default()))

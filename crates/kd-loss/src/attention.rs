@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::method::{About, Kind, Options};
 use crate::places::{self, PLACE_LISTS, Pair, PairShapes, match_size, normalized};
-use crate::{Inputs, Method, Needs, Result, Shapes};
+use crate::{Inputs, Method, Needs, Result, Setup};
 
 /// `mean over all values of (Q(student) - Q(teacher))²`, a scalar.
 ///
@@ -38,7 +38,7 @@ pub struct AttentionConfig {
 }
 
 impl AttentionConfig {
-    fn places(&self, shapes: &Shapes) -> Result<Vec<PairShapes>> {
+    fn places(&self, shapes: &Setup) -> Result<Vec<PairShapes>> {
         let found = places::pairs("attention-transfer", shapes, &self.student, &self.teacher)?;
         for places in &found {
             places.channels_of_maps("attention-transfer")?;
@@ -57,14 +57,14 @@ impl Options for AttentionConfig {
         options: &PLACE_LISTS,
     };
 
-    fn resolve(&mut self, shapes: &Shapes) -> Result<()> {
+    fn resolve(&mut self, shapes: &Setup) -> Result<()> {
         let found =
             self.places(shapes)?.into_iter().map(|found| (found.pair.student, found.pair.teacher));
         (self.student, self.teacher) = found.unzip();
         Ok(())
     }
 
-    fn build(&self, shapes: &Shapes, _: VarBuilder<'_>) -> Result<Box<dyn Method>> {
+    fn build(&self, shapes: &Setup, _: VarBuilder<'_>) -> Result<Box<dyn Method>> {
         let places = self.places(shapes)?.into_iter().map(|found| found.pair).collect();
         Ok(Box::new(Attention { places }))
     }
@@ -76,17 +76,13 @@ struct Attention {
 }
 
 impl Method for Attention {
-    fn name(&self) -> &'static str {
-        "attention-transfer"
-    }
-
     fn needs(&self) -> Needs {
         Pair::needs(&self.places)
     }
 
     fn loss(&self, inputs: &Inputs<'_>) -> Result<Tensor> {
         places::sum(&self.places, |pair| {
-            let (student, teacher) = pair.features(self.name(), inputs)?;
+            let (student, teacher) = pair.features("attention-transfer", inputs)?;
             attention_transfer(&student, &teacher)
         })
     }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::method::{About, Kind, Options};
 use crate::places::{Fallback, Pair, PairShapes, VECTOR_PLACES, normalized, rows};
-use crate::{Error, Inputs, Method, Needs, Result, Shapes, check};
+use crate::{Error, Inputs, Method, Needs, Result, Setup, check};
 
 /// `1/B² · ‖K(student) - K(teacher)‖²`, a scalar.
 ///
@@ -73,7 +73,7 @@ impl Default for CongruenceConfig {
 }
 
 impl CongruenceConfig {
-    fn places(&self, shapes: &Shapes) -> Result<PairShapes> {
+    fn places(&self, shapes: &Setup) -> Result<PairShapes> {
         let (student, teacher) = (self.student.as_deref(), self.teacher.as_deref());
         PairShapes::find("correlation-congruence", shapes, student, teacher, Fallback::Vector)
     }
@@ -99,13 +99,13 @@ impl Options for CongruenceConfig {
         check_order(self.order)
     }
 
-    fn resolve(&mut self, shapes: &Shapes) -> Result<()> {
+    fn resolve(&mut self, shapes: &Setup) -> Result<()> {
         let Pair { student, teacher } = self.places(shapes)?.pair;
         (self.student, self.teacher) = (Some(student), Some(teacher));
         Ok(())
     }
 
-    fn build(&self, shapes: &Shapes, _: VarBuilder<'_>) -> Result<Box<dyn Method>> {
+    fn build(&self, shapes: &Setup, _: VarBuilder<'_>) -> Result<Box<dyn Method>> {
         Ok(Box::new(Congruence { places: self.places(shapes)?.pair, config: self.clone() }))
     }
 }
@@ -116,10 +116,6 @@ struct Congruence {
 }
 
 impl Method for Congruence {
-    fn name(&self) -> &'static str {
-        "correlation-congruence"
-    }
-
     fn needs(&self) -> Needs {
         Pair::needs(std::slice::from_ref(&self.places))
     }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::method::{About, Kind, Options};
 use crate::places::{Fallback, PLACES, Pair, PairShapes};
-use crate::{Error, Inputs, Method, Needs, Result, Shapes};
+use crate::{Error, Inputs, Method, Needs, Result, Setup};
 
 /// Added to each squared length, as in PyTorch, so that a zero vector has a direction.
 const EPSILON: f64 = 1e-12;
@@ -69,7 +69,7 @@ pub struct CosineConfig {
 }
 
 impl CosineConfig {
-    fn places(&self, shapes: &Shapes) -> Result<PairShapes> {
+    fn places(&self, shapes: &Setup) -> Result<PairShapes> {
         let (student, teacher) = (self.student.as_deref(), self.teacher.as_deref());
         let found = PairShapes::find("cosine", shapes, student, teacher, Fallback::Map)?;
         let values = |shape: &[usize]| shape.iter().product();
@@ -90,13 +90,13 @@ impl Options for CosineConfig {
         options: &PLACES,
     };
 
-    fn resolve(&mut self, shapes: &Shapes) -> Result<()> {
+    fn resolve(&mut self, shapes: &Setup) -> Result<()> {
         let Pair { student, teacher } = self.places(shapes)?.pair;
         (self.student, self.teacher) = (Some(student), Some(teacher));
         Ok(())
     }
 
-    fn build(&self, shapes: &Shapes, _: VarBuilder<'_>) -> Result<Box<dyn Method>> {
+    fn build(&self, shapes: &Setup, _: VarBuilder<'_>) -> Result<Box<dyn Method>> {
         Ok(Box::new(Cosine { places: self.places(shapes)?.pair }))
     }
 }
@@ -107,10 +107,6 @@ struct Cosine {
 }
 
 impl Method for Cosine {
-    fn name(&self) -> &'static str {
-        "cosine"
-    }
-
     fn needs(&self) -> Needs {
         Pair::needs(std::slice::from_ref(&self.places))
     }

@@ -8,9 +8,9 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::method::{About, HelperParameter, Init, Kind, Linear, Options, linear_parameters};
+use crate::method::{About, HelperInit, HelperParameter, Kind, Linear, Options, linear_parameters};
 use crate::places::{Fallback, Pair, PairShapes, VECTOR_PLACES, normalized, rows};
-use crate::{Error, Inputs, Method, Needs, Result, Shapes, check};
+use crate::{Error, HostStep, Inputs, Method, Needs, Result, Setup, check};
 
 /// `mean over images of -log h(positive) - Σ over negatives of log(1 - h(negative))`, a scalar: noise-contrastive estimation.
 ///
@@ -77,7 +77,7 @@ impl Default for CrdConfig {
 }
 
 impl CrdConfig {
-    fn places(&self, shapes: &Shapes) -> Result<PairShapes> {
+    fn places(&self, shapes: &Setup) -> Result<PairShapes> {
         let (student, teacher) = (self.student.as_deref(), self.teacher.as_deref());
         PairShapes::find("crd", shapes, student, teacher, Fallback::Vector)
     }
@@ -134,30 +134,30 @@ impl Options for CrdConfig {
         Ok(())
     }
 
-    fn resolve(&mut self, shapes: &Shapes) -> Result<()> {
+    fn resolve(&mut self, shapes: &Setup) -> Result<()> {
         let Pair { student, teacher } = self.places(shapes)?.pair;
         (self.student, self.teacher) = (Some(student), Some(teacher));
         Ok(())
     }
 
-    fn helper_parameters(&self, shapes: &Shapes) -> Result<Vec<HelperParameter>> {
+    fn helper_parameters(&self, shapes: &Setup) -> Result<Vec<HelperParameter>> {
         let places = self.places(shapes)?;
         let images = shapes.train_labels.len();
         let mut parameters = Vec::new();
         for (name, shape) in [("student", &places.student), ("teacher", &places.teacher)] {
             parameters.extend(linear_parameters(name, values(shape), self.dim));
             // Vectors of about length 1 that point anywhere.
-            let init = Init::Uniform((3.0 / self.dim as f64).sqrt());
+            let init = HelperInit::Uniform((3.0 / self.dim as f64).sqrt());
             let shape = vec![images, self.dim];
             parameters.push(HelperParameter { name: format!("memory.{name}"), shape, init });
         }
         // The two ways' Z, each found in the first step; 0 stands for not yet.
-        let (name, init) = ("normalizers".into(), Init::Constant(0.0));
+        let (name, init) = ("normalizers".into(), HelperInit::Constant(0.0));
         parameters.push(HelperParameter { name, shape: vec![2], init });
         Ok(parameters)
     }
 
-    fn build(&self, shapes: &Shapes, vb: VarBuilder<'_>) -> Result<Box<dyn Method>> {
+    fn build(&self, shapes: &Setup, vb: VarBuilder<'_>) -> Result<Box<dyn Method>> {
         check_labels(&shapes.train_labels)?;
         let places = self.places(shapes)?;
         let memory = (shapes.train_labels.len(), self.dim);
@@ -189,13 +189,13 @@ struct Crd {
 
 impl Crd {
     /// Each image's own index and those of images of other classes, `[B (1 + N)]`.
-    fn draw(&self, inputs: &Inputs<'_>) -> Result<Vec<u32>> {
+    fn draw(&self, host: &HostStep<'_>) -> Result<Vec<u32>> {
         let images = self.train_labels.len();
-        let mut rng = ChaCha8Rng::seed_from_u64(inputs.seed);
+        let mut rng = ChaCha8Rng::seed_from_u64(host.seed);
         // Far from the streams of other draws, which are numbered from 0 or hashed from names.
-        rng.set_stream(STREAM ^ inputs.step);
-        let mut drawn = Vec::with_capacity(inputs.indices.len() * (1 + self.config.negatives));
-        for &index in inputs.indices {
+        rng.set_stream(STREAM ^ host.at.step);
+        let mut drawn = Vec::with_capacity(host.indices.len() * (1 + self.config.negatives));
+        for &index in host.indices {
             let Some(&label) = self.train_labels.get(index as usize) else {
                 return Err(Error::Config {
                     method: "crd",
@@ -279,16 +279,9 @@ impl Crd {
 const STREAM: u64 = 0x6372_6400_0000_0000;
 
 impl Method for Crd {
-    fn name(&self) -> &'static str {
-        "crd"
-    }
-
     fn needs(&self) -> Needs {
-        Pair::needs(std::slice::from_ref(&self.places))
-    }
-
-    fn not_to_be_captured(&self) -> Option<&'static str> {
-        Some("it draws its negatives on the host")
+        // Negatives are drawn on the host, from seed and step; the memory is updated by the images' positions.
+        Needs { host: true, ..Pair::needs(std::slice::from_ref(&self.places)) }
     }
 
     fn loss(&self, inputs: &Inputs<'_>) -> Result<Tensor> {
@@ -297,10 +290,11 @@ impl Method for Crd {
         let student = normalized(&self.student.rows(&student)?)?;
         let teacher = normalized(&self.teacher.rows(&teacher)?)?;
         let device = student.device();
-        let drawn = self.draw(inputs)?;
+        let host = inputs.host.ok_or(Error::MissingHostStep { method: "crd" })?;
+        let drawn = self.draw(&host)?;
         let loss = (self.contrast(0, &student, &self.teacher_memory, &drawn)?
             + self.contrast(1, &teacher, &self.student_memory, &drawn)?)?;
-        let indices = Tensor::new(inputs.indices, device)?;
+        let indices = Tensor::new(host.indices, device)?;
         self.remember(&self.student_memory, &student, &indices)?;
         self.remember(&self.teacher_memory, &teacher, &indices)?;
         Ok(loss)

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::fused::{self, Terms, fused};
 use crate::log_softmax::log_softmax;
 use crate::method::{About, Kind, Options};
-use crate::{Inputs, Method, Needs, Result, Shapes, check};
+use crate::{Inputs, Method, Needs, Result, Setup, check};
 
 /// `mean over images of -log softmax(z)_label`, a scalar.
 ///
@@ -88,7 +88,7 @@ impl Options for LabelSmoothingConfig {
         check::share("label-smoothing", "smoothing", self.smoothing)
     }
 
-    fn build(&self, _: &Shapes, _: VarBuilder<'_>) -> Result<Box<dyn Method>> {
+    fn build(&self, _: &Setup, _: VarBuilder<'_>) -> Result<Box<dyn Method>> {
         Ok(Box::new(LabelSmoothing { config: self.clone() }))
     }
 }
@@ -98,10 +98,6 @@ struct LabelSmoothing {
 }
 
 impl Method for LabelSmoothing {
-    fn name(&self) -> &'static str {
-        "label-smoothing"
-    }
-
     fn needs(&self) -> Needs {
         Needs::default()
     }

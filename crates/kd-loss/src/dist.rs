@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::log_softmax::log_softmax;
 use crate::method::{About, Kind, Options};
-use crate::{Inputs, Method, Needs, Result, Shapes, check, kd};
+use crate::{Inputs, Method, Needs, Result, Setup, check, kd};
 
 /// `T² · (beta · inter + gamma · intra)`, a scalar.
 ///
@@ -89,7 +89,7 @@ impl Options for DistConfig {
         check::weight("dist", "gamma", self.gamma)
     }
 
-    fn build(&self, _: &Shapes, _: VarBuilder<'_>) -> Result<Box<dyn Method>> {
+    fn build(&self, _: &Setup, _: VarBuilder<'_>) -> Result<Box<dyn Method>> {
         Ok(Box::new(Dist { config: self.clone() }))
     }
 }
@@ -99,10 +99,6 @@ struct Dist {
 }
 
 impl Method for Dist {
-    fn name(&self) -> &'static str {
-        "dist"
-    }
-
     fn needs(&self) -> Needs {
         Needs { teacher_logits: true, ..Needs::default() }
     }

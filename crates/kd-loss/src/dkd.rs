@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::log_softmax::log_softmax;
 use crate::method::{About, Kind, Options};
-use crate::{Inputs, Method, Needs, Result, Shapes, check, kd};
+use crate::{Inputs, Method, Needs, Result, Setup, check, kd};
 
 /// `T² · (alpha · TCKD + beta · NCKD)`, means over the batch, a scalar.
 ///
@@ -120,7 +120,7 @@ impl Options for DkdConfig {
         check::weight("dkd", "beta", self.beta)
     }
 
-    fn build(&self, _: &Shapes, _: VarBuilder<'_>) -> Result<Box<dyn Method>> {
+    fn build(&self, _: &Setup, _: VarBuilder<'_>) -> Result<Box<dyn Method>> {
         Ok(Box::new(Dkd { config: self.clone() }))
     }
 }
@@ -130,10 +130,6 @@ struct Dkd {
 }
 
 impl Method for Dkd {
-    fn name(&self) -> &'static str {
-        "dkd"
-    }
-
     fn needs(&self) -> Needs {
         Needs { teacher_logits: true, ..Needs::default() }
     }

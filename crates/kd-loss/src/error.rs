@@ -70,6 +70,14 @@ pub enum Error {
         /// The method.
         method: &'static str,
     },
+    /// A method needs what only the host knows of a step and was not given it.
+    #[error(
+        "{method}: the step's number, seed and image indices (Inputs::host) are needed and were not given"
+    )]
+    MissingHostStep {
+        /// The method.
+        method: &'static str,
+    },
     /// A network has no feature place of this name.
     #[error("{method}: the {network} has no feature place \"{place}\"; it has {known}")]
     UnknownPlace {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::method::{About, HelperParameter, Kind, Linear, Options, linear_parameters};
 use crate::places::{Fallback, PLACES, Pair, PairShapes, match_size};
 use crate::regressor::mse;
-use crate::{Inputs, Method, Needs, Result, Shapes};
+use crate::{Inputs, Method, Needs, Result, Setup};
 
 /// Options of the method "fitnet": [`mse`] between the teacher's map `[B, Ct, H, W]` and a learned 1x1 convolution,
 /// `hint`, of the student's `[B, Cs, H, W]`. The larger map is averaged over windows down to the other's size first.
@@ -26,7 +26,7 @@ pub struct FitNetConfig {
 }
 
 impl FitNetConfig {
-    fn places(&self, shapes: &Shapes) -> Result<PairShapes> {
+    fn places(&self, shapes: &Setup) -> Result<PairShapes> {
         let (student, teacher) = (self.student.as_deref(), self.teacher.as_deref());
         PairShapes::find("fitnet", shapes, student, teacher, Fallback::Map)
     }
@@ -42,18 +42,18 @@ impl Options for FitNetConfig {
         options: &PLACES,
     };
 
-    fn resolve(&mut self, shapes: &Shapes) -> Result<()> {
+    fn resolve(&mut self, shapes: &Setup) -> Result<()> {
         let Pair { student, teacher } = self.places(shapes)?.pair;
         (self.student, self.teacher) = (Some(student), Some(teacher));
         Ok(())
     }
 
-    fn helper_parameters(&self, shapes: &Shapes) -> Result<Vec<HelperParameter>> {
+    fn helper_parameters(&self, shapes: &Setup) -> Result<Vec<HelperParameter>> {
         let (student, teacher) = self.places(shapes)?.channels_of_maps("fitnet")?;
         Ok(linear_parameters("hint", student, teacher).into())
     }
 
-    fn build(&self, shapes: &Shapes, vb: VarBuilder<'_>) -> Result<Box<dyn Method>> {
+    fn build(&self, shapes: &Setup, vb: VarBuilder<'_>) -> Result<Box<dyn Method>> {
         let places = self.places(shapes)?;
         let (student, teacher) = places.channels_of_maps("fitnet")?;
         let hint = Linear::new(student, teacher, &vb.pp("hint"))?;
@@ -67,10 +67,6 @@ struct FitNet {
 }
 
 impl Method for FitNet {
-    fn name(&self) -> &'static str {
-        "fitnet"
-    }
-
     fn needs(&self) -> Needs {
         Pair::needs(std::slice::from_ref(&self.places))
     }

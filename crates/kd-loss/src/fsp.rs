@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::method::{About, HelperParameter, Kind, Linear, Options, linear_parameters};
 use crate::places::{self, Pair, PairShapes, match_size};
-use crate::{Error, Inputs, Method, Needs, Result, Shapes};
+use crate::{Error, Inputs, Method, Needs, Result, Setup};
 
 /// `mean over all values of (G(student) - G(teacher))²`, a scalar.
 ///
@@ -56,7 +56,7 @@ pub struct FspConfig {
 }
 
 impl FspConfig {
-    fn places(&self, shapes: &Shapes) -> Result<[PairShapes; 2]> {
+    fn places(&self, shapes: &Setup) -> Result<[PairShapes; 2]> {
         let list = |own: &[String], all: &[(String, Vec<usize>)]| {
             if !own.is_empty() {
                 return own.to_vec();
@@ -114,13 +114,13 @@ impl Options for FspConfig {
         ],
     };
 
-    fn resolve(&mut self, shapes: &Shapes) -> Result<()> {
+    fn resolve(&mut self, shapes: &Setup) -> Result<()> {
         let found = self.places(shapes)?.map(|found| (found.pair.student, found.pair.teacher));
         (self.student, self.teacher) = found.into_iter().unzip();
         Ok(())
     }
 
-    fn helper_parameters(&self, shapes: &Shapes) -> Result<Vec<HelperParameter>> {
+    fn helper_parameters(&self, shapes: &Setup) -> Result<Vec<HelperParameter>> {
         let places = self.places(shapes)?;
         let different = places.iter().zip(HELPERS).filter(|(p, _)| p.student[0] != p.teacher[0]);
         Ok(different
@@ -128,7 +128,7 @@ impl Options for FspConfig {
             .collect())
     }
 
-    fn build(&self, shapes: &Shapes, vb: VarBuilder<'_>) -> Result<Box<dyn Method>> {
+    fn build(&self, shapes: &Setup, vb: VarBuilder<'_>) -> Result<Box<dyn Method>> {
         let [first, last] = self.places(shapes)?;
         let adapter = |places: &PairShapes, name| {
             let (student, teacher) = (places.student[0], places.teacher[0]);
@@ -145,10 +145,6 @@ struct Fsp {
 }
 
 impl Method for Fsp {
-    fn name(&self) -> &'static str {
-        "fsp"
-    }
-
     fn needs(&self) -> Needs {
         Pair::needs(&self.places)
     }

@@ -8,7 +8,7 @@ use crate::fused::{self, Terms, fused};
 use crate::log_softmax::log_softmax;
 use crate::method::{About, Kind, Options};
 use crate::{
-    Error, Inputs, Method, Needs, Result, Shapes, alpha_weights, check, cross_entropy, standardize,
+    Error, Inputs, Method, Needs, Result, Setup, alpha_weights, check, cross_entropy, standardize,
 };
 
 /// `T² · mean over images of KL(softmax(teacher / T) ‖ softmax(student / T))`, a scalar.
@@ -122,7 +122,7 @@ impl Options for KdConfig {
         check::temperature("kd", self.temperature)
     }
 
-    fn build(&self, _: &Shapes, _: VarBuilder<'_>) -> Result<Box<dyn Method>> {
+    fn build(&self, _: &Setup, _: VarBuilder<'_>) -> Result<Box<dyn Method>> {
         Ok(Box::new(Kd { config: self.clone() }))
     }
 }
@@ -132,10 +132,6 @@ struct Kd {
 }
 
 impl Method for Kd {
-    fn name(&self) -> &'static str {
-        "kd"
-    }
-
     fn needs(&self) -> Needs {
         Needs { teacher_logits: true, ..Needs::default() }
     }

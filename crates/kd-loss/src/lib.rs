@@ -15,6 +15,7 @@ mod error;
 mod fitnet;
 mod fsp;
 mod fused;
+mod inputs;
 mod kd;
 mod log_softmax;
 mod method;
@@ -41,15 +42,16 @@ pub use dkd::{DkdConfig, dkd};
 pub use error::{Error, Result};
 pub use fitnet::FitNetConfig;
 pub use fsp::{FspConfig, fsp};
+pub use inputs::{HostStep, Inputs, Needs, RunStep};
 pub use kd::{KdConfig, kd, kd_with_labels};
 pub use method::{
-    About, HelperParameter, Init, Inputs, Kind, METHODS, Method, MethodConfig, MethodInfo, Needs,
-    Options, build, helper_parameters,
+    About, HelperInit, HelperParameter, Kind, METHODS, Method, MethodConfig, MethodInfo, Options,
+    build, helper_parameters,
 };
 pub use nst::{NstConfig, nst};
 pub use objective::{Loss, Objective, Term, Weighted, alpha_weights};
 pub use pkt::{PktConfig, pkt};
-pub use places::Shapes;
+pub use places::Setup;
 pub use regressor::{RegressorConfig, mse};
 pub use rkd::{RkdAngleConfig, RkdDistanceConfig, rkd_angle, rkd_distance};
 pub use schedule::{Decay, Schedule};

@@ -1,7 +1,5 @@
 //! What a distillation method is, and the list of them.
 
-use std::collections::BTreeMap;
-
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
 use serde::de::DeserializeOwned;
@@ -23,70 +21,18 @@ use crate::regressor::RegressorConfig;
 use crate::rkd::{RkdAngleConfig, RkdDistanceConfig};
 use crate::similarity::SimilarityConfig;
 use crate::vid::VidConfig;
-use crate::{Error, Result, Shapes};
-
-/// What a method sees of one batch.
-#[derive(Clone, Copy, Debug)]
-pub struct Inputs<'a> {
-    /// `[B, C]`.
-    pub student_logits: &'a Tensor,
-    /// `[B, C]`; there when a method [needs](Needs) them.
-    pub teacher_logits: Option<&'a Tensor>,
-    /// u32 `[B]`.
-    pub labels: &'a Tensor,
-    /// The student's values at the places that the methods need, by place.
-    pub student_features: &'a BTreeMap<String, Tensor>,
-    /// The teacher's values at the places that the methods need, by place.
-    pub teacher_features: &'a BTreeMap<String, Tensor>,
-    /// The images' positions in the training set, `B` of them.
-    pub indices: &'a [u32],
-    /// The epoch, from 0.
-    pub epoch: usize,
-    /// Epochs of the whole run.
-    pub epochs: usize,
-    /// With `step`, the key of every random draw.
-    pub seed: u64,
-    /// Steps done before this one.
-    pub step: u64,
-    /// Steps of the whole run, above `step`.
-    pub steps: u64,
-}
-
-/// What a method needs of the two networks.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Needs {
-    /// Feature places of the student.
-    pub student: Vec<String>,
-    /// Feature places of the teacher.
-    pub teacher: Vec<String>,
-    /// Whether the teacher's logits are needed.
-    pub teacher_logits: bool,
-}
-
-impl Needs {
-    /// Whether a teacher is needed at all.
-    pub fn any_teacher(&self) -> bool {
-        self.teacher_logits || !self.teacher.is_empty()
-    }
-}
+use crate::{Error, Inputs, Needs, Result, Setup};
 
 /// A loss that is added to the cross-entropy with the labels.
 ///
 /// It holds what it learns (helper parameters) and gets the rest with each batch.
 pub trait Method: Send + Sync {
-    /// The name in recipes.
-    fn name(&self) -> &'static str;
-    /// What the trainer must provide in [`Inputs`].
+    /// What the trainer must provide in [`Inputs`]. An [`Objective`](crate::Objective) shows the method nothing from the host
+    /// that is not asked for here.
     fn needs(&self) -> Needs;
     /// The temperature, when the loss is [`kd`](crate::kd) of the two networks' logits and nothing else: an
     /// [`Objective`](crate::Objective) then makes one operation of it and the labels' cross-entropy.
     fn plain_kd(&self) -> Option<f64> {
-        None
-    }
-    /// Why a step with this method can't be captured as a CUDA graph, in a few words. A captured step is taken again and again
-    /// with other numbers in the tensors of its [`Inputs`] and nothing else: a loss that asks for their indices, step, epoch or
-    /// seed, or that reads a tensor on the host, must say so.
-    fn not_to_be_captured(&self) -> Option<&'static str> {
         None
     }
     /// The loss of a batch, a scalar, before its weight. The teacher gets no gradient.
@@ -113,7 +59,7 @@ pub trait Options: Clone + Default + PartialEq + Serialize + DeserializeOwned {
     ///
     /// # Errors
     /// When a place does not exist.
-    fn resolve(&mut self, shapes: &Shapes) -> Result<()> {
+    fn resolve(&mut self, shapes: &Setup) -> Result<()> {
         let _ = shapes;
         Ok(())
     }
@@ -122,7 +68,7 @@ pub trait Options: Clone + Default + PartialEq + Serialize + DeserializeOwned {
     ///
     /// # Errors
     /// When a place does not exist or shapes don't fit.
-    fn helper_parameters(&self, shapes: &Shapes) -> Result<Vec<HelperParameter>> {
+    fn helper_parameters(&self, shapes: &Setup) -> Result<Vec<HelperParameter>> {
         let _ = shapes;
         Ok(Vec::new())
     }
@@ -131,7 +77,7 @@ pub trait Options: Clone + Default + PartialEq + Serialize + DeserializeOwned {
     ///
     /// # Errors
     /// When a place does not exist, shapes don't fit, or `vb` lacks a helper parameter.
-    fn build(&self, shapes: &Shapes, vb: VarBuilder<'_>) -> Result<Box<dyn Method>>;
+    fn build(&self, shapes: &Setup, vb: VarBuilder<'_>) -> Result<Box<dyn Method>>;
 }
 
 /// A method in the list.
@@ -234,7 +180,7 @@ macro_rules! methods {
             ///
             /// # Errors
             /// When a place does not exist.
-            pub fn resolve(&self, shapes: &Shapes) -> Result<Self> {
+            pub fn resolve(&self, shapes: &Setup) -> Result<Self> {
                 let mut resolved = self.clone();
                 match &mut resolved {
                     $(Self::$variant(options) => options.resolve(shapes)?,)*
@@ -249,7 +195,7 @@ macro_rules! methods {
         /// When a place does not exist or shapes don't fit.
         pub fn helper_parameters(
             config: &MethodConfig,
-            shapes: &Shapes,
+            shapes: &Setup,
         ) -> Result<Vec<HelperParameter>> {
             match config {
                 $(MethodConfig::$variant(options) => options.helper_parameters(shapes),)*
@@ -263,7 +209,7 @@ macro_rules! methods {
         /// When an option makes no sense, a place does not exist, shapes don't fit, or `vb` lacks a weight.
         pub fn build(
             config: &MethodConfig,
-            shapes: &Shapes,
+            shapes: &Setup,
             vb: VarBuilder<'_>,
         ) -> Result<Box<dyn Method>> {
             config.validate()?;
@@ -302,12 +248,12 @@ pub struct HelperParameter {
     /// The shape.
     pub shape: Vec<usize>,
     /// What it starts from.
-    pub init: Init,
+    pub init: HelperInit,
 }
 
 /// What a helper parameter starts from.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Init {
+pub enum HelperInit {
     /// Uniform in ±the bound, as PyTorch's layers do.
     Uniform(f64),
     /// Everywhere the same.
@@ -316,7 +262,7 @@ pub enum Init {
 
 /// Weight and bias of a linear layer or 1x1 convolution, `[outputs, inputs]` and `[outputs]`.
 pub(crate) fn linear_parameters(name: &str, inputs: usize, outputs: usize) -> [HelperParameter; 2] {
-    let init = Init::Uniform(1.0 / (inputs as f64).sqrt());
+    let init = HelperInit::Uniform(1.0 / (inputs as f64).sqrt());
     [
         HelperParameter { name: format!("{name}.weight"), shape: vec![outputs, inputs], init },
         HelperParameter { name: format!("{name}.bias"), shape: vec![outputs], init },

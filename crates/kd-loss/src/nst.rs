@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::method::{About, Kind, Options};
 use crate::places::{self, PLACE_LISTS, Pair, PairShapes, match_size, normalized};
-use crate::{Inputs, Method, Needs, Result, Shapes};
+use crate::{Inputs, Method, Needs, Result, Setup};
 
 /// The squared maximum mean discrepancy between the channels of student and teacher, mean over the batch, a scalar.
 ///
@@ -41,7 +41,7 @@ pub struct NstConfig {
 }
 
 impl NstConfig {
-    fn places(&self, shapes: &Shapes) -> Result<Vec<PairShapes>> {
+    fn places(&self, shapes: &Setup) -> Result<Vec<PairShapes>> {
         let found = places::pairs("nst", shapes, &self.student, &self.teacher)?;
         for places in &found {
             places.channels_of_maps("nst")?;
@@ -60,14 +60,14 @@ impl Options for NstConfig {
         options: &PLACE_LISTS,
     };
 
-    fn resolve(&mut self, shapes: &Shapes) -> Result<()> {
+    fn resolve(&mut self, shapes: &Setup) -> Result<()> {
         let found =
             self.places(shapes)?.into_iter().map(|found| (found.pair.student, found.pair.teacher));
         (self.student, self.teacher) = found.unzip();
         Ok(())
     }
 
-    fn build(&self, shapes: &Shapes, _: VarBuilder<'_>) -> Result<Box<dyn Method>> {
+    fn build(&self, shapes: &Setup, _: VarBuilder<'_>) -> Result<Box<dyn Method>> {
         let places = self.places(shapes)?.into_iter().map(|found| found.pair).collect();
         Ok(Box::new(Nst { places }))
     }
@@ -79,10 +79,6 @@ struct Nst {
 }
 
 impl Method for Nst {
-    fn name(&self) -> &'static str {
-        "nst"
-    }
-
     fn needs(&self) -> Needs {
         Pair::needs(&self.places)
     }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::fused::{Terms, Value};
 use crate::{
-    Error, Inputs, Method, MethodConfig, Needs, Result, Schedule, check, cross_entropy, kd,
+    Error, Inputs, Method, MethodConfig, Needs, Result, RunStep, Schedule, check, cross_entropy, kd,
 };
 
 /// A method with its weight, as a recipe's `[[run.method]]` table gives them.
@@ -32,6 +32,8 @@ pub fn alpha_weights(alpha: f64) -> Result<(f64, f64)> {
 
 /// A method that was built, with its weight.
 pub struct Weighted {
+    /// The name of the method's part in [`Loss::parts`] and in messages: a recipe's, or one's own.
+    pub name: &'static str,
     /// What its loss is multiplied with.
     pub weight: f64,
     /// How the weight changes over the run.
@@ -41,9 +43,9 @@ pub struct Weighted {
 }
 
 impl Weighted {
-    /// The same weight in every epoch.
-    pub fn new(weight: f64, method: Box<dyn Method>) -> Self {
-        Self { weight, schedule: Schedule::default(), method }
+    /// The same weight in every step.
+    pub fn new(name: &'static str, weight: f64, method: Box<dyn Method>) -> Self {
+        Self { name, weight, schedule: Schedule::default(), method }
     }
 }
 
@@ -69,9 +71,9 @@ impl Objective {
     /// When a weight is negative or not finite, all are zero, or a schedule makes no sense.
     pub fn new(labels_weight: f64, methods: Vec<Weighted>) -> Result<Self> {
         check::weight("loss", "labels", labels_weight)?;
-        for Weighted { weight, schedule, method } in &methods {
-            check::weight(method.name(), "weight", *weight)?;
-            schedule.validate(method.name())?;
+        for Weighted { name, weight, schedule, .. } in &methods {
+            check::weight(name, "weight", *weight)?;
+            schedule.validate(name)?;
         }
         if labels_weight == 0.0 && methods.iter().all(|term| term.weight == 0.0) {
             return Err(Error::Config {
@@ -92,6 +94,7 @@ impl Objective {
             all.student.extend(needs.student);
             all.teacher.extend(needs.teacher);
             all.teacher_logits |= needs.teacher_logits;
+            all.host |= needs.host;
         }
         for places in [&mut all.student, &mut all.teacher] {
             places.sort();
@@ -100,29 +103,30 @@ impl Objective {
         all
     }
 
-    /// The first method whose step can't be captured as a CUDA graph, and why.
-    pub fn not_to_be_captured(&self) -> Option<(&'static str, &'static str)> {
-        let mut methods = self.methods.iter().map(|term| &term.method);
-        methods.find_map(|method| Some((method.name(), method.not_to_be_captured()?)))
+    /// The first method that needs [what only the host knows](crate::HostStep), by name: because of it no step can be captured
+    /// as a CUDA graph.
+    pub fn needs_host(&self) -> Option<&'static str> {
+        self.methods.iter().find(|term| term.method.needs().host).map(|term| term.name)
     }
 
-    /// What the methods' weights are multiplied with in `step` of a run of `steps`, in order: a captured step holds for as long
-    /// as these stay the same.
+    /// What the methods' weights are multiplied with in a step, in the methods' order. Without a method that
+    /// [needs the host](Self::needs_host), a captured step stays valid only while these factors are unchanged.
     ///
     /// # Errors
-    /// When `step` is past the end.
-    pub fn factors(&self, step: u64, steps: u64) -> Result<Vec<f64>> {
-        self.methods.iter().map(|term| term.schedule.factor(step, steps)).collect()
+    /// When the step is past the end of the run.
+    pub fn factors(&self, at: RunStep) -> Result<Vec<f64>> {
+        self.methods.iter().map(|term| term.schedule.factor(at)).collect()
     }
 
-    /// The loss of a batch. The labels' cross-entropy and the first plain [`kd`](crate::kd) are one operation.
+    /// The loss of a batch; `at` gives the factors of the weights. The labels' cross-entropy and the first plain
+    /// [`kd`](crate::kd) are one operation.
     ///
     /// # Errors
-    /// As the methods' and [`cross_entropy`]'s.
-    pub fn loss(&self, inputs: &Inputs<'_>) -> Result<Loss> {
+    /// As the methods' and [`cross_entropy`]'s, and when the step is past the end of the run.
+    pub fn loss(&self, inputs: &Inputs<'_>, at: RunStep) -> Result<Loss> {
         let mut parts = Vec::with_capacity(1 + self.methods.len());
         let mut weighted = Vec::with_capacity(parts.capacity());
-        let with_labels = self.kd_with_labels(inputs)?;
+        let with_labels = self.kd_with_labels(inputs, at)?;
         if let Some((_, value)) = &with_labels {
             weighted.push(value.total.clone());
             parts.push(("labels", value.labels.clone()));
@@ -131,15 +135,18 @@ impl Objective {
             weighted.push((&part * self.labels_weight)?);
             parts.push(("labels", part));
         }
-        for (index, Weighted { weight, schedule, method }) in self.methods.iter().enumerate() {
+        for (index, Weighted { name, weight, schedule, method }) in self.methods.iter().enumerate()
+        {
             if let Some((_, value)) = with_labels.as_ref().filter(|(done, _)| *done == index) {
-                parts.push((method.name(), value.kd.clone()));
+                parts.push((name, value.kd.clone()));
                 continue;
             }
-            let part = method.loss(inputs)?;
-            let factor = schedule.factor(inputs.step, inputs.steps)?;
+            // What a method does not ask for it does not see: a captured step would keep it as it was.
+            let host = inputs.host.filter(|_| method.needs().host);
+            let part = method.loss(&Inputs { host, ..*inputs })?;
+            let factor = schedule.factor(at)?;
             weighted.push((at_least_f32(&part)? * (*weight * factor))?);
-            parts.push((method.name(), part));
+            parts.push((name, part));
         }
         let mut terms = weighted.into_iter();
         let Some(mut total) = terms.next() else {
@@ -154,7 +161,7 @@ impl Objective {
     }
 
     /// The labels and the first plain KD by one operation, with the place of the latter.
-    fn kd_with_labels(&self, inputs: &Inputs<'_>) -> Result<Option<(usize, Value)>> {
+    fn kd_with_labels(&self, inputs: &Inputs<'_>, at: RunStep) -> Result<Option<(usize, Value)>> {
         let mut methods = self.methods.iter().enumerate();
         let found = methods.find_map(|(index, term)| Some((index, term, term.method.plain_kd()?)));
         let (Some((index, term, temperature)), Some(teacher), true) =
@@ -165,7 +172,7 @@ impl Objective {
         let terms = Terms {
             labels_weight: self.labels_weight,
             smoothing: 0.0,
-            kd_weight: term.weight * term.schedule.factor(inputs.step, inputs.steps)?,
+            kd_weight: term.weight * term.schedule.factor(at)?,
             temperature,
         };
         let value = kd::with_labels(inputs.student_logits, teacher, inputs.labels, terms)?;

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::method::{About, Kind, Options};
 use crate::places::{Fallback, Pair, PairShapes, VECTOR_PLACES, normalized, rows};
-use crate::{Inputs, Method, Needs, Result, Shapes};
+use crate::{Inputs, Method, Needs, Result, Setup};
 
 /// `mean over all pairs of images of q (log q - log p)`, a scalar.
 ///
@@ -47,7 +47,7 @@ pub struct PktConfig {
 }
 
 impl PktConfig {
-    fn places(&self, shapes: &Shapes) -> Result<PairShapes> {
+    fn places(&self, shapes: &Setup) -> Result<PairShapes> {
         let (student, teacher) = (self.student.as_deref(), self.teacher.as_deref());
         PairShapes::find("pkt", shapes, student, teacher, Fallback::Vector)
     }
@@ -63,13 +63,13 @@ impl Options for PktConfig {
         options: &VECTOR_PLACES,
     };
 
-    fn resolve(&mut self, shapes: &Shapes) -> Result<()> {
+    fn resolve(&mut self, shapes: &Setup) -> Result<()> {
         let Pair { student, teacher } = self.places(shapes)?.pair;
         (self.student, self.teacher) = (Some(student), Some(teacher));
         Ok(())
     }
 
-    fn build(&self, shapes: &Shapes, _: VarBuilder<'_>) -> Result<Box<dyn Method>> {
+    fn build(&self, shapes: &Setup, _: VarBuilder<'_>) -> Result<Box<dyn Method>> {
         Ok(Box::new(Pkt { places: self.places(shapes)?.pair }))
     }
 }
@@ -79,10 +79,6 @@ struct Pkt {
 }
 
 impl Method for Pkt {
-    fn name(&self) -> &'static str {
-        "pkt"
-    }
-
     fn needs(&self) -> Needs {
         Pair::needs(std::slice::from_ref(&self.places))
     }

@@ -4,9 +4,9 @@ use candle_core::{D, Tensor};
 
 use crate::{Error, Inputs, Needs, Result};
 
-/// What the two networks look like from outside, and what the run trains on.
+/// What a method is built for: the two networks as seen from outside, and the labels of the images that the run trains on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Shapes {
+pub struct Setup {
     /// The student's feature places from input to output, each with the shape of one image's
     /// values: `[C, H, W]` or `[F]`.
     pub student: Vec<(String, Vec<usize>)>,
@@ -43,7 +43,7 @@ pub(crate) enum Fallback {
     Vector,
 }
 
-impl Shapes {
+impl Setup {
     fn of(&self, network: Network) -> &[(String, Vec<usize>)] {
         match network {
             Network::Student => &self.student,
@@ -139,7 +139,7 @@ pub(crate) struct PairShapes {
 impl PairShapes {
     pub(crate) fn find(
         method: &'static str,
-        shapes: &Shapes,
+        shapes: &Setup,
         student: Option<&str>,
         teacher: Option<&str>,
         fallback: Fallback,
@@ -182,7 +182,7 @@ pub(crate) const MAPS_FIT: &str =
 /// Two lists of places, one pair a position; both empty mean the default.
 pub(crate) fn pairs(
     method: &'static str,
-    shapes: &Shapes,
+    shapes: &Setup,
     student: &[String],
     teacher: &[String],
 ) -> Result<Vec<PairShapes>> {
@@ -210,7 +210,7 @@ impl Pair {
         Needs {
             student: pairs.iter().map(|pair| pair.student.clone()).collect(),
             teacher: pairs.iter().map(|pair| pair.teacher.clone()).collect(),
-            teacher_logits: false,
+            ..Needs::default()
         }
     }
 
@@ -348,11 +348,11 @@ mod tests {
     #[test]
     fn the_default_vector_is_the_last_one_or_else_the_last_map() -> Result<()> {
         let place = |name: &str, shape: &[usize]| (name.to_string(), shape.to_vec());
-        let mut shapes = Shapes {
+        let mut shapes = Setup {
             student: vec![place("a", &[3]), place("b", &[4]), place("c", &[2, 2, 2])],
-            ..Shapes::default()
+            ..Setup::default()
         };
-        let find = |shapes: &Shapes, fallback| {
+        let find = |shapes: &Setup, fallback| {
             shapes.place("m", Network::Student, None, fallback).map(|(name, _)| name.to_string())
         };
         assert_eq!(find(&shapes, Fallback::Vector)?, "b");

@@ -5,9 +5,9 @@ use candle_nn::VarBuilder;
 use kd_ops::{Conv2dConfig, conv2d};
 use serde::{Deserialize, Serialize};
 
-use crate::method::{About, HelperParameter, Init, Kind, Options};
+use crate::method::{About, HelperInit, HelperParameter, Kind, Options};
 use crate::places::{Fallback, PLACES, Pair, PairShapes};
-use crate::{Error, Inputs, Method, Needs, Result, Shapes};
+use crate::{Error, Inputs, Method, Needs, Result, Setup};
 
 /// `mean over all elements of (student - teacher)²`, a scalar. The teacher gets no gradient.
 ///
@@ -42,7 +42,7 @@ pub struct RegressorConfig {
 }
 
 impl RegressorConfig {
-    fn places(&self, shapes: &Shapes) -> Result<PairShapes> {
+    fn places(&self, shapes: &Setup) -> Result<PairShapes> {
         let (student, teacher) = (self.student.as_deref(), self.teacher.as_deref());
         PairShapes::find("regressor", shapes, student, teacher, Fallback::Map)
     }
@@ -66,15 +66,15 @@ impl Options for RegressorConfig {
         options: &PLACES,
     };
 
-    fn resolve(&mut self, shapes: &Shapes) -> Result<()> {
+    fn resolve(&mut self, shapes: &Setup) -> Result<()> {
         let Pair { student, teacher } = self.places(shapes)?.pair;
         (self.student, self.teacher) = (Some(student), Some(teacher));
         Ok(())
     }
 
-    fn helper_parameters(&self, shapes: &Shapes) -> Result<Vec<HelperParameter>> {
+    fn helper_parameters(&self, shapes: &Setup) -> Result<Vec<HelperParameter>> {
         let (student, teacher) = channels(&self.places(shapes)?)?;
-        let init = Init::Uniform(1.0 / ((student * 9) as f64).sqrt());
+        let init = HelperInit::Uniform(1.0 / ((student * 9) as f64).sqrt());
         let parameter =
             |name: &str, shape: Vec<usize>| HelperParameter { name: name.to_string(), shape, init };
         Ok(vec![
@@ -83,7 +83,7 @@ impl Options for RegressorConfig {
         ])
     }
 
-    fn build(&self, shapes: &Shapes, vb: VarBuilder<'_>) -> Result<Box<dyn Method>> {
+    fn build(&self, shapes: &Setup, vb: VarBuilder<'_>) -> Result<Box<dyn Method>> {
         let places = self.places(shapes)?;
         let (inputs, outputs) = channels(&places)?;
         Ok(Box::new(Regressor {
@@ -110,10 +110,6 @@ struct Regressor {
 }
 
 impl Method for Regressor {
-    fn name(&self) -> &'static str {
-        "regressor"
-    }
-
     fn needs(&self) -> Needs {
         Pair::needs(std::slice::from_ref(&self.places))
     }

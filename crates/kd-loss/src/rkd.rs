@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::method::{About, Kind, Options};
 use crate::places::{Fallback, Pair, PairShapes, VECTOR_PLACES, normalized, rows};
-use crate::{Inputs, Method, Needs, Result, Shapes};
+use crate::{Inputs, Method, Needs, Result, Setup};
 
 /// `mean over pairs of images of huber(d(student) - d(teacher))`, a scalar.
 ///
@@ -92,7 +92,7 @@ pub struct RkdDistanceConfig {
 }
 
 impl RkdDistanceConfig {
-    fn places(&self, shapes: &Shapes) -> Result<PairShapes> {
+    fn places(&self, shapes: &Setup) -> Result<PairShapes> {
         let (student, teacher) = (self.student.as_deref(), self.teacher.as_deref());
         PairShapes::find("rkd-distance", shapes, student, teacher, Fallback::Vector)
     }
@@ -108,13 +108,13 @@ impl Options for RkdDistanceConfig {
         options: &VECTOR_PLACES,
     };
 
-    fn resolve(&mut self, shapes: &Shapes) -> Result<()> {
+    fn resolve(&mut self, shapes: &Setup) -> Result<()> {
         let Pair { student, teacher } = self.places(shapes)?.pair;
         (self.student, self.teacher) = (Some(student), Some(teacher));
         Ok(())
     }
 
-    fn build(&self, shapes: &Shapes, _: VarBuilder<'_>) -> Result<Box<dyn Method>> {
+    fn build(&self, shapes: &Setup, _: VarBuilder<'_>) -> Result<Box<dyn Method>> {
         Ok(Box::new(RkdDistance { places: self.places(shapes)?.pair }))
     }
 }
@@ -124,10 +124,6 @@ struct RkdDistance {
 }
 
 impl Method for RkdDistance {
-    fn name(&self) -> &'static str {
-        "rkd-distance"
-    }
-
     fn needs(&self) -> Needs {
         Pair::needs(std::slice::from_ref(&self.places))
     }
@@ -151,7 +147,7 @@ pub struct RkdAngleConfig {
 }
 
 impl RkdAngleConfig {
-    fn places(&self, shapes: &Shapes) -> Result<PairShapes> {
+    fn places(&self, shapes: &Setup) -> Result<PairShapes> {
         let (student, teacher) = (self.student.as_deref(), self.teacher.as_deref());
         PairShapes::find("rkd-angle", shapes, student, teacher, Fallback::Vector)
     }
@@ -167,13 +163,13 @@ impl Options for RkdAngleConfig {
         options: &VECTOR_PLACES,
     };
 
-    fn resolve(&mut self, shapes: &Shapes) -> Result<()> {
+    fn resolve(&mut self, shapes: &Setup) -> Result<()> {
         let Pair { student, teacher } = self.places(shapes)?.pair;
         (self.student, self.teacher) = (Some(student), Some(teacher));
         Ok(())
     }
 
-    fn build(&self, shapes: &Shapes, _: VarBuilder<'_>) -> Result<Box<dyn Method>> {
+    fn build(&self, shapes: &Setup, _: VarBuilder<'_>) -> Result<Box<dyn Method>> {
         Ok(Box::new(RkdAngle { places: self.places(shapes)?.pair }))
     }
 }
@@ -183,10 +179,6 @@ struct RkdAngle {
 }
 
 impl Method for RkdAngle {
-    fn name(&self) -> &'static str {
-        "rkd-angle"
-    }
-
     fn needs(&self) -> Needs {
         Pair::needs(std::slice::from_ref(&self.places))
     }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result, check};
+use crate::{Error, Result, RunStep, check};
 
 /// What a method's weight is multiplied with, step by step; by default always 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -50,15 +50,15 @@ impl Schedule {
         check::share(method, "warmup", self.warmup)
     }
 
-    /// The factor in `step` (from 0) of a run of `steps`.
+    /// The factor in a step.
     ///
     /// The warm-up is that of DKD's authors (Zhao et al., "Decoupled Knowledge Distillation", 2022), who take the epoch where this
     /// takes the step, so that it also works in a run of few epochs: the first of `w` steps has `1 / w` of the weight, the
     /// `w`-th all of it.
     ///
     /// # Errors
-    /// When `steps` is 0 or `step` is past the end.
-    pub fn factor(&self, step: u64, steps: u64) -> Result<f64> {
+    /// When the step is past the end of the run.
+    pub fn factor(&self, RunStep { step, steps }: RunStep) -> Result<f64> {
         if step >= steps {
             return Err(Error::Config {
                 method: "schedule",
@@ -86,7 +86,9 @@ mod tests {
     use super::*;
 
     fn factors(schedule: Schedule, steps: u64) -> Vec<f64> {
-        (0..steps).map(|step| schedule.factor(step, steps).unwrap_or(f64::NAN)).collect()
+        (0..steps)
+            .map(|step| schedule.factor(RunStep { step, steps }).unwrap_or(f64::NAN))
+            .collect()
     }
 
     #[test]
@@ -99,7 +101,10 @@ mod tests {
     fn the_warm_up_is_that_of_dkd() -> Result<()> {
         let schedule = Schedule { warmup: 1.0 / 12.0, decay: Decay::None };
         for (step, expected) in [(0, 0.05), (9, 0.5), (19, 1.0), (20, 1.0), (239, 1.0)] {
-            assert!((schedule.factor(step, 240)? - expected).abs() < 1e-12, "step {step}");
+            assert!(
+                (schedule.factor(RunStep { step, steps: 240 })? - expected).abs() < 1e-12,
+                "step {step}"
+            );
         }
         Ok(())
     }
@@ -115,8 +120,8 @@ mod tests {
 
     #[test]
     fn a_step_past_the_end_is_an_error() {
-        assert!(Schedule::default().factor(3, 3).is_err());
-        assert!(Schedule::default().factor(0, 0).is_err());
+        assert!(Schedule::default().factor(RunStep { step: 3, steps: 3 }).is_err());
+        assert!(Schedule::default().factor(RunStep { step: 0, steps: 0 }).is_err());
         assert!(Schedule { warmup: 1.5, decay: Decay::None }.validate("kd").is_err());
     }
 }

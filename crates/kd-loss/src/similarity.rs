@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::method::{About, Kind, Options};
 use crate::places::{Fallback, PLACES, Pair, PairShapes, normalized, rows};
-use crate::{Inputs, Method, Needs, Result, Shapes};
+use crate::{Inputs, Method, Needs, Result, Setup};
 
 /// `mean over all pairs of images of (G(student) - G(teacher))²`, a scalar.
 ///
@@ -36,7 +36,7 @@ pub struct SimilarityConfig {
 }
 
 impl SimilarityConfig {
-    fn places(&self, shapes: &Shapes) -> Result<PairShapes> {
+    fn places(&self, shapes: &Setup) -> Result<PairShapes> {
         let (student, teacher) = (self.student.as_deref(), self.teacher.as_deref());
         PairShapes::find("similarity-preserving", shapes, student, teacher, Fallback::Map)
     }
@@ -52,13 +52,13 @@ impl Options for SimilarityConfig {
         options: &PLACES,
     };
 
-    fn resolve(&mut self, shapes: &Shapes) -> Result<()> {
+    fn resolve(&mut self, shapes: &Setup) -> Result<()> {
         let Pair { student, teacher } = self.places(shapes)?.pair;
         (self.student, self.teacher) = (Some(student), Some(teacher));
         Ok(())
     }
 
-    fn build(&self, shapes: &Shapes, _: VarBuilder<'_>) -> Result<Box<dyn Method>> {
+    fn build(&self, shapes: &Setup, _: VarBuilder<'_>) -> Result<Box<dyn Method>> {
         Ok(Box::new(Similarity { places: self.places(shapes)?.pair }))
     }
 }
@@ -68,10 +68,6 @@ struct Similarity {
 }
 
 impl Method for Similarity {
-    fn name(&self) -> &'static str {
-        "similarity-preserving"
-    }
-
     fn needs(&self) -> Needs {
         Pair::needs(std::slice::from_ref(&self.places))
     }

@@ -4,9 +4,9 @@ use candle_core::Tensor;
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
-use crate::method::{About, HelperParameter, Init, Kind, Linear, Options, linear_parameters};
+use crate::method::{About, HelperInit, HelperParameter, Kind, Linear, Options, linear_parameters};
 use crate::places::{Fallback, PLACES, Pair, PairShapes, match_size};
-use crate::{Error, Inputs, Method, Needs, Result, Shapes};
+use crate::{Error, Inputs, Method, Needs, Result, Setup};
 
 /// `mean over all values of ½ (log σ² + (teacher - mean)² / σ²)`, a scalar: the negative log-likelihood, but for a constant, of the teacher's map
 /// under a Gaussian whose mean the student's map predicts.
@@ -58,7 +58,7 @@ pub struct VidConfig {
 }
 
 impl VidConfig {
-    fn places(&self, shapes: &Shapes) -> Result<PairShapes> {
+    fn places(&self, shapes: &Setup) -> Result<PairShapes> {
         let (student, teacher) = (self.student.as_deref(), self.teacher.as_deref());
         PairShapes::find("vid", shapes, student, teacher, Fallback::Map)
     }
@@ -74,13 +74,13 @@ impl Options for VidConfig {
         options: &PLACES,
     };
 
-    fn resolve(&mut self, shapes: &Shapes) -> Result<()> {
+    fn resolve(&mut self, shapes: &Setup) -> Result<()> {
         let Pair { student, teacher } = self.places(shapes)?.pair;
         (self.student, self.teacher) = (Some(student), Some(teacher));
         Ok(())
     }
 
-    fn helper_parameters(&self, shapes: &Shapes) -> Result<Vec<HelperParameter>> {
+    fn helper_parameters(&self, shapes: &Setup) -> Result<Vec<HelperParameter>> {
         let (student, teacher) = self.places(shapes)?.channels_of_maps("vid")?;
         let layers = [("mean.0", student), ("mean.1", teacher), ("mean.2", teacher)];
         let mut parameters: Vec<_> = layers
@@ -92,12 +92,12 @@ impl Options for VidConfig {
         parameters.push(HelperParameter {
             name: "alpha".into(),
             shape: vec![teacher],
-            init: Init::Constant(alpha),
+            init: HelperInit::Constant(alpha),
         });
         Ok(parameters)
     }
 
-    fn build(&self, shapes: &Shapes, vb: VarBuilder<'_>) -> Result<Box<dyn Method>> {
+    fn build(&self, shapes: &Setup, vb: VarBuilder<'_>) -> Result<Box<dyn Method>> {
         let places = self.places(shapes)?;
         let (student, teacher) = places.channels_of_maps("vid")?;
         let layer = |i: usize, inputs| Linear::new(inputs, teacher, &vb.pp(format!("mean.{i}")));
@@ -116,10 +116,6 @@ struct Vid {
 }
 
 impl Method for Vid {
-    fn name(&self) -> &'static str {
-        "vid"
-    }
-
     fn needs(&self) -> Needs {
         Pair::needs(std::slice::from_ref(&self.places))
     }

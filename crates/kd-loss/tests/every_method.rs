@@ -4,14 +4,17 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::VarBuilder;
-use kd_loss::{Init, Inputs, Kind, METHODS, MethodConfig, Shapes, build, helper_parameters};
+use kd_loss::{
+    HelperInit, HostStep, Inputs, Kind, METHODS, MethodConfig, RunStep, Setup, build,
+    helper_parameters,
+};
 
 const BATCH: usize = 4;
 const DEVICE: &Device = &Device::Cpu;
 
-fn shapes() -> Shapes {
+fn shapes() -> Setup {
     let place = |name: &str, shape: &[usize]| (name.to_string(), shape.to_vec());
-    Shapes {
+    Setup {
         student: vec![place("early", &[3, 4, 4]), place("late", &[4, 2, 2]), place("vector", &[5])],
         teacher: vec![place("early", &[5, 4, 4]), place("late", &[8, 2, 2]), place("vector", &[6])],
         classes: 7,
@@ -49,8 +52,10 @@ impl World {
         };
         let helper = |(i, p): (usize, kd_loss::HelperParameter)| {
             let values = match p.init {
-                Init::Uniform(bound) => (numbers(&p.shape, 50 + i as u64, dtype) * bound).unwrap(),
-                Init::Constant(value) => {
+                HelperInit::Uniform(bound) => {
+                    (numbers(&p.shape, 50 + i as u64, dtype) * bound).unwrap()
+                }
+                HelperInit::Constant(value) => {
                     Tensor::full(value, p.shape, DEVICE).unwrap().to_dtype(dtype).unwrap()
                 }
             };
@@ -74,18 +79,14 @@ impl World {
         let vb = VarBuilder::from_tensors(helpers, self.student_logits.dtype(), DEVICE);
         let method = build(config, &shapes(), vb).unwrap();
         let labels = Tensor::new(&[0u32, 1, 2, 0], DEVICE).unwrap();
+        let at = RunStep { step: 5, steps: 10 };
+        let host = HostStep { indices: &[0, 1, 2, 3], seed: 3, epoch: 0, epochs: 1, at };
         let inputs = Inputs {
-            student_logits: &self.student_logits,
             teacher_logits: Some(&self.teacher_logits),
-            labels: &labels,
             student_features: &tensors(&self.student),
             teacher_features: &tensors(&self.teacher),
-            indices: &[0, 1, 2, 3],
-            epoch: 0,
-            epochs: 1,
-            seed: 3,
-            step: 5,
-            steps: 10,
+            host: method.needs().host.then_some(host),
+            ..Inputs::new(&self.student_logits, &labels)
         };
         method.loss(&inputs).unwrap()
     }

@@ -1,10 +1,9 @@
 //! The one operation for labels and soft targets, against candle's operations in f64.
 
-use std::collections::BTreeMap;
-
 use candle_core::{DType, Device, Tensor, Var};
 use kd_loss::{
-    Inputs, MethodConfig, Objective, Shapes, Weighted, build, cross_entropy, kd, kd_with_labels,
+    Inputs, MethodConfig, Objective, RunStep, Setup, Weighted, build, cross_entropy, kd,
+    kd_with_labels,
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -147,28 +146,17 @@ fn a_class_that_is_masked_out_leaves_the_labels_loss_finite() {
 #[test]
 fn an_objective_has_the_fused_sum_and_its_parts() {
     let case = case(6, 10, 4.0, DType::F32);
-    let shapes = Shapes { classes: 10, ..Shapes::default() };
+    let shapes = Setup { classes: 10, ..Setup::default() };
     let method = |recipe: &str| {
         let config: MethodConfig = toml::from_str(recipe).unwrap();
         let vb = candle_nn::VarBuilder::zeros(DType::F32, &Device::Cpu);
         build(&config, &shapes, vb).unwrap()
     };
-    let features = BTreeMap::new();
-    let inputs = Inputs {
-        student_logits: &case.student,
-        teacher_logits: Some(&case.teacher),
-        labels: &case.labels,
-        student_features: &features,
-        teacher_features: &features,
-        indices: &[0, 1, 2, 3, 4, 5],
-        epoch: 0,
-        epochs: 1,
-        seed: 0,
-        step: 0,
-        steps: 10,
-    };
-    let plain = || Weighted::new(0.25, method("name = 'kd'\ntemperature = 2.0"));
-    let loss = Objective::new(0.75, vec![plain()]).unwrap().loss(&inputs).unwrap();
+    let inputs =
+        Inputs { teacher_logits: Some(&case.teacher), ..Inputs::new(&case.student, &case.labels) };
+    let at = RunStep::default();
+    let plain = || Weighted::new("kd", 0.25, method("name = 'kd'\ntemperature = 2.0"));
+    let loss = Objective::new(0.75, vec![plain()]).unwrap().loss(&inputs, at).unwrap();
     let expected = case.loss(2.0, 0.75);
     assert_eq!(numbers(&loss.total), numbers(&expected));
     let of = |loss: &Tensor| numbers(loss.backward().unwrap().get(&case.student).unwrap());
@@ -182,12 +170,12 @@ fn an_objective_has_the_fused_sum_and_its_parts() {
 
     // Others before and after it, one of them KD with another temperature and one standardised.
     let terms = vec![
-        Weighted::new(2.0, method("name = 'dist'")),
+        Weighted::new("dist", 2.0, method("name = 'dist'")),
         plain(),
-        Weighted::new(0.5, method("name = 'kd'\ntemperature = 4.0")),
-        Weighted::new(0.125, method("name = 'kd'\nstandardize = true")),
+        Weighted::new("kd", 0.5, method("name = 'kd'\ntemperature = 4.0")),
+        Weighted::new("kd", 0.125, method("name = 'kd'\nstandardize = true")),
     ];
-    let loss = Objective::new(0.75, terms).unwrap().loss(&inputs).unwrap();
+    let loss = Objective::new(0.75, terms).unwrap().loss(&inputs, at).unwrap();
     let found = parts(&loss);
     let names: Vec<&str> = found.iter().map(|(name, _)| *name).collect();
     assert_eq!(names, ["labels", "dist", "kd", "kd", "kd"]);

@@ -5,15 +5,15 @@ use std::collections::{BTreeMap, HashMap};
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::VarBuilder;
 use kd_loss::{
-    Error, Init, Inputs, METHODS, MethodConfig, Needs, Objective, Schedule, Shapes, Term, Weighted,
-    alpha_weights, build, cosine, cross_entropy, cross_entropy_smoothed, helper_parameters, kd,
-    kd_with_labels, mse,
+    Error, HelperInit, HostStep, Inputs, METHODS, Method, MethodConfig, Needs, Objective, RunStep,
+    Schedule, Setup, Term, Weighted, alpha_weights, build, cosine, cross_entropy,
+    cross_entropy_smoothed, helper_parameters, kd, kd_with_labels, mse,
 };
 
 /// The tutorial's pair, shortened.
-fn shapes() -> Shapes {
+fn setup() -> Setup {
     let place = |name: &str, shape: &[usize]| (name.to_string(), shape.to_vec());
-    Shapes {
+    Setup {
         student: vec![
             place("features.2", &[16, 16, 16]),
             place("features.5", &[16, 8, 8]),
@@ -35,13 +35,15 @@ fn no_helpers() -> VarBuilder<'static> {
 
 /// Variables for a method's helper parameters.
 fn helpers(config: &MethodConfig) -> (BTreeMap<String, Var>, VarBuilder<'static>) {
-    let vars: BTreeMap<String, Var> = helper_parameters(config, &shapes())
+    let vars: BTreeMap<String, Var> = helper_parameters(config, &setup())
         .unwrap()
         .into_iter()
         .map(|p| {
             let values = match p.init {
-                Init::Constant(value) => Tensor::full(value as f32, p.shape, &Device::Cpu).unwrap(),
-                Init::Uniform(bound) => (ramp(&p.shape) * (bound / 2.0)).unwrap(),
+                HelperInit::Constant(value) => {
+                    Tensor::full(value as f32, p.shape, &Device::Cpu).unwrap()
+                }
+                HelperInit::Uniform(bound) => (ramp(&p.shape) * (bound / 2.0)).unwrap(),
             };
             (p.name, Var::from_tensor(&values).unwrap())
         })
@@ -88,7 +90,7 @@ fn a_method_survives_toml_and_json() {
     for info in METHODS {
         let method = MethodConfig::from_name(info.name).unwrap();
         assert_eq!(method.name(), info.name);
-        for method in [method.resolve(&shapes()).unwrap(), method] {
+        for method in [method.resolve(&setup()).unwrap(), method] {
             let before = Term { weight: 0.5, schedule: Schedule::default(), method };
             let recipe = toml::to_string(&before).unwrap();
             assert_eq!(term(&recipe).unwrap(), before, "{recipe}");
@@ -118,7 +120,7 @@ fn options_that_make_no_sense_are_errors_that_name_them() {
         if let MethodConfig::Kd(config) = &mut config {
             config.temperature = value;
         }
-        let error = build(&config, &shapes(), no_helpers()).err().unwrap().to_string();
+        let error = build(&config, &setup(), no_helpers()).err().unwrap().to_string();
         assert_eq!(error, format!("kd: temperature is {value}; expected a number above 0"));
         assert!(kd(&zeros(&[1, 2]), &zeros(&[1, 2]), value).is_err());
     }
@@ -134,19 +136,20 @@ fn options_that_make_no_sense_are_errors_that_name_them() {
 
 #[test]
 fn weights_that_make_no_sense_are_errors() {
-    let kd = || build(&MethodConfig::from_name("kd").unwrap(), &shapes(), no_helpers()).unwrap();
+    let kd = || build(&MethodConfig::from_name("kd").unwrap(), &setup(), no_helpers()).unwrap();
     for weight in [-1.0, f64::NAN, f64::INFINITY] {
         let error =
-            Objective::new(1.0, vec![Weighted::new(weight, kd())]).err().unwrap().to_string();
+            Objective::new(1.0, vec![Weighted::new("kd", weight, kd())]).err().unwrap().to_string();
         assert_eq!(
             error,
             format!("kd: weight is {weight}; expected a number that is not negative")
         );
         assert!(Objective::new(weight, vec![]).is_err());
     }
-    let error = Objective::new(0.0, vec![Weighted::new(0.0, kd())]).err().unwrap().to_string();
+    let error =
+        Objective::new(0.0, vec![Weighted::new("kd", 0.0, kd())]).err().unwrap().to_string();
     assert!(error.contains("nothing to learn"), "{error}");
-    assert!(Objective::new(0.0, vec![Weighted::new(1.0, kd())]).is_ok());
+    assert!(Objective::new(0.0, vec![Weighted::new("kd", 1.0, kd())]).is_ok());
 }
 
 #[test]
@@ -195,20 +198,20 @@ fn places_default_to_the_last_feature_map_and_unknown_ones_are_errors() {
     for name in ["cosine", "regressor"] {
         let config = MethodConfig::from_name(name).unwrap();
         let (_, vb) = helpers(&config);
-        let needs = build(&config, &shapes(), vb).unwrap().needs();
+        let needs = build(&config, &setup(), vb).unwrap().needs();
         let expected = Needs {
             student: vec!["features.5".into()],
             teacher: vec!["features.9".into()],
-            teacher_logits: false,
+            ..Needs::default()
         };
         assert_eq!(needs, expected);
         assert!(needs.any_teacher());
-        let resolved = toml::to_string(&config.resolve(&shapes()).unwrap()).unwrap();
+        let resolved = toml::to_string(&config.resolve(&setup()).unwrap()).unwrap();
         assert!(resolved.contains("student = \"features.5\""), "{resolved}");
         assert!(resolved.contains("teacher = \"features.9\""), "{resolved}");
     }
     let config = term("name = 'cosine'\nweight = 1\nteacher = 'layer3'").unwrap().method;
-    let error = build(&config, &shapes(), no_helpers()).err().unwrap().to_string();
+    let error = build(&config, &setup(), no_helpers()).err().unwrap().to_string();
     assert_eq!(
         error,
         "cosine: the teacher has no feature place \"layer3\"; it has features.4, features.9, classifier.1"
@@ -216,11 +219,11 @@ fn places_default_to_the_last_feature_map_and_unknown_ones_are_errors() {
 }
 
 #[test]
-fn places_that_do_not_fit_are_errors_that_give_both_shapes() {
+fn places_that_do_not_fit_are_errors_that_give_both_setup() {
     for (name, student) in [("cosine", "features.2"), ("regressor", "features.2")] {
         let recipe = format!("name = '{name}'\nweight = 1\nstudent = '{student}'");
         let config = term(&recipe).unwrap().method;
-        let error = build(&config, &shapes(), no_helpers()).err().unwrap().to_string();
+        let error = build(&config, &setup(), no_helpers()).err().unwrap().to_string();
         assert!(error.contains("[16, 16, 16]") && error.contains("[32, 8, 8]"), "{error}");
     }
 }
@@ -228,42 +231,28 @@ fn places_that_do_not_fit_are_errors_that_give_both_shapes() {
 #[test]
 fn the_regressors_parameters_are_the_references() {
     let config = MethodConfig::from_name("regressor").unwrap();
-    let helpers = helper_parameters(&config, &shapes()).unwrap();
+    let helpers = helper_parameters(&config, &setup()).unwrap();
     let found: Vec<_> = helpers.iter().map(|p| (p.name.as_str(), p.shape.as_slice())).collect();
     let expected: [(&str, &[usize]); 2] =
         [("regressor.0.weight", &[32, 16, 3, 3]), ("regressor.0.bias", &[32])];
     assert_eq!(found, expected);
-    assert!(
-        helpers
-            .iter()
-            .all(|p| matches!(p.init, Init::Uniform(bound) if (bound - 1.0 / 12.0).abs() < 1e-12))
-    );
+    assert!(helpers.iter().all(
+        |p| matches!(p.init, HelperInit::Uniform(bound) if (bound - 1.0 / 12.0).abs() < 1e-12)
+    ));
     for name in ["kd", "cosine", "label-smoothing"] {
         let config = MethodConfig::from_name(name).unwrap();
-        assert_eq!(helper_parameters(&config, &shapes()).unwrap(), []);
+        assert_eq!(helper_parameters(&config, &setup()).unwrap(), []);
     }
 }
 
 #[test]
 fn something_missing_from_the_inputs_is_an_error() {
-    let empty = BTreeMap::new();
-    let inputs = Inputs {
-        student_logits: &zeros(&[2, 10]),
-        teacher_logits: None,
-        labels: &labels(&[0, 1]),
-        student_features: &empty,
-        teacher_features: &empty,
-        epoch: 0,
-        epochs: 1,
-        seed: 0,
-        step: 0,
-        steps: 10,
-        indices: &[0, 1],
-    };
+    let (logits, labels) = (zeros(&[2, 10]), labels(&[0, 1]));
+    let inputs = Inputs::new(&logits, &labels);
     for (name, expected) in [("kd", "teacher's logits"), ("cosine", "\"features.5\"; it has none")]
     {
         let config = MethodConfig::from_name(name).unwrap();
-        let method = build(&config, &shapes(), no_helpers()).unwrap();
+        let method = build(&config, &setup(), no_helpers()).unwrap();
         let error = method.loss(&inputs).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
@@ -278,18 +267,12 @@ fn an_objective_sums_its_parts_and_reaches_every_variable() {
     let student_features = BTreeMap::from([("features.5".to_string(), map.as_tensor().clone())]);
     let teacher_features =
         BTreeMap::from([("features.9".to_string(), ramp(&[2, 32, 8, 8]).abs().unwrap())]);
+    let labels = labels(&[3, 9]);
     let inputs = Inputs {
-        student_logits: &student_logits,
         teacher_logits: Some(&teacher_logits),
-        labels: &labels(&[3, 9]),
         student_features: &student_features,
         teacher_features: &teacher_features,
-        epoch: 0,
-        epochs: 1,
-        seed: 0,
-        step: 0,
-        steps: 10,
-        indices: &[0, 1],
+        ..Inputs::new(&student_logits, &labels)
     };
 
     let names = ["kd", "cosine", "regressor", "label-smoothing"];
@@ -299,15 +282,15 @@ fn an_objective_sums_its_parts_and_reaches_every_variable() {
         let config = MethodConfig::from_name(name).unwrap();
         let (vars, vb) = helpers(&config);
         learned.extend(vars);
-        let method = build(&config, &shapes(), vb).unwrap();
-        methods.push(Weighted::new(0.1 * (i + 1) as f64, method));
+        let method = build(&config, &setup(), vb).unwrap();
+        methods.push(Weighted::new(name, 0.1 * (i + 1) as f64, method));
     }
     let objective = Objective::new(0.75, methods).unwrap();
     let needs = objective.needs();
     assert_eq!((needs.student.len(), needs.teacher.len()), (1, 1), "each place once");
     assert!(needs.teacher_logits);
 
-    let loss = objective.loss(&inputs).unwrap();
+    let loss = objective.loss(&inputs, RunStep::default()).unwrap();
     let found: Vec<_> = loss.parts.iter().map(|(name, _)| *name).collect();
     assert_eq!(found[0], "labels");
     assert_eq!(found[1..], names);
@@ -327,26 +310,13 @@ fn an_objective_sums_its_parts_and_reaches_every_variable() {
 #[test]
 fn a_label_weight_of_zero_leaves_the_labels_out() {
     let config = MethodConfig::from_name("kd").unwrap();
-    let kd = build(&config, &shapes(), no_helpers()).unwrap();
-    let objective = Objective::new(0.0, vec![Weighted::new(1.0, kd)]).unwrap();
-    let empty = BTreeMap::new();
+    let kd = build(&config, &setup(), no_helpers()).unwrap();
+    let objective = Objective::new(0.0, vec![Weighted::new("kd", 1.0, kd)]).unwrap();
     let logits = ramp(&[2, 10]);
-    let loss = objective
-        .loss(&Inputs {
-            student_logits: &logits,
-            teacher_logits: Some(&logits),
-            // Never looked at.
-            labels: &labels(&[77, 78]),
-            student_features: &empty,
-            teacher_features: &empty,
-            epoch: 0,
-            epochs: 1,
-            seed: 0,
-            step: 0,
-            steps: 10,
-            indices: &[0, 1],
-        })
-        .unwrap();
+    // Nothing reads the labels.
+    let labels = labels(&[77, 78]);
+    let inputs = Inputs { teacher_logits: Some(&logits), ..Inputs::new(&logits, &labels) };
+    let loss = objective.loss(&inputs, RunStep::default()).unwrap();
     assert_eq!(loss.parts.len(), 1);
 }
 
@@ -357,29 +327,64 @@ fn a_schedule_scales_the_total_and_not_the_part() {
     let term = term(recipe).unwrap();
     assert_eq!(toml::from_str::<Term>(&toml::to_string(&term).unwrap()).unwrap(), term);
     let Term { weight, schedule, method } = term;
-    let method = build(&method, &shapes(), no_helpers()).unwrap();
-    let objective = Objective::new(0.0, vec![Weighted { weight, schedule, method }]).unwrap();
+    let method = build(&method, &setup(), no_helpers()).unwrap();
+    let objective =
+        Objective::new(0.0, vec![Weighted { name: "kd", weight, schedule, method }]).unwrap();
     let (student, teacher) = (ramp(&[2, 10]), ramp(&[2, 10]).sqr().unwrap());
-    let empty = BTreeMap::new();
+    let labels = labels(&[0, 1]);
+    let inputs = Inputs { teacher_logits: Some(&teacher), ..Inputs::new(&student, &labels) };
     for (step, factor) in [(0, 0.5), (1, 0.75), (2, 0.5), (3, 0.25)] {
-        let loss = objective
-            .loss(&Inputs {
-                student_logits: &student,
-                teacher_logits: Some(&teacher),
-                labels: &labels(&[0, 1]),
-                student_features: &empty,
-                teacher_features: &empty,
-                epoch: 0,
-                epochs: 1,
-                seed: 0,
-                step,
-                steps: 4,
-                indices: &[0, 1],
-            })
-            .unwrap();
+        let loss = objective.loss(&inputs, RunStep { step, steps: 4 }).unwrap();
         let part = loss.parts[0].1.to_scalar::<f32>().unwrap();
         let total = loss.total.to_scalar::<f32>().unwrap();
         assert!((total / part - 3.0 * factor).abs() < 1e-5, "step {step}: {total} of {part}");
     }
     assert!(toml::from_str::<Term>("name = 'kd'\nweight = 1.0\ndecay = 'fast'").is_err());
+}
+
+/// What only the host knows is shown to the method that asks for it, and to no other: a captured step would keep it as it was.
+#[test]
+fn only_a_method_that_asks_sees_what_the_host_knows() {
+    struct Looks {
+        asks: bool,
+    }
+    impl Method for Looks {
+        fn needs(&self) -> Needs {
+            Needs { host: self.asks, ..Needs::default() }
+        }
+
+        fn loss(&self, inputs: &Inputs<'_>) -> kd_loss::Result<Tensor> {
+            let seen = inputs.host.map_or(-1.0, |host| host.at.step as f32);
+            Ok(Tensor::new(seen, &Device::Cpu)?)
+        }
+    }
+    let method = |name, asks| Weighted::new(name, 1.0, Box::new(Looks { asks }));
+    let objective =
+        Objective::new(0.0, vec![method("blind", false), method("asks", true)]).unwrap();
+    assert!(objective.needs().host);
+    assert_eq!(objective.needs_host(), Some("asks"));
+    assert_eq!(Objective::new(0.0, vec![method("blind", false)]).unwrap().needs_host(), None);
+    let (logits, labels) = (ramp(&[2, 10]), labels(&[0, 1]));
+    let at = RunStep { step: 3, steps: 4 };
+    let host = HostStep { indices: &[5, 6], seed: 0, epoch: 0, epochs: 1, at };
+    let inputs = Inputs { host: Some(host), ..Inputs::new(&logits, &labels) };
+    let parts = objective.loss(&inputs, at).unwrap().parts;
+    let seen: Vec<f32> = parts.iter().map(|(_, part)| part.to_scalar().unwrap()).collect();
+    assert_eq!(seen, [-1.0, 3.0]);
+    // And one that asks gets an error, not a guess, where the host's knowledge is missing.
+    let mut config = MethodConfig::from_name("crd").unwrap();
+    if let MethodConfig::Crd(config) = &mut config {
+        config.negatives = 2;
+    }
+    let (_, vb) = helpers(&config);
+    let crd = build(&config, &setup(), vb).unwrap();
+    assert!(crd.needs().host);
+    let place = |size| BTreeMap::from([("classifier.1".to_string(), ramp(&[2, size]))]);
+    let inputs = Inputs {
+        student_features: &place(256),
+        teacher_features: &place(512),
+        ..Inputs::new(&logits, &labels)
+    };
+    let error = crd.loss(&inputs).unwrap_err();
+    assert!(matches!(error, Error::MissingHostStep { .. }), "{error}");
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::VarBuilder;
 use kd_loss::{
-    Inputs, MethodConfig, Shapes, build, cosine, cross_entropy, cross_entropy_smoothed, kd,
+    Inputs, MethodConfig, Setup, build, cosine, cross_entropy, cross_entropy_smoothed, kd,
     kd_with_labels,
 };
 
@@ -119,30 +119,22 @@ fn the_regressor_agrees_with_pytorch() {
         DType::F32,
         &Device::Cpu,
     );
-    let shapes = Shapes {
+    let shapes = Setup {
         student: vec![("features.5".into(), vec![4, 5, 5]), ("classifier.1".into(), vec![9])],
         teacher: vec![("features.9".into(), vec![6, 5, 5]), ("classifier.1".into(), vec![9])],
         classes: 10,
-        ..Shapes::default()
+        ..Setup::default()
     };
     let method = build(&MethodConfig::from_name("regressor").unwrap(), &shapes, vb).unwrap();
     let features =
         |name: &str, tensor: &Tensor| BTreeMap::from([(name.to_string(), tensor.clone())]);
     let logits = Tensor::zeros((2, 10), DType::F32, &Device::Cpu).unwrap();
-    let loss = method
-        .loss(&Inputs {
-            student_logits: &logits,
-            teacher_logits: None,
-            labels: &Tensor::zeros(2, DType::U32, &Device::Cpu).unwrap(),
-            student_features: &features("features.5", &student),
-            teacher_features: &features("features.9", &fixture["regressor.teacher"]),
-            epoch: 0,
-            epochs: 1,
-            seed: 0,
-            step: 0,
-            steps: 10,
-            indices: &[0, 1],
-        })
-        .unwrap();
+    let labels = Tensor::zeros(2, DType::U32, &Device::Cpu).unwrap();
+    let inputs = Inputs {
+        student_features: &features("features.5", &student),
+        teacher_features: &features("features.9", &fixture["regressor.teacher"]),
+        ..Inputs::new(&logits, &labels)
+    };
+    let loss = method.loss(&inputs).unwrap();
     assert_agrees(&fixture, "regressor", &loss, &[&student, &weight, &bias]);
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use kd_data::{BatchConfig, Normalization, SyntheticConfig};
-use kd_loss::{KdConfig, MethodConfig, Objective, Weighted};
+use kd_loss::{Inputs, KdConfig, MethodConfig, Objective, RunStep, Weighted};
 use kd_models::{Architecture, Classifier, Mode, ModelConfig, Output, Parameters, Place, uniform};
 use kd_ops::adam::{Adam, AdamConfig};
 use kd_ops::{Conv2dConfig, DropoutKey, conv2d, linear};
@@ -86,9 +86,9 @@ fn train(images: usize, epochs: usize) -> anyhow::Result<f64> {
     )?;
     // kd asks for no feature maps, so no shapes and no helper parameters are needed.
     let method = MethodConfig::Kd(KdConfig::default());
-    let shapes = kd_loss::Shapes::default();
-    let method = kd_loss::build(&method, &shapes, kd_models::frozen(&BTreeMap::new()))?;
-    let objective = Objective::new(0.9, vec![Weighted::new(0.1, method)])?;
+    let setup = kd_loss::Setup::default();
+    let method = kd_loss::build(&method, &setup, kd_models::frozen(&BTreeMap::new()))?;
+    let objective = Objective::new(0.9, vec![Weighted::new("kd", 0.1, method)])?;
 
     let mut adam = Adam::new(AdamConfig::default());
     for epoch in 0..epochs {
@@ -99,20 +99,11 @@ fn train(images: usize, epochs: usize) -> anyhow::Result<f64> {
             let key = DropoutKey { seed: 0, step: adam.steps };
             let output = student.forward_t(&batch.images, Mode::Train(key), &[])?;
             let taught = teacher.forward_t(&batch.images, Mode::Eval, &[])?;
-            let no_features = BTreeMap::new();
-            let loss = objective.loss(&kd_loss::Inputs {
-                student_logits: &output.logits,
-                teacher_logits: Some(&taught.logits.detach()),
-                labels: &batch.labels,
-                student_features: &no_features,
-                teacher_features: &no_features,
-                indices: &batch.indices,
-                epoch,
-                epochs,
-                seed: 0,
-                step: adam.steps,
-                steps: (epochs * images.div_ceil(50)) as u64,
-            })?;
+            let inputs = Inputs {
+                teacher_logits: Some(&taught.logits),
+                ..Inputs::new(&output.logits, &batch.labels)
+            };
+            let loss = objective.loss(&inputs, RunStep::default())?;
             adam.step(&student.parameters, &loss.total.backward()?)?;
         }
     }

@@ -11,7 +11,7 @@ use std::time::Instant;
 use anyhow::{Context, ensure};
 use candle_core::{DType, Device, Tensor, Var};
 use kd_data::{Batch, BatchConfig};
-use kd_loss::{Init, Inputs, Loss, Needs, Objective, Shapes, Weighted};
+use kd_loss::{HelperInit, HostStep, Inputs, Loss, Needs, Objective, RunStep, Setup, Weighted};
 use kd_models::weights::{LeftOut, Metadata};
 use kd_models::{Classifier, Mode, ModelConfig, Parameters};
 use kd_ops::{DropoutKey, clip_grad_norm, clip_grad_norm_on_device, grad_norms, total_norm};
@@ -349,11 +349,11 @@ pub(crate) fn shapes(
     student: &ModelConfig,
     teacher: Option<&ModelConfig>,
     train_labels: &[u32],
-) -> Shapes {
+) -> Setup {
     let places = |config: &ModelConfig| {
         kd_models::places(config).into_iter().map(|place| (place.name, place.shape)).collect()
     };
-    Shapes {
+    Setup {
         student: places(student),
         teacher: teacher.map(places).unwrap_or_default(),
         classes: student.classes,
@@ -427,10 +427,10 @@ impl<'a> Trainer<'a> {
                 // Drawn from a stream of its own: the network starts the same with and without.
                 let name = format!("method.{index}.{}", helper.name);
                 let var = match helper.init {
-                    Init::Uniform(bound) => {
+                    HelperInit::Uniform(bound) => {
                         kd_models::uniform(&name, &helper.shape, bound, seed, &run.device)?
                     }
-                    Init::Constant(value) => {
+                    HelperInit::Constant(value) => {
                         let value = Tensor::full(value as f32, helper.shape, &run.device)?;
                         Var::from_tensor(&value)?
                     }
@@ -444,7 +444,8 @@ impl<'a> Trainer<'a> {
         for (index, term) in run.recipe.run.methods.iter().enumerate() {
             let variables = variables.pp(format!("method.{index}"));
             let method = kd_loss::build(&term.method, &shapes, variables)?;
-            methods.push(Weighted { weight: term.weight, schedule: term.schedule, method });
+            let (name, schedule) = (term.method.name(), term.schedule);
+            methods.push(Weighted { name, weight: term.weight, schedule, method });
         }
         let objective = Objective::new(run.recipe.run.labels, methods)?;
         let needs = objective.needs();
@@ -572,26 +573,30 @@ impl<'a> Trainer<'a> {
         let images = training.precision.images(&batch.images)?;
         let output = self.network.forward_t(&images, Mode::Train(key), &places)?;
         let output = training.precision.output(output)?;
-        let inputs = Inputs {
-            student_logits: &output.logits,
-            teacher_logits: teacher.get(LOGITS),
-            labels: &batch.labels,
-            student_features: &output.features,
-            teacher_features: teacher,
+        let at = self.at(state);
+        // A step with a method that needs this is never captured.
+        let host = self.needs.host.then(|| HostStep {
             indices: &batch.indices,
+            seed: training.seed,
             epoch: state.epoch,
             epochs: training.epochs,
-            seed: training.seed,
-            step: state.step,
-            steps: self.steps_in_all(),
+            at,
+        });
+        let inputs = Inputs {
+            teacher_logits: teacher.get(LOGITS),
+            student_features: &output.features,
+            teacher_features: teacher,
+            host,
+            ..Inputs::new(&output.logits, &batch.labels)
         };
-        let loss = self.objective.loss(&inputs)?;
+        let loss = self.objective.loss(&inputs, at)?;
         Ok((loss, evaluate::right(&output.logits, &batch.labels)?))
     }
 
-    /// Of the whole run.
-    fn steps_in_all(&self) -> u64 {
-        self.run.recipe.training.epochs as u64 * self.batches as u64
+    /// The step and the steps of the whole run.
+    fn at(&self, state: &State) -> RunStep {
+        let steps = self.run.recipe.training.epochs as u64 * self.batches as u64;
+        RunStep { step: state.step, steps }
     }
 
     /// One step; the loss before it.

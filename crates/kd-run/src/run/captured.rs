@@ -90,7 +90,7 @@ impl Trainer<'_> {
         batch: &Batch,
         state: &State,
     ) -> anyhow::Result<Figures> {
-        let factors = self.objective.factors(state.step, self.steps_in_all())?;
+        let factors = self.objective.factors(self.at(state))?;
         match std::mem::replace(&mut self.steps, Steps::OneByOne) {
             Steps::OneByOne => self.submit_step(batch, state),
             Steps::Captured { step, like } if like.factors == factors => {
@@ -139,8 +139,10 @@ impl Trainer<'_> {
     /// Says at once where no step will be captured.
     pub(super) fn expect_graphs(&mut self, state: &State) {
         let whole = self.run.recipe.training.batch_size;
-        let why = if let Some((method, why)) = self.objective.not_to_be_captured() {
-            format!("method {method}: {why}")
+        let why = if let Some(method) = self.objective.needs_host() {
+            format!(
+                "method {method} needs what only the host knows: the step's number, the seed and the images' positions"
+            )
         } else if self.teacher.as_ref().is_some_and(TeacherOutputs::chooses_networks) {
             "which of the cross-fitted teachers an image asks is chosen on the host".into()
         } else if self.run.data.train.len() < whole {

@@ -196,7 +196,7 @@ fn what_cannot_be_captured_is_submitted() {
     let line =
         "distill --method crd --teacher teacher.safetensors --device cuda --compile graph --out o";
     let said = dir.train(line);
-    assert!(said.contains("method crd: it draws its negatives on the host"), "{said}");
+    assert!(said.contains("method crd needs what only the host knows"), "{said}");
 }
 
 fn a_killed_process_goes_on() {
