@@ -78,7 +78,7 @@ static void check_dropout() {
             for (unsigned more : {0u, 1u}) {
                 std::vector<float> y = run_twice<float>(count, [&](float *y, bool back) {
                     // The step's number with the launch, or from memory.
-                    const Step now{5, 0, 0};
+                    const Step now{5, {}};
                     emulate::launch(2, 5, back, dropout_f32, count, x.data(), y, 0x0123456789abcdefull,
                                     back ? 99ull : 5ull, 3ull, words[k] + more, 1.25f,
                                     back ? &now : (const Step *)nullptr);

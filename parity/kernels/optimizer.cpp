@@ -40,11 +40,11 @@ static void check_adam(const std::vector<size_t> &sizes, double weight_decay) {
     for (int step = 1; step <= 3; step++) {
         for (size_t t = 0; t < sizes.size(); t++) set.grads[t] = random_floats(sizes[t], 2, 100 * step + t), set.table.grad[t] = set.grads[t].data();
         // With the launch, or from memory.
-        const Step now{0, float(lr / (1 - std::pow(beta1, step))), float(std::sqrt(1 - std::pow(beta2, step)))};
+        const Step now{0, {float(lr / (1 - std::pow(beta1, step))), float(std::sqrt(1 - std::pow(beta2, step)))}};
         bool given = step == 2;
         emulate::launch(set.chunks, 7, step % 2 == 0, adam, set.table, first.data(), second.data(), float(beta1),
                         float(1 - beta1), float(beta2), float(1 - beta2), float(eps), float(weight_decay),
-                        given ? NAN : now.step_size, given ? NAN : now.root, given ? &now : (const Step *)nullptr);
+                        given ? NAN : now.scalars[0], given ? NAN : now.scalars[1], given ? &now : (const Step *)nullptr);
         for (size_t t = 0; t < sizes.size(); t++)
             for (size_t i = 0; i < sizes[t]; i++) {
                 size_t at = set.starts[t] + i;
@@ -69,7 +69,7 @@ static void check_sgd(const std::vector<size_t> &sizes, double momentum, bool ne
     for (size_t t = 0; t < sizes.size(); t++)
         std::copy(set.parameters[t].begin(), set.parameters[t].end(), p.begin() + set.starts[t]);
     for (int step = 1; step <= 3; step++) {
-        const Step now{0, float(lr), 1};
+        const Step now{0, {float(lr)}};
         bool given = step == 2;
         emulate::launch(set.chunks, 7, step % 2 == 0, sgd, set.table, momentum > 0 ? sums.data() : nullptr,
                         given ? NAN : float(lr), float(momentum), int(nesterov), float(weight_decay),

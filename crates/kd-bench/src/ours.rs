@@ -199,8 +199,8 @@ fn captured(mut trainer: Trainer, batch: Batch) -> anyhow::Result<Step> {
         fixed.images.slice_set(&batch.images, 0, 0)?;
         fixed.labels.slice_set(&batch.labels, 0, 0)?;
         fixed.teacher_logits.slice_set(&batch.teacher_logits, 0, 0)?;
-        let size = trainer.adam.next_step_size();
-        graph.launch(trainer.step, size)?;
+        let scalars = trainer.adam.next_step();
+        graph.launch(trainer.step, scalars)?;
         loss.to_vec1::<f32>()?;
         trainer.step += 1;
         Ok(())

@@ -29,11 +29,11 @@ __device__ inline int tensor_of_block(const Tensors &tensors) {
     return low;
 }
 
-// `step_size` is lr / (1 - beta1^step), `root` sqrt(1 - beta2^step).
+// The step's scalars: `step_size` is lr / (1 - beta1^step), `root` sqrt(1 - beta2^step).
 extern "C" __global__ void adam(const Tensors tensors, float *first, float *second, float beta1, float rest1,
                                 float beta2, float rest2, float eps, float weight_decay, float step_size,
                                 float root, const Step *now) {
-    if (now) step_size = now->step_size, root = now->root;
+    if (now) step_size = now->scalars[0], root = now->scalars[1];
     int tensor = tensor_of_block(tensors);
     unsigned from = (blockIdx.x - tensors.first_chunk[tensor]) * CHUNK;
     unsigned to = min(from + CHUNK, tensors.size[tensor]);
@@ -52,10 +52,10 @@ extern "C" __global__ void adam(const Tensors tensors, float *first, float *seco
     }
 }
 
-// `sums` is null without momentum.
+// The step's scalar is the learning rate. `sums` is null without momentum.
 extern "C" __global__ void sgd(const Tensors tensors, float *sums, float lr, float momentum, int nesterov,
                                float weight_decay, const Step *now) {
-    if (now) lr = now->step_size;
+    if (now) lr = now->scalars[0];
     int tensor = tensor_of_block(tensors);
     unsigned from = (blockIdx.x - tensors.first_chunk[tensor]) * CHUNK;
     unsigned to = min(from + CHUNK, tensors.size[tensor]);

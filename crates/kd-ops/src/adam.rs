@@ -1,4 +1,4 @@
-//! Adam with PyTorch's semantics and a state that can be saved.
+//! The optimiser Adam with PyTorch's semantics and a state that can be saved.
 
 use std::collections::BTreeMap;
 
@@ -8,18 +8,20 @@ use rayon::prelude::*;
 
 use crate::cpu;
 #[cfg(feature = "cuda")]
-use crate::cuda::graph::StepSize;
+use crate::cuda::graph::{StepScalars, is_capturing};
+#[cfg(feature = "cuda")]
+use crate::cuda::{optimizer::OptimizerState, tensor_table::are_on_gpu};
 
 /// Adam's settings; the defaults are PyTorch's (no weight decay).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamConfig {
     /// Learning rate.
     pub lr: f64,
-    /// Decay of the running mean of the gradients.
+    /// Decay of the running mean of the gradients, in [0, 1).
     pub beta1: f64,
-    /// Decay of the running mean of the squared gradients.
+    /// Decay of the running mean of the squared gradients, in [0, 1).
     pub beta2: f64,
-    /// Added to the denominator.
+    /// Added to the denominator, the root of the mean of the squared gradients.
     pub eps: f64,
     /// L2 penalty, added to the gradient (`torch.optim.Adam`, not AdamW).
     pub weight_decay: f64,
@@ -31,7 +33,8 @@ impl Default for AdamConfig {
     }
 }
 
-/// What Adam remembers of one parameter; each vector has an entry for each element, row-major.
+/// Adam's state of one parameter. Each vector has an entry for each element, row-major, and both are empty before the
+/// first step.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Moments {
     /// Running mean of the gradients.
@@ -40,10 +43,10 @@ pub struct Moments {
     pub second: Vec<f32>,
 }
 
-/// Adam (Kingma and Ba, 2015, algorithm 1), as `torch.optim.Adam` computes it.
+/// Adam (Kingma and Ba, 2015, algorithm 1), as `torch.optim.Adam` computes it in f32.
 ///
-/// All of its state is public, by parameter name, so that a run can be saved and go on exactly. Where the
-/// parameters are on a GPU the moments are there too: [`fetch`](Self::fetch) brings them into `moments`.
+/// All of its state is public, by parameter name, so that a run can be saved and continued exactly. Where the
+/// parameters lie on a GPU the moments lie there as well: [`fetch`](Self::fetch) brings them into `moments`.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Adam {
@@ -54,7 +57,7 @@ pub struct Adam {
     /// The moments of each parameter, by name; a parameter gets its entry at its first step.
     pub moments: BTreeMap<String, Moments>,
     #[cfg(feature = "cuda")]
-    gpu: crate::cuda::optimizer::Memory,
+    gpu: OptimizerState,
 }
 
 impl Adam {
@@ -63,13 +66,13 @@ impl Adam {
         Self { config, ..Self::default() }
     }
 
-    /// Takes one step: changes every parameter that has a gradient.
+    /// Takes one step: changes, in place, every parameter that has a gradient.
     ///
     /// # Errors
     /// When a parameter is not a contiguous f32 tensor, or saved moments don't have its size.
     pub fn step(&mut self, parameters: &BTreeMap<String, Var>, grads: &GradStore) -> Result<()> {
         #[cfg(feature = "cuda")]
-        if crate::cuda::optimizer::are_on_gpu(parameters) {
+        if are_on_gpu(parameters) {
             return self.step_on_gpu(parameters, grads);
         }
         self.steps += 1;
@@ -100,8 +103,9 @@ impl Adam {
 }
 
 impl Adam {
-    /// Brings `moments` up to date: where the parameters are on a GPU, `step` changes the moments there, and
-    /// reads `moments` at its first step alone. It waits for the GPU. On the CPU there is nothing to do.
+    /// Brings `moments` up to date. Where the parameters lie on a GPU, `step` changes the moments there and reads
+    /// `moments` at its first step alone, so this copies them back, which waits for the GPU. On the CPU there is
+    /// nothing to do.
     ///
     /// # Errors
     /// When the GPU fails.
@@ -117,36 +121,36 @@ impl Adam {
     fn step_on_gpu(&mut self, parameters: &BTreeMap<String, Var>, grads: &GradStore) -> Result<()> {
         if !self.gpu.fits(parameters, 2) {
             self.fetch()?;
-            self.gpu = crate::cuda::optimizer::Memory::new("adam", parameters, 2, |name| {
+            self.gpu = OptimizerState::new("adam", parameters, 2, |name| {
                 let Moments { first, second } = self.moments.get(name)?;
                 Some(vec![first.as_slice(), second.as_slice()])
             })?;
         }
         // A captured step is taken, and counted, when its graph is launched.
-        let size = match crate::cuda::graph::is_capturing() {
-            true => StepSize::default(),
-            false => self.next_step_size(),
+        let scalars = match is_capturing() {
+            true => StepScalars::default(),
+            false => self.next_step(),
         };
         let AdamConfig { beta1, beta2, eps, weight_decay, .. } = self.config;
-        let scalars = [beta1, 1.0 - beta1, beta2, 1.0 - beta2, eps, weight_decay];
-        self.gpu.adam(parameters, grads, scalars.map(|scalar| scalar as f32), size)
+        let constants = [beta1, 1.0 - beta1, beta2, 1.0 - beta2, eps, weight_decay];
+        self.gpu.adam(parameters, grads, constants.map(|constant| constant as f32), scalars)
     }
 
-    /// Counts a step and says how large it is: for a step that a captured [`Graph`](crate::cuda::graph::Graph) takes.
-    /// A clone from before shares the memory that the graph changes.
+    /// Counts a step that a captured [`Graph`](crate::cuda::graph::Graph) is about to take, and gives what the graph is
+    /// launched with: `lr / (1 - beta1^step)` and `sqrt(1 - beta2^step)`. The launch changes the moments on the GPU, of
+    /// this optimiser and of a clone that shares them.
     #[cfg(feature = "cuda")]
-    pub fn next_step_size(&mut self) -> StepSize {
+    pub fn next_step(&mut self) -> StepScalars {
         self.steps += 1;
         let step = i32::try_from(self.steps).unwrap_or(i32::MAX);
         let AdamConfig { lr, beta1, beta2, .. } = self.config;
-        StepSize {
-            step_size: (lr / (1.0 - beta1.powi(step))) as f32,
-            root: (1.0 - beta2.powi(step)).sqrt() as f32,
-        }
+        let step_size = lr / (1.0 - beta1.powi(step));
+        let root = (1.0 - beta2.powi(step)).sqrt();
+        StepScalars([step_size as f32, root as f32, 0.0, 0.0])
     }
 }
 
-/// One parameter's step.
+/// One parameter's step on the CPU; `step` counts from 1.
 fn update(
     parameter: &Tensor,
     grad: &[f32],
@@ -165,16 +169,17 @@ fn update(
     parameter.inplace_op1(&op)
 }
 
+/// One parameter's step, as an operation in place.
 struct AdamUpdate<'a> {
     grad: &'a [f32],
-    // `cpu_fwd` gets the operation by shared reference.
+    // In a mutex because `cpu_fwd` gets the operation by shared reference.
     moments: std::sync::Mutex<&'a mut Moments>,
     step_size: f64,
     bias_correction2_sqrt: f64,
     config: &'a AdamConfig,
 }
 
-/// Elements a thread takes at a time.
+/// Elements that a thread takes at a time.
 const CHUNK: usize = 1 << 14;
 
 impl InplaceOp1 for AdamUpdate<'_> {

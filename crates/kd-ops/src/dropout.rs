@@ -34,7 +34,7 @@ pub fn dropout(x: &Tensor, p: f64, key: DropoutKey, layer: u64) -> Result<Tensor
     }
     #[cfg(feature = "cuda")]
     if x.device().is_cuda() {
-        return crate::cuda::dropout::dropout(x, p, key, layer);
+        return crate::cuda::dropout::dropout(x, p, key.seed, key.step, layer);
     }
     x.contiguous()?.apply_op1(Dropout { p, key, layer })
 }

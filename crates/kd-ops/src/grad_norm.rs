@@ -20,8 +20,8 @@ pub fn grad_norms(
     grads: &GradStore,
 ) -> Result<BTreeMap<String, f64>> {
     #[cfg(feature = "cuda")]
-    if crate::cuda::optimizer::are_on_gpu(parameters) {
-        return crate::cuda::optimizer::grad_norms(parameters, grads);
+    if crate::cuda::tensor_table::are_on_gpu(parameters) {
+        return crate::cuda::grad_norm::grad_norms(parameters, grads);
     }
     let with_grad = |(name, parameter): (&String, &Var)| {
         let grad = grads.get(parameter.as_tensor())?;
@@ -84,8 +84,8 @@ pub fn clip_grad_norm_on_device(
     max_norm: f64,
 ) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
-    if crate::cuda::optimizer::are_on_gpu(parameters) {
-        return crate::cuda::optimizer::clip_grad_norm(parameters, grads, max_norm);
+    if crate::cuda::tensor_table::are_on_gpu(parameters) {
+        return crate::cuda::grad_norm::clip_grad_norm(parameters, grads, max_norm);
     }
     let total = total_norm(&grad_norms(parameters, grads)?);
     clip_grad_norm(parameters, grads, total, max_norm)?;

@@ -1,4 +1,4 @@
-//! Stochastic gradient descent with PyTorch's semantics and a state that can be saved.
+//! The optimiser SGD (stochastic gradient descent) with PyTorch's semantics and a state that can be saved.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -8,15 +8,21 @@ use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Var, bail};
 use rayon::prelude::*;
 
 use crate::cpu;
+#[cfg(feature = "cuda")]
+use crate::cuda::{
+    graph::StepScalars,
+    optimizer::{OptimizerState, SgdConstants},
+    tensor_table::are_on_gpu,
+};
 
 /// The settings of [`Sgd`]; the defaults are PyTorch's.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SgdConfig {
     /// Learning rate.
     pub lr: f64,
-    /// What is kept of the sum of past gradients in each step.
+    /// The share of the sum of past gradients that each step keeps, in [0, 1); 0 keeps no sum.
     pub momentum: f64,
-    /// Nesterov's momentum: the step looks one step of momentum ahead.
+    /// Nesterov's momentum: the step looks one step of momentum ahead. Without momentum it changes nothing.
     pub nesterov: bool,
     /// L2 penalty, added to the gradient.
     pub weight_decay: f64,
@@ -28,11 +34,11 @@ impl Default for SgdConfig {
     }
 }
 
-/// Gradient descent with momentum (Sutskever et al., 2013), as `torch.optim.SGD` computes it
-/// (dampening 0).
+/// Gradient descent with momentum (Sutskever et al., "On the importance of initialization and momentum in deep learning",
+/// 2013), as `torch.optim.SGD` computes it in f32 with its dampening of 0.
 ///
-/// All of its state is public, by parameter name, so that a run can be saved and go on exactly. Where the
-/// parameters are on a GPU the sums are there too: [`fetch`](Self::fetch) brings them into `momentum`.
+/// All of its state is public, by parameter name, so that a run can be saved and continued exactly. Where the
+/// parameters lie on a GPU the sums lie there as well: [`fetch`](Self::fetch) brings them into `momentum`.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Sgd {
@@ -42,7 +48,7 @@ pub struct Sgd {
     /// gets its own at its first step, and none without momentum.
     pub momentum: BTreeMap<String, Vec<f32>>,
     #[cfg(feature = "cuda")]
-    gpu: crate::cuda::optimizer::Memory,
+    gpu: OptimizerState,
 }
 
 impl Sgd {
@@ -51,13 +57,13 @@ impl Sgd {
         Self { config, ..Self::default() }
     }
 
-    /// Takes one step: changes every parameter that has a gradient.
+    /// Takes one step: changes, in place, every parameter that has a gradient.
     ///
     /// # Errors
     /// When a parameter is not a contiguous f32 tensor, or a saved sum doesn't have its size.
     pub fn step(&mut self, parameters: &BTreeMap<String, Var>, grads: &GradStore) -> Result<()> {
         #[cfg(feature = "cuda")]
-        if crate::cuda::optimizer::are_on_gpu(parameters) {
+        if are_on_gpu(parameters) {
             return self.step_on_gpu(parameters, grads);
         }
         for (name, parameter) in parameters {
@@ -85,8 +91,9 @@ impl Sgd {
 }
 
 impl Sgd {
-    /// Brings `momentum` up to date: where the parameters are on a GPU, `step` changes the sums there, and
-    /// reads `momentum` at its first step alone. It waits for the GPU. On the CPU there is nothing to do.
+    /// Brings `momentum` up to date. Where the parameters lie on a GPU, `step` changes the sums there and reads
+    /// `momentum` at its first step alone, so this copies them back, which waits for the GPU. On the CPU there is
+    /// nothing to do.
     ///
     /// # Errors
     /// When the GPU fails.
@@ -103,29 +110,33 @@ impl Sgd {
         let kinds = usize::from(self.config.momentum > 0.0);
         if !self.gpu.fits(parameters, kinds) {
             self.fetch()?;
-            self.gpu = crate::cuda::optimizer::Memory::new("sgd", parameters, kinds, |name| {
+            self.gpu = OptimizerState::new("sgd", parameters, kinds, |name| {
                 Some(self.momentum.get(name).iter().map(|sum| sum.as_slice()).collect())
             })?;
         }
-        self.gpu.sgd(parameters, grads, &self.config)
+        let SgdConfig { momentum, nesterov, weight_decay, .. } = self.config;
+        let (momentum, weight_decay) = (momentum as f32, weight_decay as f32);
+        let constants = SgdConstants { momentum, nesterov, weight_decay };
+        self.gpu.sgd(parameters, grads, constants, self.next_step())
     }
 
-    /// How large the next step is: for a step that a captured [`Graph`](crate::cuda::graph::Graph) takes.
-    /// A clone from before shares the memory that the graph changes.
+    /// What a captured [`Graph`](crate::cuda::graph::Graph) that is about to take a step is launched with: the learning
+    /// rate. The launch changes the sums on the GPU, of this optimiser and of a clone that shares them.
     #[cfg(feature = "cuda")]
-    pub fn next_step_size(&self) -> crate::cuda::graph::StepSize {
-        crate::cuda::graph::StepSize { step_size: self.config.lr as f32, root: 1.0 }
+    pub fn next_step(&self) -> StepScalars {
+        StepScalars([self.config.lr as f32, 0.0, 0.0, 0.0])
     }
 }
 
+/// One parameter's step on the CPU, as an operation in place.
 struct SgdUpdate<'a> {
     grad: &'a [f32],
-    // `cpu_fwd` gets the operation by shared reference. Empty without momentum.
+    // Empty without momentum; in a mutex because `cpu_fwd` gets the operation by shared reference.
     sums: Mutex<&'a mut Vec<f32>>,
     config: &'a SgdConfig,
 }
 
-/// Elements a thread takes at a time.
+/// Elements that a thread takes at a time.
 const CHUNK: usize = 1 << 14;
 
 impl InplaceOp1 for SgdUpdate<'_> {

@@ -519,17 +519,17 @@ fn a_graph_takes_the_steps_that_it_stands_for(gpu: &Device) -> Result<()> {
         }
         drop(uploads);
         let (x, loss) = (batch(0)?, Tensor::zeros(1, DType::F32, gpu)?);
-        // The step's number and size come with the launch: here they are others.
+        // The number of the step, and its scalars, come with the launch: here they are others.
         let body = || loss.slice_set(&training.step(&x, 99)?.reshape(1)?, 0, 0);
         // SAFETY: all that the step uses lives to the end of this block.
         let mut graph = unsafe { Graph::capture(gpu, body) }?;
         for step in 2..STEPS {
             x.slice_set(&batch(step)?, 0, 0)?;
-            let size = match &mut training.sgd {
-                Some(sgd) => sgd.next_step_size(),
-                None => training.adam.next_step_size(),
+            let scalars = match &mut training.sgd {
+                Some(sgd) => sgd.next_step(),
+                None => training.adam.next_step(),
             };
-            graph.launch(step, size)?;
+            graph.launch(step, scalars)?;
             assert_eq!(loss.to_vec1::<f32>()?, [losses[step as usize]], "step {step}");
         }
         let weight = |training: &Training| values(training.parameters["weight"].as_tensor());

@@ -44,17 +44,17 @@ impl Optimizer {
         }
     }
 
-    /// For a step at this learning rate that a captured graph takes.
+    /// What a captured graph is launched with to take a step at this learning rate.
     #[cfg(feature = "cuda")]
-    pub(crate) fn next_step_size(&mut self, lr: f64) -> kd_ops::cuda::graph::StepSize {
+    pub(crate) fn next_step(&mut self, lr: f64) -> kd_ops::cuda::graph::StepScalars {
         match self {
             Self::Adam(adam) => {
                 adam.config.lr = lr;
-                adam.next_step_size()
+                adam.next_step()
             }
             Self::Sgd(sgd) => {
                 sgd.config.lr = lr;
-                sgd.next_step_size()
+                sgd.next_step()
             }
         }
     }

@@ -6,18 +6,18 @@ use candle_core::{CpuStorage, CudaDevice, CudaStorage, CustomOp1, Layout, Result
 use super::{
     Array, Number, device, graph, hold, kernel_of, launch, memory, not_on_cpu, ptx, with_number,
 };
-use crate::DropoutKey;
 
 const NAME: &str = "dropout";
 
-/// As [`crate::dropout()`], which has checked `p`.
-pub(crate) fn dropout(x: &Tensor, p: f64, key: DropoutKey, layer: u64) -> Result<Tensor> {
-    x.contiguous()?.apply_op1(Dropout { p, key, layer })
+/// As [`crate::dropout()`], which has checked `p`; `seed` and `step` are those of its key.
+pub(crate) fn dropout(x: &Tensor, p: f64, seed: u64, step: u64, layer: u64) -> Result<Tensor> {
+    x.contiguous()?.apply_op1(Dropout { p, seed, step, layer })
 }
 
 struct Dropout {
     p: f64,
-    key: DropoutKey,
+    seed: u64,
+    step: u64,
     layer: u64,
 }
 
@@ -30,8 +30,8 @@ impl Dropout {
         let dropped_below = (self.p * (1u64 << 32) as f64) as u32;
         let function = kernel_of::<T>(device, "kd-ops dropout", "dropout", ptx::DROPOUT)?;
         let mut args = function.builder();
-        args.arg(&count).arg(x).arg(&mut y).arg(&self.key.seed).arg(&self.key.step);
-        let now = graph::numbers_of_captured_step();
+        args.arg(&count).arg(x).arg(&mut y).arg(&self.seed).arg(&self.step);
+        let now = graph::address_of_step();
         args.arg(&self.layer).arg(&dropped_below).arg(&scale).arg(&now);
         // SAFETY: both have `count` numbers; a thread takes 16.
         unsafe { launch(args, (count.div_ceil(16 * 128), 1), (128, 1)) }?;

@@ -14,18 +14,18 @@ use candle_core::cuda_backend::cudarc::driver::{CudaGraph, CudaSlice, CudaStream
 use candle_core::{CudaDevice, Device, Result, bail};
 
 thread_local! {
-    /// Where a step that is being captured finds its numbers, or 0.
-    static NUMBERS: Cell<u64> = const { Cell::new(0) };
+    /// Where a step that is being captured finds its `struct Step` of kernels/step.cuh, or 0.
+    static STEP: Cell<u64> = const { Cell::new(0) };
 }
 
-/// The address that kernels take as `const Step *`: null unless a step is being captured.
-pub(super) fn numbers_of_captured_step() -> u64 {
-    NUMBERS.get()
+/// The address that kernels take as `const Step *`: null unless this thread is capturing a step.
+pub(super) fn address_of_step() -> u64 {
+    STEP.get()
 }
 
 /// Whether this thread is capturing a step.
 pub(crate) fn is_capturing() -> bool {
-    NUMBERS.get() != 0
+    STEP.get() != 0
 }
 
 /// A capture that has begun. It ends in any case, also when the thread panics.
@@ -35,16 +35,16 @@ struct Capturing {
 }
 
 impl Capturing {
-    fn begin(stream: &Arc<CudaStream>, numbers: u64) -> Result<Self> {
+    fn begin(stream: &Arc<CudaStream>, step: u64) -> Result<Self> {
         // Other threads may go on with what a capture forbids.
         stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).w()?;
-        NUMBERS.set(numbers);
+        STEP.set(step);
         Ok(Self { stream: Arc::clone(stream), ended: false })
     }
 
     fn end(&mut self) -> Result<Option<CudaGraph>> {
         self.ended = true;
-        NUMBERS.set(0);
+        STEP.set(0);
         // A tensor that could not be freed leaves its error to the next call, and `end_capture` must be made.
         let freed = self.stream.context().check_err();
         let graph = self.stream.end_capture(CUgraphInstantiate_flags(0));
@@ -61,14 +61,11 @@ impl Drop for Capturing {
     }
 }
 
-/// How far an optimiser goes in a step; of [`Adam`](crate::adam::Adam::next_step_size) or [`Sgd`](crate::sgd::Sgd::next_step_size).
+/// What changes in an optimiser's arithmetic from one step to the next: at most four numbers, which its kernel reads where
+/// a captured step finds them. Each optimiser says itself what they are: see
+/// [`Adam::next_step`](crate::adam::Adam::next_step) and [`Sgd::next_step`](crate::sgd::Sgd::next_step).
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct StepSize {
-    /// Adam's `lr / (1 - beta1^step)`; SGD's learning rate.
-    pub(crate) step_size: f32,
-    /// Adam's `sqrt(1 - beta2^step)`.
-    pub(crate) root: f32,
-}
+pub struct StepScalars(pub [f32; 4]);
 
 /// Keeps small tables that candle uploads with its operations on the GPU, so that a later capture, which may upload nothing,
 /// finds them; for as long as the value lives. Run the step that is to be captured once or twice with it.
@@ -80,17 +77,20 @@ pub fn keep_uploads(device: &Device) -> Option<impl Drop + use<>> {
     }
 }
 
+/// 64-bit words of `struct Step` of kernels/step.cuh.
+const WORDS: usize = 3;
+
 /// A captured step.
 pub struct Graph {
     graph: CudaGraph,
-    /// `struct Step` of kernels/step.cuh.
-    numbers: CudaSlice<u64>,
+    /// `struct Step` of kernels/step.cuh: the step's number, then four f32, two in a word.
+    step: CudaSlice<u64>,
     device: CudaDevice,
 }
 
 impl Graph {
     /// Captures what `body` submits to the GPU; none of it is done. What changes from one step to the next reaches a graph in
-    /// two ways: dropout and optimisers read the numbers that [`launch`](Self::launch) is given, and all else must be copied
+    /// two ways: dropout and optimisers read what [`launch`](Self::launch) is given, and all else must be copied
     /// beforehand into tensors that `body` used. What `body` computes must likewise be copied into such tensors, and
     /// everything that it makes must be dropped when it returns.
     ///
@@ -112,8 +112,8 @@ impl Graph {
             return Err(candle_core::Error::Msg("a graph needs an NVIDIA GPU".into()).into());
         };
         let stream = device.cuda_stream();
-        let numbers = device.alloc_zeros::<u64>(2)?;
-        let address = numbers.device_ptr(&stream).0;
+        let step = device.alloc_zeros::<u64>(WORDS)?;
+        let address = step.device_ptr(&stream).0;
         let _uploads = device.enable_cuda_graph_htod_cache();
         let mut capturing = Capturing::begin(&stream, address)?;
         let done = body();
@@ -124,20 +124,22 @@ impl Graph {
         };
         // Memory that the card does not have is missed here, and not at the first launch.
         graph.upload().w()?;
-        Ok(Self { graph, numbers, device: device.clone() })
+        Ok(Self { graph, step, device: device.clone() })
     }
 
-    /// Takes the step; `step` is the [`DropoutKey`](crate::DropoutKey)'s.
+    /// Takes the step: submits all that was captured, with the step's number `step`, which is the
+    /// [`DropoutKey`](crate::DropoutKey)'s, and the scalars of the optimiser that the captured step took.
     ///
     /// # Errors
-    /// When the driver refuses.
-    pub fn launch(&mut self, step: u64, size: StepSize) -> Result<()> {
+    /// When the driver refuses, or another step is being captured.
+    pub fn launch(&mut self, step: u64, scalars: StepScalars) -> Result<()> {
         if is_capturing() {
             bail!("a graph can't be launched while another one is captured")
         }
-        let StepSize { step_size, root } = size;
-        let sizes = u64::from(step_size.to_bits()) | u64::from(root.to_bits()) << 32;
-        self.device.cuda_stream().memcpy_htod(&[step, sizes], &mut self.numbers).w()?;
+        let [a, b, c, d] = scalars.0.map(f32::to_bits);
+        let pair = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
+        let words: [u64; WORDS] = [step, pair(a, b), pair(c, d)];
+        self.device.cuda_stream().memcpy_htod(&words, &mut self.step).w()?;
         self.graph.launch().w()
     }
 }

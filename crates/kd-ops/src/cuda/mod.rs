@@ -15,12 +15,14 @@ pub(crate) mod conv;
 #[cfg(feature = "cudnn")]
 mod cudnn;
 pub(crate) mod dropout;
+pub(crate) mod grad_norm;
 pub mod graph;
 pub(crate) mod linear;
 pub(crate) mod max_pool;
 pub(crate) mod optimizer;
 pub(crate) mod relu;
 pub(crate) mod shortcut;
+pub(crate) mod tensor_table;
 
 use std::ops::Deref;
 use std::sync::Arc;

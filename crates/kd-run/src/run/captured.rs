@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Result, Tensor};
 use kd_data::Batch;
-use kd_ops::cuda::graph::{Graph, StepSize, keep_uploads};
+use kd_ops::cuda::graph::{Graph, StepScalars, keep_uploads};
 
 use super::{Figures, Trainer};
 use crate::checkpoint::State;
@@ -74,11 +74,11 @@ impl CapturedStep {
     }
 
     /// Takes the step for a batch of the same size; its figures.
-    fn take(&mut self, batch: &Batch, step: u64, size: StepSize) -> Result<Tensor> {
+    fn take(&mut self, batch: &Batch, step: u64, scalars: StepScalars) -> Result<Tensor> {
         self.batch.images.slice_set(&batch.images, 0, 0)?;
         self.batch.labels.slice_set(&batch.labels, 0, 0)?;
         self.batch.rows.slice_set(&batch.rows, 0, 0)?;
-        self.graph.launch(step, size)?;
+        self.graph.launch(step, scalars)?;
         self.figures.copy()
     }
 }
@@ -161,8 +161,8 @@ impl Trainer<'_> {
         batch: &Batch,
         state: &State,
     ) -> anyhow::Result<Figures> {
-        let size = self.optimizer.next_step_size(self.learning_rate(state.step));
-        let values = step.take(batch, state.step, size)?;
+        let scalars = self.optimizer.next_step(self.learning_rate(state.step));
+        let values = step.take(batch, state.step, scalars)?;
         let parts = like.parts.clone();
         self.steps = Steps::Captured { step, like };
         Ok(Figures { parts, values })
