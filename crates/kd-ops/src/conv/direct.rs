@@ -1,11 +1,13 @@
 //! Convolution of any shape, each window read where it lies.
 //!
 //! The padded image is NHWC, so a line of a window is a run of contiguous numbers; the products
-//! of [`super::kernels`] take their rows from such runs.
+//! of [`super::products`] take their rows from such runs.
 
 use super::geometry::Geometry;
-use super::kernels::{Nhwc, Rows, add_transposed_rows_times, packed_index, rows_times_packed};
-use super::{Wanted, carve};
+use super::images::Nhwc;
+use super::memory::carve;
+use super::products::{Rows, add_transposed_rows_times, packed_index, rows_times_packed};
+use super::wanted::Wanted;
 use crate::simd::Isa;
 
 pub(super) struct Direct {

@@ -1,10 +1,30 @@
-//! The sizes of one convolution.
+//! How a convolution is set, and all of its sizes.
 
 use candle_core::{Result, bail};
 
-use super::Conv2dConfig;
+/// How a convolution moves over the image, and what follows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Conv2dConfig {
+    /// Pixels between neighbouring windows, in both directions.
+    pub stride: usize,
+    /// Zeros added on each of the four sides, in pixels.
+    pub padding: usize,
+    /// Pixels between neighbouring entries of a window.
+    pub dilation: usize,
+    /// Whether `max(y, 0)` follows, fused in; its derivative at zero is 0.
+    pub relu: bool,
+    /// Whether a 2x2 max-pool of stride 2 follows (after the ReLU), fused in: the full-size map
+    /// is then never stored. Gradients as in [`crate::max_pool2d`].
+    pub max_pool2: bool,
+}
 
-/// All sizes of one convolution, checked.
+impl Default for Conv2dConfig {
+    fn default() -> Self {
+        Self { stride: 1, padding: 0, dilation: 1, relu: false, max_pool2: false }
+    }
+}
+
+/// All sizes of one convolution, checked against each other; numbers of images, channels and pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Geometry {
     pub(crate) batch: usize,
@@ -66,6 +86,18 @@ impl Geometry {
             out_height,
             out_width,
         })
+    }
+
+    /// Numbers in a batch of inputs.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn input_len(&self) -> usize {
+        self.batch * self.in_channels * self.height * self.width
+    }
+
+    /// Numbers in a batch of outputs.
+    #[cfg(feature = "cudnn")]
+    pub(crate) fn output_len(&self) -> usize {
+        self.batch * self.out_channels * self.out_pixels()
     }
 
     /// Pixels of one output map.

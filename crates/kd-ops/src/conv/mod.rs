@@ -3,11 +3,17 @@
 //! Tensors are NCHW outside. Inside, one image at a time is turned into NHWC in scratch memory
 //! that stays in the cache, worked on there (vectors run over channels), and turned back.
 
+mod backward;
+mod chain;
 mod direct;
 pub(crate) mod geometry;
-mod kernels;
-mod passes;
+mod images;
+mod layer;
+mod memory;
+mod pointwise;
+mod products;
 mod transforms;
+mod wanted;
 mod winograd;
 
 use std::sync::OnceLock;
@@ -17,30 +23,11 @@ use candle_nn::Module;
 
 use crate::cpu;
 use crate::simd::Isa;
+use backward::{Given, Gradients, ParameterGradients, backward};
+use chain::{Chain, Forward, Parameters};
+pub use geometry::Conv2dConfig;
 use geometry::Geometry;
-use passes::{Chain, Gradients, Layer, Parameters};
-
-/// How a convolution moves over the image, and what follows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Conv2dConfig {
-    /// Pixels between neighbouring windows, in both directions.
-    pub stride: usize,
-    /// Zeros added on each of the four sides, in pixels.
-    pub padding: usize,
-    /// Pixels between neighbouring entries of a window.
-    pub dilation: usize,
-    /// Whether `max(y, 0)` follows, fused in; its derivative at zero is 0.
-    pub relu: bool,
-    /// Whether a 2x2 max-pool of stride 2 follows (after the ReLU), fused in: the full-size map
-    /// is then never stored. Gradients as in [`crate::max_pool2d`].
-    pub max_pool2: bool,
-}
-
-impl Default for Conv2dConfig {
-    fn default() -> Self {
-        Self { stride: 1, padding: 0, dilation: 1, relu: false, max_pool2: false }
-    }
-}
+use layer::Layer;
 
 /// Cross-correlation of `x` `[N, I, H, W]` with `weight` `[O, I, kh, kw]`, plus `bias` `[O]`, as
 /// `torch.nn.functional.conv2d` computes it; all f32, the result `[N, O, H', W']`.
@@ -192,7 +179,11 @@ impl CustomOp3 for Conv2dOp {
         let x = cpu::slice(self.name(), x, x_layout)?;
         let weight = cpu::slice(self.name(), weight, weight_layout)?;
         let bias = cpu::slice(self.name(), bias, bias_layout)?;
-        Ok(result(&self.chain, &self.winners, self.chain.forward(x, &[(weight, bias)])))
+        Ok(result(
+            &self.chain,
+            &self.winners,
+            self.chain.forward(x, &[Parameters { weight, bias }]),
+        ))
     }
 
     fn bwd(
@@ -206,7 +197,8 @@ impl CustomOp3 for Conv2dOp {
         let name = self.name();
         let gradients = cpu::with_slice(name, weight, |weight| {
             cpu::with_slice(name, bias, |bias| {
-                backward(name, &self.chain, &self.winners, x, &[(weight, bias)], y, dy)
+                let parameters = [Parameters { weight, bias }];
+                gradients(name, &self.chain, &self.winners, x, &parameters, y, dy)
             })
         })?;
         let data = match x.track_op() {
@@ -214,10 +206,10 @@ impl CustomOp3 for Conv2dOp {
             false => None,
         };
         match gradients.parameters.into_iter().next() {
-            Some((dweight, dbias)) => Ok((
+            Some(parameters) => Ok((
                 data,
-                Some(cpu::tensor(dweight, weight.shape())?),
-                Some(cpu::tensor(dbias, bias.shape())?),
+                Some(cpu::tensor(parameters.weight, weight.shape())?),
+                Some(cpu::tensor(parameters.bias, bias.shape())?),
             )),
             None => bail!("conv2d: no gradient for the parameters"),
         }
@@ -239,7 +231,11 @@ impl ChainOp {
             flat = rest;
             piece
         };
-        self.sizes.iter().map(|&(weight, bias)| (take(weight), take(bias))).collect()
+        let parameters = |&(weight, bias): &(usize, usize)| Parameters {
+            weight: take(weight),
+            bias: take(bias),
+        };
+        self.sizes.iter().map(parameters).collect()
     }
 }
 
@@ -270,7 +266,7 @@ impl CustomOp2 for ChainOp {
         let name = self.name();
         let gradients = cpu::with_slice(name, parameters, |parameters| {
             let parameters = self.split(parameters);
-            backward(name, &self.chain, &self.winners, x, &parameters, y, dy)
+            gradients(name, &self.chain, &self.winners, x, &parameters, y, dy)
         })?;
         let data = match x.track_op() {
             true => Some(cpu::tensor(gradients.data, x.shape())?),
@@ -279,27 +275,24 @@ impl CustomOp2 for ChainOp {
         let flat: Vec<f32> = gradients
             .parameters
             .into_iter()
-            .flat_map(|(weight, bias)| [weight, bias])
+            .flat_map(|ParameterGradients { weight, bias }| [weight, bias])
             .flatten()
             .collect();
         Ok((data, Some(cpu::tensor(flat, parameters.shape())?)))
     }
 }
 
-/// Keeps the winners and gives the result its shape.
-fn result(
-    chain: &Chain,
-    winners: &OnceLock<Vec<u8>>,
-    forward: passes::Forward,
-) -> (CpuStorage, Shape) {
+/// Keeps the pool's winners for the backward pass, and gives the result its shape.
+fn result(chain: &Chain, winners: &OnceLock<Vec<u8>>, forward: Forward) -> (CpuStorage, Shape) {
     // The forward pass of an operation runs once, so the cell is empty.
     let _ = winners.set(forward.winners);
     let size = chain.result_size();
-    let shape = (chain.batch(), size.channels, size.height, size.width);
+    let shape = (chain.batch, size.channels, size.height, size.width);
     (CpuStorage::F32(forward.y), Shape::from(shape))
 }
 
-fn backward(
+/// The backward pass of an operation whose tensors lie on the CPU.
+fn gradients(
     name: &str,
     chain: &Chain,
     winners: &OnceLock<Vec<u8>>,
@@ -313,23 +306,8 @@ fn backward(
     cpu::with_slice(name, x, |x| {
         cpu::with_slice(name, y, |y| {
             cpu::with_slice(name, dy, |dy| {
-                Ok(chain.backward(x, parameters, (y, winners), dy, ask_data))
+                Ok(backward(chain, parameters, Given { x, y, winners, dy }, ask_data))
             })
         })
     })
-}
-
-/// Which gradients a backward pass over one image is to compute, and where they go.
-struct Wanted<'a> {
-    /// The packed weight, and the NHWC image of the data's gradient.
-    data: Option<(&'a [f32], &'a mut [f32])>,
-    /// The padded NHWC input, and the sums of the weight's gradient.
-    weight: Option<(&'a [f32], &'a mut [f32])>,
-}
-
-/// Cuts the first `len` numbers off `memory`.
-fn carve<'a>(memory: &mut &'a mut [f32], len: usize) -> &'a mut [f32] {
-    let (piece, rest) = std::mem::take(memory).split_at_mut(len);
-    *memory = rest;
-    piece
 }

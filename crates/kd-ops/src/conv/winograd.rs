@@ -4,9 +4,11 @@
 //! second-level cache between being written and being read by the matrix products.
 
 use super::geometry::Geometry;
-use super::kernels::{Nhwc, Rows, add_transposed_rows_times, packed_index, rows_times_packed};
+use super::images::Nhwc;
+use super::memory::carve;
+use super::products::{Rows, add_transposed_rows_times, packed_index, rows_times_packed};
 use super::transforms::{self, Block, FREQUENCIES, TILE};
-use super::{Wanted, carve};
+use super::wanted::Wanted;
 use crate::simd::Isa;
 
 /// Bytes that one block's input transform may take. Of 75, 150, 300, 600 and 1200 KiB, 300 was

@@ -7,7 +7,7 @@ use super::{
     Array, Number, device, hold, int, kernel, kernel_of, launch, memory, not_on_cpu, parts, ptx,
     threads_over, with_number,
 };
-use crate::{BatchNorm, Statistics};
+use crate::batch_norm::layer::{BatchNorm, Statistics};
 
 const NAME: &str = "batch_norm";
 const FILE: &str = "kd-ops batch_norm";

@@ -8,7 +8,6 @@ use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::cudarc::driver::{DeviceRepr, PushKernelArg};
 use candle_core::{CudaStorage, Layout, Result};
 
-use super::conv::map_memory;
 use super::{Array, Number, int, kernel_of, launch, memory, ptx, threads_over, with_number};
 use crate::conv::geometry::Geometry;
 
@@ -115,7 +114,7 @@ pub(super) fn data_gradient(
 /// Adds the columns' entries up where they came from.
 fn from_columns<T: Number>(columns: &CudaStorage, geometry: &Geometry) -> Result<CudaStorage> {
     let (columns, device) = (columns.as_cuda_slice::<T>()?, &columns.device);
-    let mut dx = map_memory::<T>(device, geometry)?;
+    let mut dx = memory::<T>(device, geometry.input_len())?;
     let sizes = Sizes::new(geometry)?;
     let function = kernel_of::<T>(device, FILE, "conv_from_columns", ptx::CONV)?;
     let mut args = function.builder();

@@ -3,10 +3,9 @@
 
 use std::sync::OnceLock;
 
-use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, PushKernelArg};
+use candle_core::cuda_backend::cudarc::driver::{CudaView, PushKernelArg};
 use candle_core::{
-    CpuStorage, CudaDevice, CudaStorage, CustomOp2, CustomOp3, DType, Layout, Result, Shape,
-    Tensor, bail,
+    CpuStorage, CudaStorage, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor, bail,
 };
 
 #[cfg(not(feature = "cudnn"))]
@@ -17,8 +16,7 @@ use super::{
     Array, Number, device, hold, int, kernel, kernel_of, launch, memory, not_on_cpu, parts, ptx,
     threads_over, with_number,
 };
-use crate::Conv2dConfig;
-use crate::conv::geometry::Geometry;
+use crate::conv::geometry::{Conv2dConfig, Geometry};
 
 const NAME: &str = "conv2d";
 const FILE: &str = "kd-ops conv";
@@ -309,13 +307,4 @@ impl Conv2d {
         unsafe { launch(args, (out_channels, 1), (32, 1)) }?;
         Ok(super::tensor(dbias, &device, out_channels))
     }
-}
-
-/// For the products: memory for a gradient of x.
-pub(super) fn map_memory<T: Number>(
-    device: &CudaDevice,
-    geometry: &Geometry,
-) -> Result<CudaSlice<T>> {
-    let Geometry { batch, in_channels, height, width, .. } = *geometry;
-    memory::<T>(device, batch * in_channels * height * width)
 }

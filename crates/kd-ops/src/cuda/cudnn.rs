@@ -15,7 +15,6 @@ use candle_core::cuda_backend::cudarc::cudnn::{result, sys};
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
 use candle_core::{CudaDevice, CudaStorage, DType, Error, Result, bail};
 
-use super::conv::map_memory;
 use super::graph::is_capturing;
 use super::{Array, Number, int, memory, storage, tf32, with_number};
 use crate::conv::geometry::Geometry;
@@ -35,7 +34,7 @@ thread_local! {
 
 /// What is kept for a device.
 struct OnDevice {
-    plans: HashMap<(Geometry, Arithmetic), Rc<Plan>>,
+    convolutions: HashMap<(Geometry, Arithmetic), Rc<CudnnConvolution>>,
     workspace: Option<CudaSlice<u8>>,
     handle: Rc<Handle>,
 }
@@ -89,7 +88,7 @@ impl Arithmetic {
 }
 
 /// Descriptors and algorithms of one shape.
-struct Plan {
+struct CudnnConvolution {
     x: sys::cudnnTensorDescriptor_t,
     y: sys::cudnnTensorDescriptor_t,
     weight: sys::cudnnFilterDescriptor_t,
@@ -106,7 +105,7 @@ struct Chosen<A> {
     workspace_bytes: usize,
 }
 
-impl Drop for Plan {
+impl Drop for CudnnConvolution {
     fn drop(&mut self) {
         // SAFETY: each was made by its `create_...`, or is null where making it failed; destroyed once. Errors at the end of a
         // process mean nothing.
@@ -169,7 +168,7 @@ macro_rules! proposals {
     };
 }
 
-impl Plan {
+impl CudnnConvolution {
     fn new(handle: &Rc<Handle>, g: &Geometry, arithmetic: Arithmetic) -> Result<Self> {
         use sys::cudnnConvolutionBwdDataAlgo_t::CUDNN_CONVOLUTION_BWD_DATA_ALGO_1;
         use sys::cudnnConvolutionBwdFilterAlgo_t::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_1;
@@ -188,7 +187,7 @@ impl Plan {
         let weight = [y[1], weight[0], weight[1], weight[2]];
         let (padding, stride, dilation) = (int(g.padding)?, int(g.stride)?, int(g.dilation)?);
         let h = handle.handle;
-        let mut plan = Self {
+        let mut convolution = Self {
             x: std::ptr::null_mut(),
             y: std::ptr::null_mut(),
             weight: std::ptr::null_mut(),
@@ -201,10 +200,10 @@ impl Plan {
             data: Chosen { algorithm: CUDNN_CONVOLUTION_BWD_DATA_ALGO_1, workspace_bytes: 0 },
             filter: Chosen { algorithm: CUDNN_CONVOLUTION_BWD_FILTER_ALGO_1, workspace_bytes: 0 },
         };
-        plan.x = result::create_tensor_descriptor().map_err(failed)?;
-        plan.y = result::create_tensor_descriptor().map_err(failed)?;
-        plan.weight = result::create_filter_descriptor().map_err(failed)?;
-        plan.conv = result::create_convolution_descriptor().map_err(failed)?;
+        convolution.x = result::create_tensor_descriptor().map_err(failed)?;
+        convolution.y = result::create_tensor_descriptor().map_err(failed)?;
+        convolution.weight = result::create_filter_descriptor().map_err(failed)?;
+        convolution.conv = result::create_convolution_descriptor().map_err(failed)?;
         // cuDNN's default lets f32 become TF32; FMA does not. bf16 needs tensor cores to be quick.
         let math = match arithmetic {
             Arithmetic::F32 => CUDNN_FMA_MATH,
@@ -213,11 +212,12 @@ impl Plan {
         };
         // SAFETY: all descriptors were just made.
         unsafe {
-            result::set_tensor4d_descriptor(plan.x, NCHW, number, x).map_err(failed)?;
-            result::set_tensor4d_descriptor(plan.y, NCHW, number, y).map_err(failed)?;
-            result::set_filter4d_descriptor(plan.weight, number, NCHW, weight).map_err(failed)?;
+            result::set_tensor4d_descriptor(convolution.x, NCHW, number, x).map_err(failed)?;
+            result::set_tensor4d_descriptor(convolution.y, NCHW, number, y).map_err(failed)?;
+            result::set_filter4d_descriptor(convolution.weight, number, NCHW, weight)
+                .map_err(failed)?;
             result::set_convolution2d_descriptor(
-                plan.conv,
+                convolution.conv,
                 padding,
                 padding,
                 stride,
@@ -228,7 +228,7 @@ impl Plan {
                 F32,
             )
             .map_err(failed)?;
-            result::set_convolution_math_type(plan.conv, math).map_err(failed)?;
+            result::set_convolution_math_type(convolution.conv, math).map_err(failed)?;
         }
 
         /// cuDNN has 8 algorithms at most for a pass, some with two kinds of arithmetic.
@@ -240,108 +240,109 @@ impl Plan {
             let mut perfs: [sys::cudnnConvolutionFwdAlgoPerf_t; ASKED] = std::mem::zeroed();
             result::get_convolution_forward_algorithm(
                 h,
-                plan.x,
-                plan.weight,
-                plan.conv,
-                plan.y,
+                convolution.x,
+                convolution.weight,
+                convolution.conv,
+                convolution.y,
                 ASKED as i32,
                 &mut count,
                 perfs.as_mut_ptr(),
             )
             .map_err(failed)?;
-            plan.forward =
-                choose(proposals!(perfs, count), arithmetic, plan.forward.algorithm, |a| {
+            convolution.forward =
+                choose(proposals!(perfs, count), arithmetic, convolution.forward.algorithm, |a| {
                     result::get_convolution_forward_workspace_size(
                         h,
-                        plan.x,
-                        plan.weight,
-                        plan.conv,
-                        plan.y,
+                        convolution.x,
+                        convolution.weight,
+                        convolution.conv,
+                        convolution.y,
                         a,
                     )
                 })?;
             let mut perfs: [sys::cudnnConvolutionBwdDataAlgoPerf_t; ASKED] = std::mem::zeroed();
             result::get_convolution_backward_data_algorithm(
                 h,
-                plan.weight,
-                plan.y,
-                plan.conv,
-                plan.x,
+                convolution.weight,
+                convolution.y,
+                convolution.conv,
+                convolution.x,
                 ASKED as i32,
                 &mut count,
                 perfs.as_mut_ptr(),
             )
             .map_err(failed)?;
-            plan.data = choose(proposals!(perfs, count), arithmetic, plan.data.algorithm, |a| {
-                result::get_convolution_backward_data_workspace_size(
-                    h,
-                    plan.weight,
-                    plan.y,
-                    plan.conv,
-                    plan.x,
-                    a,
-                )
-            })?;
+            convolution.data =
+                choose(proposals!(perfs, count), arithmetic, convolution.data.algorithm, |a| {
+                    result::get_convolution_backward_data_workspace_size(
+                        h,
+                        convolution.weight,
+                        convolution.y,
+                        convolution.conv,
+                        convolution.x,
+                        a,
+                    )
+                })?;
             let mut perfs: [sys::cudnnConvolutionBwdFilterAlgoPerf_t; ASKED] = std::mem::zeroed();
             result::get_convolution_backward_filter_algorithm(
                 h,
-                plan.x,
-                plan.y,
-                plan.conv,
-                plan.weight,
+                convolution.x,
+                convolution.y,
+                convolution.conv,
+                convolution.weight,
                 ASKED as i32,
                 &mut count,
                 perfs.as_mut_ptr(),
             )
             .map_err(failed)?;
-            plan.filter =
-                choose(proposals!(perfs, count), arithmetic, plan.filter.algorithm, |a| {
+            convolution.filter =
+                choose(proposals!(perfs, count), arithmetic, convolution.filter.algorithm, |a| {
                     result::get_convolution_backward_filter_workspace_size(
                         h,
-                        plan.x,
-                        plan.y,
-                        plan.conv,
-                        plan.weight,
+                        convolution.x,
+                        convolution.y,
+                        convolution.conv,
+                        convolution.weight,
                         a,
                     )
                 })?;
         }
-        Ok(plan)
+        Ok(convolution)
     }
 }
 
-/// Runs `body` with the plan of a shape and the address of a workspace of the size that `bytes` of it asks for.
-fn with_plan(
+/// Runs `body` with what is kept of a shape and the address of a workspace of the size that `bytes` of it asks for.
+fn with_convolution(
     device: &CudaDevice,
     geometry: &Geometry,
     dtype: DType,
-    bytes: impl Fn(&Plan) -> usize,
-    body: impl FnOnce(&Plan, *mut c_void) -> std::result::Result<(), result::CudnnError>,
+    bytes: impl Fn(&CudnnConvolution) -> usize,
+    body: impl FnOnce(&CudnnConvolution, *mut c_void) -> std::result::Result<(), result::CudnnError>,
 ) -> Result<()> {
     let on_device = DEVICES.with(|devices| {
         if let Some(on_device) = devices.borrow().get(&device.id()) {
             return Ok(Rc::clone(on_device));
         }
         let handle = Rc::new(Handle::new(device.cuda_stream())?);
-        let on_device = OnDevice { plans: HashMap::new(), workspace: None, handle };
+        let on_device = OnDevice { convolutions: HashMap::new(), workspace: None, handle };
         let on_device = Rc::new(RefCell::new(on_device));
         devices.borrow_mut().insert(device.id(), Rc::clone(&on_device));
         Ok::<_, Error>(on_device)
     })?;
     let mut on_device = on_device.borrow_mut();
-    let OnDevice { plans, workspace, handle } = &mut *on_device;
+    let OnDevice { convolutions, workspace, handle } = &mut *on_device;
     let key = (*geometry, Arithmetic::of(dtype));
-    let plan = match plans.get(&key) {
-        Some(plan) => Rc::clone(plan),
+    let convolution = match convolutions.get(&key) {
+        Some(convolution) => Rc::clone(convolution),
         None => {
-            let plan = Rc::new(Plan::new(handle, geometry, key.1)?);
-            plans.insert(key, Rc::clone(&plan));
-            plan
+            let convolution = Rc::new(CudnnConvolution::new(handle, geometry, key.1)?);
+            convolutions.insert(key, Rc::clone(&convolution));
+            convolution
         }
     };
-    let bytes = bytes(&plan);
+    let bytes = bytes(&convolution);
     if bytes == 0 {
-        return body(&plan, std::ptr::null_mut()).map_err(failed);
+        return body(&convolution, std::ptr::null_mut()).map_err(failed);
     }
     // A graph's workspace is its own: this one is replaced when another shape needs a larger one.
     let mut own = None;
@@ -351,9 +352,9 @@ fn with_plan(
         *workspace = Some(memory::<u8>(device, bytes)?);
     }
     let Some(workspace) = workspace else { unreachable!("it was just made") };
-    let stream = Arc::clone(&plan.handle.stream);
+    let stream = Arc::clone(&convolution.handle.stream);
     let (address, _in_use) = workspace.device_ptr_mut(&stream);
-    body(&plan, address as *mut c_void).map_err(failed)
+    body(&convolution, address as *mut c_void).map_err(failed)
 }
 
 /// The factors of a product and of what is there already.
@@ -384,28 +385,27 @@ fn forward_of<T: Number>(
     let device = x.device();
     let stream = device.cuda_stream();
     let (x, weight) = (x.values::<T>(NAME)?, weight.values::<T>(NAME)?);
-    let len = geometry.batch * geometry.out_channels * geometry.out_pixels();
-    let mut y = memory::<T>(device, len)?;
+    let mut y = memory::<T>(device, geometry.output_len())?;
     {
         let (x, _x) = x.device_ptr(&stream);
         let (weight, _weight) = weight.device_ptr(&stream);
         let (y, _y) = y.device_ptr_mut(&stream);
-        let bytes = |plan: &Plan| plan.forward.workspace_bytes;
+        let bytes = |convolution: &CudnnConvolution| convolution.forward.workspace_bytes;
         // SAFETY: the descriptors say how large the memory is.
-        with_plan(device, geometry, T::DTYPE, bytes, |plan, workspace| unsafe {
+        with_convolution(device, geometry, T::DTYPE, bytes, |convolution, workspace| unsafe {
             result::convolution_forward(
-                plan.handle.handle,
+                convolution.handle.handle,
                 scalar(&ONE),
-                plan.x,
+                convolution.x,
                 x as *const c_void,
-                plan.weight,
+                convolution.weight,
                 weight as *const c_void,
-                plan.conv,
-                plan.forward.algorithm,
+                convolution.conv,
+                convolution.forward.algorithm,
                 workspace,
-                plan.forward.workspace_bytes,
+                convolution.forward.workspace_bytes,
                 scalar(&ZERO),
-                plan.y,
+                convolution.y,
                 y as *mut c_void,
             )
         })?;
@@ -430,27 +430,27 @@ fn data_gradient_of<T: Number>(
     let device = dz.device();
     let stream = device.cuda_stream();
     let (weight, dz) = (weight.values::<T>(NAME)?, dz.values::<T>(NAME)?);
-    let mut dx = map_memory::<T>(device, geometry)?;
+    let mut dx = memory::<T>(device, geometry.input_len())?;
     {
         let (weight, _weight) = weight.device_ptr(&stream);
         let (dz, _dz) = dz.device_ptr(&stream);
         let (dx, _dx) = dx.device_ptr_mut(&stream);
-        let bytes = |plan: &Plan| plan.data.workspace_bytes;
+        let bytes = |convolution: &CudnnConvolution| convolution.data.workspace_bytes;
         // SAFETY: the descriptors say how large the memory is.
-        with_plan(device, geometry, T::DTYPE, bytes, |plan, workspace| unsafe {
+        with_convolution(device, geometry, T::DTYPE, bytes, |convolution, workspace| unsafe {
             result::convolution_backward_data(
-                plan.handle.handle,
+                convolution.handle.handle,
                 scalar(&ONE),
-                plan.weight,
+                convolution.weight,
                 weight as *const c_void,
-                plan.y,
+                convolution.y,
                 dz as *const c_void,
-                plan.conv,
-                plan.data.algorithm,
+                convolution.conv,
+                convolution.data.algorithm,
                 workspace,
-                plan.data.workspace_bytes,
+                convolution.data.workspace_bytes,
                 scalar(&ZERO),
-                plan.x,
+                convolution.x,
                 dx as *mut c_void,
             )
         })?;
@@ -480,22 +480,22 @@ fn weight_gradient_of<T: Number>(
         let (x, _x) = x.device_ptr(&stream);
         let (dz, _dz) = dz.device_ptr(&stream);
         let (dweight, _dweight) = dweight.device_ptr_mut(&stream);
-        let bytes = |plan: &Plan| plan.filter.workspace_bytes;
+        let bytes = |convolution: &CudnnConvolution| convolution.filter.workspace_bytes;
         // SAFETY: the descriptors say how large the memory is.
-        with_plan(device, geometry, T::DTYPE, bytes, |plan, workspace| unsafe {
+        with_convolution(device, geometry, T::DTYPE, bytes, |convolution, workspace| unsafe {
             result::convolution_backward_filter(
-                plan.handle.handle,
+                convolution.handle.handle,
                 scalar(&ONE),
-                plan.x,
+                convolution.x,
                 x as *const c_void,
-                plan.y,
+                convolution.y,
                 dz as *const c_void,
-                plan.conv,
-                plan.filter.algorithm,
+                convolution.conv,
+                convolution.filter.algorithm,
                 workspace,
-                plan.filter.workspace_bytes,
+                convolution.filter.workspace_bytes,
                 scalar(&ZERO),
-                plan.weight,
+                convolution.weight,
                 dweight as *mut c_void,
             )
         })?;

@@ -1,0 +1,21 @@
+//! Cutting memory into pieces.
+
+/// Cuts the first `len` numbers off `memory`.
+pub(super) fn carve<'a>(memory: &mut &'a mut [f32], len: usize) -> &'a mut [f32] {
+    let (piece, rest) = std::mem::take(memory).split_at_mut(len);
+    *memory = rest;
+    piece
+}
+
+/// `count` pieces of `len` entries each (the last may be shorter); also where `len` is zero, for which
+/// `chunks_mut` has no answer.
+pub(super) fn pieces<T>(mut all: &mut [T], len: usize, count: usize) -> Vec<&mut [T]> {
+    (0..count)
+        .map(|_| {
+            let len = len.min(all.len());
+            let (piece, rest) = std::mem::take(&mut all).split_at_mut(len);
+            all = rest;
+            piece
+        })
+        .collect()
+}
