@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
+use crate::hash::hex;
 use crate::{Dataset, Error, Result, Split};
 
 /// Channels, height and width of an image.
@@ -170,11 +171,6 @@ fn read(dir: &Path, layout: &Layout) -> Result<Dataset> {
         test,
         sha256,
     })
-}
-
-/// A finished hash in hex.
-pub(crate) fn hex(hash: Sha256) -> String {
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The folder with the batches: `dir`, or the published folder in it.

@@ -1,10 +1,10 @@
 //! Batches out of images that lie on a GPU (feature `cuda`): nothing but an epoch's order and views is copied
 //! there, once an epoch; the same batches as on the CPU, bit for bit.
 //!
-//! Not run on a GPU yet: `tests/cuda.rs` compares with the CPU's batches where a GPU is found, and on one that is emulated
+//! `tests/cuda.rs` compares with the CPU's batches where a GPU is found, and on one that is emulated
 //! (`parity/emulated-gpu`).
 
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, LaunchConfig, PushKernelArg};
 use candle_core::cuda_backend::{CudaDType, DeviceId, WrapErr};
@@ -13,8 +13,9 @@ use candle_core::{CudaDevice, CudaStorage, Shape, Storage, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::augment::Views;
-use crate::batches::order;
-use crate::{Batch, BatchConfig, Result, Split, View};
+use crate::batch::{Batch, BatchConfig, order};
+use crate::source::{Block, Source};
+use crate::{Result, View};
 
 /// The kernel's PTX.
 #[allow(missing_docs, unreachable_pub)]
@@ -22,67 +23,86 @@ mod ptx {
     include!(concat!(env!("OUT_DIR"), "/ptx.rs"));
 }
 
-/// A split's bytes on a GPU.
-#[derive(Debug)]
+/// A source's block on a GPU.
 struct OnGpu {
-    split: Weak<Split>,
+    /// Where the source lies in memory. No other can lie there as long as `lives` holds on to the place.
+    address: usize,
+    /// Whether the source is still in use.
+    lives: Box<dyn Fn() -> bool + Send + Sync>,
     device: DeviceId,
     images: CudaSlice<u8>,
     labels: CudaSlice<u8>,
 }
 
-/// The splits that have been copied to a GPU; they stay there as long as the split itself lives.
+/// The blocks that have been copied to a GPU; each stays there as long as its source lives.
 static COPIES: Mutex<Vec<Arc<OnGpu>>> = Mutex::new(Vec::new());
 
-/// The copy of `split`, made at its first use.
-fn on_gpu(split: &Arc<Split>, device: &CudaDevice) -> candle_core::Result<Arc<OnGpu>> {
+/// The copy of the source's block, made at its first use.
+fn on_gpu<S: Source + ?Sized + 'static>(
+    source: &Arc<S>,
+    block: Block<'_>,
+    device: &CudaDevice,
+) -> candle_core::Result<Arc<OnGpu>> {
     let mut copies = COPIES.lock().unwrap_or_else(PoisonError::into_inner);
-    copies.retain(|copy| copy.split.strong_count() > 0);
-    let this = Arc::downgrade(split);
-    let same = |copy: &&Arc<OnGpu>| copy.split.ptr_eq(&this) && copy.device == device.id();
+    copies.retain(|copy| (copy.lives)());
+    let address = Arc::as_ptr(source).cast::<()>().addr();
+    let same = |copy: &&Arc<OnGpu>| copy.address == address && copy.device == device.id();
     if let Some(copy) = copies.iter().find(same) {
         return Ok(Arc::clone(copy));
     }
+    let weak = Arc::downgrade(source);
     let copy = Arc::new(OnGpu {
-        images: device.clone_htod(&split.images)?,
-        labels: device.clone_htod(&split.labels)?,
-        split: this,
+        address,
+        lives: Box::new(move || weak.strong_count() > 0),
         device: device.id(),
+        images: device.clone_htod(block.images)?,
+        labels: device.clone_htod(block.labels)?,
     });
     copies.push(Arc::clone(&copy));
     Ok(copy)
 }
 
 /// What is left of an epoch.
-#[derive(Debug)]
 pub(crate) struct Gathered {
     device: CudaDevice,
     copy: Arc<OnGpu>,
+    /// Channels, height and width of an image.
     shape: [usize; 3],
     batch_size: usize,
+    /// Side of the square that is cut out.
     cutout: usize,
-    /// The next batch's first image, in `order`.
+    /// The place in `order` of the next batch's first image.
     next: usize,
+    /// The numbers of the epoch's images, in the order in which they come.
     order: Vec<u32>,
-    /// `order` on the GPU.
+    /// `order` on the GPU, u32 `[N]`.
     rows: Tensor,
-    /// By the place in `order`.
+    /// Each image's view, in the order of `order`.
     views: Vec<View>,
+    /// The same as the kernel takes them, two words each; `None` where no image is changed.
     views_on_gpu: Option<CudaSlice<u32>>,
+    /// The input of each byte, by channel: `[3, 256]`.
     table: CudaSlice<f32>,
 }
 
-/// Sets up an epoch whose settings have been checked.
-pub(crate) fn gather(
-    split: &Arc<Split>,
+impl std::fmt::Debug for Gathered {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Gathered").field("next", &self.next).finish_non_exhaustive()
+    }
+}
+
+/// Sets up an epoch of a source that has a block; both and the settings have been checked.
+pub(crate) fn gather<S: Source + ?Sized + 'static>(
+    source: &Arc<S>,
+    block: Block<'_>,
     config: &BatchConfig,
     device: &CudaDevice,
 ) -> Result<Gathered> {
-    let copy = on_gpu(split, device)?;
-    let order = order(split.len(), config);
+    let copy = on_gpu(source, block, device)?;
+    let (order, shape) = (order(source.len(), config), source.shape());
     let seed = config.shuffle_seed.unwrap_or(0);
     let drawn = order.par_chunks(1024).flat_map_iter(|indices| {
-        let mut views = Views::new(config.augment, split.shape, seed, config.epoch);
+        let mut views = Views::new(config.augment, shape, seed, config.epoch);
         indices.iter().map(move |&index| views.view(index))
     });
     let views: Vec<View> = drawn.collect();
@@ -96,7 +116,7 @@ pub(crate) fn gather(
     Ok(Gathered {
         device: device.clone(),
         copy,
-        shape: split.shape,
+        shape,
         batch_size: config.batch_size,
         cutout: config.augment.cutout,
         next: config.first_batch * config.batch_size,
@@ -108,7 +128,7 @@ pub(crate) fn gather(
     })
 }
 
-/// A view as kernels/gather.cu takes it.
+/// A view as the two words that kernels/gather.cu takes.
 fn words(view: &View) -> [u32; 2] {
     let (row, column) = view.cutout.unwrap_or((0, 0));
     let change = [view.dy as u8, view.dx as u8, view.flip.into(), view.cutout.is_some().into()];
@@ -116,7 +136,7 @@ fn words(view: &View) -> [u32; 2] {
 }
 
 impl Gathered {
-    /// The next batch; there must be one.
+    /// The next batch; there must be one left.
     pub(crate) fn next(&mut self) -> Result<Batch> {
         let (from, to) = (self.next, (self.next + self.batch_size).min(self.order.len()));
         self.next = to;
@@ -161,8 +181,8 @@ impl Gathered {
             block_dim: (256, 1, 1),
             shared_mem_bytes: 0,
         };
-        // SAFETY: the split was checked, so every number in `order` is an image's; `order` and `views` have an
-        // entry for each of `from..to`; a null pointer stands for no views.
+        // SAFETY: the block was checked, so every number in `order` is that of one of its images; `order` and
+        // `views` have an entry for each of `from..to`; a null pointer stands for no views.
         unsafe { args.launch(config) }.w()?;
         let images = tensor(inputs, &self.device, (count, channels, height, width));
         Ok((images, tensor(classes, &self.device, count)))

@@ -79,6 +79,16 @@ pub enum Error {
         /// What it should hold.
         expected: String,
     },
+    /// A picture that its [`Source`](crate::Source) does not give as it should.
+    #[error("picture {index} of the source: found {found}, expected {expected}")]
+    Source {
+        /// The picture's number in its source, from 0.
+        index: u32,
+        /// What the source gave.
+        found: String,
+        /// What it should have given.
+        expected: String,
+    },
     /// The thread that prepares batches ended early, or could not be started.
     #[error("the thread that prepares batches {reason}")]
     Thread {

@@ -1,32 +1,34 @@
-//! One's own pictures, in folders of classes.
+//! Pictures of one's own, in a folder for each class.
 
 use std::path::Path;
 
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use crate::cifar::hex;
-use crate::images::{self, SIDE};
+use crate::hash::hex;
+use crate::images;
 use crate::{Dataset, Error, Result, Split};
 
-/// Labels are bytes.
+/// The most classes: labels are bytes.
 const MAX_CLASSES: usize = 256;
 
 /// Reads pictures from `dir` in the layout of torchvision's `ImageFolder`: `train/CLASS/*.png` and
-/// `test/CLASS/*.png`, PNG or JPEG, scaled to 32x32 as [`images`] says. The classes are the folders'
-/// names, numbered in the names' order; pictures in folders below a class's count to it. All are held in
-/// memory, 3 KiB each.
+/// `test/CLASS/*.png`, PNG or JPEG, scaled to `side` x `side` pixels as [`images`] says. The classes are the folders'
+/// names, numbered in the names' order; pictures in folders below a class's folder belong to it. All are held in
+/// memory: at 32x32 that is 3 KiB each.
 ///
 /// The data set's hash covers pixels, labels and the classes' names.
 ///
 /// # Errors
-/// When a folder is missing or has no pictures, `train` and `test` have other classes, there are fewer
-/// than 2 or more than 256, or a picture can't be read; the first in the names' order is named.
-pub fn image_folder(dir: &Path) -> Result<Dataset> {
+/// When `side` is zero or above 4096, a folder is missing or has no pictures, `train` and `test` have different classes,
+/// there are fewer than 2 classes or more than 256, or a picture can't be read; of several, the first in the names' order
+/// is reported.
+pub fn image_folder(dir: &Path, side: usize) -> Result<Dataset> {
+    images::check_side(side)?;
     let classes = classes(&dir.join("train"))?;
     check_test_classes(&dir.join("test"), &classes)?;
-    let train = read(&dir.join("train"), &classes)?;
-    let test = read(&dir.join("test"), &classes)?;
+    let train = read(&dir.join("train"), &classes, side)?;
+    let test = read(&dir.join("test"), &classes, side)?;
     let mut hash = Sha256::new();
     for split in [&train, &test] {
         hash.update(&split.images);
@@ -39,7 +41,7 @@ pub fn image_folder(dir: &Path) -> Result<Dataset> {
     Ok(Dataset { name: "folder".into(), classes, train, test, sha256: hex(hash) })
 }
 
-/// The folders in `folder`, by name.
+/// The names of the folders in `folder`, sorted.
 fn class_folders(folder: &Path) -> Result<Vec<String>> {
     if !folder.is_dir() {
         return Err(Error::Missing {
@@ -58,8 +60,8 @@ fn class_folders(folder: &Path) -> Result<Vec<String>> {
             _ => {
                 return Err(Error::Folder {
                     path,
-                    found: "a name that can't be a class's".into(),
-                    expected: "UTF-8 of one line".into(),
+                    found: "a name that no class can have".into(),
+                    expected: "UTF-8 on one line".into(),
                 });
             }
         }
@@ -68,6 +70,7 @@ fn class_folders(folder: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
+/// The classes, which are the folders in `train`.
 fn classes(train: &Path) -> Result<Vec<String>> {
     let names = class_folders(train)?;
     if !(2..=MAX_CLASSES).contains(&names.len()) {
@@ -80,6 +83,7 @@ fn classes(train: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
+/// Refuses a `test` that does not have the classes of `train`.
 fn check_test_classes(test: &Path, classes: &[String]) -> Result<()> {
     let names = class_folders(test)?;
     let wrong = |name: &str, found: &str, expected: &str| Error::Folder {
@@ -88,7 +92,7 @@ fn check_test_classes(test: &Path, classes: &[String]) -> Result<()> {
         expected: expected.into(),
     };
     if let Some(name) = classes.iter().find(|name| !names.contains(name)) {
-        return Err(wrong(name, "no such folder", "the classes of train in test too"));
+        return Err(wrong(name, "no such folder", "the classes of train in test as well"));
     }
     match names.iter().find(|name| !classes.contains(name)) {
         Some(name) => Err(wrong(name, "a class that train lacks", "the classes of train alone")),
@@ -96,7 +100,8 @@ fn check_test_classes(test: &Path, classes: &[String]) -> Result<()> {
     }
 }
 
-fn read(folder: &Path, classes: &[String]) -> Result<Split> {
+/// Reads the pictures of all classes in `folder`, class by class.
+fn read(folder: &Path, classes: &[String], side: usize) -> Result<Split> {
     let mut files = Vec::new();
     for (label, class) in classes.iter().enumerate() {
         let folder = folder.join(class);
@@ -108,11 +113,11 @@ fn read(folder: &Path, classes: &[String]) -> Result<Split> {
         files.extend(found.into_iter().map(|path| (path, label as u8)));
     }
     // Collected before the first error is taken, so that it is the same one each time.
-    let read: Vec<Result<Vec<u8>>> = files.par_iter().map(|(path, _)| images::read(path)).collect();
-    let mut images = Vec::with_capacity(files.len() * 3 * SIDE * SIDE);
+    let read: Vec<_> = files.par_iter().map(|(path, _)| images::read(path, side)).collect();
+    let mut images = Vec::with_capacity(files.len() * 3 * side * side);
     for picture in read {
-        images.extend(picture?);
+        images.extend(picture?.pixels);
     }
     let labels = files.iter().map(|(_, label)| *label).collect();
-    Ok(Split { images, labels, coarse_labels: None, shape: [3, SIDE, SIDE] })
+    Ok(Split { images, labels, coarse_labels: None, shape: [3, side, side] })
 }

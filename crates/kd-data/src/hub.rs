@@ -7,7 +7,8 @@ use candle_core::{DType, Device, Tensor};
 use candle_datasets::vision;
 use sha2::{Digest, Sha256};
 
-use crate::cifar::{CIFAR10_CLASSES, hex};
+use crate::cifar::CIFAR10_CLASSES;
+use crate::hash::hex;
 use crate::{Dataset, Error, Result, Split};
 
 /// Downloads CIFAR-10 into the hub's cache, or takes it from there, and reads it. The images are

@@ -1,14 +1,14 @@
-//! PNG and JPEG files of any size, as the 32x32 colour images that the networks take.
+//! PNG and JPEG files of any size, as the square colour pictures that the networks take.
 //!
-//! What is done to a picture, in this order:
+//! What is done to a file's picture, in this order:
 //!
 //! 1. It is turned upright as its EXIF orientation says.
 //! 2. The largest square in its middle is cut out.
-//! 3. 16 bits a colour become 8; grey becomes equal red, green and blue; transparent parts lie on white.
-//! 4. The square is scaled to 32x32, bilinear over the whole area of each new pixel (torchvision's
-//!    `Resize` with antialiasing). A picture of 32x32 keeps its bytes.
+//! 3. 16 bits a colour become 8; grey becomes equal red, green and blue; transparent parts are laid on white.
+//! 4. The square is scaled to the side that is asked for, bilinearly over the whole area of each new pixel (as torchvision's
+//!    `Resize` does with antialiasing). A square of that side keeps its bytes.
 //!
-//! Colour profiles are not applied. Of an animation the first picture counts.
+//! Colour profiles are not applied. Of an animation the first picture is taken.
 
 use std::fs::{self, File};
 use std::io::{Cursor, Read};
@@ -17,39 +17,51 @@ use std::path::{Path, PathBuf};
 use image::imageops::{self, FilterType};
 use image::{DynamicImage, ImageDecoder, ImageReader, Limits, RgbImage};
 
+use crate::source::Picture;
 use crate::{Error, Result};
 
-/// Height and width of the images that come out.
+/// Height and width in pixels of CIFAR's pictures, which every network here takes.
 pub const SIDE: usize = 32;
-/// Bytes of such an image.
-const PIXELS: usize = 3 * SIDE * SIDE;
 
-/// Most bytes of a file, and of the picture in it before it is scaled down: some 89 million pixels.
+/// The most bytes that a file may have, and the picture in it before it is scaled down: some 89 million pixels.
 /// A crafted file can announce more than 10 GiB in a few bytes.
 const MAX_BYTES: u64 = 256 << 20;
 
-/// Names that picture files end with; of these, PNG and JPEG can be read.
+/// The endings of picture files' names; of these kinds, PNG and JPEG can be read.
 const ENDINGS: [&str; 12] =
     ["png", "jpg", "jpeg", "bmp", "gif", "webp", "tif", "tiff", "ppm", "pgm", "heic", "avif"];
 
-/// Reads a PNG or JPEG file (its contents tell which), scaled to 32x32: bytes `[3, 32, 32]`, red,
-/// green, blue.
+/// Reads a PNG or JPEG file (its contents tell which) as a picture of shape `[3, side, side]`; see the module's text.
 ///
 /// # Errors
-/// When it can't be read, is cut off or damaged, too large, or another kind of file; it is named.
-pub fn read(path: &Path) -> Result<Vec<u8>> {
-    let square = decode(path, &contents(path)?)?;
-    let mut pixels = vec![0; PIXELS];
+/// When `side` is zero or above 4096, and when the file can't be read, is cut off or damaged, too large, or of another kind;
+/// the error names it.
+pub fn read(path: &Path, side: usize) -> Result<Picture> {
+    check_side(side)?;
+    let square = decode(path, &contents(path)?, side)?;
+    let mut pixels = vec![0; 3 * side * side];
     for (at, pixel) in square.pixels().enumerate() {
         for (channel, &value) in pixel.0.iter().enumerate() {
-            pixels[channel * SIDE * SIDE + at] = value;
+            pixels[channel * side * side + at] = value;
         }
     }
-    Ok(pixels)
+    Ok(Picture { shape: [3, side, side], pixels })
 }
 
-/// The pictures below a folder, by name and in the names' order. Hidden files and linked folders are left
-/// out, and so is what isn't named like a picture.
+/// The largest side that pictures are scaled to.
+const MAX_SIDE: usize = 4096;
+
+/// Refuses a side that no picture can be scaled to.
+pub(crate) fn check_side(side: usize) -> Result<()> {
+    if (1..=MAX_SIDE).contains(&side) {
+        return Ok(());
+    }
+    let expected = format!("1 to {MAX_SIDE} pixels");
+    Err(Error::Config { field: "side", found: side.to_string(), expected })
+}
+
+/// The picture files in a folder and in the folders below it, in the order of their names. Hidden files, linked folders and
+/// files whose names don't end like a picture's are left out.
 ///
 /// # Errors
 /// When the folder, or one in it, can't be read.
@@ -71,7 +83,7 @@ fn collect(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// What lies in a folder, hidden things left out.
+/// What lies in a folder, without what is hidden.
 pub(crate) fn entries(folder: &Path) -> Result<Vec<(PathBuf, fs::FileType)>> {
     let io = |source| Error::Io { path: folder.into(), source };
     let mut all = Vec::new();
@@ -108,8 +120,8 @@ fn contents(path: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The picture upright, its middle scaled to 32x32.
-fn decode(path: &Path, bytes: &[u8]) -> Result<RgbImage> {
+/// The picture upright, its middle scaled to `side` x `side` pixels.
+fn decode(path: &Path, bytes: &[u8], side: usize) -> Result<RgbImage> {
     if bytes.is_empty() {
         return Err(unreadable(path, "the file is empty"));
     }
@@ -134,14 +146,14 @@ fn decode(path: &Path, bytes: &[u8]) -> Result<RgbImage> {
     let orientation = decoder.orientation().map_err(refused)?;
     let mut picture = DynamicImage::from_decoder(decoder).map_err(refused)?;
     // Cut first, so that all that follows is done to the square alone; its middle stays the middle.
-    let side = width.min(height);
-    picture = picture.crop_imm((width - side) / 2, (height - side) / 2, side, side);
+    let whole = width.min(height);
+    picture = picture.crop_imm((width - whole) / 2, (height - whole) / 2, whole, whole);
     picture.apply_orientation(orientation);
     let square = match picture.color().has_alpha() {
         true => on_white(&picture),
         false => picture.into_rgb8(),
     };
-    Ok(imageops::resize(&square, SIDE as u32, SIDE as u32, FilterType::Triangle))
+    Ok(imageops::resize(&square, side as u32, side as u32, FilterType::Triangle))
 }
 
 fn on_white(picture: &DynamicImage) -> RgbImage {
@@ -155,7 +167,7 @@ fn on_white(picture: &DynamicImage) -> RgbImage {
     opaque
 }
 
-/// Whether a JPEG's data has an end. The decoder fills up what is missing in grey and says nothing.
+/// Whether a JPEG's data has an end. Where it has none, the decoder fills up in grey what is missing, without an error.
 fn jpeg_has_an_end(bytes: &[u8]) -> bool {
     // Segments with their lengths, up to the image's own data (a preview before it has an end too);
     // in that, 0xff is followed by 0xd9 at the end alone.

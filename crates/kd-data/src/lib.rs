@@ -4,6 +4,7 @@
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used))]
 
 mod augment;
+mod batch;
 mod batches;
 pub mod cifar;
 #[cfg(feature = "cuda")]
@@ -11,21 +12,25 @@ mod cuda;
 mod error;
 #[cfg(feature = "images")]
 mod folder;
+mod hash;
 #[cfg(feature = "hub")]
 pub mod hub;
 #[cfg(feature = "images")]
 pub mod images;
 mod normalize;
 mod random;
+mod source;
 mod split;
 mod synthetic;
 
 pub use augment::{Augment, View};
-pub use batches::{Batch, BatchConfig, Batches, batches};
+pub use batch::{Batch, BatchConfig};
+pub use batches::{Batches, batches};
 pub use cifar::{cifar10, cifar10_records, cifar100, cifar100_records};
 pub use error::{Error, Result};
 #[cfg(feature = "images")]
 pub use folder::image_folder;
 pub use normalize::Normalization;
+pub use source::{Block, Picture, Source};
 pub use split::{Dataset, Split};
 pub use synthetic::{SyntheticConfig, synthetic};

@@ -1,24 +1,27 @@
-//! Labelled images in memory.
+//! Labelled images in memory: every data set that this crate reads is two of these.
 
 use candle_core::{Device, Tensor};
+use sha2::{Digest, Sha256};
 
+use crate::hash::hex;
 use crate::random::{Purpose, generator, shuffle};
+use crate::source::{Block, Picture, Source};
 use crate::{Error, Result};
 
-/// Labelled images of one size, as bytes.
+/// Labelled images of one size, as bytes in memory: a [`Source`] whose pictures lie in one block.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Split {
-    /// Pixels, row-major `[N, C, H, W]`.
+    /// Pixels, row-major `[N, C, H, W]`: of a colour image all of red, then green, then blue.
     pub images: Vec<u8>,
-    /// The class of each image.
+    /// The class of each image, counted from 0; `[N]`.
     pub labels: Vec<u8>,
-    /// The group of classes of each image, where the data set has such (CIFAR-100's 20).
+    /// The group of classes of each image, where the data set has such groups (CIFAR-100 has 20); `[N]`.
     pub coarse_labels: Option<Vec<u8>>,
-    /// Channels, height and width of an image.
+    /// Channels, height and width, in pixels, of every image.
     pub shape: [usize; 3],
 }
 
-/// A data set: images to train on, images to test on.
+/// A data set: images to train on, and images to test on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dataset {
     /// `cifar10`, `cifar100`, `synthetic` or `folder`.
@@ -29,9 +32,9 @@ pub struct Dataset {
     pub train: Split,
     /// The images to test on.
     pub test: Split,
-    /// SHA-256 in hex: of the batch files' contents in order where there are files, else of the
-    /// training images, training labels, test images and test labels (and, of a folder of pictures,
-    /// the classes' names).
+    /// SHA-256 in hex. Of CIFAR's files it is that of their contents, in the files' order; of any other data set that of
+    /// training images, training labels, test images and test labels, and, of a folder of pictures, of the classes'
+    /// names.
     pub sha256: String,
 }
 
@@ -68,7 +71,7 @@ impl Split {
         Ok((images, labels))
     }
 
-    /// How many images each class has; labels from `classes` on are not counted.
+    /// How many images each of the first `classes` classes has; images of further classes are not counted.
     pub fn class_counts(&self, classes: usize) -> Vec<usize> {
         let mut counts = vec![0; classes];
         for &label in &self.labels {
@@ -79,16 +82,15 @@ impl Split {
         counts
     }
 
-    /// At most `limit` images, as evenly over the classes as can be: indices in rising order, the
-    /// same in every run with the same seed.
+    /// Draws at most `limit` images, as evenly over the first `classes` classes as can be: their numbers in rising order,
+    /// the same in every run with the same seed.
     ///
     /// Where `limit` is no multiple of `classes`, the first classes have one image more. A smaller
-    /// subset is part of each larger one with the same seed. Images with a label from `classes` on
-    /// are left out.
+    /// subset is part of each larger one with the same seed. Images of further classes are left out.
     pub fn balanced_subset(&self, limit: usize, classes: usize, seed: u64) -> Vec<u32> {
         let mut order: Vec<u32> = (0..self.len() as u32).collect();
         shuffle(&mut generator(seed, Purpose::Subset, 0), &mut order);
-        // Rank: how many of the class come before it. The first of each class, then the second, ...
+        // An image's rank is how many of its class come before it: the first of each class is taken, then the second, ...
         let mut taken = vec![0u32; classes];
         let mut ranked = Vec::with_capacity(order.len());
         for index in order {
@@ -105,10 +107,10 @@ impl Split {
         subset
     }
 
-    /// The images at `indices`, in that order.
+    /// The images with these numbers, in that order; a number may occur twice.
     ///
     /// # Panics
-    /// Where there is no such image.
+    /// Where there is no image of such a number.
     pub fn select(&self, indices: &[u32]) -> Split {
         let pick = |labels: &[u8]| indices.iter().map(|&i| labels[i as usize]).collect::<Vec<u8>>();
         let mut images = Vec::with_capacity(indices.len() * self.image_size());
@@ -124,12 +126,59 @@ impl Split {
     }
 
     /// Bytes of an image.
-    pub(crate) fn image_size(&self) -> usize {
+    fn image_size(&self) -> usize {
         self.shape.iter().product()
+    }
+}
+
+impl Source for Split {
+    fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    fn shape(&self) -> [usize; 3] {
+        self.shape
+    }
+
+    fn label(&self, index: u32) -> Option<u32> {
+        self.labels.get(index as usize).map(|&label| u32::from(label))
+    }
+
+    fn read(&self, index: u32, into: &mut Picture) -> Result<()> {
+        let (size, at) = (self.image_size(), index as usize);
+        let Some(pixels) = self.images.get(at * size..(at + 1) * size) else {
+            return Err(Error::Source {
+                index,
+                found: format!("a split of {} pictures", Source::len(self)),
+                expected: "the number of one of them".into(),
+            });
+        };
+        into.shape = self.shape;
+        into.pixels.clear();
+        into.pixels.extend_from_slice(pixels);
+        Ok(())
+    }
+
+    /// SHA-256 in hex of shape, images, labels and coarse labels. It is computed anew each time, since all of them may be
+    /// changed.
+    fn identity(&self) -> String {
+        let mut hash = Sha256::new();
+        for size in self.shape {
+            hash.update((size as u64).to_le_bytes());
+        }
+        hash.update((self.labels.len() as u64).to_le_bytes());
+        hash.update(&self.images);
+        hash.update(&self.labels);
+        hash.update(self.coarse_labels.as_deref().unwrap_or_default());
+        hex(hash)
+    }
+
+    fn block(&self) -> Option<Block<'_>> {
+        Some(Block { images: &self.images, labels: &self.labels })
     }
 
     /// Refuses a split whose numbers of pixels and labels don't fit together.
-    pub(crate) fn check(&self) -> Result<()> {
+    fn check(&self) -> Result<()> {
         let wrong = |found, expected| Err(Error::Split { shape: self.shape, found, expected });
         if self.images.len() != self.len() * self.image_size() {
             return wrong(

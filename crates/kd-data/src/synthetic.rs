@@ -13,7 +13,7 @@ use rand_chacha::{ChaCha8Rng, rand_core::Rng};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use crate::cifar::hex;
+use crate::hash::hex;
 use crate::random::{Purpose, below, generator, unit};
 use crate::{Dataset, Split};
 

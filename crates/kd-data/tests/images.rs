@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use image::RgbImage;
+use kd_data::images::SIDE;
 use kd_data::{Error, Result, image_folder, images};
 use tempfile::TempDir;
 
@@ -19,10 +20,10 @@ fn pictures_of_every_kind_are_what_pillow_makes_of_them() {
         let mut expected = path.clone().into_os_string();
         expected.push(".expected");
         let (found, expected) =
-            (images::read(&path).unwrap(), images::read(Path::new(&expected)).unwrap());
-        assert_eq!(found.len(), 3 * 32 * 32);
+            (images::read(&path, SIDE).unwrap(), images::read(Path::new(&expected), SIDE).unwrap());
+        assert_eq!((found.shape, found.pixels.len()), ([3, 32, 32], 3 * 32 * 32));
         let difference = |(a, b): (&u8, &u8)| a.abs_diff(*b);
-        let largest = found.iter().zip(&expected).map(difference).max().unwrap();
+        let largest = found.pixels.iter().zip(&expected.pixels).map(difference).max().unwrap();
         // Rounding; for JPEG two decoders.
         let most = if path.extension().unwrap() == "jpg" { 3 } else { 1 };
         assert!(largest <= most, "{}: {largest}", path.display());
@@ -32,17 +33,31 @@ fn pictures_of_every_kind_are_what_pillow_makes_of_them() {
 }
 
 #[test]
-fn a_picture_of_32x32_keeps_its_bytes() {
+fn a_picture_of_the_side_asked_for_keeps_its_bytes() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.png");
     let colour = |x, y| image::Rgb([x as u8, y as u8, (7 * x + y) as u8]);
-    RgbImage::from_fn(32, 32, colour).save(&path).unwrap();
-    let pixels = images::read(&path).unwrap();
-    for (x, y) in [(0, 0), (31, 0), (5, 9), (31, 31)] {
-        for channel in 0..3 {
-            let found = pixels[channel * 1024 + (y * 32 + x) as usize];
-            assert_eq!(found, colour(x, y).0[channel], "{channel} {y} {x}");
+    for side in [32, 20] {
+        RgbImage::from_fn(side, side, colour).save(&path).unwrap();
+        let picture = images::read(&path, side as usize).unwrap();
+        assert_eq!(picture.shape, [3, side as usize, side as usize]);
+        let last = side - 1;
+        for (x, y) in [(0, 0), (last, 0), (5, 9), (last, last)] {
+            for channel in 0..3 {
+                let found = picture.pixels[((channel * side + y) * side + x) as usize];
+                assert_eq!(found, colour(x, y).0[channel as usize], "{side} {channel} {y} {x}");
+            }
         }
+    }
+}
+
+#[test]
+fn a_side_that_no_picture_can_have_is_refused() {
+    let path = fixtures().join("wide.png");
+    for side in [0, 4097, usize::MAX] {
+        let expected = format!("data setting side is {side}; expected 1 to 4096 pixels");
+        assert_eq!(images::read(&path, side).unwrap_err().to_string(), expected);
+        assert_eq!(image_folder(&fixtures(), side).unwrap_err().to_string(), expected);
     }
 }
 
@@ -72,13 +87,13 @@ fn what_is_no_picture_is_named_with_the_reason() {
     ];
     for (bytes, expected) in cases {
         fs::write(&path, bytes).unwrap();
-        let message = message(images::read(&path), &path);
+        let message = message(images::read(&path, SIDE), &path);
         assert!(message.contains(expected), "{message}");
         assert!(!message.contains('\n'), "{message}");
     }
     let absent = dir.path().join("none.png");
-    message(images::read(&absent), &absent);
-    message(images::read(dir.path()), dir.path());
+    message(images::read(&absent, SIDE), &absent);
+    message(images::read(dir.path(), SIDE), dir.path());
 }
 
 #[test]
@@ -91,14 +106,14 @@ fn a_header_that_announces_gigabytes_is_refused_before_they_are_taken() {
     let sum = crc32(&png[12..29]);
     png[29..33].copy_from_slice(&sum.to_be_bytes());
     fs::write(&path, png).unwrap();
-    let text = message(images::read(&path), &path);
+    let text = message(images::read(&path, SIDE), &path);
     assert!(text.contains("65535x65535") || text.contains("limit"), "{text}");
     // Of a JPEG: five bytes behind the frame's marker.
     let mut jpeg = fs::read(fixtures().join("grey.jpg")).unwrap();
     let frame = jpeg.windows(2).position(|pair| pair == [0xff, 0xc0]).unwrap();
     jpeg[frame + 5..frame + 9].copy_from_slice(&[0xff; 4]);
     fs::write(&path, jpeg).unwrap();
-    let text = message(images::read(&path), &path);
+    let text = message(images::read(&path, SIDE), &path);
     assert!(text.contains("65535x65535"), "{text}");
 }
 
@@ -133,7 +148,7 @@ fn classes_are_the_folders_by_name() {
     let dir = picture_folder(&FILES);
     fs::write(dir.path().join("train/ant/notes.txt"), "not a picture").unwrap();
     fs::write(dir.path().join("train/notes.txt"), "not a class").unwrap();
-    let data = image_folder(dir.path()).unwrap();
+    let data = image_folder(dir.path(), SIDE).unwrap();
     assert_eq!(data.classes, ["ant", "zebra"]);
     assert_eq!((&data.train.labels[..], &data.test.labels[..]), (&[0, 1, 1][..], &[0, 1][..]));
     assert_eq!(data.train.shape, [3, 32, 32]);
@@ -144,15 +159,15 @@ fn classes_are_the_folders_by_name() {
     assert!(data.test.to_tensors(&candle_core::Device::Cpu).is_ok());
 
     // The hash is of what is learned from.
-    assert_eq!(image_folder(picture_folder(&FILES).path()).unwrap().sha256, data.sha256);
+    assert_eq!(image_folder(picture_folder(&FILES).path(), SIDE).unwrap().sha256, data.sha256);
     let mut other = FILES;
     other[1].1 = [4, 5, 7];
-    assert_ne!(image_folder(picture_folder(&other).path()).unwrap().sha256, data.sha256);
+    assert_ne!(image_folder(picture_folder(&other).path(), SIDE).unwrap().sha256, data.sha256);
     for split in ["train", "test"] {
         fs::rename(dir.path().join(split).join("zebra"), dir.path().join(split).join("zoo"))
             .unwrap();
     }
-    assert_ne!(image_folder(dir.path()).unwrap().sha256, data.sha256);
+    assert_ne!(image_folder(dir.path(), SIDE).unwrap().sha256, data.sha256);
 }
 
 #[test]
@@ -160,7 +175,7 @@ fn a_folder_that_is_laid_out_otherwise_is_named() {
     let broken = |change: fn(&Path), at: &str, expected: &str| {
         let dir = picture_folder(&FILES);
         change(dir.path());
-        let text = message(image_folder(dir.path()), &dir.path().join(at));
+        let text = message(image_folder(dir.path(), SIDE), &dir.path().join(at));
         assert!(text.contains(expected), "{text}");
     };
     broken(
@@ -182,6 +197,6 @@ fn a_folder_that_is_laid_out_otherwise_is_named() {
         "train/ant/a.webp",
         "neither",
     );
-    let missing = image_folder(Path::new("nowhere")).unwrap_err();
+    let missing = image_folder(Path::new("nowhere"), SIDE).unwrap_err();
     assert!(matches!(missing, Error::Missing { .. }), "{missing}");
 }

@@ -19,7 +19,7 @@ use kd_ops::adam::{Adam, AdamConfig};
 
 /// Share of right answers among the test pictures.
 fn train(folder: &Path, epochs: usize) -> anyhow::Result<f64> {
-    let data = kd_data::image_folder(folder)?;
+    let data = kd_data::image_folder(folder, kd_data::images::SIDE)?;
     let (train, test) = (Arc::new(data.train), Arc::new(data.test));
     println!(
         "{} pictures to train on, {} to test on, of {}",

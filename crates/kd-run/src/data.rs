@@ -58,7 +58,7 @@ pub fn load(config: &DataConfig, folder: &Path) -> anyhow::Result<Data> {
         DatasetName::Cifar10 => (kd_data::cifar10(folder)?, Some("cifar-10-batches-bin")),
         DatasetName::Cifar100 => (kd_data::cifar100(folder)?, Some("cifar-100-binary")),
         DatasetName::Synthetic => (kd_data::synthetic(&SyntheticConfig::default()), None),
-        DatasetName::Folder => (kd_data::image_folder(folder)?, None),
+        DatasetName::Folder => (kd_data::image_folder(folder, kd_data::images::SIDE)?, None),
     };
     if let Some(expected) = &config.sha256
         && *expected != dataset.sha256

@@ -162,7 +162,7 @@ fn a_network_learns_ones_own_pictures_in_folders() {
     let evaluation = dir.json("out/kd/evaluation.json");
     assert_eq!(evaluation["classes"], json(r#"["box","disc","ring"]"#));
     let recipe = String::from_utf8(dir.read("out/kd/recipe.toml")).unwrap();
-    let hash = kd_data::image_folder(&dir.path("mine")).unwrap().sha256;
+    let hash = kd_data::image_folder(&dir.path("mine"), kd_data::images::SIDE).unwrap().sha256;
     assert!(recipe.contains("dataset = \"folder\"") && recipe.contains(&hash), "{recipe}");
     let printed = json(&dir.stdout("predict --json --weights out/kd.safetensors mine/test/ring"));
     assert_eq!(printed["classes"], evaluation["classes"]);

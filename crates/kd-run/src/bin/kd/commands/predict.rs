@@ -135,13 +135,13 @@ pub(crate) fn run(flags: &Predict) -> Result<(), Failure> {
 
     let mut all = Vec::new();
     for chunk in paths.chunks(CHUNK) {
-        let read: Vec<_> = chunk.par_iter().map(|path| images::read(path)).collect();
+        let read: Vec<_> = chunk.par_iter().map(|path| images::read(path, images::SIDE)).collect();
         let mut split = Split { shape: [3, images::SIDE, images::SIDE], ..Split::default() };
         let mut answered = Vec::new();
         for (path, read) in chunk.iter().zip(read) {
             match read {
-                Ok(pixels) => {
-                    split.images.extend(pixels);
+                Ok(picture) => {
+                    split.images.extend(picture.pixels);
                     split.labels.push(0);
                     answered.push(path);
                 }

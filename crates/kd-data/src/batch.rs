@@ -1,0 +1,111 @@
+//! What batches are: an epoch's settings, the order of its pictures, and what one batch holds.
+
+use candle_core::Tensor;
+
+use crate::random::{Purpose, generator, shuffle};
+use crate::source::Source;
+use crate::{Augment, Error, Normalization, Result, View};
+
+/// The settings of one epoch's batches.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BatchConfig {
+    /// Images in a batch, at least 1; the last batch holds what is left.
+    pub batch_size: usize,
+    /// Seed of the images' order and of their views. `None` keeps the images in the source's order, and then `augment`
+    /// must be off.
+    pub shuffle_seed: Option<u64>,
+    /// Number of the epoch, from 0: each has an order and views of its own.
+    pub epoch: usize,
+    /// The batch to start with, from 0. An epoch that was broken off is continued here: what follows are exactly the
+    /// batches that would have followed.
+    pub first_batch: usize,
+    /// Random changes to the images.
+    pub augment: Augment,
+    /// How pixel bytes become network inputs.
+    pub normalization: Normalization,
+    /// Finished batches that wait beside the one being prepared; at least one is always prepared ahead.
+    pub prefetch: usize,
+}
+
+impl Default for BatchConfig {
+    /// 128 images a batch, in order, no augmentation, the tutorial's normalisation.
+    fn default() -> Self {
+        Self {
+            batch_size: 128,
+            shuffle_seed: None,
+            epoch: 0,
+            first_batch: 0,
+            augment: Augment::default(),
+            normalization: Normalization::default(),
+            prefetch: 2,
+        }
+    }
+}
+
+/// Some images as a network takes them, with what is known of each. Entry `i` of every field belongs to image `i` of the
+/// batch.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// The network's inputs, normalised: f32 `[B, C, H, W]`.
+    pub images: Tensor,
+    /// The classes: u32 `[B]`.
+    pub labels: Tensor,
+    /// Each image's number in its source: `B` of them.
+    pub indices: Vec<u32>,
+    /// The same numbers as a tensor on the batch's device, u32 `[B]`. With `index_select` they pick the batch's rows out of
+    /// a table that has a row for each image of the source, such as a teacher's cached logits.
+    pub rows: Tensor,
+    /// How augmentation changed each image: `B` of them. Applied again ([`View::apply`]), a view gives the same input, so
+    /// that a teacher can be shown what its student sees.
+    pub views: Vec<View>,
+}
+
+/// Refuses settings and sources that no batches can be made of.
+pub(crate) fn check<S: Source + ?Sized>(source: &S, config: &BatchConfig) -> Result<()> {
+    source.check()?;
+    let shape = source.shape();
+    let image_len: usize = shape.iter().product();
+    let wrong_source = |found, expected| Err(Error::Split { shape, found, expected });
+    if shape[0] != 3 || image_len == 0 {
+        return wrong_source(
+            format!("{} channels", shape[0]),
+            "three channels, and at least one row and one column".into(),
+        );
+    }
+    if let Some(block) = source.block()
+        && (block.labels.len() != source.len() || block.images.len() != source.len() * image_len)
+    {
+        let (labels, bytes) = (block.labels.len(), block.images.len());
+        return wrong_source(
+            format!("a block of {labels} labels and {bytes} bytes of images"),
+            format!("{} labels, and {image_len} bytes for each", source.len()),
+        );
+    }
+    let wrong =
+        |field, found: String, expected: String| Err(Error::Config { field, found, expected });
+    if config.batch_size == 0 {
+        return wrong("batch_size", "0".into(), "at least 1".into());
+    }
+    let count = source.len().div_ceil(config.batch_size);
+    if config.first_batch > count {
+        return wrong(
+            "first_batch",
+            config.first_batch.to_string(),
+            format!("at most {count}, the number of batches"),
+        );
+    }
+    if config.shuffle_seed.is_none() && !config.augment.is_off() {
+        return wrong("shuffle_seed", "none".into(), "a seed where augment is on".into());
+    }
+    config.augment.check(shape)?;
+    config.normalization.check()
+}
+
+/// The numbers of an epoch's images, in the order in which they come.
+pub(crate) fn order(count: usize, config: &BatchConfig) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..count as u32).collect();
+    if let Some(seed) = config.shuffle_seed {
+        shuffle(&mut generator(seed, Purpose::Shuffle, config.epoch as u64), &mut order);
+    }
+    order
+}
