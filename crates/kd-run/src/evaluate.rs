@@ -1,19 +1,13 @@
 //! A network's figures on the test images.
 
-use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use candle_core::{D, DType, Device, Tensor};
 use kd_data::{Augment, BatchConfig, Normalization, Split};
 use kd_models::{Classifier, Mode};
-use serde::{Deserialize, Serialize};
 
-use crate::files;
-
-const FORMAT: u32 = 1;
-/// A thousand classes' counts are far smaller.
-const MAX_BYTES: u64 = 64 << 20;
+pub use kd_record::Evaluation;
 
 /// Images in a batch where nothing is trained.
 pub(crate) const BATCH: usize = 128;
@@ -22,23 +16,6 @@ pub(crate) const PREFETCH: usize = 2;
 
 /// Batches between looks at what a GPU computed: each makes it wait.
 const LOOK: usize = 32;
-
-/// `evaluation.json`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Evaluation {
-    /// The version of this description: 1.
-    pub format: u32,
-    /// Share of right answers, from 0 to 1.
-    pub accuracy: f64,
-    /// Cross-entropy, mean over the images.
-    pub loss: f64,
-    /// The classes' names.
-    pub classes: Vec<String>,
-    /// Counts; rows: the true class, columns: the predicted one.
-    pub confusion: Vec<Vec<u32>>,
-    /// Share of right answers in each class; 0 for a class without images.
-    pub per_class_accuracy: Vec<f64>,
-}
 
 /// What the network says of a batch, on the device.
 struct Said {
@@ -89,21 +66,7 @@ pub fn evaluate(
     }
     let loss = loss / split.len() as f64;
     ensure!(loss.is_finite(), "the loss on the test images is {loss}; expected a finite number");
-    let right = |class: usize| f64::from(confusion[class][class]);
-    let share = |right: f64, of: u32| if of == 0 { 0.0 } else { right / f64::from(of) };
-    let all: u32 = confusion.iter().flatten().sum();
-    Ok(Evaluation {
-        format: FORMAT,
-        accuracy: share((0..classes.len()).map(right).sum(), all),
-        loss,
-        classes: classes.to_vec(),
-        per_class_accuracy: confusion
-            .iter()
-            .enumerate()
-            .map(|(class, row)| share(right(class), row.iter().sum()))
-            .collect(),
-        confusion,
-    })
+    Ok(Evaluation::new(classes, confusion, loss))
 }
 
 /// What the network says of all of `split`: f32 `[N, classes]`, on the CPU, in the data's order.
@@ -160,34 +123,4 @@ pub(crate) fn right(logits: &Tensor, labels: &Tensor) -> anyhow::Result<Tensor> 
     }
     let answers = logits.detach().argmax(D::Minus1)?;
     Ok(answers.eq(labels)?.to_dtype(DType::F32)?.sum_all()?)
-}
-
-impl Evaluation {
-    /// Writes the file.
-    ///
-    /// # Errors
-    /// When it can't be written.
-    pub fn write(&self, path: &Path) -> anyhow::Result<()> {
-        let mut json = serde_json::to_string(self).context("the evaluation can't be written")?;
-        json.push('\n');
-        files::write_whole(path, json.as_bytes())
-    }
-
-    /// Reads the file.
-    ///
-    /// # Errors
-    /// When it can't be read or is of another format.
-    pub fn read(path: &Path) -> anyhow::Result<Self> {
-        let text = files::read_text(path, MAX_BYTES)
-            .with_context(|| format!("{}: can't be read", path.display()))?;
-        let evaluation: Self = serde_json::from_str(&text)
-            .with_context(|| format!("{}: not an evaluation", path.display()))?;
-        ensure!(
-            evaluation.format == FORMAT,
-            "{}: format is {}; this version reads format {FORMAT}: use the version of kd that wrote it, or remove it and run the same command again",
-            path.display(),
-            evaluation.format
-        );
-        Ok(evaluation)
-    }
 }

@@ -201,10 +201,10 @@ impl Kept {
         let mut header = serde_json::to_vec(&header)?;
         // The format wants data to start at a multiple of eight.
         header.resize(header.len().next_multiple_of(8), b' ');
-        files::write_whole_with(&self.path, |file| {
+        Ok(files::write_whole_with(&self.path, |file| {
             file.write_all(&(header.len() as u64).to_le_bytes())?;
             file.write_all(&header)?;
             in_chunks(&mut |bytes| file.write_all(bytes))
-        })
+        })?)
     }
 }

@@ -70,6 +70,9 @@ pub enum Error {
         /// The data that one names.
         expected: String,
     },
+    /// A file could not be read or written, or is not what its format says.
+    #[error(transparent)]
+    Record(#[from] kd_record::Error),
     /// The page's template failed: a defect of the program, not of the files.
     #[error("the report's template: {0}")]
     Template(#[from] minijinja::Error),
@@ -107,7 +110,5 @@ pub fn write(outs: &[PathBuf]) -> Result<String, Error> {
 
 /// Whole or not at all.
 fn write_whole(path: &Path, contents: &str) -> Result<(), Error> {
-    let failed = |source| Error::Io { path: path.to_owned(), source };
-    crate::files::write_aside(path, |file| std::io::Write::write_all(file, contents.as_bytes()))
-        .map_err(failed)
+    Ok(kd_record::write::write_whole(path, contents.as_bytes())?)
 }

@@ -7,9 +7,11 @@ use anyhow::{Context, bail};
 use candle_core::Device;
 use kd_loss::{MethodConfig, Term};
 use kd_models::{Architecture, ModelConfig};
+use kd_record::OutFolder;
+use kd_record::layout::part_name;
+use kd_record::write::create_folder;
 
 use crate::data::{self, Data};
-use crate::files;
 use crate::initial::Initial;
 use crate::recipe::{DataConfig, DatasetName, Precision, Recipe, RunConfig, RunRecipe, check_name};
 use crate::run::{ResolvedRun, Settings, shapes};
@@ -142,7 +144,7 @@ pub fn resolve(
 
     let data = data::load(&resolved.data, &choices.data)?.for_run(&resolved.run)?;
     resolved.data.sha256 = Some(data.sha256.clone());
-    files::create_folder(&out)?;
+    create_folder(&out).map_err(anyhow::Error::from)?;
     check_same_data(&out, &resolved)?;
     let teacher = match &teacher_path {
         Some(path) => Some(load_teacher(path, &mut resolved, &data, &out)?),
@@ -274,7 +276,7 @@ fn teacher_path(
 /// Where weights that a recipe names are: another run's, or a file beside the recipe.
 fn weights_path(recipe: &Recipe, choices: &Choices, out: &Path, name: &str) -> PathBuf {
     if recipe.runs.iter().any(|run| run.name == name) {
-        return out.join(format!("{name}.safetensors"));
+        return OutFolder::new(out).weights(name);
     }
     let folder = choices.recipe_folder.as_deref();
     folder.map_or_else(|| PathBuf::from(name), |folder| folder.join(name))
@@ -282,13 +284,11 @@ fn weights_path(recipe: &Recipe, choices: &Choices, out: &Path, name: &str) -> P
 
 /// Runs in one folder are compared, so they must have been tested on the same images.
 fn check_same_data(out: &Path, run: &RunRecipe) -> anyhow::Result<()> {
-    let reading = || format!("{}: the folder can't be read", out.display());
-    for entry in std::fs::read_dir(out).with_context(reading)? {
-        let folder = entry.with_context(reading)?.path();
-        if !folder.join("events.jsonl").exists() || folder.ends_with(&run.run.name) {
+    for folder in OutFolder::new(out).runs()? {
+        if folder.path.ends_with(&run.run.name) {
             continue;
         }
-        let path = folder.join("recipe.toml");
+        let path = folder.recipe();
         let Ok(other) = Recipe::read(&path) else { continue };
         let number = |value: Option<usize>| value.map_or("none".into(), |value| value.to_string());
         let test = |data: &DataConfig| (data.sha256.clone(), data.test_limit, data.held_out);
@@ -321,7 +321,7 @@ fn load_teacher(
     };
     let part_path = |part, of| {
         let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-        path.with_file_name(part_name(&stem, part, of) + ".safetensors")
+        OutFolder::new(path.parent().unwrap_or(Path::new(""))).weights(&part_name(&stem, part, of))
     };
     let (teacher, file) = match run.cross_fit {
         None => (load(path)?, path.to_owned()),
@@ -341,7 +341,7 @@ fn load_teacher(
         );
     }
     // Of cross-fitted targets the teacher's own file need not be there.
-    let recorded = files::from_run_folder(&file, out)?;
+    let recorded = OutFolder::new(out).from_a_run(&file)?;
     let recorded = recorded.with_file_name(path.file_name().unwrap_or_default());
     run.teacher = Some(recorded.display().to_string());
     run.teacher_model = Some(teacher.config.architecture);
@@ -372,14 +372,9 @@ fn load_initial(
         );
     }
     notes.push(format!("{}: {}", run.name, initial.describe(path, &config)));
-    run.init = Some(files::from_run_folder(path, out)?.display().to_string());
+    run.init = Some(OutFolder::new(out).from_a_run(path)?.display().to_string());
     run.init_sha256 = Some(initial.sha256.clone());
     Ok(initial)
-}
-
-/// The name of the run that leaves a part out, and of the file where a student with `cross_fit` looks for its weights.
-fn part_name(name: &str, part: usize, of: usize) -> String {
-    format!("{name}-part-{part}-of-{of}")
 }
 
 /// Fills in the feature places that the recipe leaves to the methods.

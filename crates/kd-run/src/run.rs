@@ -15,17 +15,20 @@ use kd_loss::{HelperInit, HostStep, Inputs, Loss, Needs, Objective, RunStep, Set
 use kd_models::weights::{LeftOut, Metadata};
 use kd_models::{Classifier, Mode, ModelConfig, Parameters};
 use kd_ops::{DropoutKey, clip_grad_norm, clip_grad_norm_on_device, grad_norms, total_norm};
+use kd_record::event::{TeacherQuality, has_ended};
+use kd_record::{EpochRecord, Event, OutFolder, RunFolder, TeacherRecord};
 
 use crate::checkpoint::{self, State, Sums};
 use crate::compile::Compile;
 use crate::data::Data;
 use crate::evaluate::{self, Evaluation, evaluate};
-use crate::events::{DatasetRecord, EpochRecord, Event, EventLog, Start};
+use crate::events::RunLog;
 use crate::initial::{self, Initial};
 use crate::optimizer::Optimizer;
 use crate::recipe::{self, RunRecipe};
+use crate::start::start;
 use crate::teacher::{DEFAULT_MEMORY, KeepConfig, LOGITS, Pretrained, Says, TeacherOutputs};
-use crate::{device, events, files, tensorboard, test_outputs};
+use crate::{files, tensorboard, test_outputs};
 
 /// The observer broke while the teacher's outputs were computed; the run has no step yet to lose.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +54,13 @@ pub struct ResolvedRun {
     pub device: Device,
     /// What does not change the result.
     pub settings: Settings,
+}
+
+impl ResolvedRun {
+    /// The run's folder.
+    pub fn folder(&self) -> RunFolder {
+        OutFolder::new(&self.out).run(&self.recipe.run.name)
+    }
 }
 
 /// What does not change a run's result.
@@ -163,25 +173,25 @@ pub fn train(
     run.settings.compile.check(&run.device)?;
     ensure!(!run.data.train.is_empty(), "there are no training images");
     ensure!(!run.data.test.is_empty(), "there are no test images");
-    let folder = run.out.join(&run.recipe.run.name);
-    let checkpoints = folder.join("checkpoints");
+    let folder = run.folder();
+    let checkpoints = folder.checkpoints();
     files::create_folder(&checkpoints)?;
-    let _lock = files::lock(&folder, false)?;
-    files::remove_partial(&folder)?;
+    let _lock = files::lock(&folder.path, false)?;
+    files::remove_partial(&folder.path)?;
     files::remove_partial(&checkpoints)?;
-    let weights_path = run.out.join(format!("{}.safetensors", run.recipe.run.name));
+    let weights_path = folder.weights();
     files::remove_partial_of(&weights_path)?;
 
     let recipe = run.recipe.to_toml()?;
-    let recipe_path = folder.join("recipe.toml");
+    let recipe_path = folder.recipe();
     check_same_recipe(&recipe_path, &recipe)?;
-    let events_path = folder.join("events.jsonl");
-    let evaluation_path = folder.join("evaluation.json");
-    if events::has_ended(&events_path) && weights_path.exists() && evaluation_path.exists() {
+    let events_path = folder.events();
+    let evaluation_path = folder.evaluation();
+    if has_ended(&events_path) && weights_path.exists() && evaluation_path.exists() {
         if run.settings.tensorboard {
             let events = std::fs::read_to_string(&events_path)
                 .with_context(|| format!("{}: can't be read", events_path.display()))?;
-            tensorboard::TensorBoard::rewrite(&folder, &events)?;
+            tensorboard::TensorBoard::rewrite(&folder.path, &events)?;
         }
         return Ok(Outcome::AlreadyFinished(Evaluation::read(&evaluation_path)?));
     }
@@ -207,11 +217,8 @@ pub fn train(
         None => State { recipe: recipe.clone(), ..State::default() },
     };
     files::write_whole(&recipe_path, recipe.as_bytes())?;
-    let mut log = EventLog::restore(
-        events_path,
-        std::mem::take(&mut state.events),
-        run.settings.tensorboard,
-    )?;
+    let mut log =
+        RunLog::restore(&folder, std::mem::take(&mut state.events), run.settings.tensorboard)?;
 
     let (run_name, epochs, step) = (&run.recipe.run.name, training.epochs, state.step);
     let started = Progress::Started { run: run_name, epochs, batches, step, resumed };
@@ -219,7 +226,7 @@ pub fn train(
 
     if state.epoch < training.epochs {
         if !resumed {
-            log.write(&Event::Start(&start(run)))?;
+            log.write(Event::Start(Box::new(start(run))))?;
         }
         match trainer.ask_teacher(&mut log, resumed, observer) {
             Err(error) if error.is::<StoppedInTeacherPass>() => {
@@ -257,7 +264,7 @@ pub fn train(
                 continue;
             };
             if event {
-                log.write(&Event::Step { epoch: epoch + 1, step: state.step, loss })?;
+                log.write(Event::Step { epoch: epoch + 1, step: state.step, loss })?;
             }
             let (batch, step, sums) = (state.batch, state.step, &state.sums);
             stop |= observer(Progress::Step { epoch: epoch + 1, batch, step, sums }).is_break();
@@ -271,7 +278,7 @@ pub fn train(
             since = Instant::now();
         }
         let record = trainer.end_epoch(&mut state)?;
-        log.write(&Event::Epoch(&record))?;
+        log.write(Event::Epoch(record.clone()))?;
         stop |= observer(Progress::Epoch(&record)).is_break();
         let due = match run.settings.checkpoint_every {
             Every::Steps(steps) => state.step.is_multiple_of(steps),
@@ -290,7 +297,7 @@ pub fn train(
     evaluation.write(&evaluation_path)?;
     trainer.write_result(&weights_path)?;
     test_outputs::write(run, &weights_path)?;
-    log.write(&Event::End { steps: state.step })?;
+    log.write(Event::End { steps: state.step })?;
     log.flush()?;
     Ok(Outcome::Finished(evaluation))
 }
@@ -299,8 +306,8 @@ pub fn train(
 fn check_same_recipe(path: &std::path::Path, recipe: &str) -> anyhow::Result<()> {
     let there = match files::read_text(path, recipe::MAX_BYTES) {
         Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error).with_context(|| path.display().to_string()),
+        Err(error) if error.is_absent() => return Ok(()),
+        Err(error) => return Err(error.into()),
     };
     let differing = recipe::differences_in_text(&there, &path.display().to_string(), recipe)?;
     ensure!(
@@ -312,30 +319,7 @@ fn check_same_recipe(path: &std::path::Path, recipe: &str) -> anyhow::Result<()>
     Ok(())
 }
 
-fn start(run: &ResolvedRun) -> Start {
-    let config = model_config(run);
-    Start {
-        run: run.recipe.run.name.clone(),
-        model: config.architecture.name().into(),
-        method: run.recipe.run.method_name(),
-        parameters: kd_models::parameter_count(&config),
-        multiply_adds: kd_models::multiply_adds(&config),
-        device: device::name(&run.device).into(),
-        threads: rayon::current_num_threads(),
-        machine: device::machine(),
-        version: env!("CARGO_PKG_VERSION"),
-        seed: run.recipe.training.seed,
-        dataset: DatasetRecord {
-            name: run.data.name.clone(),
-            train: run.data.train.len(),
-            test: run.data.test.len(),
-            sha256: run.data.sha256.clone(),
-            warning: run.data.warning.clone(),
-        },
-    }
-}
-
-fn model_config(run: &ResolvedRun) -> ModelConfig {
+pub(crate) fn model_config(run: &ResolvedRun) -> ModelConfig {
     let recipe = &run.recipe.run;
     ModelConfig {
         architecture: recipe.model,
@@ -483,7 +467,7 @@ impl<'a> Trainer<'a> {
     /// Gets ready what the teacher says, if anybody asks it.
     fn ask_teacher(
         &mut self,
-        log: &mut EventLog,
+        log: &mut RunLog,
         resumed: bool,
         observer: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
     ) -> anyhow::Result<()> {
@@ -492,7 +476,7 @@ impl<'a> Trainer<'a> {
         };
         let started = Instant::now();
         let images = self.run.data.train.len();
-        let folder = self.run.out.join("cache");
+        let folder = OutFolder::new(&self.run.out).cache();
         let config = KeepConfig {
             data: &self.run.recipe.data,
             folder: &folder,
@@ -508,14 +492,12 @@ impl<'a> Trainer<'a> {
         if !resumed {
             let sample = self.batches(&State::default())?.take(TEACHER_SAMPLE);
             let Says { images, accuracy, entropy } = outputs.says(data, sample)?;
-            log.write(&Event::Teacher {
-                kept: &outputs.kept(),
-                live: outputs.live(),
+            log.write(Event::Teacher(TeacherRecord {
+                cached: outputs.kept(),
+                computed: outputs.live().to_vec(),
                 seconds: started.elapsed().as_secs_f64(),
-                images,
-                accuracy,
-                entropy,
-            })?;
+                quality: Some(TeacherQuality { images, accuracy, entropy }),
+            }))?;
         }
         self.teacher = Some(outputs);
         Ok(())
@@ -701,7 +683,7 @@ impl<'a> Trainer<'a> {
             self.run.recipe.run.name,
             state.epoch + 1,
             step + 1,
-            self.run.out.join(&self.run.recipe.run.name).join("checkpoints").display()
+            self.run.folder().checkpoints().display()
         )
     }
 
@@ -740,7 +722,7 @@ impl<'a> Trainer<'a> {
             test_loss: evaluation.loss,
             test_accuracy: evaluation.accuracy,
             seconds: sums.seconds,
-            test_seconds: started.elapsed().as_secs_f64(),
+            test_seconds: Some(started.elapsed().as_secs_f64()),
             images_per_second: sums.images as f64 / sums.seconds.max(1e-9),
             selection_accuracy,
             learning_rate: Some(self.learning_rate(state.step - 1)),
@@ -770,9 +752,9 @@ impl<'a> Trainer<'a> {
         own.filter_map(weight).map(|(tensor, name)| (name, tensor)).collect()
     }
 
-    fn save(&mut self, state: &mut State, log: &EventLog) -> anyhow::Result<()> {
+    fn save(&mut self, state: &mut State, log: &RunLog) -> anyhow::Result<()> {
         self.optimizer.fetch()?;
-        let folder = self.run.out.join(&self.run.recipe.run.name).join("checkpoints");
+        let folder = self.run.folder().checkpoints();
         state.events = log.text().to_string();
         checkpoint::save(&folder, state, &self.parameters, &self.optimizer)
             .with_context(|| format!("run {}", self.run.recipe.run.name))?;
@@ -782,7 +764,7 @@ impl<'a> Trainer<'a> {
 
     /// Where the best epoch's weights are while the run goes on.
     fn best_path(&self) -> PathBuf {
-        self.run.out.join(&self.run.recipe.run.name).join("best.safetensors")
+        self.run.folder().best_weights()
     }
 
     /// Writes the weights that the run ends with: the last, or those of the best epoch.
@@ -794,7 +776,7 @@ impl<'a> Trainer<'a> {
         let bytes = std::fs::read(&best).with_context(|| {
             format!("{}: the best epoch's weights can't be read", best.display())
         })?;
-        files::write_whole(path, &bytes)
+        Ok(files::write_whole(path, &bytes)?)
     }
 
     fn write_weights(&self, path: &std::path::Path) -> anyhow::Result<()> {

@@ -18,10 +18,10 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use kd_record::EpochRecord;
 use prost::Message;
 use serde::Deserialize;
 
-use crate::events::EpochRecord;
 use crate::files;
 
 /// TensorBoard takes files with `tfevents` in their names; the number orders them.

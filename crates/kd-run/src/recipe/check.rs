@@ -150,7 +150,10 @@ pub fn check_name(name: &str) -> anyhow::Result<()> {
     let known = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     let first = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
     anyhow::ensure!(
-        first && name.bytes().all(known) && name.len() <= 100 && name != "cache",
+        first
+            && name.bytes().all(known)
+            && name.len() <= 100
+            && !kd_record::layout::is_reserved(name),
         "run name {name:?} can't be a folder's; expected letters, digits, '-', '_' and '.', a letter or digit first, and not \"cache\""
     );
     Ok(())

@@ -3,12 +3,11 @@
 use std::fmt;
 use std::path::Path;
 
-use anyhow::Context;
 use toml::de::{DeTable, DeValue};
 
 use super::invalid::Step;
 use super::types::{FORMAT, Recipe};
-use crate::files;
+use kd_record::read::read_text;
 
 /// No recipe that people write comes near this size; a larger file is not read.
 pub(crate) const MAX_BYTES: u64 = 1 << 20;
@@ -41,8 +40,12 @@ impl Recipe {
     /// When it can't be read, is no TOML, has an unknown key or a value that makes no sense; with
     /// file and line.
     pub fn read(path: &Path) -> anyhow::Result<Self> {
-        let text = files::read_text(path, MAX_BYTES)
-            .with_context(|| format!("{}: the recipe can't be read", path.display()))?;
+        let text = read_text(path, MAX_BYTES).map_err(|error| match error {
+            kd_record::Error::Io { path, cause, .. } => {
+                kd_record::Error::Io { path, failed: "the recipe can't be read", cause }
+            }
+            other => other,
+        })?;
         Ok(Self::parse(&text, &path.display().to_string())?)
     }
 

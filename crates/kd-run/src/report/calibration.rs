@@ -6,8 +6,9 @@ use super::experiment::Run;
 use super::format::{grouped, signed};
 use super::page::{Figure, Section, Shown, Table, percent, safe};
 use super::statistics;
+use kd_record::TestOutputs;
+
 use crate::softmax::{argmax, softmax};
-use crate::test_outputs::TestOutputs;
 
 /// As many as the paper's.
 const BINS: usize = 15;

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use kd_record::{RunFolder, TestOutputs};
 use serde::Deserialize;
 
 use super::{Error, statistics};
 use crate::softmax;
-use crate::test_outputs::{self, TestOutputs};
 
 /// Everything read below one output folder.
 pub(super) struct Experiment {
@@ -452,7 +452,7 @@ fn read_run(folder: &Path) -> Result<Option<Run>, Error> {
         if finished { Some(read_evaluation(&folder.join("evaluation.json"))?) } else { None };
     let weights = folder.with_file_name(format!("{}.safetensors", start.run));
     let outputs = match &evaluation {
-        Some(evaluation) => read_outputs(&folder.join(test_outputs::FILE), evaluation)?,
+        Some(evaluation) => read_outputs(&RunFolder::new(folder).test_outputs(), evaluation)?,
         None => None,
     };
     let teacher_logits =
@@ -602,7 +602,7 @@ fn teacher_logits(folder: &Path, recipe: &toml::Table, own: &TestOutputs) -> Opt
     }
     let run = recipe.get("run")?.get(0)?;
     let teacher = folder.join(run.get("teacher")?.as_str()?);
-    let bytes = std::fs::read(test_outputs::path_for(&teacher)).ok()?;
+    let bytes = std::fs::read(RunFolder::of_weights(&teacher).test_outputs()).ok()?;
     let outputs = TestOutputs::from_bytes(&bytes).ok()?;
     let same = Some(&*outputs.weights_sha256) == run.get("teacher_sha256")?.as_str()
         && (&outputs.labels, outputs.classes) == (&own.labels, own.classes)
@@ -612,10 +612,7 @@ fn teacher_logits(folder: &Path, recipe: &toml::Table, own: &TestOutputs) -> Opt
 
 fn read_text(path: &Path, advice: &'static str) -> Result<String, Error> {
     // The events of a million epochs are far smaller.
-    crate::files::read_text(path, 1 << 30).map_err(|source| match source.kind() {
-        std::io::ErrorKind::NotFound => Error::Missing { path: path.to_owned(), advice },
-        _ => Error::Io { path: path.to_owned(), source },
-    })
+    Ok(kd_record::read::read_text_or(path, 1 << 30, advice)?)
 }
 
 fn corrupt(path: &Path, line: Option<usize>, found: String) -> Error {

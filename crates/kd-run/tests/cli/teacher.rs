@@ -60,7 +60,7 @@ fn the_teachers_outputs_are_computed_once_and_used_by_every_run() {
     let kept = dir.kept("out");
     assert_eq!(kept.len(), 1);
     let teacher = &dir.events("out/kd")[1];
-    assert_eq!((&teacher["event"], &teacher["kept"][0]), (&"teacher".into(), &"logits".into()));
+    assert_eq!((&teacher["event"], &teacher["cached"][0]), (&"teacher".into(), &"logits".into()));
     // An altered copy with a right checksum would be used: here, only that the file is not written again.
     let written = || std::fs::metadata(&kept[0]).unwrap().modified().unwrap();
     let before = written();
@@ -105,7 +105,7 @@ fn what_does_not_fit_the_memory_is_computed_in_each_step() {
     assert!(dir.kept("live").is_empty());
     let teacher = &dir.events("live/cosine")[1];
     assert_eq!(
-        (&teacher["live"][0], &teacher["kept"].as_array().unwrap().len()),
+        (&teacher["computed"][0], &teacher["cached"].as_array().unwrap().len()),
         (&"features.9".into(), &0)
     );
     let loss =
@@ -122,7 +122,7 @@ fn with_augmentation_nothing_is_kept() {
     std::fs::write(dir.path("flipped.toml"), recipe).unwrap();
     dir.train(&format!("{KD} --recipe flipped.toml --out out"));
     assert!(dir.kept("out").is_empty());
-    assert_eq!(dir.events("out/kd")[1]["live"][0], "logits");
+    assert_eq!(dir.events("out/kd")[1]["computed"][0], "logits");
 }
 
 #[test]

@@ -146,9 +146,9 @@ impl FakeRun {
         })];
         for epoch in 1..=self.epochs {
             lines.push(self.epoch(epoch));
-            lines.push(json!({"event": "step", "step": epoch * 391}));
+            lines.push(json!({"event": "step", "epoch": epoch, "step": epoch * 391, "loss": 1.0}));
         }
-        lines.push(json!({"event": "end"}));
+        lines.push(json!({"event": "end", "steps": self.epochs * 391}));
         lines.iter().map(|line| format!("{line}\n")).collect()
     }
 

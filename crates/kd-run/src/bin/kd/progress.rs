@@ -9,8 +9,9 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use dashboard::Dashboard;
+use kd_record::EpochRecord;
+use kd_record::event::epochs_of;
 use kd_run::checkpoint::Sums;
-use kd_run::events::{EpochRecord, epochs_of};
 use kd_run::report::duration;
 use kd_run::run::Progress;
 pub(crate) use screen::Messages;

@@ -7,9 +7,10 @@ use candle_core::Tensor;
 use clap::Args;
 use kd_data::Split;
 use kd_models::Architecture;
+use kd_record::write::write_whole;
+use kd_run::data;
 use kd_run::evaluate::{Evaluation, evaluate, logits};
 use kd_run::teacher::Pretrained;
-use kd_run::{data, files};
 use safetensors::tensor::{Dtype, TensorView};
 use serde::Serialize;
 
@@ -111,7 +112,7 @@ fn write_logits(path: &Path, logits: &Tensor, test: &Split) -> anyhow::Result<()
         ("logits", TensorView::new(Dtype::F32, logits.dims().to_vec(), &values)?),
         ("labels", TensorView::new(Dtype::I64, vec![test.len()], &labels)?),
     ];
-    files::write_whole(path, &safetensors::serialize(tensors, None)?)
+    Ok(write_whole(path, &safetensors::serialize(tensors, None)?)?)
 }
 
 /// Accuracy and loss.

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 use kd_models::Architecture;
+use kd_record::write::write_whole;
 use kd_run::export::{Input, OnnxConfig, onnx};
-use kd_run::files;
 
 use super::{print, weights};
 use crate::args::{architecture, at_least_one};
@@ -51,6 +51,6 @@ pub(crate) fn run(flags: &Export) -> Result<(), Failure> {
         std: weights.normalization.std,
         class_names: weights.class_names,
     };
-    files::write_whole(&flags.onnx, &onnx(&weights.config, &weights.tensors, &options)?)?;
+    write_whole(&flags.onnx, &onnx(&weights.config, &weights.tensors, &options)?)?;
     Ok(print(&format!("{}\n", flags.onnx.display()))?)
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::{Args, CommandFactory};
-use kd_run::files;
+use kd_record::write;
 
 use super::print;
 use crate::args::Cli;
@@ -30,11 +30,11 @@ pub(crate) fn run(flags: &Man) -> Result<(), Failure> {
     let Some(out) = &flags.out else {
         return Ok(print(&String::from_utf8_lossy(&page(&clap_mangen::Man::new(kd))?))?);
     };
-    files::create_folder(out)?;
+    write::create_folder(out)?;
     let commands = kd.get_subcommands().cloned();
     for man in std::iter::once(kd.clone()).chain(commands).map(clap_mangen::Man::new) {
         let path = out.join(man.get_filename());
-        files::write_whole(&path, &page(&man)?)?;
+        write::write_whole(&path, &page(&man)?)?;
         print(&format!("{}\n", path.display()))?;
     }
     Ok(())

@@ -9,8 +9,8 @@ use candle_core::Device;
 use clap::Args;
 use kd_data::{Split, images};
 use kd_models::{Architecture, ModelConfig};
+use kd_record::hash::sha256;
 use kd_run::evaluate::{answers, logits};
-use kd_run::files;
 use kd_run::softmax::softmax;
 use kd_run::teacher::Network;
 use kd_run::text::plain;
@@ -271,7 +271,7 @@ impl Answering {
 impl Model {
     fn of(answering: &Answering, path: &Path) -> anyhow::Result<Self> {
         let model = answering.about.config.architecture.name();
-        Ok(Self { model, weights: path.display().to_string(), sha256: files::sha256(path)? })
+        Ok(Self { model, weights: path.display().to_string(), sha256: sha256(path)? })
     }
 }
 

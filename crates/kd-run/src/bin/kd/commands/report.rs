@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use kd_run::{files, report};
+use kd_record::OutFolder;
+use kd_record::read::read_json;
+use kd_run::report;
 
 use super::print;
 use crate::failure::Failure;
@@ -28,13 +30,15 @@ pub(crate) struct Report {
 pub(crate) fn run(flags: &Report) -> Result<(), Failure> {
     let table = report::write(&flags.out)?;
     if flags.json {
-        let summaries: anyhow::Result<Vec<_>> =
-            flags.out.iter().map(|out| files::read_json(&out.join("summary.json"))).collect();
-        return Ok(print(&format!("{}\n", serde_json::Value::Array(summaries?)))?);
+        let summary = |out: &PathBuf| -> kd_record::Result<serde_json::Value> {
+            read_json(&OutFolder::new(out).summary(), 256 << 20, "a summary")
+        };
+        let summaries = flags.out.iter().map(summary).collect::<kd_record::Result<_>>()?;
+        return Ok(print(&format!("{}\n", serde_json::Value::Array(summaries)))?);
     }
     print(&table)?;
     for out in &flags.out {
-        print(&format!("{}\n", out.join("report.html").display()))?;
+        print(&format!("{}\n", OutFolder::new(out).report().display()))?;
     }
     Ok(())
 }

@@ -4,10 +4,13 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use kd_record::lock::wait_for_lock;
+use kd_record::write::remove_partial_of;
+use kd_record::{OutFolder, RunFolder};
 use kd_run::recipe::{Recipe, RunConfig};
+use kd_run::report;
 use kd_run::resolve::{Choices, ResolveError, resolve};
 use kd_run::run::Outcome;
-use kd_run::{files, report};
 
 use super::{did_you_mean, eval, print};
 use crate::args::RunFlags;
@@ -61,7 +64,7 @@ pub(super) fn train(
     let teacher = run.teacher.as_ref().map(|teacher| teacher.path.as_path());
     let mut display = Display::new(DisplayConfig {
         plain: flags.plain,
-        events: Some(run.out.join(name).join("events.jsonl")),
+        events: Some(run.folder().events()),
         teacher_events: teacher_events(&run.out, teacher, name),
     });
     let outcome = kd_run::run::train(&run, &mut |progress| {
@@ -72,8 +75,7 @@ pub(super) fn train(
     match outcome? {
         Outcome::Finished(evaluation) => {
             print(&format!("{name}: {}\n", eval::one_line(&evaluation)))?;
-            let weights = run.out.join(format!("{name}.safetensors"));
-            print(&format!("weights: {}\n", weights.display()))?;
+            print(&format!("weights: {}\n", run.folder().weights().display()))?;
         }
         Outcome::AlreadyFinished(evaluation) => {
             print(&format!("{name}: finished before, {}\n", eval::one_line(&evaluation)))?;
@@ -83,13 +85,14 @@ pub(super) fn train(
             return Err(Failure::Interrupted(Interrupted { run: name.clone(), step, signal }));
         }
     }
-    let _lock = files::lock(&run.out, true)?;
-    for name in ["report.html", "summary.json"] {
-        files::remove_partial_of(&run.out.join(name))?;
+    let out = OutFolder::new(&run.out);
+    let _lock = wait_for_lock(&out.path)?;
+    for path in [out.report(), out.summary()] {
+        remove_partial_of(&path)?;
     }
     report::write(std::slice::from_ref(&run.out))
         .with_context(|| format!("run {name} is finished, but its report can't be made"))?;
-    print(&format!("report: {}\n", run.out.join("report.html").display()))?;
+    print(&format!("report: {}\n", out.report().display()))?;
     Ok(())
 }
 
@@ -97,8 +100,8 @@ pub(super) fn train(
 /// same folder.
 fn teacher_events(out: &Path, teacher: Option<&Path>, run: &str) -> Option<PathBuf> {
     let folder = match teacher {
-        Some(weights) => weights.with_extension(""),
-        None => out.join("teacher"),
+        Some(weights) => RunFolder::of_weights(weights),
+        None => OutFolder::new(out).run("teacher"),
     };
-    (folder != out.join(run)).then(|| folder.join("events.jsonl"))
+    (folder.path != out.join(run)).then(|| folder.events())
 }

@@ -2,8 +2,8 @@
 //! the run's own, and the latest figures. Drawn into a buffer; [`Screen`](super::screen::Screen) puts
 //! that on the terminal.
 
+use kd_record::EpochRecord;
 use kd_run::checkpoint::Sums;
-use kd_run::events::EpochRecord;
 use kd_run::report::duration;
 use ratatui::buffer::Buffer;
 use ratatui::layout::{Constraint, Layout, Rect};
@@ -200,7 +200,7 @@ impl Dashboard {
         let mut spans = vec![Span::from(" ")];
         match self.own.last() {
             Some(last) => {
-                let took = duration(last.seconds + last.test_seconds);
+                let took = duration(last.seconds + last.test_seconds.unwrap_or_default());
                 spans.push(Span::from(format!("test accuracy {}", percent(last))).bold().fg(OWN));
                 spans.push(Span::from(format!(", loss {:.4}, {took} an epoch", last.test_loss)));
             }
@@ -238,7 +238,7 @@ mod tests {
             test_loss: loss + 0.1,
             test_accuracy: accuracy,
             seconds: 12.0,
-            test_seconds: 1.0,
+            test_seconds: Some(1.0),
             images_per_second: 4000.0,
             selection_accuracy: None,
             learning_rate: None,

@@ -1,0 +1,28 @@
+#![doc = include_str!("../README.md")]
+#![deny(missing_docs)]
+// Nothing that comes from outside may end in a panic.
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used))]
+
+pub mod comparison;
+pub mod error;
+pub mod evaluation;
+pub mod event;
+pub mod hash;
+pub mod layout;
+pub mod lock;
+pub mod names;
+pub mod read;
+pub mod roles;
+pub mod summary;
+pub mod test_outputs;
+pub mod write;
+
+pub use comparison::Comparison;
+pub use error::{Error, Result};
+pub use evaluation::Evaluation;
+pub use event::{DatasetRecord, EpochRecord, Event, EventLog, Events, Start, TeacherRecord};
+pub use layout::{OutFolder, RunFolder};
+pub use names::{Compile, DeviceChoice, Precision};
+pub use roles::Roles;
+pub use summary::Summary;
+pub use test_outputs::TestOutputs;

@@ -1,0 +1,52 @@
+//! A run's first event: what is trained on what, and what it learns from.
+
+use kd_record::roles::{MethodRole, WeightsSource};
+use kd_record::{DatasetRecord, OutFolder, Roles, Start};
+
+use crate::device;
+use crate::recipe::needs_teacher;
+use crate::run::{ResolvedRun, model_config};
+
+/// The start event of a run.
+pub(crate) fn start(run: &ResolvedRun) -> Start {
+    let config = model_config(run);
+    Start {
+        run: run.recipe.run.name.clone(),
+        model: config.architecture.name().into(),
+        method: run.recipe.run.method_name(),
+        parameters: kd_models::parameter_count(&config),
+        multiply_adds: Some(kd_models::multiply_adds(&config)),
+        device: device::name(&run.device).into(),
+        threads: Some(rayon::current_num_threads()),
+        machine: Some(device::machine()),
+        version: Some(env!("CARGO_PKG_VERSION").into()),
+        seed: run.recipe.training.seed,
+        dataset: DatasetRecord {
+            name: run.data.name.clone(),
+            train: run.data.train.len(),
+            test: run.data.test.len(),
+            sha256: run.data.sha256.clone(),
+            warning: run.data.warning.clone(),
+        },
+        roles: Some(roles(run)),
+    }
+}
+
+fn roles(run: &ResolvedRun) -> Roles {
+    let (recipe, out) = (&run.recipe.run, OutFolder::new(&run.out));
+    let methods = recipe.methods.iter().map(|term| MethodRole {
+        name: term.method.name().into(),
+        weight: Some(term.weight),
+        asks_teacher: needs_teacher(&term.method),
+    });
+    let teacher = run.teacher.as_ref().map(|teacher| {
+        // The recipe of a resolved run names the file as seen from the run's folder.
+        let file = recipe.teacher.clone().unwrap_or_else(|| teacher.path.display().to_string());
+        WeightsSource::new(&out, file, &teacher.sha256, recipe.cross_fit)
+    });
+    let init = run.initial.as_ref().map(|initial| {
+        let file = recipe.init.clone().unwrap_or_default();
+        WeightsSource::new(&out, file, &initial.sha256, None)
+    });
+    Roles { labels: Some(recipe.labels), methods: methods.collect(), teacher, init }
+}
