@@ -18,7 +18,9 @@ use anyhow::{Context, bail};
 use candle_core::Device;
 use clap::{Parser, ValueEnum};
 
-use ours::Layout;
+use kd_run::compile::Compile;
+use kd_run::device::DeviceChoice;
+use kd_run::recipe::Precision;
 use work::{Batch, Work};
 
 #[derive(Parser)]
@@ -33,15 +35,8 @@ struct Args {
     #[arg(long, value_enum, default_value_t = On::Cpu)]
     device: On,
     /// The arithmetic of training steps on a GPU
-    #[arg(long, value_enum, default_value_t = Precision::F32)]
+    #[arg(long, default_value = "f32")]
     precision: Precision,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Precision {
-    F32,
-    Tf32,
-    Bf16,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -74,7 +69,7 @@ fn main() -> anyhow::Result<()> {
     if args.precision != Precision::F32 && device.is_cpu() {
         bail!("--precision tf32 and bf16 are for a GPU: add --device cuda");
     }
-    let mut steps: HashMap<(Work, Layout), work::Step> = HashMap::new();
+    let mut steps: HashMap<(Work, Compile), work::Step> = HashMap::new();
     for line in std::io::stdin().lock().lines() {
         let answer = match answer(&args, &batch, &mut steps, &line?) {
             Ok(value) => value,
@@ -87,39 +82,33 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The first GPU; for ours as kd sets it up.
+/// The first GPU; for our side as `kd` sets it up.
 fn gpu(args: &Args) -> anyhow::Result<Device> {
-    let device = Device::new_cuda(0)?;
-    #[cfg(feature = "cuda")]
-    if matches!(args.side, Side::Ours) {
-        kd_ops::cuda::keep_freed_memory(&device)?;
-        // SAFETY: this process has one stream.
-        unsafe { kd_ops::cuda::use_one_thread(&device) };
+    match args.side {
+        Side::Ours => Ok(kd_run::device::choose(DeviceChoice::Cuda)?),
+        Side::Candle => Ok(Device::new_cuda(0)?),
     }
-    #[cfg(not(feature = "cuda"))]
-    let _ = args;
-    Ok(device)
 }
 
 fn answer(
     args: &Args,
     batch: &Batch,
-    steps: &mut HashMap<(Work, Layout), work::Step>,
+    steps: &mut HashMap<(Work, Compile), work::Step>,
     line: &str,
 ) -> anyhow::Result<serde_json::Value> {
     let words: Vec<&str> = line.split_whitespace().collect();
-    let (work, layout, count) = match words[..] {
+    let (work, compile, count) = match words[..] {
         ["peak_memory"] => return Ok(peak_memory()?.into()),
-        [work, "default", count] => (work, Layout::Default, count),
-        [work, "graph", count] => (work, Layout::Graph, count),
+        [work, "default", count] => (work, Compile::Off, count),
+        [work, "graph", count] => (work, Compile::Graph, count),
         _ => bail!("{line:?}: expected WORK LAYOUT STEPS, or peak_memory"),
     };
     let (work, count) = (Work::from_name(work)?, count.parse::<usize>()?);
-    let step = match steps.entry((work, layout)) {
+    let step = match steps.entry((work, compile)) {
         Entry::Occupied(step) => step.into_mut(),
         Entry::Vacant(place) => place.insert(match args.side {
-            Side::Ours => ours::prepare(work, batch.clone(), args.precision, layout)?,
-            Side::Candle if args.precision == Precision::F32 && layout == Layout::Default => {
+            Side::Ours => ours::prepare(work, batch.clone(), args.precision, compile)?,
+            Side::Candle if args.precision == Precision::F32 && compile == Compile::Off => {
                 candle::prepare(work, batch.clone())?
             }
             Side::Candle => bail!("candle's side takes f32 steps alone, piece by piece"),

@@ -1,51 +1,49 @@
-//! The steps that `kd train` and `kd distill` take.
+//! kd's own steps: training steps are those of [`kd_run::trainer::Trainer`], which `kd train` and `kd distill` take.
 
 use std::collections::BTreeMap;
 
-use candle_core::{DType, Device, Tensor};
-use kd_loss::{
-    Inputs, KdConfig, MethodConfig, Objective, RunStep, Setup, Weighted, alpha_weights,
-    kd_with_labels,
-};
-use kd_models::{Architecture, Classifier, Mode, ModelConfig, Parameters};
-use kd_ops::DropoutKey;
-use kd_ops::adam::{Adam, AdamConfig};
+use candle_core::{Device, Tensor};
+use kd_loss::{KdConfig, MethodConfig, Objective, Setup, Weighted, alpha_weights, kd_with_labels};
+use kd_models::{Architecture, Mode, ModelConfig};
+use kd_run::compile::Compile;
+use kd_run::figures::{Sums, Unread};
+use kd_run::optimizer::Optimizer;
+use kd_run::recipe::{OptimizerConfig, Precision};
+use kd_run::step::{At, StepConfig};
+use kd_run::task::{Learner, Supervised};
+use kd_run::teacher::{Cached, Network, NetworkTeacher, Teacher};
+use kd_run::trainer::Trainer;
 
-use crate::Precision;
 use crate::work::{ALPHA, Batch, CLASSES, Logits, Step, TEMPERATURE, Work};
-
-/// How a training step reaches a GPU.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Layout {
-    /// Piece by piece.
-    Default,
-    /// As a CUDA graph.
-    Graph,
-}
 
 pub(crate) fn prepare(
     work: Work,
     batch: Batch,
     precision: Precision,
-    layout: Layout,
+    compile: Compile,
 ) -> anyhow::Result<Step> {
-    let training =
-        |architecture, batch, soft| training(architecture, precision, layout, batch, soft);
+    let training = |architecture, batch: Batch, teacher: Option<Box<dyn Teacher>>| {
+        training(architecture, batch, teacher, precision, compile)
+    };
     Ok(match work {
-        Work::TeacherStep => training(Architecture::Teacher, batch, Soft::None)?,
-        Work::StudentStep => training(Architecture::Student, batch, Soft::None)?,
-        Work::KdStep => training(Architecture::Student, batch, Soft::Given)?,
-        Work::KdStepWithTeacher => {
-            let teacher = teacher(batch.images.device())?;
-            training(Architecture::Student, batch, Soft::Live(teacher))?
+        Work::TeacherStep => training(Architecture::Teacher, batch, None)?,
+        Work::StudentStep => training(Architecture::Student, batch, None)?,
+        Work::KdStep => {
+            let outputs = BTreeMap::from([("logits".to_string(), batch.teacher_logits.clone())]);
+            let teacher = Box::new(Cached::new(outputs, None));
+            training(Architecture::Student, batch, Some(teacher))?
         }
-        Work::TeacherEval | Work::Loss { .. } if layout == Layout::Graph => {
+        Work::KdStepWithTeacher => {
+            let teacher = Box::new(NetworkTeacher::new(teacher(batch.images.device())?));
+            training(Architecture::Student, batch, Some(teacher))?
+        }
+        Work::TeacherEval | Work::Loss { .. } if compile == Compile::Graph => {
             anyhow::bail!("only training steps are captured")
         }
         Work::TeacherEval => {
             let teacher = teacher(batch.images.device())?;
             Box::new(move || {
-                logits(&*teacher, &batch.images)?;
+                teacher.forward_t(&batch.images, Mode::Eval, &[])?;
                 Ok(())
             })
         }
@@ -60,27 +58,12 @@ pub(crate) fn prepare(
     })
 }
 
-/// As `[training] precision` does; what a teacher says and the losses are f32 always.
-fn allow_tf32(allow: bool) {
-    #[cfg(feature = "cuda")]
-    kd_ops::cuda::allow_tf32(allow);
-    #[cfg(not(feature = "cuda"))]
-    let _ = allow;
-}
-
-/// Where the soft targets come from.
-enum Soft {
-    None,
-    Given,
-    Live(Box<dyn Classifier + Send + Sync>),
-}
-
 fn config(architecture: Architecture) -> ModelConfig {
     ModelConfig { architecture, classes: CLASSES, dropout: 0.1 }
 }
 
-/// A teacher that takes no part in training.
-fn teacher(device: &Device) -> anyhow::Result<Box<dyn Classifier + Send + Sync>> {
+/// A teacher's network, which takes no part in training.
+fn teacher(device: &Device) -> anyhow::Result<Network> {
     let config = config(Architecture::Teacher);
     let parameters = kd_models::init(&config, 1, device)?;
     let weights: BTreeMap<String, Tensor> =
@@ -88,126 +71,56 @@ fn teacher(device: &Device) -> anyhow::Result<Box<dyn Classifier + Send + Sync>>
     Ok(kd_models::build(&config, kd_models::frozen(&weights))?)
 }
 
-fn logits(network: &dyn Classifier, images: &Tensor) -> anyhow::Result<Tensor> {
-    Ok(network.forward_t(images, Mode::Eval, &[])?.logits)
-}
-
+/// Steps of a network that learns from labels and, where there is one, from a teacher's logits, with the default Adam.
 fn training(
     architecture: Architecture,
-    precision: Precision,
-    layout: Layout,
     batch: Batch,
-    soft: Soft,
+    teacher: Option<Box<dyn Teacher>>,
+    precision: Precision,
+    compile: Compile,
 ) -> anyhow::Result<Step> {
+    compile.check(batch.images.device())?;
     let config = config(architecture);
     let parameters = kd_models::init(&config, 0, batch.images.device())?;
     let network = kd_models::build(&config, kd_models::var_builder(&parameters))?;
-    let (labels_weight, kd_weight) = alpha_weights(ALPHA)?;
-    let objective = if matches!(soft, Soft::None) {
-        Objective::new(1.0, Vec::new())?
-    } else {
-        let kd = MethodConfig::Kd(KdConfig { temperature: TEMPERATURE, ..KdConfig::default() });
-        let kd = kd_loss::build(&kd, &Setup::default(), kd_models::frozen(&BTreeMap::new()))?;
-        Objective::new(labels_weight, vec![Weighted::new("kd", kd_weight, kd)])?
+    let objective = match &teacher {
+        None => Objective::new(1.0, Vec::new())?,
+        Some(_) => {
+            let (labels_weight, kd_weight) = alpha_weights(ALPHA)?;
+            let kd = KdConfig { temperature: TEMPERATURE, ..KdConfig::default() };
+            let none = kd_models::frozen(&BTreeMap::new());
+            let kd = kd_loss::build(&MethodConfig::Kd(kd), &Setup::default(), none)?;
+            Objective::new(labels_weight, vec![Weighted::new("kd", kd_weight, kd)])?
+        }
     };
-    let mut trainer = Trainer {
-        parameters,
-        network,
-        objective,
-        adam: Adam::new(AdamConfig::default()),
-        soft,
-        precision,
-        step: 0,
-    };
-    if layout == Layout::Graph {
-        return captured(trainer, batch);
+    let optimizer = OptimizerConfig::default();
+    let learning_rate = optimizer.lr();
+    let optimizer = Optimizer::new(&optimizer);
+    let task = Supervised::new(Learner { network, parameters, optimizer }, objective);
+    let step_config = StepConfig { precision, ..StepConfig::default() };
+    let mut trainer = Trainer::new(Box::new(task), teacher, step_config);
+    let batch = batch.for_training()?;
+    if let Some(why) = trainer.compile(compile, batch.indices.len()) {
+        anyhow::bail!("the step can't be captured: {why}");
     }
-    Ok(Box::new(move || {
+    let mut step = 0;
+    let mut take = move || {
+        let at = At { seed: 0, epoch: 0, epochs: 1, step, steps: step + 1, learning_rate };
+        let mut unread = Unread::default();
+        unread.push(step, &batch.indices, trainer.step(&batch, &at)?);
         // Last: on a GPU it waits for the step.
-        trainer.submit(&batch)?.to_scalar::<f32>()?;
-        trainer.step += 1;
-        Ok(())
-    }))
-}
-
-/// A network in training.
-struct Trainer {
-    parameters: Parameters,
-    network: Box<dyn Classifier + Send + Sync>,
-    objective: Objective,
-    adam: Adam,
-    soft: Soft,
-    precision: Precision,
-    step: u64,
-}
-
-impl Trainer {
-    /// One step of training; its loss.
-    fn submit(&mut self, batch: &Batch) -> anyhow::Result<Tensor> {
-        let live = match &self.soft {
-            Soft::Live(teacher) => Some(logits(&**teacher, &batch.images)?),
-            Soft::None | Soft::Given => None,
-        };
-        let mode = Mode::Train(DropoutKey { seed: 0, step: self.step });
-        allow_tf32(self.precision == Precision::Tf32);
-        let images = match self.precision {
-            Precision::Bf16 => batch.images.to_dtype(DType::BF16)?,
-            Precision::F32 | Precision::Tf32 => batch.images.clone(),
-        };
-        let logits = self.network.forward_t(&images, mode, &[])?.logits.to_dtype(DType::F32)?;
-        let inputs = Inputs {
-            teacher_logits: Some(live.as_ref().unwrap_or(&batch.teacher_logits)),
-            ..Inputs::new(&logits, &batch.labels)
-        };
-        let loss = self.objective.loss(&inputs, RunStep::default())?;
-        let gradients = loss.total.backward()?;
-        allow_tf32(false);
-        self.adam.step(&self.parameters, &gradients)?;
-        Ok(loss.total.detach())
-    }
-}
-
-/// The step as `kd train --compile graph` takes it: a batch is copied to where the graph looks for it.
-#[cfg(feature = "cuda")]
-fn captured(mut trainer: Trainer, batch: Batch) -> anyhow::Result<Step> {
-    use kd_ops::cuda::graph::{Graph, keep_uploads};
-
-    let device = batch.images.device().clone();
-    let fixed = Batch {
-        images: batch.images.copy()?,
-        labels: batch.labels.copy()?,
-        teacher_logits: batch.teacher_logits.copy()?,
+        if let Err(found) = unread.read(&mut Sums::default())? {
+            anyhow::bail!("{}; expected a finite number", found.found);
+        }
+        step += 1;
+        Ok(trainer.is_captured())
     };
-    let uploads = keep_uploads(&device);
-    for _ in 0..2 {
-        trainer.submit(&fixed)?;
-        trainer.step += 1;
+    if compile == Compile::Graph {
+        // The steps that warm up and the one that captures.
+        for _ in 0..2 {
+            take()?;
+        }
+        anyhow::ensure!(take()?, "the step could not be captured; the warnings say why");
     }
-    drop(uploads);
-    let loss = Tensor::zeros(1, DType::F32, &device)?;
-    // A capture may not load the kernel that copies it.
-    loss.slice_set(&loss.zeros_like()?, 0, 0)?;
-    let body = || {
-        loss.slice_set(&trainer.submit(&fixed)?.reshape(1)?, 0, 0)?;
-        anyhow::Ok(())
-    };
-    // SAFETY: the closure below owns all that the step uses, and no step but the graph's is taken any more.
-    let mut graph = unsafe { Graph::capture(&device, body) }?;
-    Ok(Box::new(move || {
-        // The whole of it: a closure takes no more than the fields that it names, and the others would be freed.
-        let trainer = &mut trainer;
-        fixed.images.slice_set(&batch.images, 0, 0)?;
-        fixed.labels.slice_set(&batch.labels, 0, 0)?;
-        fixed.teacher_logits.slice_set(&batch.teacher_logits, 0, 0)?;
-        let scalars = trainer.adam.next_step();
-        graph.launch(trainer.step, scalars)?;
-        loss.to_vec1::<f32>()?;
-        trainer.step += 1;
-        Ok(())
-    }))
-}
-
-#[cfg(not(feature = "cuda"))]
-fn captured(_: Trainer, _: Batch) -> anyhow::Result<Step> {
-    anyhow::bail!("CUDA graphs need the feature cuda")
+    Ok(Box::new(move || take().map(drop)))
 }

@@ -11,7 +11,7 @@ pub(crate) const CLASSES: usize = 10;
 pub(crate) const TEMPERATURE: f64 = 2.0;
 pub(crate) const ALPHA: f64 = 0.75;
 
-/// One step of something; a training step is forward, loss, backward and Adam.
+/// Takes one step; a training step is forward pass, loss, backward pass and Adam.
 pub(crate) type Step = Box<dyn FnMut() -> anyhow::Result<()>>;
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -20,11 +20,11 @@ pub(crate) enum Work {
     TeacherStep,
     /// The student learns from labels.
     StudentStep,
-    /// The teacher's logits in evaluation.
+    /// The teacher computes its logits, as in evaluation.
     TeacherEval,
-    /// The student learns from labels and from the teacher's logits, which are given.
+    /// The student learns from labels and from cached logits of the teacher.
     KdStep,
-    /// The same with the teacher run first, as the tutorial writes it.
+    /// The same, but the teacher computes its logits in the step, as in the tutorial.
     KdStepWithTeacher,
     /// Labels and soft targets of logits of this shape and type alone, forward and backward: `loss_4096x1000_bf16`.
     Loss { batch: usize, classes: usize, dtype: DType },
@@ -76,6 +76,18 @@ impl Batch {
         let teacher_logits = uniform(&mut rng, size * CLASSES);
         let teacher_logits = Tensor::from_vec(teacher_logits, (size, CLASSES), device)?;
         Ok(Self { images, labels: labels(size, CLASSES, device)?, teacher_logits })
+    }
+
+    /// The same as the trainer takes it: plain images of a training set that has no others.
+    pub(crate) fn for_training(&self) -> anyhow::Result<kd_data::Batch> {
+        let indices: Vec<u32> = (0..self.labels.elem_count() as u32).collect();
+        Ok(kd_data::Batch {
+            images: self.images.clone(),
+            labels: self.labels.clone(),
+            rows: Tensor::new(indices.as_slice(), self.images.device())?,
+            views: vec![kd_data::View::default(); indices.len()],
+            indices,
+        })
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Result, Tensor, Var};
+use candle_core::{DType, Device, Result, Tensor, Var};
 use rayon::prelude::*;
 
 use crate::cpu;
@@ -73,8 +73,20 @@ pub fn clip_grad_norm(
     Ok(())
 }
 
-/// [`clip_grad_norm`] with the gradients' own norm, which it gives back as an f64 scalar on their device: on a
-/// GPU (feature `cuda`) nothing waits for it. With an infinite `max_norm` nothing is scaled.
+/// Norms of gradients as tensors on the gradients' device, from [`clip_grad_norm_on_device`].
+#[derive(Clone, Debug)]
+pub struct GradNorms {
+    /// The parameters that have a gradient, in the order of their names.
+    pub names: Vec<String>,
+    /// The Euclidean norm of each of their gradients before clipping, f64 `[names]`. A norm is finite exactly when
+    /// every element of the gradient is.
+    pub each: Tensor,
+    /// The Euclidean norm of all gradients together before clipping, an f64 scalar.
+    pub total: Tensor,
+}
+
+/// [`clip_grad_norm`] by the gradients' own norm. It returns the norms on the gradients' device, so on a GPU (feature
+/// `cuda`) nothing waits for them. With an infinite `max_norm` no gradient is scaled.
 ///
 /// # Errors
 /// When a gradient is not f32.
@@ -82,12 +94,16 @@ pub fn clip_grad_norm_on_device(
     parameters: &BTreeMap<String, Var>,
     grads: &mut GradStore,
     max_norm: f64,
-) -> Result<Tensor> {
+) -> Result<GradNorms> {
     #[cfg(feature = "cuda")]
     if crate::cuda::tensor_table::are_on_gpu(parameters) {
         return crate::cuda::grad_norm::clip_grad_norm(parameters, grads, max_norm);
     }
-    let total = total_norm(&grad_norms(parameters, grads)?);
+    let norms = grad_norms(parameters, grads)?;
+    let total = total_norm(&norms);
     clip_grad_norm(parameters, grads, total, max_norm)?;
-    Tensor::new(total, &candle_core::Device::Cpu)
+    let (names, each): (Vec<_>, Vec<_>) = norms.into_iter().unzip();
+    let count = each.len();
+    let each = Tensor::from_vec(each, count, &Device::Cpu)?;
+    Ok(GradNorms { names, each, total: Tensor::new(total, &Device::Cpu)? })
 }

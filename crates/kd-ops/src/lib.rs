@@ -21,7 +21,7 @@ mod simd;
 pub use batch_norm::{BatchNorm, BatchNormConfig, Statistics};
 pub use conv::{Conv2d, Conv2dConfig, conv2d, conv2d_chain};
 pub use dropout::{DropoutKey, dropout};
-pub use grad_norm::{clip_grad_norm, clip_grad_norm_on_device, grad_norms, total_norm};
+pub use grad_norm::{GradNorms, clip_grad_norm, clip_grad_norm_on_device, grad_norms, total_norm};
 pub use linear::linear;
 pub use max_pool::max_pool2d;
 pub use process::{keep_candle_single_threaded, keep_freed_memory};

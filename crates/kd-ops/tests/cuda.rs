@@ -447,13 +447,10 @@ fn norms_and_clipping(gpu: &Device) -> Result<()> {
         for device in [&Device::Cpu, gpu] {
             let (parameters, mut grads) = parameters(device, scale)?;
             let norms = grad_norms(&parameters, &grads)?;
-            let total = clip_grad_norm_on_device(&parameters, &mut grads, max_norm)?;
-            found.push((
-                norms,
-                total.to_device(&Device::Cpu)?.to_scalar::<f64>()?,
-                parameters,
-                grads,
-            ));
+            let clipped = clip_grad_norm_on_device(&parameters, &mut grads, max_norm)?;
+            let each = clipped.names.into_iter().zip(clipped.each.to_vec1::<f64>()?);
+            assert_eq!(each.collect::<BTreeMap<_, _>>(), norms);
+            found.push((norms, clipped.total.to_scalar::<f64>()?, parameters, grads));
         }
         let (cpu, gpu) = (&found[0], &found[1]);
         assert!((cpu.1 - gpu.1).abs() <= 1e-10 * cpu.1, "{} and {}", cpu.1, gpu.1);

@@ -217,10 +217,13 @@ fn clipping_by_the_own_norm_is_clipping() -> Result<()> {
     let parameters = BTreeMap::from([("a".to_string(), var.clone())]);
     let gradients = || (var.as_tensor() * 3.0)?.sqr()?.sum_all()?.backward();
     let (mut expected, mut found) = (gradients()?, gradients()?);
-    let norm = kd_ops::total_norm(&kd_ops::grad_norms(&parameters, &expected)?);
+    let norms = kd_ops::grad_norms(&parameters, &expected)?;
+    let norm = kd_ops::total_norm(&norms);
     kd_ops::clip_grad_norm(&parameters, &mut expected, norm, 0.5)?;
-    let total = kd_ops::clip_grad_norm_on_device(&parameters, &mut found, 0.5)?;
-    assert_eq!(total.to_scalar::<f64>()?, norm);
+    let clipped = kd_ops::clip_grad_norm_on_device(&parameters, &mut found, 0.5)?;
+    assert_eq!(clipped.total.to_scalar::<f64>()?, norm);
+    let each = clipped.names.into_iter().zip(clipped.each.to_vec1::<f64>()?);
+    assert_eq!(each.collect::<BTreeMap<_, _>>(), norms);
     assert_eq!(bits(found.get(&var).unwrap()), bits(expected.get(&var).unwrap()));
     kd_ops::clip_grad_norm_on_device(&parameters, &mut found, f64::INFINITY)?;
     assert_eq!(bits(found.get(&var).unwrap()), bits(expected.get(&var).unwrap()));

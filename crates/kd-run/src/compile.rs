@@ -1,10 +1,12 @@
-//! Training steps captured as a CUDA graph (`--compile graph`).
+//! How training steps are submitted to a GPU (`--compile`).
 
-use anyhow::ensure;
 use candle_core::Device;
 
-/// How a training step reaches a GPU. It does not change the result.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+use crate::Result;
+use crate::error::other;
+
+/// How a training step is submitted to a GPU. It does not change the result.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Compile {
     /// Piece by piece.
     #[default]
@@ -26,13 +28,17 @@ impl Compile {
         }
     }
 
-    /// Whether a device can do it.
-    pub(crate) fn check(self, device: &Device) -> anyhow::Result<()> {
-        ensure!(
-            self == Self::Off || device.is_cuda(),
-            "CUDA graphs are for NVIDIA GPUs, and this run computes on the CPU: use --device cuda, or leave --compile out"
-        );
-        Ok(())
+    /// Checks that a device can take steps so.
+    ///
+    /// # Errors
+    /// When steps are to be captured and the device is no NVIDIA GPU.
+    pub fn check(self, device: &Device) -> Result<()> {
+        match self == Self::Off || device.is_cuda() {
+            true => Ok(()),
+            false => Err(other!(
+                "CUDA graphs are for NVIDIA GPUs, and this run computes on the CPU: use --device cuda, or leave --compile out"
+            )),
+        }
     }
 }
 

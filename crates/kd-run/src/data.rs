@@ -8,6 +8,7 @@ use kd_data::{Split, SyntheticConfig};
 use serde::Deserialize;
 
 use crate::recipe::{DataConfig, DatasetName, RunConfig};
+use crate::{Error, Result};
 
 /// Seed of the subsets that `train_limit` and `test_limit` take. Like the three seeds below it is a constant, so that the choice is
 /// the same in every run, whatever the run's own seed.
@@ -53,7 +54,7 @@ impl Data {
 /// # Errors
 /// When a file is missing or damaged, when the data's SHA-256 is not the recipe's, or when more images are to be held out than
 /// there are training images.
-pub fn load(config: &DataConfig, folder: &Path) -> anyhow::Result<Data> {
+pub fn load(config: &DataConfig, folder: &Path) -> Result<Data> {
     let (dataset, files) = match config.dataset {
         DatasetName::Cifar10 => (kd_data::cifar10(folder)?, Some("cifar-10-batches-bin")),
         DatasetName::Cifar100 => (kd_data::cifar100(folder)?, Some("cifar-100-binary")),
@@ -63,11 +64,11 @@ pub fn load(config: &DataConfig, folder: &Path) -> anyhow::Result<Data> {
     if let Some(expected) = &config.sha256
         && *expected != dataset.sha256
     {
-        anyhow::bail!(
+        return Err(Error::unfit(format!(
             "{}: the data's SHA-256 is {}; the recipe's data.sha256 is {expected}: the recipe was made for other data. Give that data with --data, or remove data.sha256 from the recipe",
             folder.display(),
             dataset.sha256
-        );
+        )));
     }
     let classes = dataset.classes.len();
     let limited = |split: Split, limit: Option<usize>| match limit {
@@ -167,7 +168,7 @@ fn warning(folder: &Path, files: &str) -> Option<String> {
     }
     let read = |folder: &Path| std::fs::read(folder.join("source.json")).ok();
     let text = read(&folder.join(files)).or_else(|| read(folder))?;
-    let source: Result<Source, _> =
+    let source: anyhow::Result<Source> =
         serde_json::from_slice(&text).context("source.json beside the data can't be read");
     match source {
         Ok(source) => source.warning,
@@ -184,7 +185,7 @@ mod tests {
 
     use super::*;
 
-    fn load_with(held_out: Option<usize>, train_limit: Option<usize>) -> anyhow::Result<Data> {
+    fn load_with(held_out: Option<usize>, train_limit: Option<usize>) -> Result<Data> {
         let config = DataConfig {
             dataset: DatasetName::Synthetic,
             held_out,

@@ -2,6 +2,9 @@
 
 use candle_core::Device;
 
+use crate::Result;
+use crate::error::other;
+
 /// What `--device` takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceChoice {
@@ -42,7 +45,7 @@ impl std::str::FromStr for DeviceChoice {
 ///
 /// # Errors
 /// When it is not at hand.
-pub fn choose(choice: DeviceChoice) -> anyhow::Result<Device> {
+pub fn choose(choice: DeviceChoice) -> Result<Device> {
     const BUILT: bool = cfg!(feature = "cuda");
     match choice {
         DeviceChoice::Cpu => Ok(Device::Cpu),
@@ -52,12 +55,13 @@ pub fn choose(choice: DeviceChoice) -> anyhow::Result<Device> {
             Device::Cpu
         })),
         DeviceChoice::Cuda => {
-            anyhow::ensure!(
-                BUILT,
-                "this kd was built without CUDA and computes on the CPU: use --device cpu, or build it with `cargo build --release -p kd-run --features cuda`, which needs NVIDIA's CUDA toolkit"
-            );
+            if !BUILT {
+                return Err(other!(
+                    "this kd was built without CUDA and computes on the CPU: use --device cpu, or build it with `cargo build --release -p kd-run --features cuda`, which needs NVIDIA's CUDA toolkit"
+                ));
+            }
             gpu().map_err(|said| {
-                anyhow::anyhow!(
+                other!(
                     "no NVIDIA GPU can be used; the driver says: {said}; `nvidia-smi` shows what it knows of, and --device cpu needs none"
                 )
             })

@@ -1,30 +1,32 @@
-//! A network's figures on the test images.
+//! A network's accuracy, loss and confusion on the test images.
 
 use std::sync::Arc;
 
-use anyhow::ensure;
 use candle_core::{D, DType, Device, Tensor};
 use kd_data::{Augment, BatchConfig, Normalization, Split};
 use kd_models::{Classifier, Mode};
 
 pub use kd_record::Evaluation;
 
-/// Images in a batch where nothing is trained.
+use crate::Result;
+use crate::error::other;
+
+/// Images of a batch where nothing is trained.
 pub(crate) const BATCH: usize = 128;
-/// Batches prepared ahead.
+/// Batches that are prepared ahead.
 pub(crate) const PREFETCH: usize = 2;
 
-/// Batches between looks at what a GPU computed: each makes it wait.
+/// Batches from one copy of a GPU's answers to the next: each copy waits for the GPU.
 const LOOK: usize = 32;
 
-/// What the network says of a batch, on the device.
-struct Said {
+/// A network's answers about a batch, on the device.
+struct Answered {
     mean_loss: Tensor,
     logits: Tensor,
     indices: Vec<u32>,
 }
 
-/// Runs the network over all of `split`.
+/// Evaluates a network on all images of `split`, in f32.
 ///
 /// # Errors
 /// When the loss is not finite, or a batch can't be made or computed.
@@ -34,42 +36,44 @@ pub fn evaluate(
     classes: &[String],
     normalization: Normalization,
     device: &Device,
-) -> anyhow::Result<Evaluation> {
+) -> Result<Evaluation> {
     let mut confusion = vec![vec![0u32; classes.len()]; classes.len()];
     let mut loss = 0.0;
-    let mut add = |said: Vec<Said>| -> anyhow::Result<()> {
+    let mut add = |answered: Vec<Answered>| -> Result<()> {
         // One copy from the device for each kind.
-        let column = |of: fn(&Said) -> &Tensor| said.iter().map(of).collect::<Vec<_>>();
-        let means = Tensor::stack(&column(|said| &said.mean_loss), 0)?.to_vec1::<f32>()?;
-        let answers = answers(&Tensor::cat(&column(|said| &said.logits), 0)?)?;
-        for (mean, said) in means.into_iter().zip(&said) {
-            loss += f64::from(mean) * said.indices.len() as f64;
+        let column = |of: fn(&Answered) -> &Tensor| answered.iter().map(of).collect::<Vec<_>>();
+        let means = Tensor::stack(&column(|answered| &answered.mean_loss), 0)?.to_vec1::<f32>()?;
+        let answers = answers(&Tensor::cat(&column(|answered| &answered.logits), 0)?)?;
+        for (mean, answered) in means.into_iter().zip(&answered) {
+            loss += f64::from(mean) * answered.indices.len() as f64;
         }
-        let images = said.iter().flat_map(|said| &said.indices);
+        let images = answered.iter().flat_map(|answered| &answered.indices);
         for (&image, answer) in images.zip(answers) {
             confusion[usize::from(split.labels[image as usize])][answer] += 1;
         }
         Ok(())
     };
-    let mut said = Vec::with_capacity(LOOK);
+    let mut answered = Vec::with_capacity(LOOK);
     for batch in kd_data::batches(split, &in_order(normalization), device)? {
         let batch = batch?;
         let logits = model.forward_t(&batch.images, Mode::Eval, &[])?.logits;
         let mean_loss = kd_loss::cross_entropy(&logits, &batch.labels)?;
-        said.push(Said { mean_loss, logits, indices: batch.indices });
-        if said.len() == LOOK {
-            add(std::mem::take(&mut said))?;
+        answered.push(Answered { mean_loss, logits, indices: batch.indices });
+        if answered.len() == LOOK {
+            add(std::mem::take(&mut answered))?;
         }
     }
-    if !said.is_empty() {
-        add(said)?;
+    if !answered.is_empty() {
+        add(answered)?;
     }
     let loss = loss / split.len() as f64;
-    ensure!(loss.is_finite(), "the loss on the test images is {loss}; expected a finite number");
+    if !loss.is_finite() {
+        return Err(other!("the loss on the test images is {loss}; expected a finite number"));
+    }
     Ok(Evaluation::new(classes, confusion, loss))
 }
 
-/// What the network says of all of `split`: f32 `[N, classes]`, on the CPU, in the data's order.
+/// The network's logits for all of `split`: f32 `[N, classes]`, on the CPU, in the data's order.
 ///
 /// # Errors
 /// When a batch can't be made or computed.
@@ -78,7 +82,7 @@ pub fn logits(
     split: &Arc<Split>,
     normalization: Normalization,
     device: &Device,
-) -> anyhow::Result<Tensor> {
+) -> Result<Tensor> {
     let mut all = Vec::new();
     for batch in kd_data::batches(split, &in_order(normalization), device)? {
         let logits = model.forward_t(&batch?.images, Mode::Eval, &[])?.logits;
@@ -87,7 +91,7 @@ pub fn logits(
     Ok(Tensor::cat(&all, 0)?)
 }
 
-/// Every image once, as it is, in the data's order.
+/// Batches of every image once, not augmented, in the data's order.
 pub(crate) fn in_order(normalization: Normalization) -> BatchConfig {
     BatchConfig {
         batch_size: BATCH,
@@ -104,7 +108,7 @@ pub(crate) fn in_order(normalization: Normalization) -> BatchConfig {
 ///
 /// # Errors
 /// When the tensor has another shape or type.
-pub fn answers(logits: &Tensor) -> anyhow::Result<Vec<usize>> {
+pub fn answers(logits: &Tensor) -> Result<Vec<usize>> {
     let rows = logits.to_vec2::<f32>()?;
     let largest = |row: &Vec<f32>| {
         let better = |best, class| if row[class] > row[best] { class } else { best };
@@ -113,13 +117,13 @@ pub fn answers(logits: &Tensor) -> anyhow::Result<Vec<usize>> {
     Ok(rows.iter().map(largest).collect())
 }
 
-/// How many images are told right, a f32 scalar on the logits' device; off the CPU nothing waits for it.
-pub(crate) fn right(logits: &Tensor, labels: &Tensor) -> anyhow::Result<Tensor> {
+/// The number of correct predictions, an f32 scalar on the logits' device; off the CPU nothing waits for it.
+pub(crate) fn correct_predictions(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
     if logits.device().is_cpu() {
         let labels = labels.to_vec1::<u32>()?;
         let answers = answers(logits)?;
-        let right = labels.iter().zip(answers).filter(|(l, a)| **l as usize == *a).count();
-        return Ok(Tensor::new(right as f32, logits.device())?);
+        let correct = labels.iter().zip(answers).filter(|(l, a)| **l as usize == *a).count();
+        return Ok(Tensor::new(correct as f32, logits.device())?);
     }
     let answers = logits.detach().argmax(D::Minus1)?;
     Ok(answers.eq(labels)?.to_dtype(DType::F32)?.sum_all()?)

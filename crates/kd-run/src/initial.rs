@@ -8,7 +8,7 @@ use kd_data::Normalization;
 use kd_models::weights::{self, Start};
 use kd_models::{ModelConfig, Parameters};
 
-use crate::files;
+use crate::{Result, files};
 
 /// Weights of a file that a run starts from.
 pub struct Initial {
@@ -25,11 +25,7 @@ impl Initial {
     /// # Errors
     /// When the file is missing or damaged, holds another network's weights, or says that its network was trained on images that
     /// were normalised otherwise.
-    pub fn load(
-        path: &Path,
-        config: &ModelConfig,
-        normalization: Normalization,
-    ) -> anyhow::Result<Self> {
+    pub fn load(path: &Path, config: &ModelConfig, normalization: Normalization) -> Result<Self> {
         let sha256 = files::sha256(path)?;
         let start = weights::load_start(path, config)?;
         if let Some(metadata) = &start.metadata {

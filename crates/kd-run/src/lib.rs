@@ -3,16 +3,19 @@
 // Nothing that comes from outside may end in a panic.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used))]
 
+#[cfg(feature = "cuda")]
+mod captured;
 pub mod checkpoint;
 pub mod compile;
 pub mod data;
 pub mod device;
+mod error;
 pub mod evaluate;
 mod events;
 pub mod export;
+pub mod figures;
 mod files;
 pub mod initial;
-mod kept;
 pub mod optimizer;
 mod precision;
 pub mod recipe;
@@ -22,7 +25,13 @@ pub mod run;
 pub mod schedule;
 pub mod softmax;
 mod start;
+pub mod step;
+pub mod task;
 pub mod teacher;
 mod tensorboard;
 mod test_outputs;
 pub mod text;
+pub mod train;
+pub mod trainer;
+
+pub use error::{Error, Result};

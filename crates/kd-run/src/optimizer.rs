@@ -2,116 +2,114 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::ensure;
 use candle_core::backprop::GradStore;
 use kd_models::Parameters;
 use kd_ops::adam::{Adam, Moments};
 use kd_ops::sgd::Sgd;
 
+use crate::Result;
+use crate::error::other;
 use crate::recipe::OptimizerConfig;
 
 /// An optimiser with its state.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Optimizer {
+pub enum Optimizer {
+    /// Adam.
     Adam(Adam),
+    /// Stochastic gradient descent.
     Sgd(Sgd),
 }
 
 impl Optimizer {
-    pub(crate) fn new(config: &OptimizerConfig) -> Self {
+    /// An optimiser that has not taken a step.
+    pub fn new(config: &OptimizerConfig) -> Self {
         match *config {
             OptimizerConfig::Adam(config) => Self::Adam(Adam::new(config)),
             OptimizerConfig::Sgd(config) => Self::Sgd(Sgd::new(config)),
         }
     }
 
-    /// One step at this learning rate.
-    pub(crate) fn step(
+    /// Takes one step at this learning rate: changes every parameter that has a gradient.
+    ///
+    /// # Errors
+    /// When a parameter is not a contiguous f32 tensor, or what is remembered of it has another size.
+    pub fn step(
         &mut self,
-        lr: f64,
+        learning_rate: f64,
         parameters: &Parameters,
         gradients: &GradStore,
     ) -> candle_core::Result<()> {
         match self {
             Self::Adam(adam) => {
-                adam.config.lr = lr;
+                adam.config.lr = learning_rate;
                 adam.step(parameters, gradients)
             }
             Self::Sgd(sgd) => {
-                sgd.config.lr = lr;
+                sgd.config.lr = learning_rate;
                 sgd.step(parameters, gradients)
             }
         }
     }
 
-    /// What a captured graph is launched with to take a step at this learning rate.
+    /// Counts a step at this learning rate that a captured graph takes, and returns what the graph is launched with.
     #[cfg(feature = "cuda")]
-    pub(crate) fn next_step(&mut self, lr: f64) -> kd_ops::cuda::graph::StepScalars {
+    pub(crate) fn next_step(&mut self, learning_rate: f64) -> kd_ops::cuda::graph::StepScalars {
         match self {
             Self::Adam(adam) => {
-                adam.config.lr = lr;
+                adam.config.lr = learning_rate;
                 adam.next_step()
             }
             Self::Sgd(sgd) => {
-                sgd.config.lr = lr;
+                sgd.config.lr = learning_rate;
                 sgd.next_step()
             }
         }
     }
 
-    /// Brings what it remembers from a GPU, for [`state`](Self::state).
-    pub(crate) fn fetch(&mut self) -> candle_core::Result<()> {
-        match self {
-            Self::Adam(adam) => adam.fetch(),
-            Self::Sgd(sgd) => sgd.fetch(),
-        }
-    }
-
-    /// What it remembers of each parameter, as `<kind>/<parameter>`, one of [`KINDS`] first.
-    pub(crate) fn state(&self) -> BTreeMap<String, &[f32]> {
+    /// What the optimiser remembers of each parameter, as `<kind>/<parameter>` with `adam.first`, `adam.second` or
+    /// `sgd.momentum` as the kind. It waits for the GPU, where the parameters are on one.
+    ///
+    /// # Errors
+    /// When the GPU fails.
+    pub fn state(&self) -> candle_core::Result<BTreeMap<String, Vec<f32>>> {
+        // On a GPU a clone shares the memory there until one of the two takes a step.
         let mut state = BTreeMap::new();
-        match self {
-            Self::Adam(adam) => {
-                for (name, Moments { first, second }) in &adam.moments {
-                    state.insert(format!("adam.first/{name}"), first.as_slice());
-                    state.insert(format!("adam.second/{name}"), second.as_slice());
+        match self.clone() {
+            Self::Adam(mut adam) => {
+                adam.fetch()?;
+                for (name, Moments { first, second }) in adam.moments {
+                    state.insert(format!("{}/{name}", KINDS[0]), first);
+                    state.insert(format!("{}/{name}", KINDS[1]), second);
                 }
             }
-            Self::Sgd(sgd) => {
-                for (name, sum) in &sgd.momentum {
-                    state.insert(format!("sgd.momentum/{name}"), sum.as_slice());
+            Self::Sgd(mut sgd) => {
+                sgd.fetch()?;
+                for (name, sum) in sgd.momentum {
+                    state.insert(format!("{}/{name}", KINDS[2]), sum);
                 }
             }
         }
-        state
+        Ok(state)
     }
 
-    /// Takes over a [`state`](Self::state) after `steps` steps.
+    /// Takes over a [`state`](Self::state) from after `steps` steps.
     ///
     /// # Errors
     /// When it is another optimiser's.
-    pub(crate) fn restore(
-        &mut self,
-        steps: u64,
-        state: BTreeMap<String, Vec<f32>>,
-    ) -> anyhow::Result<()> {
-        let kinds: &[&str] = match self {
-            Self::Adam(_) => &["adam.first", "adam.second"],
-            Self::Sgd(_) => &["sgd.momentum"],
-        };
+    pub fn restore(&mut self, steps: u64, state: BTreeMap<String, Vec<f32>>) -> Result<()> {
         for (full_name, values) in state {
             let (kind, name) = full_name.split_once('/').unwrap_or((&full_name, ""));
-            ensure!(kinds.contains(&kind), "{full_name} is not this optimiser's");
-            match self {
-                Self::Adam(adam) => {
-                    let moments = adam.moments.entry(name.to_string()).or_default();
-                    *(if kind == "adam.first" {
-                        &mut moments.first
-                    } else {
-                        &mut moments.second
-                    }) = values;
+            match (&mut *self, kind) {
+                (Self::Adam(adam), "adam.first") => {
+                    adam.moments.entry(name.to_string()).or_default().first = values;
                 }
-                Self::Sgd(sgd) => _ = sgd.momentum.insert(name.to_string(), values),
+                (Self::Adam(adam), "adam.second") => {
+                    adam.moments.entry(name.to_string()).or_default().second = values;
+                }
+                (Self::Sgd(sgd), "sgd.momentum") => {
+                    sgd.momentum.insert(name.to_string(), values);
+                }
+                _ => return Err(other!("{full_name} is not this optimiser's")),
             }
         }
         if let Self::Adam(adam) = self {
@@ -123,3 +121,31 @@ impl Optimizer {
 
 /// The first part of the names in a [`state`](Optimizer::state).
 pub(crate) const KINDS: [&str; 3] = ["adam.first", "adam.second", "sgd.momentum"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_is_restored_by_its_own_optimizer_alone() {
+        let mut adam = Adam::default();
+        adam.moments.insert("w".into(), Moments { first: vec![0.3], second: vec![1e-12] });
+        adam.steps = 7;
+        let mut sgd = Sgd::default();
+        sgd.momentum.insert("w".into(), vec![0.5]);
+        let optimizers = [Optimizer::Adam(adam), Optimizer::Sgd(sgd)];
+        let new = || [Optimizer::Adam(Adam::default()), Optimizer::Sgd(Sgd::default())];
+        for (of, optimizer) in optimizers.iter().enumerate() {
+            for (into, mut restored) in new().into_iter().enumerate() {
+                let done = restored.restore(7, optimizer.state().unwrap());
+                match of == into {
+                    true => assert_eq!(restored, *optimizer),
+                    false => {
+                        let message = done.unwrap_err().to_string();
+                        assert!(message.ends_with("/w is not this optimiser's"), "{message}");
+                    }
+                }
+            }
+        }
+    }
+}

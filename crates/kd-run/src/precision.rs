@@ -1,9 +1,11 @@
 //! The arithmetic of training on a GPU.
 
-use anyhow::ensure;
-use candle_core::{DType, Device, Tensor};
-use kd_models::Output;
+use candle_core::{DType, Device};
+use kd_data::Batch;
 use serde::{Deserialize, Serialize};
+
+use crate::Result;
+use crate::error::other;
 
 /// What the factors of convolutions and matrix products are in training; sums, losses, weights and optimiser are f32.
 ///
@@ -39,36 +41,27 @@ impl Precision {
         *self == Self::F32
     }
 
-    /// Whether a device has it.
-    pub(crate) fn check(self, device: &Device) -> anyhow::Result<()> {
-        let name = self.name();
-        ensure!(
-            self == Self::F32 || device.is_cuda(),
-            "precision {name} is for NVIDIA GPUs, and this run computes on the CPU: use --device cuda, or precision f32"
-        );
-        Ok(())
-    }
-
-    /// What a network in training is given.
-    pub(crate) fn images(self, images: &Tensor) -> candle_core::Result<Tensor> {
-        match self {
-            Self::F32 | Self::Tf32 => Ok(images.clone()),
-            Self::Bf16 => images.to_dtype(DType::BF16),
+    /// Checks that a device has it.
+    ///
+    /// # Errors
+    /// When it is not f32 and the device is no NVIDIA GPU.
+    pub(crate) fn check(self, device: &Device) -> Result<()> {
+        match self == Self::F32 || device.is_cuda() {
+            true => Ok(()),
+            false => Err(other!(
+                "precision {} is for NVIDIA GPUs, and this run computes on the CPU: use --device cuda, or precision f32",
+                self.name()
+            )),
         }
     }
 
-    /// What the losses are given: f32, from which the gradient goes on in the maps' own type.
-    pub(crate) fn output(self, output: Output) -> candle_core::Result<Output> {
-        if self != Self::Bf16 {
-            return Ok(output);
+    /// A batch as a network in training takes it: with bf16 images where maps are bf16.
+    pub(crate) fn batch(self, batch: &Batch) -> candle_core::Result<Batch> {
+        let mut batch = batch.clone();
+        if self == Self::Bf16 {
+            batch.images = batch.images.to_dtype(DType::BF16)?;
         }
-        let Output { logits, features } = output;
-        let features =
-            features.into_iter().map(|(name, map)| Ok((name, map.to_dtype(DType::F32)?)));
-        Ok(Output {
-            logits: logits.to_dtype(DType::F32)?,
-            features: features.collect::<candle_core::Result<_>>()?,
-        })
+        Ok(batch)
     }
 
     /// From here until the value is dropped products on a GPU are of this precision.

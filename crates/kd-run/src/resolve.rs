@@ -3,7 +3,6 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
 use candle_core::Device;
 use kd_loss::{MethodConfig, Term};
 use kd_models::{Architecture, ModelConfig};
@@ -16,6 +15,7 @@ use crate::initial::Initial;
 use crate::recipe::{DataConfig, DatasetName, Precision, Recipe, RunConfig, RunRecipe, check_name};
 use crate::run::{ResolvedRun, Settings, shapes};
 use crate::teacher::Pretrained;
+use crate::{Error, Result};
 
 /// What somebody wants besides the recipe, such as the flags of a command line. A field left `None` means what the recipe says.
 ///
@@ -106,21 +106,10 @@ impl Default for Choices {
 
 /// A run, and what there is to say about it.
 pub struct Resolved {
-    /// For [`train`](crate::run::train).
+    /// For [`train`](crate::train::train).
     pub run: ResolvedRun,
     /// Sentences for whoever starts the run: which weights it starts from, and what of them is new.
     pub notes: Vec<String>,
-}
-
-/// Why a run can't be resolved.
-#[derive(Debug, thiserror::Error)]
-pub enum ResolveError {
-    /// A choice makes no sense for this run; the message names it.
-    #[error("{0}")]
-    Choice(String),
-    /// A file is missing, damaged, or doesn't fit; the message names it.
-    #[error(transparent)]
-    Other(#[from] anyhow::Error),
 }
 
 /// Resolves a run of `recipe`: lays the choices over it, loads data, teacher and initial weights, checks that they fit each other
@@ -130,12 +119,9 @@ pub enum ResolveError {
 /// teacher and initial weights, and where the latter two lie. The output folder is made if it is not there; nothing is printed.
 ///
 /// # Errors
-/// [`ResolveError::Choice`] when a choice doesn't fit the run, else [`ResolveError::Other`].
-pub fn resolve(
-    recipe: &Recipe,
-    run: &RunConfig,
-    choices: &Choices,
-) -> Result<Resolved, ResolveError> {
+/// [`Error::Choice`] when a choice makes no sense for the run, [`Error::DoesNotFit`] when data or weights don't fit it, and
+/// [`Error::Other`] when a file is missing or damaged.
+pub fn resolve(recipe: &Recipe, run: &RunConfig, choices: &Choices) -> Result<Resolved> {
     let mut resolved = with_choices(recipe, run.clone(), choices)?;
     resolved.training.precision.check(&choices.device)?;
     choices.settings.compile.check(&choices.device)?;
@@ -167,11 +153,7 @@ pub fn resolve(
 }
 
 /// The recipe of one run, with the choices laid over it.
-fn with_choices(
-    recipe: &Recipe,
-    mut run: RunConfig,
-    choices: &Choices,
-) -> Result<RunRecipe, ResolveError> {
+fn with_choices(recipe: &Recipe, mut run: RunConfig, choices: &Choices) -> Result<RunRecipe> {
     let Recipe { name, mut data, mut training, mut optimizer, .. } = recipe.clone();
     if let Some(dataset) = choices.dataset {
         if dataset != data.dataset {
@@ -209,13 +191,13 @@ fn with_choices(
         run.name = part_name(&run.name, part, of);
     }
     if let Some(name) = &choices.name {
-        check_name(name).map_err(|error| ResolveError::Choice(format!("--name: {error}")))?;
+        check_name(name).map_err(|error| Error::Choice(format!("--name: {error}")))?;
         run.name.clone_from(name);
     }
     Ok(RunRecipe { name, data, training, optimizer, run })
 }
 
-fn set_temperature(run: &mut RunConfig, value: f64) -> Result<(), ResolveError> {
+fn set_temperature(run: &mut RunConfig, value: f64) -> Result<()> {
     let mut found = false;
     for term in &mut run.methods {
         let temperature = match &mut term.method {
@@ -229,15 +211,13 @@ fn set_temperature(run: &mut RunConfig, value: f64) -> Result<(), ResolveError> 
     }
     match found {
         true => Ok(()),
-        false => {
-            Err(ResolveError::Choice("--temperature is for the methods kd, dkd and dist".into()))
-        }
+        false => Err(Error::Choice("--temperature is for the methods kd, dkd and dist".into())),
     }
 }
 
-fn set_alpha(run: &mut RunConfig, alpha: f64) -> Result<(), ResolveError> {
+fn set_alpha(run: &mut RunConfig, alpha: f64) -> Result<()> {
     let [Term { weight, .. }] = &mut run.methods[..] else {
-        return Err(ResolveError::Choice(format!(
+        return Err(Error::Choice(format!(
             "--alpha shares the loss between the labels and one method; run {:?} has {}: set their weights in a recipe",
             run.name,
             run.methods.len()
@@ -253,18 +233,18 @@ fn teacher_path(
     run: &RunConfig,
     choices: &Choices,
     out: &Path,
-) -> Result<Option<PathBuf>, ResolveError> {
+) -> Result<Option<PathBuf>> {
     let path = match (&choices.teacher, &run.teacher) {
         (Some(path), _) => Some(path.to_owned()),
         (None, Some(name)) => Some(weights_path(recipe, choices, out, name)),
         (None, None) => None,
     };
     match (&path, run.needs_teacher()) {
-        (None, true) => Err(ResolveError::Choice(format!(
+        (None, true) => Err(Error::Choice(format!(
             "run {:?} learns from a teacher: give its weights with --teacher FILE",
             run.name
         ))),
-        (Some(path), false) => Err(ResolveError::Choice(format!(
+        (Some(path), false) => Err(Error::Choice(format!(
             "--teacher {}: run {:?} asks no teacher",
             path.display(),
             run.name
@@ -283,7 +263,7 @@ fn weights_path(recipe: &Recipe, choices: &Choices, out: &Path, name: &str) -> P
 }
 
 /// Runs in one folder are compared, so they must have been tested on the same images.
-fn check_same_data(out: &Path, run: &RunRecipe) -> anyhow::Result<()> {
+fn check_same_data(out: &Path, run: &RunRecipe) -> Result<()> {
     for folder in OutFolder::new(out).runs()? {
         if folder.path.ends_with(&run.run.name) {
             continue;
@@ -293,14 +273,14 @@ fn check_same_data(out: &Path, run: &RunRecipe) -> anyhow::Result<()> {
         let number = |value: Option<usize>| value.map_or("none".into(), |value| value.to_string());
         let test = |data: &DataConfig| (data.sha256.clone(), data.test_limit, data.held_out);
         if test(&other.data) != test(&run.data) {
-            bail!(
+            return Err(Error::unfit(format!(
                 "{}: this run was on other images ({}{}, test limit {}, held out {}); runs in one folder are compared, so choose another --out",
                 path.display(),
                 other.data.dataset.name(),
                 if other.data.sha256 == run.data.sha256 { "" } else { " of other files" },
                 number(other.data.test_limit),
                 number(other.data.held_out)
-            );
+            )));
         }
     }
     Ok(())
@@ -312,12 +292,12 @@ fn load_teacher(
     resolved: &mut RunRecipe,
     data: &Data,
     out: &Path,
-) -> anyhow::Result<Pretrained> {
+) -> Result<Pretrained> {
     let normalization = resolved.data.normalization();
     let run = &mut resolved.run;
     let load = |path: &Path| {
         Pretrained::load(path, run.teacher_model, data.classes.len(), normalization)
-            .context("the teacher can't be used")
+            .map_err(|error| error.context("the teacher can't be used"))
     };
     let part_path = |part, of| {
         let stem = path.file_stem().unwrap_or_default().to_string_lossy();
@@ -326,19 +306,18 @@ fn load_teacher(
     let (teacher, file) = match run.cross_fit {
         None => (load(path)?, path.to_owned()),
         Some(of) => {
-            let parts: anyhow::Result<Vec<_>> =
-                (1..=of).map(|part| load(&part_path(part, of))).collect();
+            let parts: Result<Vec<_>> = (1..=of).map(|part| load(&part_path(part, of))).collect();
             (Pretrained::cross_fitted(path, parts?, data.train.len())?, part_path(1, of))
         }
     };
     if let Some(expected) = &run.teacher_sha256
         && *expected != teacher.sha256
     {
-        bail!(
+        return Err(Error::unfit(format!(
             "{}: the teacher's SHA-256 is {}; the recipe's teacher_sha256 is {expected}: it is another teacher",
             path.display(),
             teacher.sha256
-        );
+        )));
     }
     // Of cross-fitted targets the teacher's own file need not be there.
     let recorded = OutFolder::new(out).from_a_run(&file)?;
@@ -356,20 +335,21 @@ fn load_initial(
     data: &Data,
     out: &Path,
     notes: &mut Vec<String>,
-) -> anyhow::Result<Initial> {
+) -> Result<Initial> {
     let normalization = resolved.data.normalization();
     let run = &mut resolved.run;
     let config = ModelConfig::new(run.model, data.classes.len());
-    let initial = Initial::load(path, &config, normalization)
-        .with_context(|| format!("run {} can't start from these weights", run.name))?;
+    let initial = Initial::load(path, &config, normalization).map_err(|error| {
+        error.context(format!("run {} can't start from these weights", run.name))
+    })?;
     if let Some(expected) = &run.init_sha256
         && *expected != initial.sha256
     {
-        bail!(
+        return Err(Error::unfit(format!(
             "{}: the SHA-256 is {}; the recipe's init_sha256 is {expected}: these are other weights",
             path.display(),
             initial.sha256
-        );
+        )));
     }
     notes.push(format!("{}: {}", run.name, initial.describe(path, &config)));
     run.init = Some(OutFolder::new(out).from_a_run(path)?.display().to_string());
@@ -378,11 +358,7 @@ fn load_initial(
 }
 
 /// Fills in the feature places that the recipe leaves to the methods.
-fn fill_in_places(
-    run: &mut RunConfig,
-    teacher: Option<&Pretrained>,
-    data: &Data,
-) -> anyhow::Result<()> {
+fn fill_in_places(run: &mut RunConfig, teacher: Option<&Pretrained>, data: &Data) -> Result<()> {
     let student = ModelConfig::new(run.model, data.classes.len());
     let teacher = teacher.map(|teacher| &teacher.config);
     let shapes = shapes(&student, teacher, &data.train_labels());

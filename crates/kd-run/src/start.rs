@@ -5,11 +5,11 @@ use kd_record::{DatasetRecord, OutFolder, Roles, Start};
 
 use crate::device;
 use crate::recipe::needs_teacher;
-use crate::run::{ResolvedRun, model_config};
+use crate::run::ResolvedRun;
 
 /// The start event of a run.
 pub(crate) fn start(run: &ResolvedRun) -> Start {
-    let config = model_config(run);
+    let config = run.model_config();
     Start {
         run: run.recipe.run.name.clone(),
         model: config.architecture.name().into(),

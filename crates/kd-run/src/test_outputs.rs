@@ -5,9 +5,9 @@ use std::path::Path;
 
 use kd_record::{RunFolder, TestOutputs};
 
-use crate::evaluate;
 use crate::run::ResolvedRun;
 use crate::teacher::Pretrained;
+use crate::{Error, Result, evaluate};
 
 /// Images whose pixels are kept, of which the report chooses: 300 KB.
 const SAMPLE: usize = 100;
@@ -15,13 +15,13 @@ const SAMPLE: usize = 100;
 const SAMPLE_SEED: u64 = 4;
 
 /// Asks the finished network, and where need be its teacher, about the test images.
-pub(crate) fn write(run: &ResolvedRun, weights: &Path) -> anyhow::Result<()> {
+pub(crate) fn write(run: &ResolvedRun, weights: &Path) -> Result<()> {
     let test = &run.data.test;
     let (classes, normalization) = (run.data.classes.len(), run.recipe.data.normalization());
     let logits_of = |network: &Pretrained| {
         let built = network.network(&run.device)?;
         let logits = evaluate::logits(&*built, test, normalization, &run.device)?;
-        anyhow::Ok(logits.flatten_all()?.to_vec1::<f32>()?)
+        Ok::<_, Error>(logits.flatten_all()?.to_vec1::<f32>()?)
     };
     let own = Pretrained::load(weights, Some(run.recipe.run.model), classes, normalization)?;
     // Cross-fitted teachers are several, of which none is the teacher of a test image.

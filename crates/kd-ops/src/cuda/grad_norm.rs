@@ -6,6 +6,8 @@ use candle_core::backprop::GradStore;
 use candle_core::cuda_backend::cudarc::driver::PushKernelArg;
 use candle_core::{CudaDevice, DType, Device, Result, Tensor, Var};
 
+use crate::GradNorms;
+
 use super::tensor_table::{FILE, Pair, TENSORS, THREADS, TensorTable, pairs};
 use super::{device, hold, int, kernel, launch, memory, ptx};
 
@@ -52,7 +54,7 @@ pub(crate) fn clip_grad_norm(
     parameters: &BTreeMap<String, Var>,
     grads: &mut GradStore,
     max_norm: f64,
-) -> Result<Tensor> {
+) -> Result<GradNorms> {
     // Scaled in place: a strided gradient's copy is put in its stead first.
     for parameter in parameters.values() {
         if let Some(grad) = grads.remove(parameter.as_tensor()) {
@@ -60,13 +62,17 @@ pub(crate) fn clip_grad_norm(
         }
     }
     let pairs = pairs(NAME, parameters, grads)?;
-    let Some((device, norms, tables)) = norms_on_gpu(&pairs)? else {
+    let Some((device, each, tables)) = norms_on_gpu(&pairs)? else {
         let device = parameters.values().next().map_or(Device::Cpu, |p| p.device().clone());
-        return Tensor::zeros((), DType::F64, &device);
+        return Ok(GradNorms {
+            names: Vec::new(),
+            each: Tensor::zeros(0, DType::F64, &device)?,
+            total: Tensor::zeros((), DType::F64, &device)?,
+        });
     };
     let mut total = memory::<f64>(&device, 1)?;
-    let norms = hold(&norms);
-    let norms = norms.values::<f64>(NAME)?;
+    let held = hold(&each);
+    let norms = held.values::<f64>(NAME)?;
     let count = int(pairs.len())?;
     let function = kernel(&device, FILE, "grad_norm_total", ptx::OPTIMIZER)?;
     let mut args = function.builder();
@@ -80,5 +86,7 @@ pub(crate) fn clip_grad_norm(
         // SAFETY: as in `norms_on_gpu`; the gradients are borrowed mutably.
         unsafe { launch(args, (table.chunks(), 1), (THREADS, 1)) }?;
     }
-    Ok(super::tensor(total, &device, ()))
+    drop(held);
+    let names = pairs.iter().map(|pair| pair.name.to_string()).collect();
+    Ok(GradNorms { names, each, total: super::tensor(total, &device, ()) })
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use kd_models::Architecture;
 use kd_run::recipe::Recipe;
-use kd_run::run::{Outcome, Progress, train};
+use kd_run::train::{Outcome, Progress, train};
 use serde_json::Value;
 
 use crate::resume::{assert_same, resolved};

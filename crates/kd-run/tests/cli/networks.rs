@@ -9,8 +9,9 @@ use kd_loss::{METHODS, MethodConfig, Term};
 use kd_models::Architecture;
 use kd_run::data::Data;
 use kd_run::recipe::{DataConfig, DatasetName, Recipe, RunConfig, RunRecipe, TrainingConfig};
-use kd_run::run::{Outcome, Progress, ResolvedRun, Settings, train};
+use kd_run::run::{ResolvedRun, Settings};
 use kd_run::teacher::Pretrained;
+use kd_run::train::{Outcome, Progress, train};
 use safetensors::SafeTensors;
 use sha2::{Digest, Sha256};
 

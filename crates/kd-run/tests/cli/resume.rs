@@ -6,7 +6,8 @@ use std::process::Stdio;
 
 use kd_run::recipe::Recipe;
 use kd_run::resolve::{Choices, resolve};
-use kd_run::run::{Outcome, Progress, ResolvedRun, train};
+use kd_run::run::ResolvedRun;
+use kd_run::train::{Outcome, Progress, train};
 
 use crate::workdir::{BATCHES, TINY, WorkDir, damage};
 

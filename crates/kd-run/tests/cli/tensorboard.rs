@@ -3,7 +3,7 @@
 
 use std::ops::ControlFlow;
 
-use kd_run::run::{Outcome, Progress, train};
+use kd_run::train::{Outcome, Progress, train};
 
 use crate::resume::resolved;
 use crate::workdir::WorkDir;

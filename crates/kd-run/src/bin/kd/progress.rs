@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use dashboard::Dashboard;
 use kd_record::EpochRecord;
 use kd_record::event::epochs_of;
-use kd_run::checkpoint::Sums;
+use kd_run::figures::Sums;
 use kd_run::report::duration;
-use kd_run::run::Progress;
+use kd_run::train::Progress;
 pub(crate) use screen::Messages;
 use screen::Screen;
 
@@ -65,7 +65,7 @@ impl Display {
         }
     }
 
-    /// An observer for [`train`](kd_run::run::train); it never stops the run.
+    /// An observer for [`train`](kd_run::train::train); it never stops the run.
     pub(crate) fn observe(&mut self, progress: Progress<'_>) -> ControlFlow<()> {
         match progress {
             Progress::Started { run, epochs, batches, step, resumed } => {
@@ -200,7 +200,7 @@ fn figures(sums: &Sums, batches: usize) -> String {
     format!(
         "loss {:.3}, accuracy {:.1} %, {:.0} images/s",
         sums.loss / batches as f64,
-        100.0 * sums.right as f64 / sums.images as f64,
+        100.0 * sums.correct as f64 / sums.images as f64,
         sums.images as f64 / sums.seconds.max(1e-9)
     )
 }

@@ -114,7 +114,7 @@ impl ComputeFlags {
             }
             rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
         }
-        device::choose(self.device)
+        Ok(device::choose(self.device)?)
     }
 }
 

@@ -7,7 +7,7 @@ use kd_loss::{METHODS, MethodConfig, Schedule, Term};
 use kd_models::Architecture;
 use kd_run::recipe::{Recipe, RunConfig};
 use kd_run::resolve::Choices;
-use kd_run::teacher::DEFAULT_MEMORY;
+use kd_run::run::Settings;
 
 use super::training::{named, only};
 use super::{did_you_mean, read_recipe, training};
@@ -44,7 +44,7 @@ pub(crate) struct Distill {
     #[arg(long, value_name = "A", value_parser = share)]
     alpha: Option<f64>,
     /// Most memory for the cache of the teacher's outputs; what does not fit is computed in each step
-    #[arg(long, value_name = "MIB", default_value_t = DEFAULT_MEMORY >> 20)]
+    #[arg(long, value_name = "MIB", default_value_t = Settings::default().cache_memory >> 20)]
     cache_memory: u64,
     #[command(flatten)]
     run: RunFlags,

@@ -8,9 +8,9 @@ use kd_record::lock::wait_for_lock;
 use kd_record::write::remove_partial_of;
 use kd_record::{OutFolder, RunFolder};
 use kd_run::recipe::{Recipe, RunConfig};
-use kd_run::report;
-use kd_run::resolve::{Choices, ResolveError, resolve};
-use kd_run::run::Outcome;
+use kd_run::resolve::{Choices, resolve};
+use kd_run::train::Outcome;
+use kd_run::{Error, report};
 
 use super::{did_you_mean, eval, print};
 use crate::args::RunFlags;
@@ -53,8 +53,8 @@ pub(super) fn train(
     let stop = StopRequest::listen()?;
     choices.device = flags.compute.device()?;
     let resolved = resolve(recipe, run, &choices).map_err(|error| match error {
-        ResolveError::Choice(message) => Failure::Usage(message),
-        ResolveError::Other(error) => Failure::Failed(error),
+        Error::Choice(message) => Failure::Usage(message),
+        error => error.into(),
     })?;
     for note in &resolved.notes {
         print(&format!("{note}\n"))?;
@@ -67,7 +67,7 @@ pub(super) fn train(
         events: Some(run.folder().events()),
         teacher_events: teacher_events(&run.out, teacher, name),
     });
-    let outcome = kd_run::run::train(&run, &mut |progress| {
+    let outcome = kd_run::train::train(&run, &mut |progress| {
         let shown = display.observe(progress);
         if stop.signal().is_some() { ControlFlow::Break(()) } else { shown }
     });

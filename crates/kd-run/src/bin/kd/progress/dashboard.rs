@@ -3,7 +3,7 @@
 //! that on the terminal.
 
 use kd_record::EpochRecord;
-use kd_run::checkpoint::Sums;
+use kd_run::figures::Sums;
 use kd_run::report::duration;
 use ratatui::buffer::Buffer;
 use ratatui::layout::{Constraint, Layout, Rect};

@@ -1,23 +1,25 @@
-//! Teacher outputs kept in files, one for each output (logits, or a feature place).
+//! Teacher outputs that are computed once and kept: in memory for the run, and in files for the next one.
 //!
-//! `cache/<key>.safetensors` holds one f32 tensor `[N, ...]`, a row for each training image in the data's
-//! order. The key is a hash of all that the values depend on: the teacher's weights, the data and its
-//! subset, the view (plain images, their normalisation) and the output. The folder can be deleted at any time.
+//! A file holds one output (the logits, or a feature place): `cache/<key>.safetensors` is one f32 tensor `[N, ...]`, a row for
+//! each training image in the data's order. The key is a hash of all that the values depend on: the teacher's weights, the
+//! data and its subset, the view (plain images, their normalisation) and the output. The folder can be deleted at any time.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use candle_core::{Device, Tensor};
+use kd_data::Batch;
+use kd_loss::Needs;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::{Answers, CacheConfig, LOGITS, Teacher};
 use crate::data::Data;
-use crate::files;
-use crate::teacher::{KeepConfig, Pretrained};
+use crate::{Result, files};
 
 const FORMAT: u32 = 1;
 /// The one metadata entry.
@@ -29,10 +31,57 @@ const MAX_HEADER: u64 = 1 << 16;
 /// Bytes written or read at a time.
 const CHUNK: usize = 1 << 20;
 
-/// Most bytes of teacher outputs kept in memory when nobody says otherwise: 2 GiB.
-pub const DEFAULT_MEMORY: u64 = 2 << 30;
+/// A teacher whose outputs, or some of them, are in memory; another teacher computes the rest for each batch.
+pub struct Cached {
+    /// A row for each training image, by output.
+    outputs: BTreeMap<String, Tensor>,
+    /// Who answers what is not cached.
+    behind: Option<Box<dyn Teacher>>,
+}
 
-/// All that kept values depend on.
+impl Cached {
+    /// The cached outputs, `[N, ...]` by name (`logits`, or a feature place), with a row for each training image in the data's
+    /// order; `behind` answers what is not among them.
+    pub fn new(outputs: BTreeMap<String, Tensor>, behind: Option<Box<dyn Teacher>>) -> Self {
+        Self { outputs, behind }
+    }
+
+    /// What is needed and not cached.
+    fn rest(&self, needs: &Needs) -> Needs {
+        let mut rest = needs.clone();
+        rest.teacher.retain(|place| !self.outputs.contains_key(place));
+        rest.teacher_logits &= !self.outputs.contains_key(LOGITS);
+        rest
+    }
+}
+
+impl Teacher for Cached {
+    fn answer(&self, batch: &Batch, needs: &Needs) -> Result<Answers> {
+        let rest = self.rest(needs);
+        let mut answers = match &self.behind {
+            Some(behind) if rest.any_teacher() => behind.answer(batch, &rest)?,
+            _ => Answers::default(),
+        };
+        for (output, rows) in &self.outputs {
+            let rows = || rows.index_select(&batch.rows, 0);
+            match output.as_str() {
+                LOGITS if needs.teacher_logits => answers.logits = Some(rows()?),
+                place if needs.teacher.iter().any(|needed| needed == place) => {
+                    answers.features.insert(place.to_string(), rows()?);
+                }
+                _ => {}
+            }
+        }
+        Ok(answers)
+    }
+
+    fn not_to_be_captured(&self, needs: &Needs) -> Option<&'static str> {
+        let rest = self.rest(needs);
+        self.behind.as_ref().filter(|_| rest.any_teacher())?.not_to_be_captured(&rest)
+    }
+}
+
+/// All that cached values depend on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Origin {
     format: u32,
@@ -40,7 +89,7 @@ struct Origin {
     teacher: String,
     data: String,
     images: usize,
-    /// How many were held out before.
+    /// The training images that were held out before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     held_out: Option<usize>,
     mean: [f32; 3],
@@ -53,31 +102,31 @@ struct Origin {
 #[derive(Serialize, Deserialize)]
 struct Header {
     origin: Origin,
-    /// Of the values.
+    /// SHA-256 of the values' bytes.
     sha256: String,
 }
 
-/// One output and the file where it is, or will be.
-pub(crate) struct Kept {
-    pub(crate) output: String,
-    /// One image's.
-    pub(crate) shape: Vec<usize>,
+/// One output and its file, whether that exists or is still to be written.
+pub(super) struct CacheFile {
+    pub(super) output: String,
+    /// The shape of one image's values.
+    shape: Vec<usize>,
     origin: Origin,
     path: PathBuf,
 }
 
-impl Kept {
-    pub(crate) fn new(
+impl CacheFile {
+    pub(super) fn new(
         output: &str,
         shape: Vec<usize>,
-        teacher: &Pretrained,
+        teacher_sha256: &str,
         data: &Data,
-        config: &KeepConfig<'_>,
+        config: &CacheConfig<'_>,
     ) -> Self {
         let origin = Origin {
             format: FORMAT,
             kd: env!("CARGO_PKG_VERSION").into(),
-            teacher: teacher.sha256.clone(),
+            teacher: teacher_sha256.into(),
             data: data.sha256.clone(),
             // The subset of this size is always the same.
             images: data.train.len(),
@@ -92,20 +141,20 @@ impl Kept {
         Self { output: output.into(), shape, origin, path }
     }
 
-    /// How many values there are.
-    pub(crate) fn values(&self) -> usize {
+    /// The number of values of all images together.
+    fn values(&self) -> usize {
         self.origin.images * self.shape.iter().product::<usize>()
     }
 
-    fn full_shape(&self) -> Vec<usize> {
+    /// The shape of all images' values.
+    pub(super) fn full_shape(&self) -> Vec<usize> {
         let mut shape = vec![self.origin.images];
         shape.extend(&self.shape);
         shape
     }
 
-    /// The values, if the file is there, whole and right; a damaged one is reported and will be
-    /// made anew.
-    pub(crate) fn read(&self) -> anyhow::Result<Option<Tensor>> {
+    /// The values, if the file is there and whole. A damaged file is reported, and its values are computed anew.
+    pub(super) fn read(&self) -> anyhow::Result<Option<Tensor>> {
         let file = match File::open(&self.path) {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
@@ -115,7 +164,7 @@ impl Kept {
             Ok(values) => Ok(Some(Tensor::from_vec(values, self.full_shape(), &Device::Cpu)?)),
             Err(error) => {
                 tracing::warn!(
-                    "{}: kept outputs of the teacher can't be used: {error:#}; computing them anew",
+                    "{}: this cache of the teacher's outputs can't be used: {error:#}; computing them anew",
                     self.path.display()
                 );
                 Ok(None)
@@ -164,7 +213,7 @@ impl Kept {
     }
 
     /// Writes the file. A failure is only reported: the run has the values in memory.
-    pub(crate) fn write(&self, values: &[f32]) {
+    pub(super) fn write(&self, values: &[f32]) {
         if let Err(error) = self.try_write(values) {
             tracing::warn!("{error:#}; the next run computes the teacher's outputs anew");
         }

@@ -1,0 +1,135 @@
+//! What can go wrong in this library.
+
+use std::fmt::Display;
+use std::path::PathBuf;
+
+use kd_models::Error as Models;
+
+/// The result of this library's functions.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can go wrong: a variant for each case that a caller may want to act on, and [`Other`](Self::Other) for the rest.
+///
+/// Every message is one sentence that names the file or field, what was found, what was expected and what to do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Another process trains in the run's folder.
+    #[error(
+        "{}: another kd process is using this folder; wait for it to end, or choose another --out",
+        folder.display()
+    )]
+    FolderInUse {
+        /// The run's folder.
+        folder: PathBuf,
+    },
+    /// The run's folder holds a run of another recipe.
+    #[error(
+        "{}: this {what} is of another recipe; it differs in {differences}; choose another --out or --name, or remove the folder",
+        path.display()
+    )]
+    AnotherRecipe {
+        /// The file that says so.
+        path: PathBuf,
+        /// `folder`, or `checkpoint`.
+        what: &'static str,
+        /// The keys that differ, each with both values.
+        differences: String,
+    },
+    /// The data or a weights file does not fit the run. The message names the file, what was found and what was expected.
+    #[error(transparent)]
+    DoesNotFit(anyhow::Error),
+    /// A choice beside the recipe makes no sense for the run; the message names it.
+    #[error("{0}")]
+    Choice(String),
+    /// A loss or a gradient is not finite. The run has ended; its last good checkpoint is kept.
+    #[error(
+        "run {run}, epoch {epoch}, step {step}: {found} on training images {images:?}; expected a finite number: a lower learning rate or --clip-grad-norm often helps; the last good checkpoint is kept in {}",
+        checkpoints.display()
+    )]
+    NotFinite {
+        /// The run's name.
+        run: String,
+        /// The epoch, from 1.
+        epoch: usize,
+        /// The step, from 1, counted from the start of the run.
+        step: u64,
+        /// Which number it is, and its value.
+        found: String,
+        /// The step's images, by their positions in the training set.
+        images: Vec<u32>,
+        /// The folder with the run's checkpoints.
+        checkpoints: PathBuf,
+    },
+    /// Anything else, such as a file that can't be read or a device that fails.
+    #[error(transparent)]
+    Other(anyhow::Error),
+}
+
+impl Error {
+    /// A [`DoesNotFit`](Self::DoesNotFit) of this message.
+    pub(crate) fn unfit(message: String) -> Self {
+        Self::DoesNotFit(anyhow::Error::msg(message))
+    }
+
+    /// The same error with `what` before its message, where the message does not already name the run or folder.
+    pub(crate) fn context(self, what: impl Display + Send + Sync + 'static) -> Self {
+        match self {
+            Self::DoesNotFit(error) => Self::DoesNotFit(error.context(what)),
+            Self::Other(error) => Self::Other(error.context(what)),
+            named => named,
+        }
+    }
+}
+
+impl From<anyhow::Error> for Error {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Other(error)
+    }
+}
+
+impl From<Models> for Error {
+    fn from(error: Models) -> Self {
+        match error {
+            Models::WrongArchitecture { .. }
+            | Models::MissingTensor { .. }
+            | Models::ExtraTensor { .. }
+            | Models::TensorShape { .. }
+            | Models::ClassCount { .. }
+            | Models::Normalization { .. } => Self::DoesNotFit(error.into()),
+            other => Self::Other(other.into()),
+        }
+    }
+}
+
+impl From<kd_record::Error> for Error {
+    fn from(error: kd_record::Error) -> Self {
+        match error {
+            kd_record::Error::InUse { folder } => Self::FolderInUse { folder },
+            other => Self::Other(other.into()),
+        }
+    }
+}
+
+/// These errors are reported as they are.
+macro_rules! others {
+    ($($error:ty),*) => {
+        $(
+            impl From<$error> for Error {
+                fn from(error: $error) -> Self {
+                    Self::Other(error.into())
+                }
+            }
+        )*
+    };
+}
+
+others!(candle_core::Error, kd_data::Error, kd_loss::Error, safetensors::SafeTensorError);
+
+/// An [`Error::Other`] of a format string.
+macro_rules! other {
+    ($($arg:tt)*) => {
+        $crate::Error::Other(anyhow::anyhow!($($arg)*))
+    };
+}
+pub(crate) use other;

@@ -1,0 +1,80 @@
+//! One step of training.
+
+use kd_data::Batch;
+use kd_loss::RunStep;
+use kd_ops::clip_grad_norm_on_device;
+
+use crate::Result;
+use crate::figures::Figures;
+use crate::precision::Precision;
+use crate::task::Task;
+use crate::teacher::{Answers, Teacher};
+
+/// Where a run is, and the learning rate there.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct At {
+    /// The run's seed: with `step` it is the key of every random draw of a step.
+    pub seed: u64,
+    /// The epoch, from 0.
+    pub epoch: usize,
+    /// Epochs of the whole run.
+    pub epochs: usize,
+    /// Steps taken before this one.
+    pub step: u64,
+    /// Steps of the whole run.
+    pub steps: u64,
+    /// The learning rate of this step.
+    pub learning_rate: f64,
+}
+
+impl At {
+    /// The step's place in the run, by which the methods' weights follow their schedules.
+    pub fn run_step(&self) -> RunStep {
+        RunStep { step: self.step, steps: self.steps }
+    }
+}
+
+/// How every step of a run is computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct StepConfig {
+    /// The arithmetic of the learners' forward and backward passes.
+    pub precision: Precision,
+    /// The norm down to which a step's gradients are scaled where they have a larger one.
+    pub clip_grad_norm: Option<f64>,
+}
+
+/// Takes one step of training: asks the teacher about the batch, computes the task's loss and its gradients, clips the
+/// gradients, and changes each learner's parameters.
+///
+/// The CPU, a GPU, a captured graph and `kd-bench` all take this step. Nothing in it waits for a GPU: the figures that it
+/// returns stay on the device until they are [read](crate::figures::Unread::read). A loss or a gradient that is not finite
+/// shows there, after the parameters have changed.
+///
+/// # Errors
+/// When the teacher or the task refuses the batch, or the device fails.
+pub fn step(
+    task: &mut dyn Task,
+    teacher: Option<&dyn Teacher>,
+    batch: &Batch,
+    at: &At,
+    config: &StepConfig,
+) -> Result<Figures> {
+    // A teacher answers in f32, whatever the precision of training is.
+    let taught = match teacher {
+        Some(teacher) => teacher.answer(batch, task.needs())?,
+        None => Answers::default(),
+    };
+    let products = config.precision.begin();
+    let loss = task.loss(at, &config.precision.batch(batch)?, &taught)?;
+    let mut gradients = loss.total.backward()?;
+    let max_norm = config.clip_grad_norm.unwrap_or(f64::INFINITY);
+    let mut norms = Vec::new();
+    for learner in task.learners() {
+        norms.push(clip_grad_norm_on_device(&learner.parameters, &mut gradients, max_norm)?);
+    }
+    drop(products);
+    for learner in task.learners_mut() {
+        learner.optimizer.step(at.learning_rate, &learner.parameters, &gradients)?;
+    }
+    Ok(Figures::new(&loss, norms)?)
+}

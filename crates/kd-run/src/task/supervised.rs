@@ -1,0 +1,164 @@
+//! Learning from labels and, through methods, from a teacher.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use candle_core::{DType, Tensor, Var};
+use kd_data::Batch;
+use kd_loss::{HelperInit, HostStep, Inputs, Needs, Objective, Setup, Weighted};
+use kd_models::{Mode, Output, Parameters};
+use kd_ops::DropoutKey;
+
+use super::{Learner, Task, TaskLoss};
+use crate::error::other;
+use crate::optimizer::Optimizer;
+use crate::run::{ResolvedRun, shapes};
+use crate::step::At;
+use crate::teacher::Answers;
+use crate::{Result, evaluate, initial};
+
+/// One network that learns from labels and from methods: the loss is an [`Objective`].
+pub struct Supervised {
+    learner: [Learner; 1],
+    objective: Objective,
+    needs: Needs,
+}
+
+impl Supervised {
+    /// A learner and its loss.
+    pub fn new(learner: Learner, objective: Objective) -> Self {
+        let needs = objective.needs();
+        Self { learner: [learner], objective, needs }
+    }
+
+    /// The task of a run: its network with fresh or initial weights, its methods with what they learn, and its optimiser.
+    ///
+    /// # Errors
+    /// When initial weights, frozen layers or feature places don't fit the network, or a method needs a teacher that the run
+    /// lacks.
+    pub fn of_run(run: &ResolvedRun) -> Result<Self> {
+        let config = run.model_config();
+        let recipe = &run.recipe.run;
+        let seed = run.recipe.training.seed;
+        let mut parameters = kd_models::init(&config, seed, &run.device)?;
+        if let Some(initial) = &run.initial {
+            initial.set(&parameters)?;
+        }
+        let frozen: BTreeSet<String> =
+            initial::frozen(&config, &recipe.freeze, run.initial.as_ref())
+                .map_err(|error| error.context(format!("run {}", recipe.name)))?;
+        let teacher = run.teacher.as_ref().map(|teacher| &teacher.config);
+        let shapes = shapes(&config, teacher, &run.data.train_labels());
+        add_helpers(run, &shapes, &mut parameters)?;
+        let variables = kd_models::partly_frozen(&parameters, |name| frozen.contains(name));
+        let network = kd_models::build(&config, variables.clone())?;
+        let mut methods = Vec::new();
+        for (index, term) in recipe.methods.iter().enumerate() {
+            let variables = variables.pp(format!("method.{index}"));
+            let method = kd_loss::build(&term.method, &shapes, variables)?;
+            let (name, schedule) = (term.method.name(), term.schedule);
+            methods.push(Weighted { name, weight: term.weight, schedule, method });
+        }
+        let optimizer = Optimizer::new(&run.recipe.optimizer);
+        let objective = Objective::new(recipe.labels, methods)?;
+        let task = Self::new(Learner { network, parameters, optimizer }, objective);
+        if run.teacher.is_none() && task.needs.any_teacher() {
+            return Err(other!("run {:?} needs a teacher's weights file", recipe.name));
+        }
+        Ok(task)
+    }
+
+    fn learner(&self) -> &Learner {
+        let [learner] = &self.learner;
+        learner
+    }
+}
+
+/// Adds what the run's methods learn besides the network, as `method.<n>.<name>`.
+fn add_helpers(run: &ResolvedRun, setup: &Setup, parameters: &mut Parameters) -> Result<()> {
+    for (index, term) in run.recipe.run.methods.iter().enumerate() {
+        for helper in kd_loss::helper_parameters(&term.method, setup)? {
+            // Drawn from a stream of its own: the network starts the same with and without it.
+            let name = format!("method.{index}.{}", helper.name);
+            let var = match helper.init {
+                HelperInit::Uniform(bound) => {
+                    let seed = run.recipe.training.seed;
+                    kd_models::uniform(&name, &helper.shape, bound, seed, &run.device)?
+                }
+                HelperInit::Constant(value) => {
+                    Var::from_tensor(&Tensor::full(value as f32, helper.shape, &run.device)?)?
+                }
+            };
+            parameters.insert(name, var);
+        }
+    }
+    Ok(())
+}
+
+impl Task for Supervised {
+    fn needs(&self) -> &Needs {
+        &self.needs
+    }
+
+    fn learners(&self) -> &[Learner] {
+        &self.learner
+    }
+
+    fn learners_mut(&mut self) -> &mut [Learner] {
+        &mut self.learner
+    }
+
+    fn loss(&self, at: &At, batch: &Batch, taught: &Answers) -> Result<TaskLoss> {
+        let mode = Mode::Train(DropoutKey { seed: at.seed, step: at.step });
+        let places: Vec<&str> = self.needs.student.iter().map(String::as_str).collect();
+        let output = self.learner().network.forward_t(&batch.images, mode, &places)?;
+        let output = in_f32(output)?;
+        // A step with a method that needs this is never captured.
+        let host = self.needs.host.then(|| HostStep {
+            indices: &batch.indices,
+            seed: at.seed,
+            epoch: at.epoch,
+            epochs: at.epochs,
+            at: at.run_step(),
+        });
+        let inputs = Inputs {
+            teacher_logits: taught.logits.as_ref(),
+            student_features: &output.features,
+            teacher_features: &taught.features,
+            host,
+            ..Inputs::new(&output.logits, &batch.labels)
+        };
+        let loss = self.objective.loss(&inputs, at.run_step())?;
+        let correct = evaluate::correct_predictions(&output.logits, &batch.labels)?;
+        Ok(TaskLoss { total: loss.total, parts: loss.parts, correct })
+    }
+
+    fn factors(&self, at: &At) -> Result<Vec<f64>> {
+        Ok(self.objective.factors(at.run_step())?)
+    }
+
+    fn not_to_be_captured(&self) -> Option<String> {
+        let method = self.objective.needs_host()?;
+        Some(format!(
+            "method {method} needs what only the host knows: the step's number, the seed and the images' positions"
+        ))
+    }
+
+    fn state(&self) -> Result<BTreeMap<String, Tensor>> {
+        self.learner().state()
+    }
+
+    fn restore(&mut self, steps: u64, state: &BTreeMap<String, Tensor>) -> Result<()> {
+        let [learner] = &mut self.learner;
+        learner.restore(steps, state)
+    }
+}
+
+/// What the loss is given of a network that computed in bf16: f32, from which the gradient goes on in the maps' own type.
+fn in_f32(output: Output) -> candle_core::Result<Output> {
+    let Output { logits, features } = output;
+    let features = features.into_iter().map(|(name, map)| Ok((name, map.to_dtype(DType::F32)?)));
+    Ok(Output {
+        logits: logits.to_dtype(DType::F32)?,
+        features: features.collect::<candle_core::Result<_>>()?,
+    })
+}

@@ -1,0 +1,224 @@
+//! The teacher: something that does not learn and answers about each batch.
+
+mod cache;
+mod cross_fitted;
+mod network;
+mod pretrained;
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use candle_core::{Device, Tensor};
+use kd_data::Batch;
+use kd_loss::Needs;
+use kd_record::event::TeacherQuality;
+
+pub use cache::Cached;
+pub use cross_fitted::CrossFitted;
+pub use network::NetworkTeacher;
+pub use pretrained::{Network, Pretrained};
+
+use crate::data::Data;
+use crate::recipe::DataConfig;
+use crate::softmax::argmax;
+use crate::{Result, evaluate};
+use cache::CacheFile;
+
+/// What a teacher says of a batch; plain tensors, which no gradient reaches.
+#[derive(Clone, Debug, Default)]
+pub struct Answers {
+    /// f32 `[B, C]`; there where they were needed.
+    pub logits: Option<Tensor>,
+    /// f32 feature maps `[B, ...]` by place; those that were needed.
+    pub features: BTreeMap<String, Tensor>,
+}
+
+/// A teacher.
+pub trait Teacher: Send {
+    /// What the teacher says of a batch of training images: the logits and the feature maps that `needs` names.
+    ///
+    /// # Errors
+    /// When the teacher lacks what is needed, or the device fails.
+    fn answer(&self, batch: &Batch, needs: &Needs) -> Result<Answers>;
+
+    /// Why a step with these answers can't be captured as a CUDA graph, in a few words. A captured graph repeats the same
+    /// operations on other batches, so a teacher that decides anything on the host, by a batch's indices for example, must
+    /// say so.
+    fn not_to_be_captured(&self, needs: &Needs) -> Option<&'static str>;
+}
+
+/// The name under which logits are cached; feature places have their own names.
+const LOGITS: &str = "logits";
+
+/// What [`prepare`] needs besides teacher and data.
+pub(crate) struct CacheConfig<'a> {
+    pub(crate) data: &'a DataConfig,
+    /// The folder of the cache's files.
+    pub(crate) folder: &'a Path,
+    /// Most bytes of cached outputs in memory.
+    pub(crate) memory: u64,
+}
+
+/// A run's teacher, ready to answer.
+pub(crate) struct Prepared {
+    pub(crate) teacher: Box<dyn Teacher>,
+    /// The cached logits of all training images, if they are cached.
+    logits: Option<Tensor>,
+    /// The outputs that are cached.
+    pub(crate) cached: Vec<String>,
+    /// The outputs that each step computes.
+    pub(crate) computed: Vec<String>,
+}
+
+/// Decides which outputs are cached, and gets those: from the cache's folder, or by a pass over the training images, of
+/// which `progress` is told the number of images done. `Break` when `progress` breaks.
+///
+/// With augmentation nothing is cached: each view of an image is new.
+pub(crate) fn prepare(
+    pretrained: &Pretrained,
+    needs: &Needs,
+    data: &Data,
+    config: &CacheConfig<'_>,
+    device: &Device,
+    progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
+) -> Result<ControlFlow<(), Prepared>> {
+    let behind: Box<dyn Teacher> = match pretrained.parts.is_empty() {
+        true => Box::new(NetworkTeacher::new(pretrained.network(device)?)),
+        false => Box::new(CrossFitted::new(pretrained, needs, data, device)?),
+    };
+    // Cached even if no method needs them: they tell how well the teacher knows the images.
+    let mut wanted = vec![(LOGITS.to_string(), vec![pretrained.config.classes])];
+    for place in kd_models::places(&pretrained.config) {
+        if needs.teacher.contains(&place.name) {
+            wanted.push((place.name, place.shape));
+        }
+    }
+    let mut outputs = BTreeMap::new();
+    let mut computed = Vec::new();
+    let mut missing = Vec::new();
+    let mut budget = config.memory;
+    for (output, shape) in wanted {
+        let values = data.train.len() as u64 * shape.iter().product::<usize>() as u64;
+        match budget.checked_sub(4 * values) {
+            Some(rest) if config.data.augment().is_off() => {
+                budget = rest;
+                let file = CacheFile::new(&output, shape, &pretrained.sha256, data, config);
+                match file.read()? {
+                    Some(tensor) => _ = outputs.insert(output, tensor.to_device(device)?),
+                    None => missing.push(file),
+                }
+            }
+            _ if output == LOGITS && !needs.teacher_logits => {}
+            _ => computed.push(output),
+        }
+    }
+    if !missing.is_empty() {
+        match pass(&*behind, missing, data, config, device, progress)? {
+            ControlFlow::Continue(made) => outputs.extend(made),
+            ControlFlow::Break(()) => return Ok(ControlFlow::Break(())),
+        }
+    }
+    let cached = outputs.keys().cloned().collect();
+    let logits = outputs.get(LOGITS).cloned();
+    let teacher: Box<dyn Teacher> = match outputs.is_empty() {
+        true => behind,
+        false => Box::new(Cached::new(outputs, Some(behind))),
+    };
+    Ok(ControlFlow::Continue(Prepared { teacher, logits, cached, computed }))
+}
+
+/// Computes what is missing in the cache, all in one pass over the training images, and writes it there.
+fn pass(
+    teacher: &dyn Teacher,
+    missing: Vec<CacheFile>,
+    data: &Data,
+    config: &CacheConfig<'_>,
+    device: &Device,
+    progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
+) -> Result<ControlFlow<(), BTreeMap<String, Tensor>>> {
+    let mut needs = Needs::default();
+    for file in &missing {
+        match file.output.as_str() {
+            LOGITS => needs.teacher_logits = true,
+            place => needs.teacher.push(place.to_string()),
+        }
+    }
+    let mut values: Vec<Vec<f32>> = missing.iter().map(|_| Vec::new()).collect();
+    let batches = evaluate::in_order(config.data.normalization());
+    let mut done = 0;
+    for batch in kd_data::batches(&data.train, &batches, device)? {
+        let batch = batch?;
+        let answers = teacher.answer(&batch, &needs)?;
+        for (file, values) in missing.iter().zip(&mut values) {
+            values.extend(answers.get(&file.output)?.flatten_all()?.to_vec1::<f32>()?);
+        }
+        done += batch.indices.len();
+        if progress(done).is_break() {
+            return Ok(ControlFlow::Break(()));
+        }
+    }
+    let mut outputs = BTreeMap::new();
+    for (file, values) in missing.into_iter().zip(values) {
+        file.write(&values);
+        let tensor = Tensor::from_vec(values, file.full_shape(), device)?;
+        outputs.insert(file.output, tensor);
+    }
+    Ok(ControlFlow::Continue(outputs))
+}
+
+impl Answers {
+    /// The output of this name.
+    fn get(&self, output: &str) -> Result<&Tensor> {
+        let found = match output {
+            LOGITS => self.logits.as_ref(),
+            place => self.features.get(place),
+        };
+        found.ok_or_else(|| crate::error::other!("the teacher gave no {output}"))
+    }
+}
+
+impl Prepared {
+    /// How the teacher does on the images that it teaches with: on all of them where its logits are cached, otherwise on
+    /// those of `sample`, batches as the student sees them.
+    pub(crate) fn quality(
+        &self,
+        data: &Data,
+        sample: impl Iterator<Item = kd_data::Result<Batch>>,
+    ) -> Result<TeacherQuality> {
+        let mut sums = TeacherQuality { images: 0, accuracy: 0.0, entropy: 0.0 };
+        let mut add = |logits: &Tensor, labels: &mut dyn Iterator<Item = usize>| -> Result<()> {
+            for (row, label) in logits.to_vec2::<f32>()?.iter().zip(labels) {
+                sums.images += 1;
+                sums.entropy += entropy_of(row);
+                sums.accuracy += f64::from(u8::from(argmax(row) == label));
+            }
+            Ok(())
+        };
+        match &self.logits {
+            Some(logits) => add(logits, &mut data.train.labels.iter().map(|&l| usize::from(l)))?,
+            None => {
+                let needs = Needs { teacher_logits: true, ..Needs::default() };
+                for batch in sample {
+                    let batch = batch?;
+                    let labels = batch.labels.to_vec1::<u32>()?;
+                    let answers = self.teacher.answer(&batch, &needs)?;
+                    add(answers.get(LOGITS)?, &mut labels.into_iter().map(|label| label as usize))?;
+                }
+            }
+        }
+        let images = sums.images.max(1) as f64;
+        let (accuracy, entropy) = (sums.accuracy / images, sums.entropy / images);
+        Ok(TeacherQuality { accuracy, entropy, ..sums })
+    }
+}
+
+/// Entropy of the softmax of a row of logits, in nats.
+fn entropy_of(logits: &[f32]) -> f64 {
+    let largest = f64::from(logits[argmax(logits)]);
+    let shifted = || logits.iter().map(|&logit| f64::from(logit) - largest);
+    let sum: f64 = shifted().map(f64::exp).sum();
+    // -sum p ln p, with ln p = shifted - ln sum.
+    let mean: f64 = shifted().map(|shifted| shifted.exp() * shifted).sum::<f64>() / sum;
+    sum.ln() - mean
+}

@@ -1,0 +1,519 @@
+//! Training: from a resolved run to its folder.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::Context;
+use candle_core::Tensor;
+use kd_data::BatchConfig;
+use kd_models::weights::{LeftOut, Metadata};
+use kd_record::event::has_ended;
+use kd_record::{EpochRecord, Event, OutFolder, TeacherRecord};
+
+use crate::checkpoint::{self, State};
+use crate::compile::Compile;
+use crate::error::other;
+use crate::evaluate::{self, Evaluation, evaluate};
+use crate::events::RunLog;
+use crate::figures::{NotFinite, Sums, Unread};
+use crate::recipe::RunRecipe;
+use crate::run::{Every, ResolvedRun, Settings};
+use crate::start::start;
+use crate::step::{At, StepConfig};
+use crate::task::{Supervised, Task};
+use crate::teacher::{self, CacheConfig, Prepared};
+use crate::trainer::{PIECE_BY_PIECE, Trainer};
+use crate::{Error, Result, files, recipe, tensorboard, test_outputs};
+
+/// Batches on which a teacher is judged whose logits are not cached.
+const TEACHER_SAMPLE: usize = 20;
+
+/// What an observer of a run is told.
+#[derive(Debug)]
+pub enum Progress<'a> {
+    /// Training begins, or goes on.
+    Started {
+        /// The run's name.
+        run: &'a str,
+        /// Epochs of the run.
+        epochs: usize,
+        /// Steps of each epoch.
+        batches: usize,
+        /// Steps that earlier processes took.
+        step: u64,
+        /// Whether the run goes on from a checkpoint.
+        resumed: bool,
+    },
+    /// The teacher computes its outputs for the training images, which are then cached.
+    TeacherPass {
+        /// Images done.
+        done: usize,
+        /// Images in all.
+        images: usize,
+    },
+    /// A step is done. On a GPU only the steps are told at which figures are read: those with an event or a checkpoint,
+    /// and the last of an epoch.
+    Step {
+        /// The epoch, from 1.
+        epoch: usize,
+        /// Steps done in this epoch.
+        batch: usize,
+        /// Steps done in all.
+        step: u64,
+        /// Sums over the steps of the epoch so far.
+        sums: &'a Sums,
+    },
+    /// An epoch is done.
+    Epoch(&'a EpochRecord),
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The run is finished.
+    Finished(Evaluation),
+    /// The run was finished before.
+    AlreadyFinished(Evaluation),
+    /// The observer stopped the run; a checkpoint is written, and the same run can go on.
+    Stopped {
+        /// Steps done.
+        step: u64,
+    },
+}
+
+/// Trains the run, or goes on with it where it stopped. `observer` is told of each step; when it breaks, the run writes a
+/// checkpoint and stops.
+///
+/// The result depends on recipe, data and teacher alone: interrupted or not, it is the same bit for bit.
+///
+/// # Errors
+/// When the folder is in use, holds a run of another recipe or of another version, or can't be written; when the device
+/// lacks the precision; when a loss, a gradient or a weight is not finite (the last good checkpoint is kept): this is found in
+/// the very step on the CPU, and on a GPU when figures are next read.
+pub fn train(
+    run: &ResolvedRun,
+    observer: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
+) -> Result<Outcome> {
+    check(run)?;
+    let folder = run.folder();
+    let checkpoints = folder.checkpoints();
+    files::create_folder(&checkpoints)?;
+    let _lock = files::lock(&folder.path, false)?;
+    files::remove_partial(&folder.path)?;
+    files::remove_partial(&checkpoints)?;
+    files::remove_partial_of(&folder.weights())?;
+
+    let recipe = run.recipe.to_toml()?;
+    check_same_recipe(&folder.recipe(), &recipe)?;
+    if let Some(evaluation) = finished_before(run)? {
+        return Ok(Outcome::AlreadyFinished(evaluation));
+    }
+
+    let mut task = Supervised::of_run(run)?;
+    let found = checkpoint::latest(&checkpoints, &expected(run, &recipe, &task))?;
+    let resumed = found.is_some();
+    let mut state = match found {
+        Some(checkpoint) => {
+            task.restore(checkpoint.state.step, &checkpoint.tensors)?;
+            // The same, but the teacher's file may lie elsewhere now.
+            State { recipe: recipe.clone(), ..checkpoint.state }
+        }
+        None => State { recipe: recipe.clone(), ..State::default() },
+    };
+    files::write_whole(&folder.recipe(), recipe.as_bytes())?;
+    let earlier = std::mem::take(&mut state.events);
+    let mut log = RunLog::restore(&folder, earlier, run.settings.tensorboard)?;
+
+    let epochs = run.recipe.training.epochs;
+    let (name, batches, step) = (&run.recipe.run.name, run.steps_per_epoch(), state.step);
+    let stop = observer(Progress::Started { run: name, epochs, batches, step, resumed }).is_break();
+    let unfinished = state.epoch < epochs;
+    if unfinished && !resumed {
+        log.write(Event::Start(Box::new(start(run))))?;
+    }
+    let teacher = match unfinished {
+        true => match ask_teacher(run, &task, &mut log, resumed, observer)? {
+            ControlFlow::Continue(teacher) => teacher,
+            ControlFlow::Break(()) => return Ok(Outcome::Stopped { step }),
+        },
+        false => None,
+    };
+    let training = &run.recipe.training;
+    let config =
+        StepConfig { precision: training.precision, clip_grad_norm: training.clip_grad_norm };
+    let trainer = Trainer::new(Box::new(task), teacher.map(|prepared| prepared.teacher), config);
+    let mut training = Training { run, trainer, unread: Unread::default(), state, log };
+    if unfinished {
+        training.compile();
+        if !resumed {
+            training.save()?;
+        }
+    }
+    training.go(stop, observer)
+}
+
+/// Checks what is wrong whatever the folder holds.
+fn check(run: &ResolvedRun) -> Result<()> {
+    run.recipe.validate()?;
+    run.recipe.training.precision.check(&run.device)?;
+    run.settings.compile.check(&run.device)?;
+    match (run.data.train.is_empty(), run.data.test.is_empty()) {
+        (true, _) => Err(other!("there are no training images")),
+        (_, true) => Err(other!("there are no test images")),
+        _ => Ok(()),
+    }
+}
+
+/// A folder belongs to one recipe.
+fn check_same_recipe(path: &Path, recipe: &str) -> Result<()> {
+    let there = match files::read_text(path, recipe::MAX_BYTES) {
+        Ok(text) => text,
+        Err(error) if error.is_absent() => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    let differing = recipe::differences_in_text(&there, &path.display().to_string(), recipe)?;
+    match differing.is_empty() {
+        true => Ok(()),
+        false => Err(Error::AnotherRecipe {
+            path: path.to_owned(),
+            what: "folder",
+            differences: differing.join(", "),
+        }),
+    }
+}
+
+/// The evaluation of a run that an earlier process finished.
+fn finished_before(run: &ResolvedRun) -> Result<Option<Evaluation>> {
+    let folder = run.folder();
+    let (events, evaluation) = (folder.events(), folder.evaluation());
+    if !(has_ended(&events) && folder.weights().exists() && evaluation.exists()) {
+        return Ok(None);
+    }
+    if run.settings.tensorboard {
+        let events = std::fs::read_to_string(&events)
+            .with_context(|| format!("{}: can't be read", events.display()))?;
+        tensorboard::TensorBoard::rewrite(&folder.path, &events)?;
+    }
+    Ok(Some(Evaluation::read(&evaluation)?))
+}
+
+/// What a checkpoint of the run must fit.
+fn expected<'a>(run: &ResolvedRun, recipe: &'a str, task: &dyn Task) -> checkpoint::Expected<'a> {
+    let parameters = task.learners().iter().flat_map(|learner| &learner.parameters);
+    checkpoint::Expected {
+        recipe,
+        shapes: parameters.map(|(name, value)| (name.clone(), value.dims().to_vec())).collect(),
+        epochs: run.recipe.training.epochs,
+        batches: run.steps_per_epoch(),
+    }
+}
+
+/// Gets the run's teacher ready to answer, if the task needs one. `Break` when the observer breaks.
+fn ask_teacher(
+    run: &ResolvedRun,
+    task: &dyn Task,
+    log: &mut RunLog,
+    resumed: bool,
+    observer: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
+) -> Result<ControlFlow<(), Option<Prepared>>> {
+    let needs = task.needs();
+    let Some(teacher) = run.teacher.as_ref().filter(|_| needs.any_teacher()) else {
+        return Ok(ControlFlow::Continue(None));
+    };
+    let started = Instant::now();
+    let images = run.data.train.len();
+    let cache = CacheConfig {
+        data: &run.recipe.data,
+        folder: &OutFolder::new(&run.out).cache(),
+        memory: run.settings.cache_memory,
+    };
+    let mut progress = |done| observer(Progress::TeacherPass { done, images });
+    let prepared = teacher::prepare(teacher, needs, &run.data, &cache, &run.device, &mut progress)?;
+    if let ControlFlow::Continue(prepared) = &prepared
+        && !resumed
+    {
+        let sample = batches(run, 0, 0)?.take(TEACHER_SAMPLE);
+        let quality = prepared.quality(&run.data, sample)?;
+        log.write(Event::Teacher(TeacherRecord {
+            cached: prepared.cached.clone(),
+            computed: prepared.computed.clone(),
+            seconds: started.elapsed().as_secs_f64(),
+            quality: Some(quality),
+        }))?;
+    }
+    Ok(prepared.map_continue(Some))
+}
+
+/// The training batches of an epoch from batch `first_batch` on.
+fn batches(run: &ResolvedRun, epoch: usize, first_batch: usize) -> Result<kd_data::Batches> {
+    let recipe = &run.recipe;
+    let config = BatchConfig {
+        batch_size: recipe.training.batch_size,
+        shuffle_seed: Some(recipe.training.seed),
+        epoch,
+        first_batch,
+        augment: recipe.data.augment(),
+        normalization: recipe.data.normalization(),
+        prefetch: evaluate::PREFETCH,
+    };
+    Ok(kd_data::batches(&run.data.train, &config, &run.device)?)
+}
+
+/// A run in training.
+struct Training<'a> {
+    run: &'a ResolvedRun,
+    trainer: Trainer,
+    /// The steps since figures were last read.
+    unread: Unread,
+    state: State,
+    log: RunLog,
+}
+
+impl Training<'_> {
+    /// Trains all epochs that are left, and writes the run's results.
+    fn go(
+        mut self,
+        mut stop: bool,
+        observer: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
+    ) -> Result<Outcome> {
+        let epochs = self.run.recipe.training.epochs;
+        while self.state.epoch < epochs && !stop {
+            match self.steps_of_epoch(observer)? {
+                ControlFlow::Continue(stopped) => stop = stopped,
+                ControlFlow::Break(()) => return Ok(Outcome::Stopped { step: self.state.step }),
+            }
+            let record = self.end_epoch()?;
+            self.log.write(Event::Epoch(record.clone()))?;
+            stop |= observer(Progress::Epoch(&record)).is_break();
+            let due = match self.run.settings.checkpoint_every {
+                Every::Steps(steps) => self.state.step.is_multiple_of(steps),
+                Every::Epochs(epochs) => self.state.epoch.is_multiple_of(epochs),
+            };
+            if due || stop || self.state.epoch == epochs {
+                let accuracy = record.selection_accuracy.unwrap_or(record.test_accuracy);
+                self.state.count_best(accuracy);
+                self.save()?;
+            }
+        }
+        if self.state.epoch < epochs {
+            return Ok(Outcome::Stopped { step: self.state.step });
+        }
+        self.finish()
+    }
+
+    /// Takes the steps that are left of an epoch. `Break` when the observer breaks before the last one, after which a
+    /// checkpoint is written; at the last one the checkpoint comes after the evaluation, and the value says whether the
+    /// observer broke there.
+    fn steps_of_epoch(
+        &mut self,
+        observer: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<(), bool>> {
+        let settings = &self.run.settings;
+        let epoch = self.state.epoch + 1;
+        let batches_in_all = self.run.steps_per_epoch();
+        let mut stop = false;
+        // Waiting for a batch counts; writing a checkpoint doesn't.
+        let mut since = Instant::now();
+        for batch in batches(self.run, self.state.epoch, self.state.batch)? {
+            let batch = batch.with_context(|| self.stage())?;
+            let figures = self.trainer.step(&batch, &self.at(self.state.step))?;
+            self.unread.push(self.state.step, &batch.indices, figures);
+            self.state.batch += 1;
+            self.state.step += 1;
+            let event = self.state.step.is_multiple_of(settings.event_steps);
+            let due = match settings.checkpoint_every {
+                Every::Steps(steps) => self.state.step.is_multiple_of(steps),
+                Every::Epochs(_) => false,
+            };
+            let last = self.state.batch == batches_in_all;
+            // Reading a figure makes a GPU's steps wait for each other.
+            let read = event || due || last || self.run.device.is_cpu();
+            let loss = if read { Some(self.read()?) } else { None };
+            self.state.sums.seconds += since.elapsed().as_secs_f64();
+            if let Some(loss) = loss {
+                let State { batch, step, .. } = self.state;
+                if event {
+                    self.log.write(Event::Step { epoch, step, loss })?;
+                }
+                let sums = &self.state.sums;
+                stop |= observer(Progress::Step { epoch, batch, step, sums }).is_break();
+                if (due || stop) && !last {
+                    self.save()?;
+                    if stop {
+                        return Ok(ControlFlow::Break(()));
+                    }
+                }
+            }
+            since = Instant::now();
+        }
+        Ok(ControlFlow::Continue(stop))
+    }
+
+    /// Where the run is before its step `step`, counted from 0.
+    fn at(&self, step: u64) -> At {
+        let training = &self.run.recipe.training;
+        let batches = self.run.steps_per_epoch();
+        let share = training.schedule.share(step, batches, training.epochs);
+        At {
+            seed: training.seed,
+            epoch: self.state.epoch,
+            epochs: training.epochs,
+            step,
+            steps: training.epochs as u64 * batches as u64,
+            learning_rate: share * self.run.recipe.optimizer.lr(),
+        }
+    }
+
+    /// Where the run is, for messages.
+    fn stage(&self) -> String {
+        let name = &self.run.recipe.run.name;
+        format!("run {name}, epoch {}, step {}", self.state.epoch + 1, self.state.step + 1)
+    }
+
+    /// Reads the figures of all steps since the last look; the last step's loss.
+    fn read(&mut self) -> Result<f64> {
+        self.unread.read(&mut self.state.sums)?.map_err(|NotFinite { step, images, found }| {
+            Error::NotFinite {
+                run: self.run.recipe.run.name.clone(),
+                epoch: self.state.epoch + 1,
+                step: step + 1,
+                found,
+                images,
+                checkpoints: self.checkpoints(),
+            }
+        })
+    }
+
+    /// Captures steps from now on, or says why none will be.
+    fn compile(&mut self) {
+        let Settings { compile, .. } = self.run.settings;
+        let whole = self.run.recipe.training.batch_size;
+        let why = match self.trainer.compile(compile, whole) {
+            None if compile == Compile::Graph && self.run.data.train.len() < whole => {
+                Some(format!("there are fewer training images than the {whole} of a batch"))
+            }
+            why => why,
+        };
+        if let Some(why) = why {
+            tracing::warn!("{}: {PIECE_BY_PIECE}: {why}", self.stage());
+        }
+    }
+
+    /// Evaluates and sums up.
+    fn end_epoch(&mut self) -> Result<EpochRecord> {
+        let started = Instant::now();
+        let run = self.run;
+        let normalization = run.recipe.data.normalization();
+        let weights = self.weights()?;
+        let network = kd_models::build(&run.model_config(), kd_models::frozen(&weights))?;
+        let evaluate =
+            |images| evaluate(&*network, images, &run.data.classes, normalization, &run.device);
+        let evaluation = evaluate(&run.data.test).map_err(|error| {
+            let name = &run.recipe.run.name;
+            error.context(format!("run {name}, evaluation after epoch {}", self.state.epoch + 1))
+        })?;
+        let selection_accuracy = match &run.data.selection {
+            None => None,
+            Some(images) => Some(evaluate(images)?.accuracy),
+        };
+        let state = &mut self.state;
+        let sums = std::mem::take(&mut state.sums);
+        let batches = state.batch as f64;
+        let learning_rate = self.at(self.state.step - 1).learning_rate;
+        let state = &mut self.state;
+        let record = EpochRecord {
+            epoch: state.epoch + 1,
+            train_loss: sums.loss / batches,
+            train_accuracy: sums.correct as f64 / sums.images as f64,
+            test_loss: evaluation.loss,
+            test_accuracy: evaluation.accuracy,
+            seconds: sums.seconds,
+            test_seconds: Some(started.elapsed().as_secs_f64()),
+            images_per_second: sums.images as f64 / sums.seconds.max(1e-9),
+            selection_accuracy,
+            learning_rate: Some(learning_rate),
+            parts: sums.parts.into_iter().map(|(name, sum)| (name, sum / batches)).collect(),
+        };
+        state.epoch += 1;
+        state.batch = 0;
+        match selection_accuracy {
+            None => state.evaluation = Some(evaluation),
+            // Of equal epochs the first.
+            Some(found) if state.best.is_none_or(|(_, best)| found > best) => {
+                state.best = Some((state.epoch, found));
+                state.evaluation = Some(evaluation);
+                // A run that goes on from before this epoch comes to the same file again.
+                self.write_weights(&self.best_path(), &weights)?;
+            }
+            Some(_) => {}
+        }
+        Ok(record)
+    }
+
+    /// The network's weights and running statistics, without the methods' helpers.
+    fn weights(&self) -> Result<BTreeMap<String, Tensor>> {
+        let config = self.run.model_config();
+        let own = kd_models::parameter_shapes(&config).into_iter();
+        let own = own.chain(kd_models::buffer_shapes(&config));
+        let [learner] = self.trainer.task().learners() else {
+            return Err(other!("a run's weights are those of one network"));
+        };
+        let weight = |(name, _)| Some((learner.parameters.get(&name)?.as_detached_tensor(), name));
+        Ok(own.filter_map(weight).map(|(tensor, name)| (name, tensor)).collect())
+    }
+
+    /// Writes a checkpoint and removes old ones.
+    fn save(&mut self) -> Result<()> {
+        let folder = self.checkpoints();
+        let tensors = self.trainer.task().state()?;
+        self.state.events = self.log.text().to_string();
+        checkpoint::save(&folder, &self.state, &tensors)
+            .with_context(|| format!("run {}", self.run.recipe.run.name))?;
+        self.state.events.clear();
+        Ok(checkpoint::prune(&folder, self.run.settings.keep_checkpoints, &self.state)?)
+    }
+
+    fn checkpoints(&self) -> PathBuf {
+        self.run.folder().checkpoints()
+    }
+
+    /// Where the best epoch's weights are while the run goes on.
+    fn best_path(&self) -> PathBuf {
+        self.run.folder().best_weights()
+    }
+
+    /// Writes the evaluation, the weights that the run ends with and its answers to the test images.
+    fn finish(mut self) -> Result<Outcome> {
+        let evaluation = self.state.evaluation.take();
+        let evaluation = evaluation.context("the last checkpoint has no evaluation")?;
+        evaluation.write(&self.run.folder().evaluation())?;
+        let path = self.run.folder().weights();
+        match self.run.data.selection {
+            None => self.write_weights(&path, &self.weights()?)?,
+            Some(_) => {
+                let best = self.best_path();
+                let bytes = std::fs::read(&best).with_context(|| {
+                    format!("{}: the best epoch's weights can't be read", best.display())
+                })?;
+                files::write_whole(&path, &bytes)?;
+            }
+        }
+        test_outputs::write(self.run, &path)?;
+        self.log.write(Event::End { steps: self.state.step })?;
+        self.log.flush()?;
+        Ok(Outcome::Finished(evaluation))
+    }
+
+    fn write_weights(&self, path: &Path, weights: &BTreeMap<String, Tensor>) -> Result<()> {
+        let RunRecipe { data: config, run, .. } = &self.run.recipe;
+        let data = &self.run.data;
+        let network = self.run.model_config();
+        let mut metadata = Metadata::new(&network, config.mean, config.std, &data.name);
+        metadata.class_names = Some(data.classes.clone());
+        metadata.left_out =
+            run.part.map(|[part, of]| LeftOut { part, of, images: data.whole_train });
+        Ok(kd_models::weights::save(path, weights, &metadata)?)
+    }
+}
