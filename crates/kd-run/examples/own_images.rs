@@ -1,64 +1,58 @@
-//! Pictures of one's own, in folders, and a network trained on them.
+//! One's own pictures, in folders, and a network trained on them.
 //!
 //! ```text
 //! cargo run --release -p kd-run --example own_images -- pictures
 //! ```
 //!
 //! `pictures` has `train/CLASS/*.png` and `test/CLASS/*.png` (or JPEG), of any size. On the command line
-//! the same is `kd train --model student --dataset folder --data pictures`.
+//! the same is `kd train --model student --dataset folder --data pictures`, with a recipe for the mirrored pictures.
 
+use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::Arc;
 
 use anyhow::Context;
-use candle_core::Device;
-use kd_data::{Augment, BatchConfig, Normalization};
-use kd_models::{Architecture, Classifier, Mode, ModelConfig};
-use kd_ops::DropoutKey;
-use kd_ops::adam::{Adam, AdamConfig};
+use kd_run::recipe::{DatasetName, Recipe, TUTORIAL};
+use kd_run::resolve::{Choices, resolve};
+use kd_run::train::{Outcome, Progress, train};
 
-/// Share of right answers among the test pictures.
-fn train(folder: &Path, epochs: usize) -> anyhow::Result<f64> {
-    let data = kd_data::image_folder(folder, kd_data::images::SIDE)?;
-    let (train, test) = (Arc::new(data.train), Arc::new(data.test));
+/// Trains the tutorial's student on the pictures in `folder`, with results in `out`; its accuracy on the test pictures.
+fn accuracy(folder: &Path, out: &Path, epochs: usize) -> anyhow::Result<f64> {
+    let mut recipe = Recipe::parse(TUTORIAL, "the built-in recipe")?;
+    // Few pictures go further when they are mirrored at random.
+    recipe.data.augment.flip = true;
+    let choices = Choices {
+        dataset: Some(DatasetName::Folder),
+        data: folder.into(),
+        epochs: Some(epochs),
+        batch_size: Some(16),
+        out: Some(out.into()),
+        ..Choices::default()
+    };
+    let run = resolve(&recipe, recipe.run("student")?, &choices)?.run;
     println!(
         "{} pictures to train on, {} to test on, of {}",
-        train.len(),
-        test.len(),
-        data.classes.join(", ")
+        run.data.train.len(),
+        run.data.test.len(),
+        run.data.classes.join(", ")
     );
-
-    let config = ModelConfig::new(Architecture::Student, data.classes.len());
-    let parameters = kd_models::init(&config, 0, &Device::Cpu)?;
-    let network = kd_models::build(&config, kd_models::var_builder(&parameters))?;
-    let mut adam = Adam::new(AdamConfig::default());
-    for epoch in 0..epochs {
-        let config = BatchConfig {
-            batch_size: 16,
-            shuffle_seed: Some(0),
-            epoch,
-            // Few pictures go further when they are mirrored.
-            augment: Augment { flip: true, ..Augment::default() },
-            ..BatchConfig::default()
-        };
-        for batch in kd_data::batches(&train, &config, &Device::Cpu)? {
-            let batch = batch?;
-            let mode = Mode::Train(DropoutKey { seed: 0, step: adam.steps });
-            let logits = network.forward_t(&batch.images, mode, &[])?.logits;
-            let loss = kd_loss::cross_entropy(&logits, &batch.labels)?;
-            adam.step(&parameters, &loss.backward()?)?;
+    let outcome = train(&run, &mut |progress| {
+        if let Progress::Epoch(epoch) = progress {
+            println!("epoch {}: loss {:.3}", epoch.epoch, epoch.train_loss);
         }
+        ControlFlow::Continue(())
+    })?;
+    match outcome {
+        Outcome::Finished(evaluation) | Outcome::AlreadyFinished(evaluation) => {
+            Ok(evaluation.accuracy)
+        }
+        Outcome::Stopped { step } => anyhow::bail!("stopped after step {step}"),
     }
-    let network: &dyn Classifier = &*network;
-    let (classes, normalization) = (&data.classes, Normalization::default());
-    let evaluation =
-        kd_run::evaluate::evaluate(network, &test, classes, normalization, &Device::Cpu)?;
-    Ok(evaluation.accuracy)
 }
 
 fn main() -> anyhow::Result<()> {
     let folder = std::env::args_os().nth(1).context("give the folder with train/ and test/")?;
-    println!("{:.1} % right", 100.0 * train(Path::new(&folder), 10)?);
+    let accuracy = accuracy(Path::new(&folder), Path::new("runs/own-images"), 10)?;
+    println!("{:.1} % of the test pictures are classified correctly", 100.0 * accuracy);
     Ok(())
 }
 
@@ -78,5 +72,5 @@ fn pictures_in_folders_are_learned() {
             }
         }
     }
-    assert!(train(folder.path(), 4).unwrap() > 0.9);
+    assert!(accuracy(folder.path(), &folder.path().join("out"), 4).unwrap() > 0.9);
 }

@@ -211,7 +211,11 @@ fn set_temperature(run: &mut RunConfig, value: f64) -> Result<()> {
     }
     match found {
         true => Ok(()),
-        false => Err(Error::Choice("--temperature is for the methods kd, dkd and dist".into())),
+        false => Err(Error::Choice(format!(
+            "--temperature is for the methods kd, dkd and dist; run {:?} has {}",
+            run.name,
+            run.method_name().as_deref().unwrap_or("no method")
+        ))),
     }
 }
 
@@ -241,11 +245,11 @@ fn teacher_path(
     };
     match (&path, run.needs_teacher()) {
         (None, true) => Err(Error::Choice(format!(
-            "run {:?} learns from a teacher: give its weights with --teacher FILE",
+            "run {:?} needs a teacher; give the teacher's weights with --teacher FILE, or name them in the recipe",
             run.name
         ))),
         (Some(path), false) => Err(Error::Choice(format!(
-            "--teacher {}: run {:?} asks no teacher",
+            "--teacher {}: run {:?} needs no teacher; leave --teacher out",
             path.display(),
             run.name
         ))),
@@ -274,7 +278,7 @@ fn check_same_data(out: &Path, run: &RunRecipe) -> Result<()> {
         let test = |data: &DataConfig| (data.sha256.clone(), data.test_limit, data.held_out);
         if test(&other.data) != test(&run.data) {
             return Err(Error::unfit(format!(
-                "{}: this run was on other images ({}{}, test limit {}, held out {}); runs in one folder are compared, so choose another --out",
+                "{}: this run in the same folder was tested on other images ({}{}, test limit {}, held out {}); runs in one folder are compared, so choose another --out",
                 path.display(),
                 other.data.dataset.name(),
                 if other.data.sha256 == run.data.sha256 { "" } else { " of other files" },
@@ -314,12 +318,12 @@ fn load_teacher(
         && *expected != teacher.sha256
     {
         return Err(Error::unfit(format!(
-            "{}: the teacher's SHA-256 is {}; the recipe's teacher_sha256 is {expected}: it is another teacher",
+            "{}: the teacher's SHA-256 is {}; the recipe's teacher_sha256 is {expected}: this is another teacher. Give that one with --teacher, or remove teacher_sha256 from the recipe",
             path.display(),
             teacher.sha256
         )));
     }
-    // Of cross-fitted targets the teacher's own file need not be there.
+    // With cross-fitted targets only the parts' files need to exist, not one of the teacher's own name.
     let recorded = OutFolder::new(out).from_a_run(&file)?;
     let recorded = recorded.with_file_name(path.file_name().unwrap_or_default());
     run.teacher = Some(recorded.display().to_string());
@@ -346,7 +350,7 @@ fn load_initial(
         && *expected != initial.sha256
     {
         return Err(Error::unfit(format!(
-            "{}: the SHA-256 is {}; the recipe's init_sha256 is {expected}: these are other weights",
+            "{}: the file's SHA-256 is {}; the recipe's init_sha256 is {expected}: these are other weights. Give those with --init, or remove init_sha256 from the recipe",
             path.display(),
             initial.sha256
         )));

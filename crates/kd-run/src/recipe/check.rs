@@ -8,7 +8,7 @@ use super::optimizer::OptimizerConfig;
 use super::schedule::LrSchedule;
 use super::types::{DataConfig, Recipe, RunConfig, RunRecipe};
 
-/// Most epochs, and most images in a step: far more than anybody trains with.
+/// The largest number of epochs, and of images in a step, that is accepted: far more than anybody trains with.
 const MOST: usize = 1_000_000;
 const AT_LEAST_ONE: &str = "at least 1, at most 1000000";
 
@@ -16,7 +16,7 @@ impl RunRecipe {
     /// Checks every value.
     ///
     /// # Errors
-    /// When one makes no sense; it is named.
+    /// When a value makes no sense; the message names it, what it is, and what is expected.
     pub fn validate(&self) -> anyhow::Result<()> {
         self.to_recipe().check().map_err(|invalid| anyhow::anyhow!("{invalid}"))
     }
@@ -45,7 +45,10 @@ impl Recipe {
             if self.runs[..index].iter().any(|other| other.name == run.name) {
                 let mut path = place.to_vec();
                 path.push(Step::Key("name"));
-                let message = format!("{:?} is the name of two runs; names must differ", run.name);
+                let message = format!(
+                    "{:?} is the name of two runs; expected another name for each run",
+                    run.name
+                );
                 return Err(Invalid { path, message });
             }
         }
@@ -112,7 +115,7 @@ impl RunConfig {
                 self.needs_teacher(),
                 &path,
                 parts,
-                "none: no method of this run asks a teacher",
+                "none: no method of this run needs a teacher",
             )?;
         }
         if let Some([part, of]) = self.part {
@@ -128,7 +131,8 @@ impl RunConfig {
         let select_on = self.select_on.unwrap_or(1);
         require(select_on >= 1, &[Step::Key("select_on")], 0, "at least 1")?;
         for (key, set) in [("part", self.part.is_some()), ("select_on", self.select_on.is_some())] {
-            let expected = "none in a run with a teacher: the student sees all training images";
+            let expected =
+                "none in a run with a teacher, where the student trains on all training images";
             require(!(set && self.needs_teacher()), &[Step::Key(key)], "set", expected)?;
         }
         let teacher = self.teacher.as_deref().unwrap_or_default();
@@ -137,15 +141,15 @@ impl RunConfig {
             used,
             &[Step::Key("teacher")],
             teacher,
-            "none: no method of this run asks a teacher",
+            "none: no method of this run needs a teacher",
         )
     }
 }
 
-/// Whether a run can have this name: it becomes a folder and a file.
+/// Checks that a run can have this name, which becomes the name of a folder and of a file.
 ///
 /// # Errors
-/// Says what is wrong with it.
+/// When it can't; the message says what is expected.
 pub fn check_name(name: &str) -> anyhow::Result<()> {
     let known = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     let first = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
@@ -154,7 +158,7 @@ pub fn check_name(name: &str) -> anyhow::Result<()> {
             && name.bytes().all(known)
             && name.len() <= 100
             && !kd_record::layout::is_reserved(name),
-        "run name {name:?} can't be a folder's; expected letters, digits, '-', '_' and '.', a letter or digit first, and not \"cache\""
+        "{name:?} can't be a run's name, which is also a folder's; expected at most 100 letters, digits, '-', '_' and '.', a letter or digit first, and not \"cache\""
     );
     Ok(())
 }
@@ -209,7 +213,12 @@ impl LrSchedule {
                 let rising = milestones.windows(2).all(|pair| pair[0] < pair[1]);
                 let good = rising && milestones.iter().all(|epoch| *epoch > 0.0);
                 let found = format!("{milestones:?}");
-                require(good, &[Step::Key("milestones")], found, "epochs above 0 that rise")?;
+                require(
+                    good,
+                    &[Step::Key("milestones")],
+                    found,
+                    "epochs above 0 in ascending order",
+                )?;
                 above_0("factor", factor)?;
                 warmup(warmup_epochs, warmup_from)
             }

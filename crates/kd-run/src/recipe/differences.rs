@@ -4,8 +4,8 @@ use anyhow::Context;
 
 use super::types::Recipe;
 
-/// The keys in which two recipes of one run differ, each with both values. The paths of
-/// weights files are left out: their hashes say whether they are the same.
+/// The keys in which two recipes of one run differ, each with both values. The paths of weights files are left out, since their
+/// hashes say whether they are the same.
 pub fn differences(there: &toml::Table, asked: &toml::Table) -> Vec<String> {
     let (mut a, mut b) = (Vec::new(), Vec::new());
     flatten("", &toml::Value::Table(there.clone()), &mut a);
@@ -25,8 +25,8 @@ pub fn differences(there: &toml::Table, asked: &toml::Table) -> Vec<String> {
         .collect()
 }
 
-/// [`differences`] of recipes as texts, `file` being the name of the first: a setting that is not written counts with its
-/// default, so that a recipe of an earlier version is still the same.
+/// The [`differences`] of two recipes given as text, of which messages call the first `file`. A setting that is not written counts
+/// with its default, so that a recipe which an earlier version wrote still equals today's.
 pub(crate) fn differences_in_text(
     there: &str,
     file: &str,
@@ -40,6 +40,7 @@ pub(crate) fn differences_in_text(
     Ok(differences(&whole(there, file)?, &whole(asked, "the run's recipe")?))
 }
 
+/// Collects every value below `value` with its dotted key.
 fn flatten(prefix: &str, value: &toml::Value, out: &mut Vec<(String, String)>) {
     let below = |key: &str| match prefix {
         "" => key.to_string(),
@@ -52,7 +53,7 @@ fn flatten(prefix: &str, value: &toml::Value, out: &mut Vec<(String, String)>) {
             }
         }
         toml::Value::Array(array) if array.iter().all(toml::Value::is_table) => match &array[..] {
-            // The one [[run]], and a method that is alone.
+            // The keys of an array with one table, such as the one [[run]], need no number.
             [one] => flatten(prefix, one, out),
             several => {
                 for (index, value) in several.iter().enumerate() {

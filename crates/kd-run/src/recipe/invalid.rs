@@ -2,21 +2,25 @@
 
 use std::fmt;
 
-/// A value that makes no sense.
+/// A value that makes no sense. It is displayed as its place and what is wrong with it, such as
+/// `run[1].epochs: is 0; expected at least 1`.
 #[derive(Debug)]
 pub(crate) struct Invalid {
-    /// Keys and positions down to the value.
+    /// The keys and positions that lead to the value.
     pub(super) path: Vec<Step>,
     pub(super) message: String,
 }
 
-/// One step towards a value in a recipe.
+/// One step on the way from the recipe's root to a value.
 #[derive(Clone, Debug)]
 pub(crate) enum Step {
+    /// Into a table, by key.
     Key(&'static str),
+    /// Into an array of tables, from 0.
     Index(usize),
 }
 
+/// An [`Invalid`] at `path`, which says what was found and what is expected, unless `good`.
 pub(super) fn require(
     good: bool,
     path: &[Step],
@@ -31,6 +35,7 @@ pub(super) fn require(
 }
 
 impl Invalid {
+    /// The same, seen from the table that has the value's table at `place`.
     pub(super) fn below(mut self, place: &[Step]) -> Self {
         self.path.splice(0..0, place.iter().cloned());
         self
@@ -43,7 +48,7 @@ impl fmt::Display for Invalid {
             match step {
                 Step::Key(key) if index == 0 => f.write_str(key)?,
                 Step::Key(key) => write!(f, ".{key}")?,
-                // Counted from 1, as people count the tables.
+                // Counted from 1, as people count tables.
                 Step::Index(index) => write!(f, "[{}]", index + 1)?,
             }
         }

@@ -1,16 +1,16 @@
-//! A recipe's table `[optimizer]`.
+//! A recipe's table `[optimizer]`: the settings of each optimiser, and how they are read and written.
 
 use kd_ops::adam::AdamConfig;
 use kd_ops::sgd::SgdConfig;
 use serde::{Deserialize, Serialize};
 
-/// Which optimiser, with its settings; a recipe's table `[optimizer]`.
+/// An optimiser with its settings: a recipe's table `[optimizer]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Table", into = "Table")]
 pub enum OptimizerConfig {
-    /// `name = "adam"`.
+    /// Adam, `name = "adam"`.
     Adam(AdamConfig),
-    /// `name = "sgd"`.
+    /// Stochastic gradient descent with momentum, `name = "sgd"`.
     Sgd(SgdConfig),
 }
 
@@ -20,7 +20,7 @@ impl Default for OptimizerConfig {
     }
 }
 
-/// All that the table can hold; what is left out has the optimiser's default.
+/// All settings that the table can hold. One that is left out has the optimiser's default; one of another optimiser is an error.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct Table {
@@ -117,7 +117,7 @@ impl From<OptimizerConfig> for Table {
 }
 
 impl OptimizerConfig {
-    /// The learning rate, which a schedule changes.
+    /// The learning rate, before a schedule changes it.
     pub fn lr(&self) -> f64 {
         match self {
             Self::Adam(config) => config.lr,
@@ -125,7 +125,7 @@ impl OptimizerConfig {
         }
     }
 
-    /// The learning rate to change.
+    /// The learning rate, to be set.
     pub fn lr_mut(&mut self) -> &mut f64 {
         match self {
             Self::Adam(config) => &mut config.lr,

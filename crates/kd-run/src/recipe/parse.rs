@@ -9,15 +9,15 @@ use super::invalid::Step;
 use super::types::{FORMAT, Recipe};
 use kd_record::read::read_text;
 
-/// No recipe that people write comes near this size; a larger file is not read.
+/// The largest recipe that is read, in bytes. No recipe that people write comes near it.
 pub(crate) const MAX_BYTES: u64 = 1 << 20;
 
-/// What is wrong with a recipe and where.
+/// A mistake in a recipe: what is wrong, and where.
 #[derive(Debug, thiserror::Error)]
 pub struct RecipeError {
-    /// The file, or what else it is.
+    /// The file's path, or what the recipe is called where it is no file.
     pub file: String,
-    /// The line, from 1.
+    /// The line, from 1, where it is known.
     pub line: Option<usize>,
     /// What was found and what was expected.
     pub message: String,
@@ -37,8 +37,8 @@ impl Recipe {
     /// Reads a recipe file.
     ///
     /// # Errors
-    /// When it can't be read, is no TOML, has an unknown key or a value that makes no sense; with
-    /// file and line.
+    /// When the file can't be read, is no TOML, or has an unknown key or a value that makes no sense. The message names file and
+    /// line.
     pub fn read(path: &Path) -> anyhow::Result<Self> {
         let text = read_text(path, MAX_BYTES).map_err(|error| match error {
             kd_record::Error::Io { path, cause, .. } => {
@@ -49,10 +49,10 @@ impl Recipe {
         Ok(Self::parse(&text, &path.display().to_string())?)
     }
 
-    /// Parses a recipe; `file` is its name for messages.
+    /// Parses a recipe's text and fills in what it leaves out. `file` is what messages call it.
     ///
     /// # Errors
-    /// As [`Recipe::read`].
+    /// When the text is no TOML, or has an unknown key or a value that makes no sense.
     pub fn parse(text: &str, file: &str) -> Result<Self, RecipeError> {
         let error = |line, message| RecipeError { file: file.to_string(), line, message };
         let toml_error = |found: toml::de::Error| {
@@ -61,7 +61,7 @@ impl Recipe {
         };
         let root = DeTable::parse(text).map_err(toml_error)?;
         let root = root.into_inner();
-        // Read first: another format may differ in everything else.
+        // The format is looked at first, since a recipe of another format may differ in everything else.
         let format = root.get("format").and_then(|format| match format.get_ref() {
             DeValue::Integer(number) => number.as_str().parse::<u32>().ok(),
             _ => None,
@@ -89,11 +89,12 @@ impl Recipe {
     }
 }
 
+/// The line, from 1, of a place in `text`, given in bytes.
 pub(super) fn line_of(text: &str, offset: usize) -> usize {
     1 + text.bytes().take(offset).filter(|byte| *byte == b'\n').count()
 }
 
-/// Where the value is; where the nearest table above it is, when the value has been left out.
+/// Where in the text, in bytes, the value at `path` is; if the recipe leaves it out, where the nearest table above it is.
 fn offset_of(root: &DeTable<'_>, path: &[Step]) -> usize {
     let [Step::Key(first), rest @ ..] = path else { return 0 };
     let Some((key, mut value)) = root.get_key_value(*first) else { return 0 };
@@ -116,7 +117,7 @@ fn offset_of(root: &DeTable<'_>, path: &[Step]) -> usize {
     offset
 }
 
-/// Adds the nearest of the names that serde lists, for a misspelt one.
+/// serde's message about an unknown name, with the nearest of the names that it lists added as a suggestion.
 fn with_suggestion(message: &str) -> String {
     let mut names = message.split('`').skip(1).step_by(2);
     let is_unknown = message.starts_with("unknown field") || message.starts_with("unknown variant");
@@ -127,13 +128,13 @@ fn with_suggestion(message: &str) -> String {
     }
 }
 
-/// The one of these names that was probably meant by `found`, if any is near it.
+/// The one of `names` that was probably meant by `found`: the nearest by edit distance, `None` if not even that is near.
 pub fn nearest<'a>(found: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let (distance, name) = names.map(|name| (edit_distance(found, name), name)).min()?;
     (distance <= 1 + found.len() / 4).then_some(name)
 }
 
-/// What serde calls by Rust's types, in words.
+/// serde's message about a wrong type, with Rust's name of the expected type put into words.
 fn in_words(message: &str) -> String {
     let types = [
         ("expected usize", "expected a whole number, not negative"),
@@ -150,7 +151,7 @@ fn in_words(message: &str) -> String {
     message.to_string()
 }
 
-/// Letters to insert, delete or change (Levenshtein, 1966).
+/// The number of letters to insert, delete or change to turn `a` into `b` (Levenshtein, 1966).
 fn edit_distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();

@@ -167,7 +167,7 @@ fn impossible_values_are_named_with_their_line() {
         ("weight = 0.25", "weight = nan", "run[3].method[1].weight"),
         ("std = [0.229", "std = [0.0", "data.std"),
         ("name = \"student\"", "name = \"../x\"", "run[2].name"),
-        ("name = \"student\"", "name = \"teacher\"", "the name of two runs"),
+        ("name = \"student\"", "name = \"teacher\"", "is the name of two runs"),
     ];
     for (from, to, expected) in values {
         let message = changed(from, to);

@@ -1,11 +1,11 @@
-//! A recipe as a file.
+//! A recipe as text.
 
 use anyhow::Context;
 
 use super::types::RunRecipe;
 
 impl RunRecipe {
-    /// The recipe's file.
+    /// The recipe as TOML, which [`Recipe::parse`](super::Recipe::parse) reads back the same.
     ///
     /// # Errors
     /// When a value can't be written as TOML.

@@ -42,7 +42,7 @@ fn wrong_flags_are_usage_errors_that_name_the_flag() {
             "distill --method cosine --temperature 3",
             "--temperature is for the methods kd, dkd and dist",
         ),
-        ("distill --method label-smoothing --teacher t", "asks no teacher"),
+        ("distill --method label-smoothing --teacher t", "needs no teacher"),
         ("eval", "--weights"),
         ("report", "<OUT>"),
         ("predict --weights w.safetensors", "<PICTURE>"),

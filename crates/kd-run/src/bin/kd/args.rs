@@ -17,25 +17,25 @@ pub(crate) use values::{Part, architecture, at_least_one, part, positive, share}
 /// What stands below the commands in `kd --help`, and on the manual page.
 const HELP: &str = "\
 Examples:
-  kd train --model teacher --out runs/mine                 train on CIFAR-10 in data/
-  kd distill --method kd --out runs/mine                   train a student with its help
-  kd predict --weights runs/mine/kd.safetensors cat.jpg    ask it
-  kd report runs/mine                                      a table, and report.html
-  kd train --help                                          flags and examples of a command
+  kd train --model teacher --out runs/mine                 train a teacher on CIFAR-10 in data/
+  kd distill --method kd --out runs/mine                   distil it into a student
+  kd predict --weights runs/mine/kd.safetensors cat.jpg    classify a picture
+  kd report runs/mine                                      show a table and write report.html
+  kd train --help                                          show flags and examples of a command
 
 Exit codes:
-  0    done
-  1    failed; standard error says why
-  2    the command line can't be right
-  3    done in part: some of the files asked for could not be read
-  130  stopped by Ctrl-C, 143 by a signal to end, as shells report it
+  0    everything is done
+  1    the command failed; standard error says why
+  2    the command line is wrong
+  3    done in part: some of the given files could not be read
+  130  stopped by Ctrl-C; 143: stopped by SIGTERM
 
 Environment:
-  RUST_LOG           what is logged to standard error [default: warn]; such as debug, or kd_run=info
-  NO_COLOR           if set, no colours
-  RAYON_NUM_THREADS  threads to compute with, where --threads is not given";
+  RUST_LOG           what is logged to standard error [default: warn], such as debug or kd_run=info
+  NO_COLOR           if set, output has no colours
+  RAYON_NUM_THREADS  number of threads to compute with, if --threads is not given";
 
-/// Knowledge distillation: train a teacher, distil it into a student, and see what it was worth.
+/// Knowledge distillation: train a teacher, distil it into a student, and measure what that gained.
 #[derive(Debug, Parser)]
 #[command(name = "kd", version, after_help = HELP)]
 pub(crate) struct Cli {
@@ -47,23 +47,23 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Train a network on the labels
     Train(train::Train),
-    /// Train a student with a teacher's help
+    /// Train a student with the help of a teacher
     Distill(distill::Distill),
-    /// Accuracy, loss and confusion matrix of weights on the test images
+    /// Measure weights on the test images: accuracy, loss and confusion matrix
     Eval(eval::Eval),
-    /// What pictures show: class and confidence, of a student and its teacher
+    /// Classify pictures with a network, and with its teacher beside it
     Predict(predict::Predict),
-    /// A network for other programs, as an ONNX file
+    /// Write a network as an ONNX file for other programs
     Export(export::Export),
-    /// Table and HTML page of the runs below output folders
+    /// Show a table of the runs below output folders, and write an HTML page of them
     Report(report::Report),
-    /// Every distillation method with its options
+    /// List every distillation method with its options
     Methods(methods::Methods),
     /// Check a recipe and print it with every default filled in
     Recipe(recipe::ShowRecipe),
-    /// Completions for a shell, on standard output
+    /// Print completions for a shell
     Completions(completions::Completions),
-    /// The manual page, on standard output, or a page for each command as files
+    /// Print the manual page, or write a page for each command into a folder
     Man(man::Man),
 }
 

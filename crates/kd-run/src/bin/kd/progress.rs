@@ -1,4 +1,4 @@
-//! What a run shows while it goes, to standard error: a dashboard on a terminal, plain lines elsewhere.
+//! Progress of a run on standard error: a dashboard on a terminal, plain lines elsewhere.
 
 mod dashboard;
 mod screen;
@@ -17,29 +17,29 @@ use kd_run::train::Progress;
 pub(crate) use screen::Messages;
 use screen::Screen;
 
-/// Plain lines come at most this often within an epoch.
+/// The shortest time between two plain lines within an epoch.
 const PLAIN_EVERY: Duration = Duration::from_secs(30);
-/// Pictures come at most this often.
+/// The shortest time between two drawings of the dashboard.
 const DRAW_EVERY: Duration = Duration::from_millis(250);
 
-/// How a run is shown.
+/// How a run's progress is shown.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct DisplayConfig {
-    /// Lines even on a terminal.
+    /// Show plain lines even on a terminal.
     pub(crate) plain: bool,
-    /// The run's own `events.jsonl`, for the curves of a run that goes on.
+    /// The run's own `events.jsonl`, which has the earlier epochs of a run that goes on.
     pub(crate) events: Option<PathBuf>,
-    /// The teacher's `events.jsonl`, for its curves beside the run's; it need not be there.
+    /// The teacher's `events.jsonl`, whose curves are drawn beside the run's. The file need not exist.
     pub(crate) teacher_events: Option<PathBuf>,
 }
 
-/// Shows a run's progress.
+/// Shows the progress of one run.
 pub(crate) struct Display {
     config: DisplayConfig,
     run: String,
     epochs: usize,
     batches: usize,
-    /// When this process's first step began, and the steps done before.
+    /// When the first step of this process began, and how many steps were done before it.
     begun: (Instant, u64),
     last_line: Option<Instant>,
     last_picture: Option<Instant>,
@@ -48,7 +48,7 @@ pub(crate) struct Display {
 }
 
 impl Display {
-    /// Nothing is shown yet.
+    /// Shows nothing before the first [`observe`](Self::observe).
     pub(crate) fn new(mut config: DisplayConfig) -> Self {
         let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
         config.plain |= dumb || !std::io::stderr().is_terminal();
@@ -65,7 +65,7 @@ impl Display {
         }
     }
 
-    /// An observer for [`train`](kd_run::train::train); it never stops the run.
+    /// An observer for [`train`](kd_run::train::train), which never stops the run.
     pub(crate) fn observe(&mut self, progress: Progress<'_>) -> ControlFlow<()> {
         match progress {
             Progress::Started { run, epochs, batches, step, resumed } => {
@@ -86,7 +86,7 @@ impl Display {
                 self.dashboard.figures = format!("{done} of {images} images");
                 let text = format!("{}: teacher's outputs", self.run);
                 self.moved(&text, done, images, "images done");
-                // The students' steps begin after it.
+                // The student's steps begin after the teacher's pass, so their mean time counts from here.
                 self.begun.0 = Instant::now();
             }
             Progress::Step { epoch, batch, step, sums } => {
@@ -110,7 +110,7 @@ impl Display {
         ControlFlow::Continue(())
     }
 
-    /// Draws the picture that stays.
+    /// Draws the dashboard once more, as it stays on the terminal.
     pub(crate) fn finish(&mut self) {
         if self.last_picture.is_some() {
             self.draw();
@@ -139,7 +139,7 @@ impl Display {
             if self.last_picture.is_some_and(|last| last.elapsed() < DRAW_EVERY) || self.draw() {
                 return;
             }
-            // Asked again at the next turn: the terminal may have grown.
+            // Cleared, so that the next call tries to draw again: the terminal may have grown.
             self.last_picture = None;
         }
         if self.last_line.is_none_or(|last| last.elapsed() >= PLAIN_EVERY) {
@@ -148,7 +148,7 @@ impl Display {
         }
     }
 
-    /// Whether there was room for it.
+    /// Draws the dashboard if the terminal has room for it; whether it did.
     fn draw(&mut self) -> bool {
         if self.config.plain {
             return false;
@@ -163,7 +163,7 @@ impl Display {
         let draw = |area, buffer: &mut _| self.dashboard.draw(area, buffer);
         let frame = self.screen.frame((columns, rows), area, colours, draw);
         let mut stderr = std::io::stderr().lock();
-        // Nobody may be looking any more; the run goes on all the same.
+        // If the terminal is gone, the run goes on all the same.
         let _ = stderr.write_all(frame.as_bytes()).and_then(|()| stderr.flush());
         self.last_picture = Some(Instant::now());
         true
@@ -191,7 +191,7 @@ impl Display {
     }
 }
 
-/// Nobody may be listening any more (`kd train 2>&1 | head`); the run goes on all the same.
+/// Prints a line. If nobody reads it any more (`kd train 2>&1 | head`), the run goes on all the same.
 fn show(text: &str) {
     let _ = writeln!(Messages, "{text}");
 }

@@ -7,23 +7,23 @@ use anyhow::Context;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
-/// Whether the process was asked to end, and by what.
+/// Whether a signal asked the process to end, and which.
 #[derive(Clone, Debug)]
 pub(crate) struct StopRequest {
     signal: Arc<AtomicUsize>,
 }
 
 impl StopRequest {
-    /// Listens from now on.
+    /// Listens to Ctrl-C and SIGTERM from now on.
     pub(crate) fn listen() -> anyhow::Result<Self> {
         let asked = Arc::new(AtomicBool::new(false));
         let signal = Arc::new(AtomicUsize::new(0));
         for number in [SIGINT, SIGTERM] {
-            // In this order: the first signal finds `asked` false and sets it, the second ends the process.
+            // The order matters: the first signal finds `asked` false and then sets it, so that the second ends the process.
             flag::register_conditional_shutdown(number, exit_code(number), Arc::clone(&asked))
                 .and_then(|_| flag::register(number, Arc::clone(&asked)))
                 .and_then(|_| flag::register_usize(number, Arc::clone(&signal), number as usize))
-                .context("Ctrl-C can't be listened to")?;
+                .context("no handler for Ctrl-C and SIGTERM can be installed")?;
         }
         Ok(Self { signal })
     }
@@ -34,12 +34,12 @@ impl StopRequest {
     }
 }
 
-/// The customary exit code of a process that a signal ended.
+/// The exit code that shells report for a process that a signal ended.
 fn exit_code(signal: i32) -> i32 {
     128 + signal
 }
 
-/// A run was stopped by a signal and can go on.
+/// A run that a signal stopped, and that can go on.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "run {run}: stopped by {} {}; the same command goes on from there",
@@ -48,7 +48,7 @@ fn exit_code(signal: i32) -> i32 {
 )]
 pub(crate) struct Interrupted {
     pub(crate) run: String,
-    /// Steps done.
+    /// Number of steps done.
     pub(crate) step: u64,
     pub(crate) signal: i32,
 }
@@ -59,7 +59,8 @@ impl Interrupted {
     }
 }
 
-/// Before the first step there is nothing to keep but what the teacher said, which is in no checkpoint.
+/// Where the run stopped. Before the first step there is no checkpoint: nothing is lost but outputs of the teacher, which are in no
+/// checkpoint.
 fn position(step: u64) -> String {
     match step {
         0 => "before its first step".into(),

@@ -12,79 +12,79 @@ use kd_run::run::{Every, Settings};
 
 use super::values::{at_least_one, every, one_of, positive, seed, threads};
 
-/// What `kd train` and `kd distill` both take.
+/// The flags that `kd train` and `kd distill` share.
 #[derive(Debug, Args)]
 pub(crate) struct RunFlags {
-    /// A recipe [default: the built-in tutorial]
+    /// The recipe [default: the built-in recipe, that of the tutorial]
     #[arg(long, value_name = "FILE")]
     pub(crate) recipe: Option<PathBuf>,
-    /// The recipe's run of this name
+    /// Train the recipe's run of this name
     #[arg(long, value_name = "NAME")]
     pub(crate) run: Option<String>,
-    /// Another name for the run: its folder and its weights file
+    /// Another name for the run, and so for its folder and its weights file
     #[arg(long)]
     pub(crate) name: Option<String>,
-    /// Where results go [default: runs/<recipe's name>]
+    /// The folder for results [default: runs/<recipe's name>]
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) data: DataFlags,
-    /// Weights to start from; the last layer starts fresh where they classify another number of classes
+    /// A weights file to start from; the last layer starts fresh if the file classifies another number of classes
     #[arg(long, value_name = "FILE")]
     pub(crate) init: Option<PathBuf>,
-    /// Layers that stay as they are, by name: "conv1,layer1"
+    /// Layers to freeze, by name: "conv1,layer1"
     #[arg(long, value_name = "LAYERS", value_delimiter = ',')]
     pub(crate) freeze: Vec<String>,
-    /// Passes over the training images
+    /// Number of passes over the training images
     #[arg(long, value_parser = at_least_one)]
     pub(crate) epochs: Option<usize>,
-    /// Images in a step
+    /// Number of images in a step
     #[arg(long, value_name = "IMAGES", value_parser = at_least_one)]
     pub(crate) batch_size: Option<usize>,
     /// Learning rate
     #[arg(long, value_parser = positive)]
     pub(crate) lr: Option<f64>,
-    /// Scale a step's gradients down to this norm where they have a larger one
+    /// Scale the gradients of a step down to this norm if theirs is larger
     #[arg(long, value_name = "NORM", value_parser = positive)]
     pub(crate) clip_grad_norm: Option<f64>,
-    /// The arithmetic of training on a GPU; weights, losses and evaluation stay f32 [default: f32]
+    /// Precision of products in training on a GPU; weights, losses and evaluation stay f32 [default: f32]
     #[arg(long, value_parser = one_of::<Precision>(Precision::ALL.map(Precision::name)))]
     pub(crate) precision: Option<Precision>,
-    /// How steps reach a GPU: operation by operation, or captured once as a CUDA graph, which spares the host; the result is the same
+    /// How a GPU gets its steps: operation by operation, or as one captured CUDA graph, which is less work for the host; the result is the same
     #[arg(long, default_value = Compile::Off.name(), value_parser = one_of::<Compile>(Compile::ALL.map(Compile::name)))]
     pub(crate) compile: Compile,
-    /// The seed of initial weights, batch order and dropout
+    /// Seed of initial weights, batch order, augmentation and dropout
     #[arg(long, value_parser = seed)]
     pub(crate) seed: Option<u64>,
     /// Train on this many images, balanced over the classes
     #[arg(long, value_name = "IMAGES", value_parser = at_least_one)]
     pub(crate) train_limit: Option<usize>,
-    /// For choosing settings: take this many training images out and test on them instead
+    /// To choose settings: hold this many training images out, and test on them instead of the test images
     #[arg(long, value_name = "IMAGES", value_parser = at_least_one)]
     pub(crate) held_out: Option<usize>,
     /// Write a checkpoint every so many steps ("200") or epochs ("2epochs")
     #[arg(long, value_name = "N[epochs]", value_parser = every)]
     pub(crate) checkpoint_every: Option<Every>,
-    /// How many checkpoints stay on disk
+    /// Number of latest checkpoints that stay on disk, besides the best
     #[arg(long, value_name = "N", default_value = "2", value_parser = at_least_one)]
     pub(crate) keep_checkpoints: usize,
-    /// Also write the measurements for TensorBoard: `tensorboard --logdir OUT`
+    /// Also write the measurements as a file for TensorBoard: `tensorboard --logdir OUT`
     #[arg(long)]
     pub(crate) tensorboard: bool,
-    /// Plain lines instead of the dashboard that a terminal shows
+    /// Show plain lines instead of the dashboard that a terminal gets
     #[arg(long)]
     pub(crate) plain: bool,
     #[command(flatten)]
     pub(crate) compute: ComputeFlags,
 }
 
-/// Which images.
+/// The flags that choose the images.
 #[derive(Debug, Args)]
 pub(crate) struct DataFlags {
     /// The folder with the data set's files, or its parent
     #[arg(long, value_name = "DIR", default_value = "data")]
     pub(crate) data: PathBuf,
-    /// The images [default: what the recipe says]
+    /// The data set [default: that of the recipe]
     #[arg(long, value_parser = one_of::<DatasetName>(DatasetName::ALL.map(DatasetName::name)))]
     pub(crate) dataset: Option<DatasetName>,
     /// Test on this many images, balanced over the classes
@@ -92,19 +92,19 @@ pub(crate) struct DataFlags {
     pub(crate) test_limit: Option<usize>,
 }
 
-/// What to compute with.
+/// The flags that choose device and threads.
 #[derive(Debug, Args)]
 pub(crate) struct ComputeFlags {
-    /// What to compute on
+    /// The device to compute on
     #[arg(long, default_value = DeviceChoice::Auto.name(), value_parser = one_of::<DeviceChoice>(DeviceChoice::ALL.map(DeviceChoice::name)))]
     pub(crate) device: DeviceChoice,
-    /// Threads to compute with [default: all cores]; the result is the same with any number
+    /// Number of threads to compute with [default: one for each core]; the result does not depend on it
     #[arg(long, value_name = "N", value_parser = threads)]
     threads: Option<usize>,
 }
 
 impl ComputeFlags {
-    /// Sets the number of threads and finds the device. A command calls it before anything computes or starts a thread.
+    /// Sets the number of threads and gives the device. A command must call this before anything computes or starts a thread.
     pub(crate) fn device(&self) -> anyhow::Result<Device> {
         if let Some(threads) = self.threads {
             // SAFETY: no other thread runs yet, so none reads the environment.
@@ -119,7 +119,8 @@ impl ComputeFlags {
 }
 
 impl RunFlags {
-    /// What the flags say beside the recipe; the device is the command's to find.
+    /// The same as choices of the library. Only the device is left at its default: a command finds it with
+    /// [`ComputeFlags::device`].
     pub(crate) fn choices(&self) -> Choices {
         let mut settings = Settings {
             keep_checkpoints: self.keep_checkpoints,

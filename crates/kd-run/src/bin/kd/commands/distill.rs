@@ -20,30 +20,30 @@ Examples:
   kd distill --method kd --temperature 4 --alpha 0.5 --teacher teacher.safetensors
   kd distill --recipe recipes/methods/dkd.toml --run dkd --out runs/dkd
 
-`kd methods` lists the methods. The same command again goes on where it stopped.";
+A run that was stopped goes on when the same command is given again.";
 
 #[derive(Debug, Args)]
 #[command(after_help = HELP)]
 pub(crate) struct Distill {
-    /// The teacher's weights [default: what the recipe says, in the output folder]
+    /// The teacher's weights file [default: that of the recipe, in the output folder]
     #[arg(long, value_name = "FILE")]
     teacher: Option<PathBuf>,
-    /// The teacher's network, for files that don't say it [default: teacher]
+    /// The teacher's network, if its weights file doesn't name it [default: teacher]
     #[arg(long, value_name = "MODEL", value_parser = architecture)]
     teacher_model: Option<Architecture>,
-    /// What the student takes from the teacher; `kd methods` lists them
+    /// The distillation method; `kd methods` lists them
     #[arg(long)]
     method: Option<String>,
     /// The student's network [default: student]
     #[arg(long, value_name = "MODEL", value_parser = architecture)]
     model: Option<Architecture>,
-    /// What logits are divided by to soften them (methods kd, dkd, dist)
+    /// Temperature by which logits are divided (methods kd, dkd and dist)
     #[arg(long, value_name = "T", value_parser = positive)]
     temperature: Option<f64>,
-    /// The labels' share of the loss; the method has the rest
+    /// Weight of the labels in the loss, from 0 to 1; the method has the rest
     #[arg(long, value_name = "A", value_parser = share)]
     alpha: Option<f64>,
-    /// Most memory for the cache of the teacher's outputs; what does not fit is computed in each step
+    /// Memory for the cache of the teacher's outputs; outputs that don't fit are computed in each step
     #[arg(long, value_name = "MIB", default_value_t = Settings::default().cache_memory >> 20)]
     cache_memory: u64,
     #[command(flatten)]

@@ -27,13 +27,13 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = HELP)]
 pub(crate) struct Eval {
-    /// The weights
+    /// The weights file
     #[arg(long, value_name = "FILE")]
     weights: PathBuf,
-    /// The network, for files that don't say it [default: teacher]
+    /// The network, if the weights file doesn't name it [default: teacher]
     #[arg(long, value_name = "MODEL", value_parser = architecture)]
     model: Option<Architecture>,
-    /// A recipe, for data set and normalisation [default: the built-in tutorial]
+    /// The recipe that says data set and normalisation [default: the built-in recipe, that of the tutorial]
     #[arg(long, value_name = "FILE")]
     recipe: Option<PathBuf>,
     #[command(flatten)]
@@ -41,14 +41,14 @@ pub(crate) struct Eval {
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// Also write the logits of all test images, and their labels, as safetensors
+    /// Also write the logits and labels of all test images to this safetensors file
     #[arg(long, value_name = "FILE")]
     logits: Option<PathBuf>,
     #[command(flatten)]
     compute: ComputeFlags,
 }
 
-/// What `--json` prints.
+/// The JSON that `--json` prints.
 #[derive(Serialize)]
 struct Printed<'a> {
     model: &'a str,
@@ -102,7 +102,7 @@ pub(crate) fn run(flags: &Eval) -> Result<(), Failure> {
     Ok(print(&format!("{json}\n"))?)
 }
 
-/// Writes `logits` (f32 `[N, classes]`) and `labels` (i64 `[N]`), in the order of the test images.
+/// Writes a safetensors file with `logits` (f32 `[N, classes]`) and `labels` (i64 `[N]`), in the order of the test images.
 fn write_logits(path: &Path, logits: &Tensor, test: &Split) -> anyhow::Result<()> {
     let values: Vec<u8> =
         logits.flatten_all()?.to_vec1::<f32>()?.iter().flat_map(|v| v.to_le_bytes()).collect();
@@ -115,7 +115,7 @@ fn write_logits(path: &Path, logits: &Tensor, test: &Split) -> anyhow::Result<()
     Ok(write_whole(path, &safetensors::serialize(tensors, None)?)?)
 }
 
-/// Accuracy and loss.
+/// Accuracy and loss in a line.
 pub(super) fn one_line(evaluation: &Evaluation) -> String {
     format!("test accuracy {:.2} %, test loss {:.4}", 100.0 * evaluation.accuracy, evaluation.loss)
 }
@@ -124,10 +124,10 @@ fn table(evaluation: &Evaluation) -> String {
     let mut text = one_line(evaluation) + "\n\n";
     let classes = &evaluation.classes;
     let width = classes.iter().map(|name| name.chars().count()).max().unwrap_or(0);
-    text += "class, accuracy, answers (columns in the order of the rows)\n";
+    text += "class, accuracy, predictions (columns in the order of the rows)\n";
     for (index, name) in classes.iter().enumerate() {
         text += &format!("{name:width$} {:6.2} %", 100.0 * evaluation.per_class_accuracy[index]);
-        // A hundred columns are no table.
+        // A hundred columns would not fit on a screen.
         if classes.len() <= 20 {
             for count in &evaluation.confusion[index] {
                 text += &format!(" {count:5}");

@@ -22,22 +22,22 @@ The classes' names are a JSON array in the metadata entry `classes`.";
 #[derive(Debug, Args)]
 #[command(after_help = HELP)]
 pub(crate) struct Export {
-    /// The weights
+    /// The weights file
     #[arg(long, value_name = "FILE")]
     weights: PathBuf,
-    /// The network, for files that don't say it [default: teacher]
+    /// The network, if the weights file doesn't name it [default: teacher]
     #[arg(long, value_name = "MODEL", value_parser = architecture)]
     model: Option<Architecture>,
-    /// The number of classes [default: what the file says]
+    /// The number of classes [default: that of the weights file]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     classes: Option<usize>,
-    /// Where the ONNX file goes; it takes RGB bytes `[batch, 3, 32, 32]`, normalises them itself and gives logits
+    /// The ONNX file to write: it takes RGB bytes `[batch, 3, 32, 32]`, normalises them and gives logits
     #[arg(long, value_name = "FILE")]
     onnx: PathBuf,
-    /// Take floats from 0 to 1 instead of bytes
+    /// Make the input floats from 0 to 1 instead of bytes
     #[arg(long)]
     float: bool,
-    /// Weights as signed bytes: a quarter of the size
+    /// Store weights as signed bytes, which makes the file a quarter of the size
     #[arg(long)]
     int8: bool,
 }

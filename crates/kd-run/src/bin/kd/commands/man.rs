@@ -24,7 +24,7 @@ pub(crate) struct Man {
 }
 
 pub(crate) fn run(flags: &Man) -> Result<(), Failure> {
-    // Building names the commands' pages kd-train, kd-distill, ...
+    // `build` gives the commands the names that their pages have: kd-train, kd-distill, ...
     let mut kd = Cli::command().disable_help_subcommand(true);
     kd.build();
     let Some(out) = &flags.out else {

@@ -21,7 +21,7 @@ pub(crate) fn run(flags: &Methods) -> Result<(), Failure> {
     Ok(print(&list(flags.json)?)?)
 }
 
-/// The list, for people or as JSON.
+/// The list as text, or as JSON.
 fn list(as_json: bool) -> anyhow::Result<String> {
     let methods: Vec<Method> = METHODS.iter().map(Method::new).collect::<anyhow::Result<_>>()?;
     if as_json {
@@ -42,16 +42,16 @@ fn list(as_json: bool) -> anyhow::Result<String> {
         text.push('\n');
     }
     text.push_str(
-        "weight and labels are the customary weights of the method and of the labels beside it.\n",
+        "weight and labels are the customary weights of the method and of the cross-entropy with the labels beside it.\n",
     );
-    text.push_str("In a recipe: [[run.method]] with name, weight, warmup (share of the epochs), decay (none, linear, cosine)\n");
-    text.push_str("and the options above; examples are in recipes/methods/.\n");
+    text.push_str("In a recipe, a method is a table [[run.method]] with name, weight, warmup (share of the epochs), decay (none, linear, cosine)\n");
+    text.push_str("and the options above; recipes/methods/ has an example of each.\n");
     Ok(text)
 }
 
 struct Method {
     info: &'static MethodInfo,
-    /// Name, meaning, default.
+    /// Each option's name, meaning and default.
     options: Vec<(&'static str, &'static str, Value)>,
 }
 
@@ -59,7 +59,7 @@ impl Method {
     fn new(info: &'static MethodInfo) -> anyhow::Result<Self> {
         let defaults = serde_json::to_value(MethodConfig::from_name(info.name)?)
             .context("a method's options can't be written as JSON")?;
-        // What recipes leave out by default: a switch that is off, a place that is found by itself.
+        // A written recipe leaves out a switch that is off, and a feature place that is chosen automatically.
         let default = |name: &str| match name {
             "standardize" => Value::Bool(false),
             _ => defaults[name].clone(),

@@ -28,26 +28,26 @@ Examples:
   kd predict --weights runs/mine/kd.safetensors --teacher runs/mine/teacher.safetensors pictures/
   kd predict --weights runs/mine/kd.safetensors --json pictures/ | jq -r '.images[] | [.path, .class] | @tsv'
 
-A picture is turned upright as its EXIF data says; the largest square in its middle is scaled to 32x32; grey becomes
-colour, 16 bits become 8, and transparent parts lie on white. The confidence is the softmax, which is
-not calibrated. A file that can't be read is named on standard error, the others are answered, and the exit code is 3.";
+A picture is turned upright as its EXIF data says, and the largest square in its middle is scaled to 32x32. Grey pictures
+become colour, 16 bits become 8, and transparent parts become white. The confidence is the softmax, which is not
+calibrated. A file that can't be read is named on standard error; the others are classified, and the exit code is 3.";
 
 #[derive(Debug, Args)]
 #[command(after_help = HELP)]
 pub(crate) struct Predict {
-    /// PNG or JPEG files, or folders of them
+    /// PNG or JPEG files, or folders that hold some
     #[arg(required = true, value_name = "PICTURE")]
     images: Vec<PathBuf>,
-    /// The weights
+    /// The weights file
     #[arg(long, value_name = "FILE")]
     weights: PathBuf,
-    /// The network, for files that don't say it [default: teacher]
+    /// The network, if the weights file doesn't name it [default: teacher]
     #[arg(long, value_name = "MODEL", value_parser = architecture)]
     model: Option<Architecture>,
-    /// A teacher, whose answer stands beside
+    /// The weights file of a teacher, whose prediction is shown beside the network's
     #[arg(long, value_name = "FILE")]
     teacher: Option<PathBuf>,
-    /// The teacher's network, for files that don't say it [default: teacher]
+    /// The teacher's network, if its weights file doesn't name it [default: teacher]
     #[arg(long, value_name = "MODEL", value_parser = architecture)]
     teacher_model: Option<Architecture>,
     /// Print JSON, with the probabilities of all classes
@@ -57,10 +57,10 @@ pub(crate) struct Predict {
     compute: ComputeFlags,
 }
 
-/// Pictures read and answered together, 3 KiB each.
+/// Number of pictures that are read and classified together; each takes 3 KiB.
 const CHUNK: usize = 1024;
 
-/// What `--json` prints.
+/// The JSON that `--json` prints.
 #[derive(Serialize)]
 struct Printed<'a> {
     /// The classes' names by label.
@@ -69,7 +69,7 @@ struct Printed<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     teacher: Option<Model>,
     images: Vec<Image>,
-    /// What couldn't be read.
+    /// The files that could not be read.
     errors: Vec<Unread>,
 }
 
@@ -84,18 +84,18 @@ struct Model {
 struct Image {
     path: String,
     #[serde(flatten)]
-    answer: Answer,
+    prediction: Prediction,
     #[serde(skip_serializing_if = "Option::is_none")]
-    teacher: Option<Answer>,
+    teacher: Option<Prediction>,
 }
 
 #[derive(Serialize)]
-struct Answer {
+struct Prediction {
     class: String,
     label: usize,
-    /// The probability of this class.
+    /// The softmax probability of this class.
     confidence: f64,
-    /// The softmax, by label.
+    /// The softmax probabilities, by label.
     probabilities: Vec<f64>,
 }
 
@@ -105,17 +105,17 @@ struct Unread {
     error: String,
 }
 
-/// A network that answers.
-struct Answering {
+/// A network with its weights, ready to classify.
+struct Ready {
     network: Network,
     about: Weights,
 }
 
 pub(crate) fn run(flags: &Predict) -> Result<(), Failure> {
     let device = flags.compute.device()?;
-    let model = Answering::load(&flags.weights, flags.model, &device)?;
+    let model = Ready::load(&flags.weights, flags.model, &device)?;
     let teacher = match &flags.teacher {
-        Some(path) => Some(Answering::load(path, flags.teacher_model, &device)?),
+        Some(path) => Some(Ready::load(path, flags.teacher_model, &device)?),
         None => None,
     };
     let classes = class_names(&model.about, teacher.as_ref().map(|teacher| &teacher.about), flags)?;
@@ -137,30 +137,30 @@ pub(crate) fn run(flags: &Predict) -> Result<(), Failure> {
     for chunk in paths.chunks(CHUNK) {
         let read: Vec<_> = chunk.par_iter().map(|path| images::read(path, images::SIDE)).collect();
         let mut split = Split { shape: [3, images::SIDE, images::SIDE], ..Split::default() };
-        let mut answered = Vec::new();
+        let mut classified = Vec::new();
         for (path, read) in chunk.iter().zip(read) {
             match read {
                 Ok(picture) => {
                     split.images.extend(picture.pixels);
                     split.labels.push(0);
-                    answered.push(path);
+                    classified.push(path);
                 }
-                Err(error) => errors.push(Unread::told(path, error.to_string())),
+                Err(error) => errors.push(Unread::reported(path, error.to_string())),
             }
         }
-        if answered.is_empty() {
+        if classified.is_empty() {
             continue;
         }
         let split = Arc::new(split);
-        let ours = model.answers(&split, &classes, &device)?;
+        let ours = model.predict(&split, &classes, &device)?;
         let theirs = match &teacher {
             Some(teacher) => {
-                teacher.answers(&split, &classes, &device)?.into_iter().map(Some).collect()
+                teacher.predict(&split, &classes, &device)?.into_iter().map(Some).collect()
             }
             None => ours.iter().map(|_| None).collect::<Vec<_>>(),
         };
-        for ((path, answer), teacher) in answered.into_iter().zip(ours).zip(theirs) {
-            let image = Image { path: shown(path), answer, teacher };
+        for ((path, prediction), teacher) in classified.into_iter().zip(ours).zip(theirs) {
+            let image = Image { path: shown(path), prediction, teacher };
             match flags.json {
                 true => all.push(image),
                 false => print(&image.line(width, longest))?,
@@ -179,7 +179,8 @@ pub(crate) fn run(flags: &Predict) -> Result<(), Failure> {
             images: all,
             errors,
         };
-        let json = serde_json::to_string(&printed).context("the answers can't be written")?;
+        let json =
+            serde_json::to_string(&printed).context("the predictions can't be written as JSON")?;
         print(&format!("{json}\n"))?;
     }
     match unread {
@@ -188,7 +189,7 @@ pub(crate) fn run(flags: &Predict) -> Result<(), Failure> {
     }
 }
 
-/// The classes' names: from either file, else the labels.
+/// The classes' names, from whichever file has them; if neither has, the labels as numbers.
 fn class_names(
     model: &Weights,
     teacher: Option<&Weights>,
@@ -210,7 +211,7 @@ fn class_names(
     Ok(ours.as_ref().or(theirs).cloned().unwrap_or_else(numbers))
 }
 
-/// The files that are meant: those named, whatever their names are, and the pictures below folders.
+/// The files to classify: those that are named, whatever their extensions, and the pictures in and below folders.
 fn pictures(named: &[PathBuf], errors: &mut Vec<Unread>) -> Vec<PathBuf> {
     let mut paths = Vec::new();
     for path in named {
@@ -220,26 +221,26 @@ fn pictures(named: &[PathBuf], errors: &mut Vec<Unread>) -> Vec<PathBuf> {
         }
         match images::files(path) {
             Ok(found) if found.is_empty() => {
-                let error = format!("{}: there is no PNG or JPEG file in it", path.display());
-                errors.push(Unread::told(path, error));
+                let error = format!("{}: the folder holds no PNG or JPEG file", path.display());
+                errors.push(Unread::reported(path, error));
             }
             Ok(found) => paths.extend(found),
-            Err(error) => errors.push(Unread::told(path, error.to_string())),
+            Err(error) => errors.push(Unread::reported(path, error.to_string())),
         }
     }
     paths
 }
 
 impl Unread {
-    /// Says it at once, so that it stands beside what was being done.
-    fn told(path: &Path, error: String) -> Self {
-        // Where even that can't be said, the exit code says it.
+    /// Also prints the error at once, so that it stands beside the predictions before it.
+    fn reported(path: &Path, error: String) -> Self {
+        // If standard error can't be written either, the exit code still says it.
         let _ = writeln!(std::io::stderr(), "error: {error}");
         Self { path: path.display().to_string(), error }
     }
 }
 
-impl Answering {
+impl Ready {
     fn load(path: &Path, model: Option<Architecture>, device: &Device) -> anyhow::Result<Self> {
         let about = weights::load(path, model, None)?;
         let tensors = about
@@ -251,41 +252,41 @@ impl Answering {
         Ok(Self { network, about })
     }
 
-    fn answers(
+    fn predict(
         &self,
         split: &Arc<Split>,
         classes: &[String],
         device: &Device,
-    ) -> anyhow::Result<Vec<Answer>> {
+    ) -> anyhow::Result<Vec<Prediction>> {
         let logits = logits(&*self.network, split, self.about.normalization, device)?;
         let rows = logits.to_vec2::<f32>()?;
-        let answer = |(row, label): (Vec<f32>, usize)| {
+        let prediction = |(row, label): (Vec<f32>, usize)| {
             let probabilities = softmax(&row, 1.0);
             let (class, confidence) = (classes[label].clone(), probabilities[label]);
-            Answer { class, label, confidence, probabilities }
+            Prediction { class, label, confidence, probabilities }
         };
-        Ok(rows.into_iter().zip(answers(&logits)?).map(answer).collect())
+        Ok(rows.into_iter().zip(answers(&logits)?).map(prediction).collect())
     }
 }
 
 impl Model {
-    fn of(answering: &Answering, path: &Path) -> anyhow::Result<Self> {
-        let model = answering.about.config.architecture.name();
+    fn of(ready: &Ready, path: &Path) -> anyhow::Result<Self> {
+        let model = ready.about.config.architecture.name();
         Ok(Self { model, weights: path.display().to_string(), sha256: sha256(path)? })
     }
 }
 
 impl Image {
-    /// The path, then class and confidence of each network.
+    /// One line: the path, then class and confidence of each network.
     fn line(&self, width: usize, longest: usize) -> String {
-        let column = |answer: &Answer| {
-            format!("{:longest$} {:5.1} %", plain(&answer.class), 100.0 * answer.confidence)
+        let column = |prediction: &Prediction| {
+            format!("{:longest$} {:5.1} %", plain(&prediction.class), 100.0 * prediction.confidence)
         };
-        let teacher = self.teacher.as_ref().map(|answer| "  ".to_owned() + &column(answer));
+        let teacher = self.teacher.as_ref().map(|teacher| "  ".to_owned() + &column(teacher));
         format!(
             "{:width$}  {}{}\n",
             plain(&self.path),
-            column(&self.answer),
+            column(&self.prediction),
             teacher.unwrap_or_default()
         )
     }

@@ -17,7 +17,7 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = HELP)]
 pub(crate) struct ShowRecipe {
-    /// The recipe [default: the built-in tutorial]
+    /// The recipe [default: the built-in recipe, that of the tutorial]
     #[arg(value_name = "FILE")]
     recipe: Option<PathBuf>,
     /// Print JSON

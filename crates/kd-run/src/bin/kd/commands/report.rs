@@ -19,7 +19,7 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = HELP)]
 pub(crate) struct Report {
-    /// Output folders of training runs; of several, each gets its report, and the first a comparison
+    /// Output folders of training runs; with several, each gets its report and the first one a comparison
     #[arg(required = true)]
     out: Vec<PathBuf>,
     /// Print JSON: an array with each folder's summary.json

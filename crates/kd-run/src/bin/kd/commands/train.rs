@@ -17,16 +17,16 @@ Examples:
   kd train --model student --dataset folder --data pictures --out runs/pictures
   kd train --recipe mine.toml --run student --seed 1
 
-Pictures of one's own lie in DIR/train/CLASS/*.png and DIR/test/CLASS/*.png (PNG or JPEG of any size).
-The same command again goes on where it stopped.";
+Your own pictures lie in DIR/train/CLASS/*.png and DIR/test/CLASS/*.png (PNG or JPEG of any size).
+A run that was stopped goes on when the same command is given again.";
 
 #[derive(Debug, Args)]
 #[command(after_help = HELP)]
 pub(crate) struct Train {
-    /// The network
+    /// The network to train
     #[arg(long, value_name = "MODEL", value_parser = architecture)]
     model: Option<Architecture>,
-    /// Leave out part I of K of the training images: a teacher for a run with cross_fit = K
+    /// Train without part I of K of the training images, as a teacher for a run with cross_fit = K
     #[arg(long, value_name = "I/K", value_parser = part)]
     part: Option<Part>,
     #[command(flatten)]

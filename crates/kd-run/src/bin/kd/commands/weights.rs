@@ -1,5 +1,5 @@
-//! Weights files that nobody has data for at hand: what they say of themselves, and the tutorial's
-//! values where they say nothing.
+//! Weights files that are used without a data set: what a file says about its network, and the tutorial's values where it says
+//! nothing.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,17 +8,17 @@ use candle_core::Tensor;
 use kd_data::Normalization;
 use kd_models::{Architecture, ModelConfig, weights};
 
-/// A file's network, and what its images were.
+/// A file's network, and what it was trained on.
 pub(super) struct Weights {
     pub(super) config: ModelConfig,
     pub(super) tensors: BTreeMap<String, Tensor>,
     pub(super) normalization: Normalization,
-    /// By label; `None` in files of PyTorch's.
+    /// The classes' names, by label; `None` in files that PyTorch wrote.
     pub(super) class_names: Option<Vec<String>>,
 }
 
-/// Loads the file. A network, or a number of classes, that the file doesn't say and nobody gives is
-/// taken for `teacher`, and for what the last layer has.
+/// Loads a weights file. Where neither the file nor the caller says which network it is, it is taken for `teacher`; the number of
+/// classes is then that of its last layer.
 pub(super) fn load(
     path: &Path,
     architecture: Option<Architecture>,
@@ -37,7 +37,7 @@ pub(super) fn load(
         loaded = weights::load(path, &config);
     }
     let (tensors, metadata) = loaded?;
-    // A file from PyTorch doesn't say its normalisation: the tutorial's.
+    // A file from PyTorch doesn't say how its images were normalised; the tutorial's way is assumed.
     let mut normalization = Normalization::default();
     let mut class_names = None;
     if let Some(metadata) = metadata {

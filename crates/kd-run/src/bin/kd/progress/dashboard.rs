@@ -1,6 +1,5 @@
-//! What the dashboard shows: a header, a bar, curves of loss and accuracy with the teacher's beside
-//! the run's own, and the latest figures. Drawn into a buffer; [`Screen`](super::screen::Screen) puts
-//! that on the terminal.
+//! What the dashboard shows: a header, a progress bar, curves of loss and accuracy with the teacher's beside the run's own, and
+//! the latest figures. It is drawn into a buffer, which [`Screen`](super::screen::Screen) puts on the terminal.
 
 use kd_record::EpochRecord;
 use kd_run::figures::Sums;
@@ -12,53 +11,54 @@ use ratatui::symbols::Marker;
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Axis, Block, Chart, Dataset, GraphType, LegendPosition, Widget};
 
-/// With less than this, plain lines say more.
+/// Columns and rows that the dashboard needs; a smaller terminal gets plain lines.
 pub(super) const SMALLEST: (u16, u16) = (64, 14);
-/// What it takes of a larger terminal.
+/// Columns and rows that the dashboard takes of a larger terminal.
 const LARGEST: (u16, u16) = (132, 22);
-/// Points of the loss curve over the whole run.
+/// Number of points of the loss curve over the whole run.
 const POINTS: u64 = 300;
 
 const OWN: Color = Color::Cyan;
 const TEACHER: Color = Color::Yellow;
 
-/// Name, colour, line or dots, points over epochs.
+/// A curve's name, its colour, whether it is a line or dots, and its points (epoch, value).
 type Curve<'a> = (&'a str, Color, GraphType, Vec<(f64, f64)>);
 
-/// What is known of a run while it goes.
+/// What is known of a run that is in progress.
 #[derive(Default)]
 pub(super) struct Dashboard {
     pub(super) run: String,
     pub(super) epochs: usize,
-    /// Steps in each epoch.
+    /// Number of steps in each epoch.
     pub(super) batches: usize,
-    /// Steps done in all.
+    /// Number of steps done since the run began.
     pub(super) step: u64,
-    /// What the bar stands for, and how far it is.
+    /// What the progress bar stands for: an epoch, or the teacher's pass over the images.
     pub(super) stage: String,
+    /// The share of it that is done, from 0 to 1.
     pub(super) done: f64,
-    /// The figures beside the bar.
+    /// The figures beside the progress bar.
     pub(super) figures: String,
-    /// The epochs that are done.
+    /// The run's epochs that are done.
     pub(super) own: Vec<EpochRecord>,
-    /// Where the teacher's are known.
+    /// The teacher's epochs; empty where they are not known.
     pub(super) teacher: Vec<EpochRecord>,
-    /// Mean loss of some steps over epochs.
+    /// The loss curve: epochs done, and the mean loss of the steps since the point before.
     pub(super) loss: Vec<(f64, f64)>,
-    /// Steps and summed loss of this epoch when the last point was made.
+    /// Number of steps of this epoch, and the sum of their losses, when the last point of the loss curve was made.
     pub(super) counted: (usize, f64),
 }
 
 impl Dashboard {
-    /// The part of a terminal of that size that is drawn on; `None` where it is too small.
+    /// The part of a terminal of this size that is drawn on; `None` if the terminal is too small.
     pub(super) fn area(columns: u16, rows: u16) -> Option<Rect> {
-        // The cursor stands in the row below; a full last column would make some terminals wrap.
+        // One row is left for the cursor, which stands below; a full last column would make some terminals wrap.
         let (width, height) = (columns.saturating_sub(1), rows.saturating_sub(1));
         let fits = width >= SMALLEST.0 && height >= SMALLEST.1;
         fits.then(|| Rect::new(0, 0, width.min(LARGEST.0), height.min(LARGEST.1)))
     }
 
-    /// A step is done: `batch` steps of the epoch, of which `sums` are.
+    /// Takes note of a step: `batch` steps of the epoch are done, and `sums` is over them.
     pub(super) fn count(&mut self, batch: usize, sums: &Sums) {
         if batch < self.counted.0 {
             self.counted = (0, 0.0);
@@ -111,7 +111,7 @@ impl Dashboard {
         let points = |records: &[EpochRecord], of: fn(&EpochRecord) -> f64| -> Vec<(f64, f64)> {
             records.iter().map(|record| (record.epoch as f64, of(record))).collect()
         };
-        // After a resume the steps before are known by their epochs alone.
+        // After a resume only the epochs' means are known of the steps before it.
         let mut own = points(&self.own, |record| record.train_loss);
         if let Some(first) = self.loss.first() {
             own.retain(|point| point.0 < first.0);
@@ -124,7 +124,7 @@ impl Dashboard {
             ("test", OWN, GraphType::Scatter, test),
             ("teacher's training", TEACHER, GraphType::Line, teacher),
         ];
-        // Where no curve of its kind ends.
+        // The legend stands in the corner where no curve of its kind ends: losses fall, accuracies rise.
         self.chart(" Loss ", 2, LegendPosition::TopRight, lines, area, buffer);
     }
 
@@ -204,7 +204,9 @@ impl Dashboard {
                 spans.push(Span::from(format!("test accuracy {}", percent(last))).bold().fg(OWN));
                 spans.push(Span::from(format!(", loss {:.4}, {took} an epoch", last.test_loss)));
             }
-            None => spans.push(Span::from("the first epoch's test comes at its end").dim()),
+            None => {
+                spans.push(Span::from("the first test comes at the end of the first epoch").dim())
+            }
         }
         if let Some(end) = self.teacher.last() {
             let now = self
@@ -213,8 +215,8 @@ impl Dashboard {
                 .and_then(|own| self.teacher.iter().find(|teacher| teacher.epoch == own.epoch));
             let then = now
                 .filter(|now| now.epoch != end.epoch)
-                .map_or(String::new(), |now| format!("{} by then, ", percent(now)));
-            let text = format!("  teacher {then}{} in the end", percent(end));
+                .map_or(String::new(), |now| format!("{} after the same epoch, ", percent(now)));
+            let text = format!("  teacher: {then}{} at its end", percent(end));
             spans.push(Span::from(text).fg(TEACHER));
         }
         Line::from(spans)
@@ -286,7 +288,10 @@ mod tests {
         assert!(rows[2].contains("Loss") && rows[2].contains("Accuracy, %"));
         let latest = &rows[21];
         assert!(latest.contains("test accuracy 50.00 %, loss 1.7000, 13 s an epoch"), "{latest}");
-        assert!(latest.contains("teacher 51.00 % by then, 75.00 % in the end"), "{latest}");
+        assert!(
+            latest.contains("teacher: 51.00 % after the same epoch, 75.00 % at its end"),
+            "{latest}"
+        );
         let all = rows.join("\n");
         assert!(all.contains("epoch 10") && all.contains("teacher's training"), "{all}");
         let braille = |c: char| ('\u{2801}'..='\u{28ff}').contains(&c);
@@ -297,7 +302,7 @@ mod tests {
     fn it_draws_before_anything_is_known_and_in_every_size() {
         let mut empty = Dashboard { run: "student".to_owned(), ..Dashboard::default() };
         let all = drawn(&empty, 80, 24).join("\n");
-        assert!(all.contains("the first epoch's test comes at its end"), "{all}");
+        assert!(all.contains("the first test comes at the end of the first epoch"), "{all}");
         empty.loss = vec![(0.1, 2.3)];
         for (columns, rows) in [(65, 15), (80, 24), (200, 70), (133, 16)] {
             drawn(&empty, columns, rows);

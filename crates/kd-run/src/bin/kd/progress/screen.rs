@@ -1,8 +1,7 @@
-//! A picture on the terminal's ordinary screen, drawn over itself.
+//! The dashboard on the terminal's ordinary screen, each drawing over the one before.
 //!
-//! Neither the alternate screen nor raw mode nor a hidden cursor: whatever ends the process, a second
-//! Ctrl-C and a kill included, leaves the terminal as it was, with the last picture above the prompt.
-//! Ctrl-C stays a signal.
+//! It uses neither the alternate screen nor raw mode nor a hidden cursor. So whatever ends the process, a second Ctrl-C and a kill
+//! included, leaves the terminal as it was, with the last drawing above the prompt, and Ctrl-C stays a signal.
 
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,10 +10,10 @@ use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
 use ratatui::style::{Color, Modifier};
 
-/// Something else was written to standard error since the last picture.
+/// Whether something else was written to standard error since the last drawing.
 static DISTURBED: AtomicBool = AtomicBool::new(false);
 
-/// Standard error for messages that may come while a picture stands there: the next one goes below.
+/// Standard error for messages that may come while the dashboard is shown: it is then drawn anew below them.
 pub(crate) struct Messages;
 
 impl Write for Messages {
@@ -28,17 +27,17 @@ impl Write for Messages {
     }
 }
 
-/// Where the last picture stands.
+/// Where the last drawing stands.
 #[derive(Default)]
 pub(super) struct Screen {
-    /// Columns and rows of the terminal then.
+    /// Columns and rows that the terminal had then.
     size: (u16, u16),
-    /// Rows of the picture; the cursor is in the row below.
+    /// Number of rows of the drawing; the cursor is in the row below it.
     drawn: u16,
 }
 
 impl Screen {
-    /// The bytes that draw `area` of the size `(columns, rows)` over the picture before.
+    /// The text that draws `area` of a terminal of `size` (columns, rows) over the drawing before.
     pub(super) fn frame(
         &mut self,
         size: (u16, u16),
@@ -53,7 +52,7 @@ impl Screen {
             self.drawn = 0;
         }
         if self.drawn > 0 && self.size != size {
-            // Terminals break long lines anew in a new width: where the picture begins is not known.
+            // Terminals wrap long lines anew in a new width, so where the drawing begins is not known: clear everything.
             text.push_str("\x1b[2J\x1b[H");
         } else if self.drawn > 0 {
             text.push_str(&format!("\x1b[{}A", self.drawn));
@@ -81,7 +80,7 @@ impl Screen {
     }
 }
 
-/// The escape sequence for those colours and modifiers that the dashboard uses.
+/// The escape sequence of a colour and a modifier, for those that the dashboard uses.
 fn codes((colour, modifier): (Color, Modifier)) -> String {
     let mut codes = String::from("\x1b[0");
     if modifier.contains(Modifier::BOLD) {
@@ -119,7 +118,7 @@ mod tests {
         let coloured = "\x1b[2A\r\x1b[0;36mab\x1b[0mc\x1b[K\n\r\x1b[K\n";
         assert_eq!(frame((80, 24), true), coloured);
         assert_eq!(frame((70, 24), false), "\x1b[2J\x1b[H\rabc\x1b[K\n\r\x1b[K\n");
-        // A message came between: it stays, and the picture stands below it.
+        // A message came between: it stays, and the drawing stands below it.
         DISTURBED.store(true, Ordering::Relaxed);
         assert_eq!(frame((70, 24), false), "\rabc\x1b[K\n\r\x1b[K\n");
     }
