@@ -1,4 +1,5 @@
-//! Random crop, horizontal flip and cutout, as a small record that can be applied again.
+//! Augmentation: random crop, horizontal flip and cutout. What was done to an image is a small record, its view, which can
+//! be applied again.
 
 use rand_chacha::{
     ChaCha8Rng,
@@ -9,39 +10,40 @@ use crate::normalize::Table;
 use crate::random::{Purpose, below, generator};
 use crate::{Error, Normalization, Result};
 
-/// Which random changes images get. All are off by default.
+/// Which random changes images get. All are off by default. What an image gets depends on seed, epoch and the image's number
+/// alone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Augment {
-    /// Shift by up to this many pixels each way: a random crop of the image's own size after
-    /// padding with black, as torchvision's `RandomCrop` does. At most 127.
+    /// Shift each image by up to this many pixels each way: a random crop of the image's own size after
+    /// padding with black, as torchvision's `RandomCrop` does. At most 127, and less than the image's side.
     pub crop_padding: usize,
-    /// Mirror every other image, left to right.
+    /// Mirror an image, left to right, with probability one half.
     pub flip: bool,
-    /// Side in pixels of a square set to the mean colour; 0 is off. Its centre is anywhere, so part
-    /// of it may lie outside (DeVries and Taylor, "Improved Regularization of Convolutional Neural
+    /// Side in pixels of a square that is set to the mean colour; 0 is off. Its centre is any pixel, so part
+    /// of the square may lie outside of the image (DeVries and Taylor, "Improved Regularization of Convolutional Neural
     /// Networks with Cutout", 2017).
     pub cutout: usize,
 }
 
-/// What was done to one image. The default is the plain image.
+/// How augmentation changed one image: its "view". The default is the image unchanged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct View {
-    /// Row `y` shows row `y + dy`; black where there is none.
+    /// Vertical shift in pixels: row `y` of the view shows the image's row `y + dy`, or black where there is none.
     pub dy: i8,
-    /// Column `x` shows column `x + dx`; black where there is none.
+    /// Horizontal shift in pixels: column `x` of the view shows the image's column `x + dx`, or black where there is none.
     pub dx: i8,
-    /// Mirrored left to right, after the shift.
+    /// Whether the image was mirrored left to right, after the shift.
     pub flip: bool,
-    /// Centre (row, column) of the cut-out square, in the picture as shown.
+    /// Centre (row, column) of the square that was cut out, in the view; `None` where there is none.
     pub cutout: Option<(u8, u8)>,
 }
 
-/// Words of the random stream that one image's view may use. `below` draws again with a chance of
-/// 2^-24 at most, so that the views of two images practically never overlap; where they did, each
+/// Words of the random stream that one image's view has. It takes five; `below` draws again with a probability of
+/// at most 2^-24, so that the words of two images practically never overlap. Where they did, each view
 /// would still be the same in every run.
 const WORDS_PER_VIEW: u128 = 8;
 
-/// Draws the views of one epoch: a function of seed, epoch and image alone.
+/// Draws the views of one epoch, each a function of seed, epoch and the image's number alone.
 pub(crate) struct Views {
     augment: Augment,
     height: u32,
@@ -50,6 +52,7 @@ pub(crate) struct Views {
 }
 
 impl Views {
+    /// For images of `shape` (channels, height, width).
     pub(crate) fn new(augment: Augment, shape: [usize; 3], seed: u64, epoch: usize) -> Self {
         let rng = if augment.is_off() {
             ChaCha8Rng::from_seed([0; 32])
@@ -59,13 +62,14 @@ impl Views {
         Self { augment, height: shape[1] as u32, width: shape[2] as u32, rng }
     }
 
+    /// The view of the image with number `index`.
     pub(crate) fn view(&mut self, index: u32) -> View {
         let Augment { crop_padding, flip, cutout } = self.augment;
         if self.augment.is_off() {
             return View::default();
         }
         self.rng.set_word_pos(u128::from(index) * WORDS_PER_VIEW);
-        // Each draw is made whether or not it is wanted: turning one off leaves the others alone.
+        // Each draw is made whether or not it is used: switching one change off leaves the others as they are.
         let mut shift = || {
             let n = 2 * crop_padding as u32 + 1;
             (below(&mut self.rng, n) as i32 - crop_padding as i32) as i8
@@ -83,11 +87,12 @@ impl Views {
 }
 
 impl Augment {
-    /// Whether every image stays as it is.
+    /// Whether all changes are off.
     pub fn is_off(&self) -> bool {
         *self == Self::default()
     }
 
+    /// Refuses settings that make no sense for images of `shape` (channels, height, width).
     pub(crate) fn check(&self, shape: [usize; 3]) -> Result<()> {
         let wrong = |field, found: usize, expected: String| {
             Err(Error::Config { field, found: found.to_string(), expected })
@@ -115,8 +120,8 @@ impl Augment {
 }
 
 impl View {
-    /// The network's input for this view of an image: `image` is `[3, H, W]` in bytes, `input` the
-    /// same in `f32`. `cutout` is the side of the square, [`Augment::cutout`]. This is what
+    /// Computes the network's input for this view of an image: `image` is `[3, H, W]` in bytes, `input`, which is written, the
+    /// same in f32. `cutout` is the side of the square, [`Augment::cutout`]. This is what
     /// [`batches`](crate::batches()) computes, so a recorded view gives the same numbers again.
     ///
     /// # Panics
@@ -133,6 +138,7 @@ impl View {
     }
 }
 
+/// As [`View::apply`], with the normalisation as a table.
 pub(crate) fn apply(
     view: &View,
     image: &[u8],
@@ -163,6 +169,7 @@ pub(crate) fn apply(
     }
 }
 
+/// One channel of a view that is shifted or mirrored, without the cutout.
 fn shift_and_flip(
     view: &View,
     bytes: &[u8],

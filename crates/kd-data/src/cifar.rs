@@ -48,18 +48,20 @@ pub const CIFAR100_COARSE_CLASSES: [&str; 20] = [
     "reptiles", "small_mammals", "trees", "vehicles_1", "vehicles_2",
 ];
 
-/// How a data set lies on disk.
+/// How one of the two data sets lies on disk.
 struct Layout {
+    /// What [`Dataset::name`] says.
     name: &'static str,
+    /// Its name in messages.
     title: &'static str,
-    /// The folder in the published archive.
+    /// The folder's name in the published archive.
     folder: &'static str,
-    /// Files to train on, then the one to test on, with their numbers of records.
+    /// The files with the images to train on, then the one to test on, and how many records each has.
     files: &'static [(&'static str, usize)],
-    /// The label bytes of a record in order, with the number of classes; the last is the class.
+    /// The label bytes that a record begins with, and how many classes each tells apart; the last one is the image's class.
     labels: &'static [(&'static str, u8)],
     classes: &'static [&'static str],
-    /// A file of the other data set, or of another version of this one, and what it tells.
+    /// Files of the other data set, or of another version of this one, and the advice where one is found.
     strangers: &'static [(&'static str, &'static str)],
 }
 
@@ -100,8 +102,8 @@ const CIFAR100: Layout = Layout {
 /// `test_batch.bin`, or the folder that `cifar-10-batches-bin` lies in.
 ///
 /// # Errors
-/// All six files are read and checked in full. What is missing, too short, too long, not a batch
-/// file or holds a label out of range is named with file, offset, what was found and expected.
+/// All six files are read and checked in full. A file that is missing, too short, too long, not a batch
+/// file or holds a label out of range is an error that says file, offset, what was found and what was expected.
 pub fn cifar10(dir: &Path) -> Result<Dataset> {
     read(dir, &CIFAR10)
 }
@@ -116,7 +118,7 @@ pub fn cifar100(dir: &Path) -> Result<Dataset> {
     read(dir, &CIFAR100)
 }
 
-/// Reads records of CIFAR-10 that are in memory, any number of them; `name` stands for the file in errors.
+/// Reads any number of CIFAR-10's records from memory; `name` stands for the file's in errors.
 ///
 /// # Errors
 /// As for [`cifar10`].
@@ -124,7 +126,7 @@ pub fn cifar10_records(bytes: &[u8], name: &Path) -> Result<Split> {
     records(bytes, name, &CIFAR10)
 }
 
-/// Reads records of CIFAR-100 that are in memory, any number of them; `name` stands for the file in errors.
+/// Reads any number of CIFAR-100's records from memory; `name` stands for the file's in errors.
 ///
 /// # Errors
 /// As for [`cifar10`].
@@ -198,7 +200,7 @@ fn find(dir: &Path, layout: &Layout) -> Result<PathBuf> {
     Err(Error::Missing { path: dir.into(), expected, advice })
 }
 
-/// The file's contents, at most one byte more than it should have.
+/// The file's contents, or at most one byte more than it should have.
 fn read_file(path: &Path, layout: &Layout, records: usize) -> Result<Vec<u8>> {
     let io = |source| Error::Io { path: path.into(), source };
     let length = layout.record() * records;
@@ -222,7 +224,7 @@ fn read_file(path: &Path, layout: &Layout, records: usize) -> Result<Vec<u8>> {
             advice: layout.unpack_again(),
         });
     }
-    // A file of any length may lie here: say how long it is without reading it all.
+    // A file of any length may lie here: its length is reported without reading all of it.
     if metadata.len() > length as u64 {
         let mut head = [0; 16];
         let read = File::open(path).and_then(|mut file| file.read(&mut head)).map_err(io)?;
@@ -289,7 +291,7 @@ fn wrong_length(head: &[u8], length: u64, path: &Path, layout: &Layout, records:
     )
 }
 
-/// What a file of the wrong length is by its first bytes, and what to do about it.
+/// What kind a file of the wrong length is, judged by its first bytes, and what to do about it.
 fn foreign(head: &[u8]) -> Option<(&'static str, &'static str)> {
     const KINDS: [(&[u8], &str, &str); 7] = [
         (b"\x1f\x8b", "a gzip archive", "unpack it first"),
@@ -306,7 +308,7 @@ fn foreign(head: &[u8]) -> Option<(&'static str, &'static str)> {
         .map(|&(_, kind, advice)| (kind, advice))
 }
 
-/// Takes checked files apart.
+/// Takes the records of checked files apart.
 fn split(files: &[impl AsRef<[u8]>], layout: &Layout) -> Split {
     let files = files.iter().map(AsRef::as_ref);
     let total: usize = files.clone().map(|bytes| bytes.len() / layout.record()).sum();
@@ -342,7 +344,7 @@ mod tests {
 
     use super::*;
 
-    /// What the format says of these bytes, said as simply as can be.
+    /// Whether these bytes are valid by the format's definition, written as simply as possible.
     fn is_valid(bytes: &[u8], layout: &Layout, records: usize) -> bool {
         let record = PIXELS + layout.labels.len();
         bytes.len() == record * records

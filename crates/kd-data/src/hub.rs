@@ -1,7 +1,7 @@
-//! CIFAR-10 from a hub, through candle-datasets: a second source where the authors' site is out of
-//! reach. Needs the feature `hub`, which brings some 200 more packages.
+//! CIFAR-10 from a hub, through candle-datasets: a second way to get it where the authors' site is out of
+//! reach. It needs the feature `hub`, which brings some 200 more packages.
 //!
-//! The hub keeps the images as PNG in parquet files, in another order than the binary version.
+//! The hub keeps the images as PNG in parquet files, in another order than the binary version has them.
 
 use candle_core::{DType, Device, Tensor};
 use candle_datasets::vision;
@@ -11,14 +11,14 @@ use crate::cifar::CIFAR10_CLASSES;
 use crate::hash::hex;
 use crate::{Dataset, Error, Result, Split};
 
-/// Downloads CIFAR-10 into the hub's cache, or takes it from there, and reads it. The images are
-/// turned the right way round: `candle_datasets::vision::cifar::load` returns them transposed.
+/// Downloads CIFAR-10 into the hub's local cache, or takes it from there, and reads it. The images are
+/// transposed, since `candle_datasets::vision::cifar::load` returns them with rows and columns exchanged.
 ///
 /// [`Dataset::sha256`] is that of training images, training labels, test images and test labels,
 /// for there are no batch files.
 ///
 /// # Errors
-/// A hub out of reach, and numbers of images, sizes or labels that aren't CIFAR-10's.
+/// When the hub is out of reach, or numbers of images, sizes or labels aren't those of CIFAR-10.
 pub fn cifar10() -> Result<Dataset> {
     let loaded = vision::cifar::load().map_err(|error| Error::Hub { reason: error.to_string() })?;
     let dataset = from_loaded(&loaded)?;
@@ -31,10 +31,10 @@ pub fn cifar10() -> Result<Dataset> {
     Ok(dataset)
 }
 
-/// What `candle_datasets::vision::cifar::load` returned, of any length, the right way round.
+/// The data set that `candle_datasets::vision::cifar::load` returned, of any length, with rows and columns put back.
 ///
 /// # Errors
-/// Shapes, numbers and labels that aren't CIFAR-10's.
+/// When shapes, numbers or labels aren't those of CIFAR-10.
 pub fn from_loaded(loaded: &vision::Dataset) -> Result<Dataset> {
     let train = split(&loaded.train_images, &loaded.train_labels)?;
     let test = split(&loaded.test_images, &loaded.test_labels)?;

@@ -1,9 +1,9 @@
-//! Pixel bytes to network inputs.
+//! Normalisation: how pixel bytes become network inputs.
 
 use crate::{Error, Result};
 
-/// Mean and standard deviation of each colour, for inputs already divided by 255:
-/// `(byte / 255 - mean) / std`, as torchvision's `ToTensor` and `Normalize` do.
+/// Mean and standard deviation of each colour, on a scale from 0 to 1: a byte becomes the input
+/// `(byte / 255 - mean) / std`, as torchvision's `ToTensor` and `Normalize` compute it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Normalization {
     /// Mean of red, green and blue.
@@ -13,14 +13,14 @@ pub struct Normalization {
 }
 
 impl Default for Normalization {
-    /// ImageNet's figures, which PyTorch's tutorial on knowledge distillation uses.
+    /// ImageNet's mean and deviation, which PyTorch's tutorial on knowledge distillation uses.
     fn default() -> Self {
         Self { mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225] }
     }
 }
 
 impl Normalization {
-    /// The input for a byte of colour channel `channel` (0 to 2).
+    /// The input for a byte of colour channel `channel`: 0 for red, 1 for green, 2 for blue.
     ///
     /// # Panics
     /// Where `channel` is above 2.
@@ -28,12 +28,12 @@ impl Normalization {
         (f32::from(byte) / 255.0 - self.mean[channel]) / self.std[channel]
     }
 
-    /// All 256 inputs of each channel: a look-up is quicker than two divisions.
+    /// The inputs of all 256 bytes, for each channel: looking one up is faster than two divisions.
     pub(crate) fn table(&self) -> Table {
         std::array::from_fn(|channel| std::array::from_fn(|byte| self.apply(channel, byte as u8)))
     }
 
-    /// Refuses numbers that would make inputs infinite.
+    /// Refuses figures that would make inputs infinite or NaN.
     pub(crate) fn check(&self) -> Result<()> {
         let wrong = |field, found: &[f32; 3], expected: &str| {
             Err(Error::Config { field, found: format!("{found:?}"), expected: expected.into() })

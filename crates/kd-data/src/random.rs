@@ -8,7 +8,7 @@ use rand_chacha::{
     rand_core::{Rng, SeedableRng},
 };
 
-/// What random numbers are for. Each purpose has streams of its own, so that drawing more for one
+/// What random numbers are drawn for. Each purpose has streams of its own, so that drawing more for one
 /// changes nothing in another.
 #[derive(Clone, Copy)]
 pub(crate) enum Purpose {
@@ -16,7 +16,7 @@ pub(crate) enum Purpose {
     Shuffle,
     /// Crops, flips and cutouts; the number is the epoch.
     Augment,
-    /// Which images are in a subset.
+    /// Which images are in a subset; the number is 0.
     Subset,
     /// A drawn training image; the number is its index.
     SyntheticTrain,
@@ -24,7 +24,7 @@ pub(crate) enum Purpose {
     SyntheticTest,
 }
 
-/// The generator for a purpose; `number` is below 2^48.
+/// The generator of a run's `seed` for a purpose; which of the purpose's streams it gives is said by `number`, below 2^48.
 pub(crate) fn generator(seed: u64, purpose: Purpose, number: u64) -> ChaCha8Rng {
     let tag = match purpose {
         Purpose::Shuffle => 0xd001,

@@ -1,12 +1,12 @@
 //! A data set drawn by program: ten classes of 32x32 colour pictures, for machines without CIFAR.
 //!
 //! A class is a shape (disc, square, triangle, cross, ring) filled with one of two textures
-//! (stripes, checks). Place, size, rotation, colours and light are random; clutter lies behind it and a
-//! stroke across it, and every pixel is noisy. Each class has a favourite colour, a hint only. One picture in
-//! twenty-five shows any of the classes whatever its label says, so that nobody can be right on all.
+//! (stripes, checks). Place, size, rotation, colours and light are random; clutter lies behind the shape and a
+//! stroke across it, and every pixel is noisy. Each class has a favourite colour, which is no more than a hint. One picture
+//! in twenty-five shows a random class whatever its label says, so that no network can classify all pictures correctly.
 //!
 //! Only whole numbers, `+ - * /` and square roots are used, which IEEE 754 defines exactly, and each
-//! picture has a random stream of its own: the bytes are the same on every machine, with any number
+//! picture has a random stream of its own: so the bytes are the same on every machine and with any number
 //! of threads.
 
 use rand_chacha::{ChaCha8Rng, rand_core::Rng};
@@ -17,7 +17,7 @@ use crate::hash::hex;
 use crate::random::{Purpose, below, generator, unit};
 use crate::{Dataset, Split};
 
-/// Side of a picture in pixels.
+/// Height and width of a picture in pixels.
 const SIDE: usize = 32;
 
 /// How many pictures to draw, and from what seed.
@@ -27,8 +27,8 @@ pub struct SyntheticConfig {
     pub train: usize,
     /// Pictures to test on.
     pub test: usize,
-    /// Seed: another one gives other pictures of the same kind. A larger set begins with the
-    /// pictures of a smaller one.
+    /// The seed of the pictures: another one gives other pictures of the same kind. With the same seed a larger set begins
+    /// with the pictures of a smaller one.
     pub seed: u64,
 }
 
@@ -57,7 +57,7 @@ enum Texture {
     Checks,
 }
 
-/// Red, green, blue; 0 to 255.
+/// Red, green and blue, from 0 to 255; in between they may leave that range.
 type Colour = [f32; 3];
 
 /// The classes' favourite colours.
@@ -74,7 +74,7 @@ const FAVOURITES: [Colour; 10] = [
     [140.0, 110.0, 90.0],
 ];
 
-/// Draws the data set. 10,000 pictures take about a second on one core.
+/// Draws the data set, the same for the same settings. 10,000 pictures take about a second on one core.
 pub fn synthetic(config: &SyntheticConfig) -> Dataset {
     let train = draw_split(config.train, config.seed, Purpose::SyntheticTrain);
     let test = draw_split(config.test, config.seed, Purpose::SyntheticTest);
@@ -149,7 +149,7 @@ struct Figure {
     colours: [Colour; 2],
 }
 
-/// The thing that the label names.
+/// The figure that the label names.
 fn figure(class: usize, rng: &mut ChaCha8Rng) -> Figure {
     let main = mix(colour(rng), FAVOURITES[class], between(rng, 0.1, 0.9));
     Figure {
@@ -165,7 +165,7 @@ fn figure(class: usize, rng: &mut ChaCha8Rng) -> Figure {
     }
 }
 
-/// A smaller thing of any kind that says nothing of the label.
+/// A smaller figure of any kind, which says nothing about the label.
 fn clutter(rng: &mut ChaCha8Rng) -> Figure {
     let main = colour(rng);
     Figure {
@@ -204,6 +204,7 @@ impl Figure {
         }
     }
 
+    /// Whether the texture shows its second colour at this point, given from the figure's centre.
     fn second_colour(&self, at: [f32; 2]) -> bool {
         let [a, b] = self.grain.apply(at);
         // 64 cells more make the number positive: truncating then rounds down.
@@ -216,7 +217,7 @@ impl Figure {
 }
 
 impl Shape {
-    /// Whether the shape, around 0 and of about radius 1, covers this point.
+    /// Whether the shape, which lies around (0, 0) with a radius of about 1, covers this point.
     fn covers(self, u: f32, v: f32) -> bool {
         let square = u * u + v * v;
         let (across, along) = (u.abs(), v.abs());
@@ -271,7 +272,7 @@ impl Stroke {
 struct Turn([f32; 2]);
 
 impl Turn {
-    /// Every direction alike: a point in a disc, drawn again where it lies outside.
+    /// A random direction, each equally likely: that of a point in a disc, drawn again where it lies outside.
     fn random(rng: &mut ChaCha8Rng) -> Self {
         loop {
             let (x, y) = (between(rng, -1.0, 1.0), between(rng, -1.0, 1.0));
@@ -283,7 +284,7 @@ impl Turn {
         }
     }
 
-    /// Upright, give or take 17 degrees.
+    /// Upright, tilted by up to 17 degrees either way.
     fn tilt(rng: &mut ChaCha8Rng) -> Self {
         let y = between(rng, -0.3, 0.3);
         Self([(1.0 - y * y).sqrt(), y])
@@ -295,7 +296,7 @@ impl Turn {
     }
 }
 
-/// Light, contrast and noise, then bytes.
+/// Applies light, contrast and noise to the colours, and rounds them to bytes.
 fn develop(canvas: &Canvas, rng: &mut ChaCha8Rng, image: &mut [u8]) {
     let contrast = between(rng, 0.6, 1.0);
     let light: Colour = std::array::from_fn(|_| between(rng, -20.0, 20.0));
@@ -312,21 +313,24 @@ fn develop(canvas: &Canvas, rng: &mut ChaCha8Rng, image: &mut [u8]) {
     }
 }
 
+/// A number from `low` to `high`.
 fn between(rng: &mut ChaCha8Rng, low: f32, high: f32) -> f32 {
     low + (high - low) * unit(rng)
 }
 
+/// A colour that is neither very dark nor very light.
 fn colour(rng: &mut ChaCha8Rng) -> Colour {
     std::array::from_fn(|_| between(rng, 20.0, 235.0))
 }
 
-/// A clearly lighter or darker shade.
+/// A clearly lighter shade of a dark colour, or a darker one of a light colour.
 fn contrast(colour: Colour, rng: &mut ChaCha8Rng) -> Colour {
     let mean = (colour[0] + colour[1] + colour[2]) / 3.0;
     let shade = if mean > 127.5 { 0.0 } else { 255.0 };
     mix(colour, [shade; 3], between(rng, 0.35, 0.7))
 }
 
+/// The colour between two; `share` is that of the second.
 fn mix(from: Colour, to: Colour, share: f32) -> Colour {
     std::array::from_fn(|i| from[i] + (to[i] - from[i]) * share)
 }

@@ -1,5 +1,5 @@
-//! What the CPU side of every operation shares: reading a tensor's numbers, making a tensor of
-//! numbers, scratch memory.
+//! What the CPU side of every operation shares: reading the numbers of a tensor, making a tensor of
+//! numbers, and scratch memory.
 
 use std::cell::RefCell;
 

@@ -6,12 +6,12 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::cpu;
 
-/// What the masks of one training step depend on: the same key gives the same masks.
+/// What the dropout masks of one training step depend on: the same key gives the same masks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DropoutKey {
     /// The run's seed.
     pub seed: u64,
-    /// The number of the training step, counted from the start of the run.
+    /// The number of the training step, counted from 0 at the start of the run.
     pub step: u64,
 }
 
@@ -46,8 +46,8 @@ struct Dropout {
 }
 
 impl Dropout {
-    /// A generator for the step: key from seed and step, stream from the layer. Word i decides on element i;
-    /// `kernels/dropout.cu` computes the same words.
+    /// The generator of a step's mask: its key is made of seed and step, its stream is the layer. Word `i` decides on
+    /// element `i`; `kernels/dropout.cu` computes the same words.
     fn generator(&self) -> ChaCha8Rng {
         let mut seed = [0; 32];
         seed[..8].copy_from_slice(&self.key.seed.to_le_bytes());
@@ -58,7 +58,7 @@ impl Dropout {
         rng
     }
 
-    /// `x` times mask: the same in both directions.
+    /// `x` times the mask, divided by `1 - p`: the same in the forward and in the backward pass.
     fn apply(&self, x: &[f32]) -> Vec<f32> {
         let mut rng = self.generator();
         let scale = (1.0 / (1.0 - self.p)) as f32;
@@ -87,7 +87,7 @@ impl CustomOp1 for Dropout {
 mod tests {
     use super::*;
 
-    /// The words were worked out from ChaCha's definition apart from both; `parity/kernels/operations.cpp` pins the
+    /// The words were worked out from ChaCha's definition, independently of both implementations; `parity/kernels/operations.cpp` pins the
     /// kernel to them.
     #[test]
     fn the_mask_is_that_of_the_kernel_check() {

@@ -11,7 +11,7 @@ use crate::cpu;
 /// The Euclidean norm of each parameter's gradient, by name; parameters without a gradient are left out.
 ///
 /// Sums are in f64, where the square of no f32 overflows: a norm is finite exactly when every element is.
-/// On a GPU it waits for the results; [`clip_grad_norm_on_device`] does not.
+/// On a GPU this waits for the results; [`clip_grad_norm_on_device`] does not wait.
 ///
 /// # Errors
 /// When a gradient is not f32.
@@ -45,13 +45,14 @@ fn norm(grad: &Tensor) -> Result<f64> {
     })
 }
 
-/// The norm of all gradients together, from those of [`grad_norms`].
+/// The Euclidean norm of all gradients together, from the norms that [`grad_norms`] gives.
 pub fn total_norm(norms: &BTreeMap<String, f64>) -> f64 {
     norms.values().map(|norm| norm * norm).sum::<f64>().sqrt()
 }
 
-/// Scales all gradients by `max_norm / (total_norm + 1e-6)` where that is below 1, as PyTorch's
-/// `torch.nn.utils.clip_grad_norm_` does with its default norm, the Euclidean one.
+/// Clips the gradients by their norm: scales all of them by `max_norm / (total_norm + 1e-6)` where that is below 1, as
+/// PyTorch's `torch.nn.utils.clip_grad_norm_` does with its default norm, the Euclidean one. `total_norm` is that of
+/// [`total_norm`].
 ///
 /// # Errors
 /// When candle refuses.
@@ -85,8 +86,8 @@ pub struct GradNorms {
     pub total: Tensor,
 }
 
-/// [`clip_grad_norm`] by the gradients' own norm. It returns the norms on the gradients' device, so on a GPU (feature
-/// `cuda`) nothing waits for them. With an infinite `max_norm` no gradient is scaled.
+/// Clips the gradients by their norm as [`clip_grad_norm`] does, and computes that norm itself. It returns the norms on the
+/// gradients' device, so on a GPU (feature `cuda`) nothing waits for them. With an infinite `max_norm` no gradient is scaled.
 ///
 /// # Errors
 /// When a gradient is not f32.
@@ -97,7 +98,9 @@ pub fn clip_grad_norm_on_device(
 ) -> Result<GradNorms> {
     #[cfg(feature = "cuda")]
     if crate::cuda::tensor_table::are_on_gpu(parameters) {
-        return crate::cuda::grad_norm::clip_grad_norm(parameters, grads, max_norm);
+        let (names, each, total) =
+            crate::cuda::grad_norm::clip_grad_norm(parameters, grads, max_norm)?;
+        return Ok(GradNorms { names, each, total });
     }
     let norms = grad_norms(parameters, grads)?;
     let total = total_norm(&norms);

@@ -6,7 +6,7 @@ use crate::cpu;
 use crate::matmul::{View, matmul};
 use crate::relu::masked;
 
-/// `y = x w^T + b`, then `max(y, 0)` with `relu`.
+/// A linear layer: `y = x w^T + b`, then `max(y, 0)` with `relu`.
 ///
 /// `x` is `[B, I]`, `weight` is `[O, I]` (PyTorch's layout), `bias` is `[O]`, the result `[B, O]`;
 /// all f32.

@@ -19,6 +19,7 @@ impl<'a> View<'a> {
         Self { data, row_stride: 1, col_stride: cols }
     }
 
+    /// Whether all entries of a matrix of this size lie within the memory.
     fn covers(&self, rows: usize, cols: usize) -> bool {
         rows == 0
             || cols == 0
@@ -26,7 +27,8 @@ impl<'a> View<'a> {
     }
 }
 
-/// `out = a b`, or `out += a b` with `add`; `a` is `m` x `k`, `b` is `k` x `n`, `out` row-major.
+/// The matrix product `out = a b`, or `out += a b` with `add`. `a` is `m` x `k`, `b` is `k` x `n`, and `out` is `m` x `n`,
+/// row-major. rayon's threads share the work.
 pub(crate) fn matmul(
     out: &mut [f32],
     (m, k, n): (usize, usize, usize),

@@ -36,7 +36,7 @@ pub fn max_pool2d(x: &Tensor, kernel: usize, stride: usize) -> Result<Tensor> {
 struct MaxPool2d {
     kernel: usize,
     stride: usize,
-    /// For each output element its input's position in the plane, kept for the gradient.
+    /// For each output element the position of its maximum in the input's plane, kept for the gradient.
     argmax: OnceLock<Vec<u32>>,
 }
 

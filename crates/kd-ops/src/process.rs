@@ -1,4 +1,4 @@
-//! Settings of the whole process that a training step gains from; a program's `main` asks for them.
+//! Settings of the whole process that make a training step faster. A program asks for them in its `main`.
 
 /// Asks the C library's allocator to keep freed memory instead of giving it back to the system.
 ///

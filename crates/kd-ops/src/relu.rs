@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use crate::cpu;
 
-/// Elements a thread takes at a time; below this, starting threads costs more than it gains.
+/// Elements that a thread takes at a time. With fewer, handing out the work costs more than it gains.
 const CHUNK: usize = 1 << 16;
 
 /// `max(x, 0)`, element by element, for an f32 tensor of any shape.

@@ -1,14 +1,15 @@
-//! The parameter-free shortcut of residual networks.
+//! The parameter-free shortcut of residual networks, where a stage halves the map and adds channels.
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::cpu;
 
-/// Every second pixel of `x` f32 `[N, C, H, W]`, between channels of zeros: `[N, channels, H/2, W/2]`,
-/// rounded up, with half of the new channels before and half behind.
+/// Every second pixel of `x`, in both directions, between channels of zeros: from f32 `[N, C, H, W]` to
+/// `[N, channels, H/2, W/2]`, rounded up, with half of the new channels before the old ones and half behind them.
 ///
-/// Option A of He et al. (2016), section 4.2, as `F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, k, k))`.
+/// It is option A of He et al., "Deep Residual Learning for Image Recognition" (2016), section 4.2; in PyTorch
+/// `F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, k, k))` with `k = (channels - C) / 2`.
 ///
 /// # Errors
 /// When `x` has another rank or type, or the new channels can't be halved.
@@ -32,7 +33,7 @@ struct SubsamplePad {
     channels: usize,
 }
 
-/// Sizes of a map before and after.
+/// Channels, height and width of a map before and after.
 struct Sizes {
     before: (usize, usize, usize),
     after: (usize, usize, usize),

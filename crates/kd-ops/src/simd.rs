@@ -1,8 +1,7 @@
-//! Vectors of f32 for three kinds of processors, chosen at run time.
+//! Vectors of f32 for three kinds of processors, one of which is chosen at run time.
 //!
-//! A kernel is written once, generic over [`Simd`], as an `#[inline(always)]` function, and
-//! compiled three times by [`kernel!`], each time inside a function that is allowed the
-//! processor features of its vectors.
+//! A kernel is written once, as an `#[inline(always)]` function that is generic over [`Simd`]. The macro [`kernel!`]
+//! compiles it three times, each time inside a function that may use the processor features of its vectors.
 
 /// A kind of vector unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,7 +12,7 @@ pub(crate) enum Isa {
     /// x86-64 with AVX2 and FMA: 8 lanes.
     #[cfg(target_arch = "x86_64")]
     Avx2,
-    /// Any processor: arrays of 8 that the compiler may vectorise.
+    /// Any processor: arrays of 8 numbers, which the compiler may turn into vectors.
     Portable,
 }
 
@@ -47,6 +46,7 @@ impl Isa {
         found
     }
 
+    /// Its name in the environment variable `KD_ISA`.
     pub(crate) fn name(self) -> &'static str {
         match self {
             #[cfg(target_arch = "x86_64")]
@@ -69,7 +69,7 @@ impl Isa {
     }
 }
 
-/// Operations on vectors of `LANES` numbers.
+/// Operations on vectors `V` of `LANES` numbers.
 ///
 /// # Safety
 /// Every function needs a processor that has the implementor's features; `load` and `store`
@@ -85,23 +85,25 @@ pub(crate) trait Simd: Copy {
     unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
     /// `a * b + c`, rounded once where the processor can.
     unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
-    /// `max(v, 0)`; NaN stays NaN.
+    /// `max(v, 0)` in each lane; NaN stays NaN.
     unsafe fn relu(v: Self::V) -> Self::V;
-    /// `(new, tag)` where `new > old` or `new` is NaN, else `(old, old_tag)`.
+    /// In each lane `(new, tag)` where `new > old` or `new` is NaN, else `(old, old_tag)`: a step of a search for the maximum
+    /// and for where it lies, in which the first of equals stays.
     unsafe fn later_max(
         old: Self::V,
         old_tag: Self::V,
         new: Self::V,
         tag: Self::V,
     ) -> (Self::V, Self::V);
-    /// `v` where `a == b`, else zero.
+    /// In each lane `v` where `a == b`, else zero.
     unsafe fn where_equal(a: Self::V, b: Self::V, v: Self::V) -> Self::V;
-    /// `v` where `y > 0`, else zero.
+    /// In each lane `v` where `y > 0`, else zero.
     unsafe fn where_positive(y: Self::V, v: Self::V) -> Self::V;
+    /// Writes the transpose of 8 rows of 8 numbers; a stride is the distance between two rows, in numbers.
     unsafe fn transpose8(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize);
 }
 
-/// Any processor.
+/// Vectors for any processor: arrays of 8 numbers.
 #[derive(Clone, Copy)]
 pub(crate) struct Portable;
 

@@ -1,4 +1,4 @@
-//! Convolution of any shape, each window read where it lies.
+//! A convolution of any window, stride, padding and dilation, each window read where it lies.
 //!
 //! The padded image is NHWC, so a line of a window is a run of contiguous numbers; the products
 //! of [`super::products`] take their rows from such runs.
@@ -10,34 +10,37 @@ use super::products::{Rows, add_transposed_rows_times, packed_index, rows_times_
 use super::wanted::Wanted;
 use crate::simd::Isa;
 
+/// One convolution's sizes and offsets for this algorithm.
 pub(super) struct Direct {
     isa: Isa,
     g: Geometry,
     /// Output channels, rounded up to whole vectors.
     outputs: usize,
-    /// Each output pixel's window in the padded image, and the runs that a window is made of.
+    /// Where each output pixel's window starts in the padded image, where the runs that a window is made of start within
+    /// it, and how long a run is.
     row_offsets: Vec<u32>,
     segment_offsets: Vec<u32>,
     segment_len: usize,
     data: DataGradient,
 }
 
-/// How the data's gradient is computed.
+/// How the gradient of the input ("data") is computed from that of the output, `dz`.
 enum DataGradient {
-    /// Stride 1: a convolution of the padded `dz` with the weight turned round.
+    /// With stride 1: as a convolution of the padded `dz` with the weight turned by half a turn.
     Convolution {
-        /// The padded `dz`, and the zeros before its first pixel, vertically and horizontally.
+        /// The layout of the padded `dz`, and the zeros before its first pixel, vertically and horizontally.
         image: Nhwc,
         before: (usize, usize),
+        /// As in [`Direct`], of the padded `dz`.
         row_offsets: Vec<u32>,
         segment_offsets: Vec<u32>,
         segment_len: usize,
         /// Input channels, rounded up to whole vectors.
         inputs: usize,
     },
-    /// Any other: each output pixel's window of gradients, added where the window lies.
+    /// With any other stride: each output pixel gives a window of gradients, which is added where the window lies.
     Windows {
-        /// Each output pixel's `dz`.
+        /// Where each output pixel's `dz` starts.
         row_offsets: Vec<u32>,
         /// Numbers of a window, rounded up to whole vectors.
         window: usize,
@@ -45,6 +48,7 @@ enum DataGradient {
 }
 
 impl Direct {
+    /// For any convolution.
     pub(super) fn new(isa: Isa, g: Geometry) -> Self {
         let lanes = isa.lanes();
         let outputs = g.out_channels.next_multiple_of(lanes);
@@ -90,15 +94,18 @@ impl Direct {
         }
     }
 
+    /// The layout of the padded input image.
     pub(super) fn input_image(&self) -> Nhwc {
         let (rows, line) = (self.g.height + 2 * self.g.padding, self.g.width + 2 * self.g.padding);
         Nhwc { rows, line, channels: self.g.in_channels }
     }
 
+    /// The layout of the output image.
     pub(super) fn output_image(&self) -> Nhwc {
         Nhwc { rows: self.g.out_height, line: self.g.out_width, channels: self.outputs }
     }
 
+    /// Numbers of scratch memory that the backward pass over one image needs.
     pub(super) fn scratch_len(&self) -> usize {
         match &self.data {
             DataGradient::Convolution { image, inputs, .. } => {
@@ -108,11 +115,12 @@ impl Direct {
         }
     }
 
+    /// Numbers of a partial sum of the weight's gradient, kept as `[window, outputs]`.
     pub(super) fn sums_len(&self) -> usize {
         self.g.window_len() * self.outputs
     }
 
-    /// The weight, packed for [`Self::forward`], or for the data's gradient.
+    /// The weight `[O, I, kh, kw]`, packed for [`Self::forward`] or, with `gradient`, for the gradient of the input.
     pub(super) fn pack(&self, weight: &[f32], gradient: bool) -> Vec<f32> {
         let g = &self.g;
         let lanes = self.isa.lanes();
@@ -148,10 +156,13 @@ impl Direct {
         packed
     }
 
+    /// The convolution of `image` (see [`Self::input_image`]), without bias, to `out` (see [`Self::output_image`]).
     pub(super) fn forward(&self, image: &[f32], packed: &[f32], out: &mut [f32]) {
         rows_times_packed(self.isa, image, self.rows(), packed, out, self.outputs);
     }
 
+    /// From the output's gradient `dz` (see [`Self::output_image`]): adds to the gradient of the input
+    /// and to the sums of the weight's gradient, as `wanted` says.
     pub(super) fn backward(&self, dz: &[f32], scratch: &mut [f32], wanted: Wanted<'_>) {
         if let Some((image, sums)) = wanted.weight {
             add_transposed_rows_times(self.isa, image, self.rows(), dz, sums, self.outputs);
@@ -161,6 +172,7 @@ impl Direct {
         }
     }
 
+    /// Adds to the gradient of the padded input, `dx`.
     fn data_gradient(&self, dz: &[f32], packed: &[f32], scratch: &mut [f32], dx: &mut [f32]) {
         let g = &self.g;
         let mut scratch = scratch;
@@ -207,7 +219,7 @@ impl Direct {
         }
     }
 
-    /// The weight's gradient `[O, I, kh, kw]` from the summed sums.
+    /// The weight's gradient `[O, I, kh, kw]` from its sums over all images.
     pub(super) fn finish_weight(&self, sums: &[f32]) -> Vec<f32> {
         let g = &self.g;
         let mut dweight = Vec::with_capacity(g.weight_len());
@@ -222,8 +234,8 @@ impl Direct {
     }
 }
 
-/// The runs of a window in an image of `line` pixels of `channels` numbers: where they start and
-/// how long they are.
+/// The runs of contiguous numbers that a window is made of, in an image whose lines have `line` pixels of `channels`
+/// numbers: where they start, counted from the window's first number, and how long each is.
 fn segments(g: &Geometry, line: usize, channels: usize) -> (Vec<u32>, usize) {
     let offset = |ky: usize, kx: usize| (g.dilation * (ky * line + kx) * channels) as u32;
     if g.dilation == 1 {

@@ -42,6 +42,10 @@ pub(crate) struct Geometry {
 }
 
 impl Geometry {
+    /// The sizes of the convolution of a batch of shape `x` `[N, I, H, W]` with a weight of shape `[O, I, kh, kw]`.
+    ///
+    /// # Errors
+    /// When they don't fit together, or the window doesn't fit in the padded image.
     pub(crate) fn new(x: &[usize], weight: &[usize], config: &Conv2dConfig) -> Result<Self> {
         let (&[batch, in_channels, height, width], &[out_channels, weight_in, kh, kw]) =
             (x, weight)

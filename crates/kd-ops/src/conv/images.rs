@@ -2,7 +2,8 @@
 
 use crate::simd::{Isa, Simd, kernel};
 
-/// An NHWC image in scratch memory: `rows` lines of `line` pixels of `channels` numbers.
+/// The layout of an NHWC image in scratch memory: `rows` lines of `line` pixels of `channels` numbers. It may be larger than
+/// the picture that lies in it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Nhwc {
     pub(super) rows: usize,
@@ -11,12 +12,13 @@ pub(super) struct Nhwc {
 }
 
 impl Nhwc {
+    /// Numbers of the image.
     pub(super) fn len(&self) -> usize {
         self.rows * self.line * self.channels
     }
 }
 
-/// A picture's size: channels, height, width.
+/// The size of a picture, which is one input or one result of a layer, without padding.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Size {
     pub(super) channels: usize,
@@ -25,6 +27,7 @@ pub(super) struct Size {
 }
 
 impl Size {
+    /// Numbers of the picture.
     pub(super) fn len(&self) -> usize {
         self.channels * self.height * self.width
     }

@@ -2,6 +2,10 @@
 //!
 //! Tensors are NCHW outside. Inside, one image at a time is turned into NHWC in scratch memory
 //! that stays in the cache, worked on there (vectors run over channels), and turned back.
+//!
+//! From the outside in: this file has the public functions and candle's operations; `chain` runs a batch forward and
+//! `backward` runs it backward; `layer` is one convolution of one image, by `winograd` (formulas in `transforms`) or
+//! `direct`; both stand on the two matrix products of `products`.
 
 mod backward;
 mod chain;
@@ -59,7 +63,7 @@ pub struct Conv2d {
     pub weight: Tensor,
     /// `[O]`.
     pub bias: Option<Tensor>,
-    /// Stride, padding, dilation and what is fused in.
+    /// Stride, padding, dilation, and whether ReLU and max-pool are fused in.
     pub config: Conv2dConfig,
 }
 
@@ -72,7 +76,9 @@ impl Conv2d {
     pub fn from_candle(layer: &candle_nn::Conv2d) -> Result<Self> {
         let candle_nn::Conv2dConfig { padding, stride, dilation, groups, .. } = *layer.config();
         if groups != 1 {
-            bail!("conv2d: groups is {groups}; expected 1, the only number that this layer has");
+            bail!(
+                "conv2d: the layer has {groups} groups; expected 1, the only number that is supported"
+            );
         }
         let config = Conv2dConfig { stride, padding, dilation, ..Conv2dConfig::default() };
         Ok(Self { weight: layer.weight().clone(), bias: layer.bias().cloned(), config })
@@ -86,7 +92,7 @@ impl Module for Conv2d {
 }
 
 /// Several convolutions in a row, each layer's result the next one's input: the same values and
-/// gradients as [`conv2d`] called for each.
+/// gradients as [`conv2d`] called for each of them.
 ///
 /// What lies between the layers is not stored: each image goes through all of them while it is
 /// in the cache, and the backward pass computes the maps in between again. That pays where all
@@ -99,7 +105,7 @@ pub fn conv2d_chain(x: &Tensor, layers: &[&Conv2d]) -> Result<Tensor> {
     if let [layer] = layers {
         return layer.forward(x);
     }
-    // There a map in between is written and read faster than computed again.
+    // On a GPU a map in between is written and read faster than it is computed again.
     #[cfg(feature = "cuda")]
     if x.device().is_cuda() && !layers.is_empty() {
         return layers.iter().try_fold(x.clone(), |x, layer| layer.forward(&x));
@@ -126,7 +132,7 @@ pub fn conv2d_chain(x: &Tensor, layers: &[&Conv2d]) -> Result<Tensor> {
     x.contiguous()?.apply_op2(&Tensor::cat(&parameters, 0)?, op)
 }
 
-/// Checks one convolution.
+/// Checks one convolution and gives its sizes; `x` is the shape of its input.
 fn check(
     x: &[usize],
     weight: &Tensor,
@@ -155,7 +161,7 @@ fn chain_layer(geometry: Geometry, config: &Conv2dConfig) -> Layer {
     Layer::new(Isa::detect(), geometry, config.relu, config.max_pool2)
 }
 
-/// One convolution: data, weight, bias.
+/// One convolution as candle's operation on data, weight and bias.
 struct Conv2dOp {
     chain: Chain,
     /// The pool's winners, kept from the forward pass for the backward pass.
@@ -216,15 +222,16 @@ impl CustomOp3 for Conv2dOp {
     }
 }
 
-/// Convolutions in a row: data, and all weights and biases as one flat tensor.
+/// Convolutions in a row as candle's operation on the data and on all weights and biases in one flat tensor.
 struct ChainOp {
     chain: Chain,
-    /// Each layer's numbers of weight and bias.
+    /// How many numbers each layer's weight and bias have.
     sizes: Vec<(usize, usize)>,
     winners: OnceLock<Vec<u8>>,
 }
 
 impl ChainOp {
+    /// Each layer's weight and bias out of the flat tensor.
     fn split<'a>(&self, mut flat: &'a [f32]) -> Vec<Parameters<'a>> {
         let mut take = |len: usize| {
             let (piece, rest) = flat.split_at(len);

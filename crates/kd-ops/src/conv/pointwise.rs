@@ -28,7 +28,7 @@ unsafe fn bias_relu_body<S: Simd>(image: &mut [f32], bias: &[f32], relu: bool) {
     }
 }
 
-/// 2x2 max-pool of stride 2 over `height` x `width` pixels of an NHWC image: the maxima, and
+/// A 2x2 max-pool of stride 2 over the first `height` x `width` pixels of an NHWC image: the maxima, and
 /// which of the four pixels gave each (0 to 3, row-major; the first of equals).
 pub(super) fn max_pool2(
     isa: Isa,
@@ -155,7 +155,7 @@ unsafe fn max_pool2_gradient_body<S: Simd>(
     }
 }
 
-/// `dy` becomes zero where `y` is not above zero.
+/// The gradient before a ReLU whose result was `y`: `dy` becomes zero where `y` is not above zero.
 pub(super) fn mask(isa: Isa, y: &[f32], dy: &mut [f32]) {
     assert!(y.len() == dy.len());
     // SAFETY: equal lengths.
@@ -181,7 +181,7 @@ unsafe fn mask_body<S: Simd>(y: &[f32], dy: &mut [f32]) {
     }
 }
 
-/// `sums += ` the sum over the pixels of an NHWC image, a number a channel.
+/// Adds each channel's sum over the pixels of an NHWC image to `sums`, which has a number a channel.
 pub(super) fn add_pixels(isa: Isa, image: &[f32], sums: &mut [f32]) {
     assert!(sums.len().is_multiple_of(isa.lanes()) && image.len().is_multiple_of(sums.len()));
     // SAFETY: whole vectors, as asserted.

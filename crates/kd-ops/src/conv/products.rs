@@ -10,7 +10,7 @@
 
 use crate::simd::{Isa, Simd, kernel};
 
-/// How the next rows of `left` are grouped: six rows by two vectors fill AVX2's registers, and
+/// How many of the `left` rows are taken together next. Six rows by two vectors fill AVX2's registers, and
 /// four by two still hide the latency of a multiply-add (4 cycles, two a cycle); fewer don't.
 #[inline(always)]
 fn group(left: usize) -> usize {
@@ -42,11 +42,14 @@ macro_rules! by_size {
     };
 }
 
-/// Where the rows of a product lie, see the module's text.
+/// Where the rows of a product lie; see the module's text.
 #[derive(Clone, Copy)]
 pub(super) struct Rows<'a> {
+    /// Where each row starts.
     pub(super) row_offsets: &'a [u32],
+    /// Where each segment starts, counted from its row's start.
     pub(super) segment_offsets: &'a [u32],
+    /// Numbers of a segment.
     pub(super) segment_len: usize,
 }
 
@@ -64,8 +67,8 @@ impl Rows<'_> {
     }
 }
 
-/// Where `pack` puts entry (`k`, `col`) of a matrix of `k_len` rows: panels of two vectors' columns,
-/// the last one of a single vector where the number of vectors is odd.
+/// Where entry (`k`, `col`) of a matrix of `k_len` rows and `cols` columns lies once it is packed: in panels that are two
+/// vectors wide, the last one a single vector where the number of vectors is odd.
 pub(super) fn packed_index(k: usize, col: usize, k_len: usize, cols: usize, lanes: usize) -> usize {
     let width = 2 * lanes;
     let panel = col / width;
@@ -73,7 +76,7 @@ pub(super) fn packed_index(k: usize, col: usize, k_len: usize, cols: usize, lane
     panel * width * k_len + k * this_width + col % width
 }
 
-/// `out[t][0..cols] = row_t b`: `b` is packed (see [`packed_index`]), `out`'s rows are `cols` long.
+/// The product of all rows with a matrix: `out[t][0..cols] = row_t b`. `b` is packed (see [`packed_index`]), `out`'s rows are `cols` long.
 pub(super) fn rows_times_packed(
     isa: Isa,
     a: &[f32],
@@ -170,7 +173,8 @@ unsafe fn product_tile<S: Simd, const R: usize, const C: usize>(
     }
 }
 
-/// `sums[k][0..cols] += sum over t of row_t[k] * b[t][0..cols]`; `b`'s and `sums`' rows are `cols` long.
+/// The transposed rows times a matrix, added to what is there: `sums[k][0..cols] += sum over t of row_t[k] * b[t][0..cols]`.
+/// The rows of `b` and of `sums` are `cols` long.
 pub(super) fn add_transposed_rows_times(
     isa: Isa,
     a: &[f32],

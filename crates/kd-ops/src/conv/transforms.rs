@@ -1,15 +1,17 @@
-//! 3x3 convolution of stride 1 with four times fewer multiplications.
+//! The formulas of 3x3 convolution of stride 1 with four times fewer multiplications, and their vector code.
 //!
-//! Winograd's minimal filtering F(4x4, 3x3) (Lavin and Gray, "Fast Algorithms for Convolutional
+//! They are Winograd's minimal filtering F(4x4, 3x3) (Lavin and Gray, "Fast Algorithms for Convolutional
 //! Neural Networks", 2015, section 4.1 and its F(4x4, 3x3) matrices). The output is cut into 4x4
-//! tiles; with `d` a 6x6 tile of the input and `g` a filter,
+//! tiles, each of which follows from a 6x6 tile `d` of the input. With a filter `g`,
 //!
 //! ```text
 //! y  = A^T [ sum over input channels (G g G^T) * (B^T d B) ] A
 //! ```
 //!
-//! where `*` goes entry by entry: 36 matrix products of [tiles x I] and [I x O], one for each
-//! entry ("frequency"). The gradients are the adjoints of the same formula and cost the same:
+//! where `*` multiplies entry by entry. Over all tiles, input channels (`I`) and output channels (`O`) that is 36 matrix
+//! products of `[tiles, I]` and `[I, O]`, one for each entry of a transformed tile, which is called a frequency here. The
+//! gradients (`dy` of the output, `dd` of the input tile, `dg` of the filter) are the adjoints of the same formula and cost
+//! the same:
 //!
 //! ```text
 //! Z  = A dy A^T
@@ -21,14 +23,14 @@
 // formulas do.
 #![allow(clippy::needless_range_loop)]
 
-use crate::simd::{Simd, kernel};
+use crate::simd::{Isa, Simd, kernel};
 
-/// Output pixels of a tile's side.
+/// Height and width of a tile of the output, in pixels.
 pub(super) const TILE: usize = 4;
-/// Entries of a transformed tile.
+/// Entries of a transformed tile: 6 x 6.
 pub(super) const FREQUENCIES: usize = 36;
 
-/// `B^T d`, for one line.
+/// `B^T d`, for one column of a tile.
 #[inline(always)]
 unsafe fn bt<S: Simd>(d: [S::V; 6]) -> [S::V; 6] {
     // SAFETY: arithmetic only.
@@ -77,7 +79,7 @@ unsafe fn b<S: Simd>(t: [S::V; 6]) -> [S::V; 6] {
     }
 }
 
-/// `A^T m`, for one line.
+/// `A^T m`, for one column of a tile of products.
 #[inline(always)]
 unsafe fn at<S: Simd>(m: [S::V; 6]) -> [S::V; 4] {
     // SAFETY: arithmetic only.
@@ -109,7 +111,7 @@ unsafe fn a<S: Simd>(y: [S::V; 4]) -> [S::V; 6] {
     }
 }
 
-/// Where a block of tiles lies in an NHWC image, and its transform in memory.
+/// Where a block of tiles lies in an NHWC image, and how its transform lies in memory.
 #[derive(Clone, Copy)]
 pub(super) struct Block<'a> {
     /// Each tile's first number in the image.
@@ -123,7 +125,8 @@ pub(super) struct Block<'a> {
 }
 
 impl Block<'_> {
-    fn check(&self, isa: crate::simd::Isa, image: usize, transform: usize, side: usize) {
+    /// Panics where the block's tiles, `side` pixels high and wide, or its transform would lie outside of memory.
+    fn check(&self, isa: Isa, image: usize, transform: usize, side: usize) {
         let last = self.tiles.iter().max().map_or(0, |&tile| tile as usize);
         assert!(self.channels.is_multiple_of(isa.lanes()));
         assert!(last + (side - 1) * self.line + side * self.channels <= image);
@@ -133,12 +136,7 @@ impl Block<'_> {
 }
 
 /// `B^T d B` of every 6x6 tile: entry `f` of tile `t` goes to `to[f * frequency + t * channels..]`.
-pub(super) fn input_transform(
-    isa: crate::simd::Isa,
-    image: &[f32],
-    block: Block<'_>,
-    to: &mut [f32],
-) {
+pub(super) fn input_transform(isa: Isa, image: &[f32], block: Block<'_>, to: &mut [f32]) {
     block.check(isa, image.len(), to.len(), 6);
     // SAFETY: sizes checked.
     unsafe { input_transform_kernel(isa, image.as_ptr(), block, to.as_mut_ptr()) }
@@ -180,12 +178,7 @@ unsafe fn input_transform_body<S: Simd>(image: *const f32, block: Block<'_>, to:
 }
 
 /// Adds `B t B^T` of every transformed tile to its 6x6 tile of the image.
-pub(super) fn input_transform_adjoint(
-    isa: crate::simd::Isa,
-    from: &[f32],
-    block: Block<'_>,
-    image: &mut [f32],
-) {
+pub(super) fn input_transform_adjoint(isa: Isa, from: &[f32], block: Block<'_>, image: &mut [f32]) {
     block.check(isa, image.len(), from.len(), 6);
     // SAFETY: sizes checked.
     unsafe { input_transform_adjoint_kernel(isa, from.as_ptr(), block, image.as_mut_ptr()) }
@@ -233,12 +226,7 @@ unsafe fn input_transform_adjoint_body<S: Simd>(
 }
 
 /// `A^T m A` of every transformed tile: its 4x4 tile of the image.
-pub(super) fn output_transform(
-    isa: crate::simd::Isa,
-    from: &[f32],
-    block: Block<'_>,
-    image: &mut [f32],
-) {
+pub(super) fn output_transform(isa: Isa, from: &[f32], block: Block<'_>, image: &mut [f32]) {
     block.check(isa, image.len(), from.len(), TILE);
     // SAFETY: sizes checked.
     unsafe { output_transform_kernel(isa, from.as_ptr(), block, image.as_mut_ptr()) }
@@ -280,12 +268,7 @@ unsafe fn output_transform_body<S: Simd>(from: *const f32, block: Block<'_>, ima
 }
 
 /// `A dy A^T` of every 4x4 tile of the image.
-pub(super) fn output_transform_adjoint(
-    isa: crate::simd::Isa,
-    image: &[f32],
-    block: Block<'_>,
-    to: &mut [f32],
-) {
+pub(super) fn output_transform_adjoint(isa: Isa, image: &[f32], block: Block<'_>, to: &mut [f32]) {
     block.check(isa, image.len(), to.len(), TILE);
     // SAFETY: sizes checked.
     unsafe { output_transform_adjoint_kernel(isa, image.as_ptr(), block, to.as_mut_ptr()) }

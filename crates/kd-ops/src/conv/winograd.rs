@@ -1,4 +1,4 @@
-//! 3x3 convolution of stride 1 by Winograd's F(4x4, 3x3): see [`transforms`] for the formulas.
+//! A 3x3 convolution of stride 1 by Winograd's F(4x4, 3x3); [`transforms`] has the formulas and their source.
 //!
 //! One image is worked on in blocks of tiles, small enough that a block's transform stays in the
 //! second-level cache between being written and being read by the matrix products.
@@ -15,24 +15,28 @@ use crate::simd::Isa;
 /// the fastest for 128 to 64 channels on a processor with 512 KiB of second-level cache.
 const BLOCK_BYTES: usize = 300 << 10;
 
+/// One convolution's sizes and offsets for this algorithm.
 pub(super) struct Winograd {
     isa: Isa,
     g: Geometry,
+    /// Tiles of an image, horizontally and vertically.
     tiles_x: usize,
     tiles_y: usize,
-    /// Channels, rounded up to whole vectors.
+    /// Input and output channels, rounded up to whole vectors.
     inputs: usize,
     outputs: usize,
     /// Tiles of a block.
     block: usize,
+    /// Where each tile starts in the input image and in the output image.
     input_tiles: Vec<u32>,
     output_tiles: Vec<u32>,
+    /// Where each tile of a block starts within one frequency of its transform, of the input and of the output.
     input_rows: Vec<u32>,
     output_rows: Vec<u32>,
 }
 
 impl Winograd {
-    /// Whether this algorithm applies and pays: with fewer channels than this the transforms
+    /// Whether this algorithm applies and pays: with fewer than 16 channels the transforms
     /// cost as much as they save.
     pub(super) fn suits(g: &Geometry) -> bool {
         const FEWEST_CHANNELS: usize = 16;
@@ -41,6 +45,7 @@ impl Winograd {
             && g.out_channels >= FEWEST_CHANNELS
     }
 
+    /// For a convolution that [`Self::suits`].
     pub(super) fn new(isa: Isa, g: Geometry) -> Self {
         let (tiles_y, tiles_x) = (g.out_height.div_ceil(TILE), g.out_width.div_ceil(TILE));
         let inputs = g.in_channels.next_multiple_of(isa.lanes());
@@ -68,29 +73,30 @@ impl Winograd {
         }
     }
 
-    /// The padded input image.
+    /// The layout of the padded input image: whole tiles with the pixel around them that their windows reach.
     pub(super) fn input_image(&self) -> Nhwc {
         let (rows, line) = (TILE * self.tiles_y + 2, TILE * self.tiles_x + 2);
         Nhwc { rows, line, channels: self.inputs }
     }
 
-    /// The output image: whole tiles, so it may be larger than the output.
+    /// The layout of the output image: whole tiles, so it may be larger than the output.
     pub(super) fn output_image(&self) -> Nhwc {
         let (rows, line) = (TILE * self.tiles_y, TILE * self.tiles_x);
         Nhwc { rows, line, channels: self.outputs }
     }
 
-    /// Numbers between two frequencies of a block's transform. A cache line more than the block
-    /// needs: the 36 streams would fall on the same few sets of the cache otherwise.
+    /// Numbers between two frequencies of a block's transform. It is a cache line more than the block
+    /// needs: otherwise the 36 streams would fall on the same few sets of the cache.
     fn frequency(&self, channels: usize) -> usize {
         self.block * channels + 16
     }
 
+    /// Numbers of scratch memory that a pass over one image needs: a block's transforms of input and output.
     pub(super) fn scratch_len(&self) -> usize {
         FREQUENCIES * (self.frequency(self.inputs) + self.frequency(self.outputs))
     }
 
-    /// Numbers of a partial sum of the weight's gradient.
+    /// Numbers of a partial sum of the weight's gradient, which is kept transformed: `[36, inputs, outputs]`.
     pub(super) fn sums_len(&self) -> usize {
         FREQUENCIES * self.inputs * self.outputs
     }
@@ -113,8 +119,8 @@ impl Winograd {
         }
     }
 
-    /// The transformed weight, packed for the products that give the output (rows: input
-    /// channels), or, for the data's gradient, those that give the input (rows: output channels).
+    /// The weight `[O, I, 3, 3]`, transformed, and packed for the products that give the output (their rows are input
+    /// channels) or, with `gradient`, for those that give the gradient of the input (their rows are output channels).
     pub(super) fn pack(&self, weight: &[f32], gradient: bool) -> Vec<f32> {
         let (rows, cols) =
             if gradient { (self.outputs, self.inputs) } else { (self.inputs, self.outputs) };
@@ -134,7 +140,7 @@ impl Winograd {
         packed
     }
 
-    /// `image` (see [`Self::input_image`]) to `out` (see [`Self::output_image`]), without bias.
+    /// The convolution of `image` (see [`Self::input_image`]), without bias, to `out` (see [`Self::output_image`]).
     pub(super) fn forward(
         &self,
         image: &[f32],
@@ -163,8 +169,8 @@ impl Winograd {
         }
     }
 
-    /// From the output's gradient `dz` (see [`Self::output_image`]): adds to the data's gradient
-    /// and to the sums of the weight's gradient, as wanted.
+    /// From the output's gradient `dz` (see [`Self::output_image`]): adds to the gradient of the input
+    /// and to the sums of the weight's gradient, as `wanted` says.
     pub(super) fn backward(&self, dz: &[f32], scratch: &mut [f32], wanted: Wanted<'_>) {
         let mut scratch = scratch;
         let v = carve(&mut scratch, FREQUENCIES * self.frequency(self.inputs));
@@ -205,7 +211,7 @@ impl Winograd {
         }
     }
 
-    /// The weight's gradient `[O, I, 3, 3]` from the summed sums.
+    /// The weight's gradient `[O, I, 3, 3]` from its sums over all images.
     pub(super) fn finish_weight(&self, sums: &[f32]) -> Vec<f32> {
         let mut dweight = Vec::with_capacity(self.g.weight_len());
         for o in 0..self.g.out_channels {

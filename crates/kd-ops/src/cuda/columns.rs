@@ -1,5 +1,5 @@
-//! A convolution's products by cuBLAS, on a matrix with a column for each window: right, and simple; cuDNN
-//! (feature `cudnn`) needs no such matrix.
+//! A convolution's products by cuBLAS, on a matrix with a column for each window. It is correct and simple, but the matrix
+//! takes memory, which cuDNN (feature `cudnn`) does not need.
 //!
 //! The matrix has a row for each weight of one output channel and a column for each output pixel of all images,
 //! so the products come as CNHW, and each pass is one matrix product.
@@ -14,7 +14,7 @@ use crate::conv::geometry::Geometry;
 const NAME: &str = "conv2d";
 const FILE: &str = "kd-ops conv";
 
-/// Whether an image's products lie together.
+/// Whether the products come as NCHW, an image's together.
 pub(super) const IS_NCHW: bool = false;
 
 /// A convolution's sizes as the kernels take them.
@@ -111,7 +111,7 @@ pub(super) fn data_gradient(
     with_number!(NAME, dz.dtype(), T => from_columns::<T>(&columns, geometry))
 }
 
-/// Adds the columns' entries up where they came from.
+/// The gradient of x: adds each entry of the columns to where it was read from.
 fn from_columns<T: Number>(columns: &CudaStorage, geometry: &Geometry) -> Result<CudaStorage> {
     let (columns, device) = (columns.as_cuda_slice::<T>()?, &columns.device);
     let mut dx = memory::<T>(device, geometry.input_len())?;

@@ -1,5 +1,5 @@
 //! Convolutions on a GPU: the products by cuDNN (feature `cudnn`) or, on columns of windows, by cuBLAS; bias,
-//! ReLU and 2x2 max-pool by kernels of ours.
+//! ReLU and 2x2 max-pool by this crate's own kernels.
 
 use std::sync::OnceLock;
 
@@ -21,7 +21,7 @@ use crate::conv::geometry::{Conv2dConfig, Geometry};
 const NAME: &str = "conv2d";
 const FILE: &str = "kd-ops conv";
 
-/// As [`crate::conv2d`], which has checked the shapes. An f32 weight beside a bf16 x is multiplied as bf16 and has an
+/// As [`crate::conv2d`], which has checked the shapes and gives the sizes. An f32 weight beside a bf16 x is multiplied as bf16 and has an
 /// f32 gradient.
 pub(crate) fn conv2d(
     x: &Tensor,
@@ -38,7 +38,7 @@ pub(crate) fn conv2d(
         winners: OnceLock::new(),
     };
     match bias {
-        // Nothing follows the products, where they come as NCHW.
+        // Nothing follows the products where they come as NCHW.
         None if !op.relu && !op.max_pool2 && products::IS_NCHW => {
             x.apply_op2(&weight, Products { geometry })
         }
@@ -72,7 +72,7 @@ fn out_shape(geometry: &Geometry) -> Shape {
     Shape::from((batch, out_channels, out_height, out_width))
 }
 
-/// The products alone.
+/// The products as candle's operation on x and weight, where nothing follows them.
 struct Products {
     geometry: Geometry,
 }
@@ -115,7 +115,7 @@ impl CustomOp2 for Products {
     }
 }
 
-/// The gradients of x and weight that are wanted; `dz` has the products' order.
+/// The gradients of x and weight, each where a gradient flows through it; `dz` lies in the products' order.
 fn product_gradients(
     geometry: &Geometry,
     x: &Tensor,
@@ -142,12 +142,12 @@ fn product_gradients(
     Ok((dx, dweight))
 }
 
-/// Products, bias, and what `relu` and `max_pool2` ask for.
+/// Products, bias, ReLU and max-pool as candle's operation on x, weight and bias.
 struct Conv2d {
     geometry: Geometry,
     relu: bool,
     max_pool2: bool,
-    /// Which of a window's four pixels was the largest, u8; kept for the backward pass.
+    /// Which of a window's four pixels was the largest, u8; kept by the forward pass for the backward pass.
     winners: OnceLock<Tensor>,
 }
 
@@ -207,7 +207,7 @@ impl CustomOp3 for Conv2d {
 }
 
 impl Conv2d {
-    /// Bias, and what follows, on the products.
+    /// Adds the bias to the products; then ReLU and pool.
     fn after_products<T: Number>(
         &self,
         products: &CudaStorage,

@@ -1,8 +1,8 @@
 //! A convolution's products by cuDNN.
 //!
-//! A shape's descriptors and algorithms are made at its first use and kept; the algorithms follow from cuDNN's
+//! A shape's descriptors and algorithms are made at its first use and kept. The algorithms follow from cuDNN's
 //! own heuristics, not from timing, and only deterministic ones are taken, so that runs repeat. All
-//! convolutions of a device share one workspace: they run one after the other on its stream.
+//! convolutions of a device share one workspace, since they run one after the other on its stream.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -21,10 +21,11 @@ use crate::conv::geometry::Geometry;
 
 const NAME: &str = "conv2d";
 
-/// Whether an image's products lie together.
+/// Whether the products come as NCHW, an image's together.
 pub(super) const IS_NCHW: bool = true;
 
-/// Workspaces above this are not worth what little they gain; cuDNN has other algorithms.
+/// The largest workspace that an algorithm may ask for. What more memory would gain is small, and cuDNN has other
+/// algorithms.
 const MAX_WORKSPACE_BYTES: usize = 1 << 30;
 
 thread_local! {
@@ -32,7 +33,7 @@ thread_local! {
     static DEVICES: RefCell<HashMap<DeviceId, Rc<RefCell<OnDevice>>>> = RefCell::default();
 }
 
-/// What is kept for a device.
+/// What this thread keeps for a device.
 struct OnDevice {
     convolutions: HashMap<(Geometry, Arithmetic), Rc<CudnnConvolution>>,
     workspace: Option<CudaSlice<u8>>,
@@ -67,7 +68,7 @@ fn failed(error: result::CudnnError) -> Error {
     Error::wrap(error).context("cuDNN refused a convolution")
 }
 
-/// What the factors of a product are; its sums are f32.
+/// What the factors of the products are; their sums are f32.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Arithmetic {
     F32,
@@ -87,7 +88,7 @@ impl Arithmetic {
     }
 }
 
-/// Descriptors and algorithms of one shape.
+/// cuDNN's descriptors of a convolution of one shape, and the algorithm that was chosen for each pass.
 struct CudnnConvolution {
     x: sys::cudnnTensorDescriptor_t,
     y: sys::cudnnTensorDescriptor_t,
@@ -126,7 +127,7 @@ impl Drop for CudnnConvolution {
     }
 }
 
-/// One of cuDNN's proposals, whichever pass it is for.
+/// One of cuDNN's proposals of an algorithm, for any of the three passes.
 struct Proposal<A> {
     algorithm: A,
     status: sys::cudnnStatus_t,
@@ -357,7 +358,7 @@ fn with_convolution(
     body(&convolution, address as *mut c_void).map_err(failed)
 }
 
-/// The factors of a product and of what is there already.
+/// The factors of a product and of what is in the result's memory already.
 const ONE: f32 = 1.0;
 const ZERO: f32 = 0.0;
 

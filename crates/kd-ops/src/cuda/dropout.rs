@@ -22,7 +22,7 @@ struct Dropout {
 }
 
 impl Dropout {
-    /// `x` times mask: the same in both directions.
+    /// `x` times the mask, divided by `1 - p`: the same in the forward and in the backward pass.
     fn apply<T: Number>(&self, device: &CudaDevice, x: &CudaView<'_, T>) -> Result<CudaSlice<T>> {
         let count = x.len();
         let mut y = memory::<T>(device, count)?;

@@ -6,8 +6,6 @@ use candle_core::backprop::GradStore;
 use candle_core::cuda_backend::cudarc::driver::PushKernelArg;
 use candle_core::{CudaDevice, DType, Device, Result, Tensor, Var};
 
-use crate::GradNorms;
-
 use super::tensor_table::{FILE, Pair, TENSORS, THREADS, TensorTable, pairs};
 use super::{device, hold, int, kernel, launch, memory, ptx};
 
@@ -49,12 +47,12 @@ pub(crate) fn grad_norms(
     Ok(names.zip(norms.to_vec1::<f64>()?).collect())
 }
 
-/// As [`crate::clip_grad_norm_on_device`].
+/// As [`crate::clip_grad_norm_on_device`]: names, norms and total norm, the fields of its result.
 pub(crate) fn clip_grad_norm(
     parameters: &BTreeMap<String, Var>,
     grads: &mut GradStore,
     max_norm: f64,
-) -> Result<GradNorms> {
+) -> Result<(Vec<String>, Tensor, Tensor)> {
     // Scaled in place: a strided gradient's copy is put in its stead first.
     for parameter in parameters.values() {
         if let Some(grad) = grads.remove(parameter.as_tensor()) {
@@ -64,11 +62,8 @@ pub(crate) fn clip_grad_norm(
     let pairs = pairs(NAME, parameters, grads)?;
     let Some((device, each, tables)) = norms_on_gpu(&pairs)? else {
         let device = parameters.values().next().map_or(Device::Cpu, |p| p.device().clone());
-        return Ok(GradNorms {
-            names: Vec::new(),
-            each: Tensor::zeros(0, DType::F64, &device)?,
-            total: Tensor::zeros((), DType::F64, &device)?,
-        });
+        let each = Tensor::zeros(0, DType::F64, &device)?;
+        return Ok((Vec::new(), each, Tensor::zeros((), DType::F64, &device)?));
     };
     let mut total = memory::<f64>(&device, 1)?;
     let held = hold(&each);
@@ -88,5 +83,5 @@ pub(crate) fn clip_grad_norm(
     }
     drop(held);
     let names = pairs.iter().map(|pair| pair.name.to_string()).collect();
-    Ok(GradNorms { names, each, total: super::tensor(total, &device, ()) })
+    Ok((names, each, super::tensor(total, &device, ())))
 }

@@ -1,7 +1,7 @@
-//! A step of training as a CUDA graph: what it submits is captured once, and launched whole from then on.
+//! A step of training as a CUDA graph: what it submits is captured once, and from then on launched as a whole.
 //!
 //! A small network's step is some hundred short pieces of work. Submitting them, with memory for each, is some 250 calls of the
-//! driver, and may take the host longer than they take the GPU. A graph is submitted by one.
+//! driver, and may take the host longer than the work takes the GPU. A graph is submitted by one call.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -67,8 +67,9 @@ impl Drop for Capturing {
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct StepScalars(pub [f32; 4]);
 
-/// Keeps small tables that candle uploads with its operations on the GPU, so that a later capture, which may upload nothing,
-/// finds them; for as long as the value lives. Run the step that is to be captured once or twice with it.
+/// Makes candle keep, on the GPU, the small tables that it uploads with its operations, for as long as the returned value
+/// lives. A capture may upload nothing: run the step that is to be captured once or twice beforehand while the value lives,
+/// and the capture finds the tables. On a device that is no GPU there is nothing to keep.
 #[must_use]
 pub fn keep_uploads(device: &Device) -> Option<impl Drop + use<>> {
     match device {
@@ -89,7 +90,7 @@ pub struct Graph {
 }
 
 impl Graph {
-    /// Captures what `body` submits to the GPU; none of it is done. What changes from one step to the next reaches a graph in
+    /// Captures what `body` submits to the GPU; none of it is carried out. What changes from one step to the next reaches a graph in
     /// two ways: dropout and optimisers read what [`launch`](Self::launch) is given, and all else must be copied
     /// beforehand into tensors that `body` used. What `body` computes must likewise be copied into such tensors, and
     /// everything that it makes must be dropped when it returns.
@@ -122,7 +123,7 @@ impl Graph {
         let Some(graph) = graph? else {
             return Err(candle_core::Error::Msg("the driver captured no graph".into()).into());
         };
-        // Memory that the card does not have is missed here, and not at the first launch.
+        // Where the card has too little memory, this fails, and not the first launch.
         graph.upload().w()?;
         Ok(Self { graph, step, device: device.clone() })
     }

@@ -2,10 +2,10 @@
 //!
 //! Each operation's function picks its GPU side by where its input lies. Kernels are in `kernels/*.cu`, a
 //! subject a file, compiled to PTX by `build.rs`. None uses atomics, so results repeat bit for bit on the same
-//! GPU and libraries; none waits for the GPU. Everything runs on the device's stream, in order: use a device from
-//! one thread, since the stream of candle's `Device::new_cuda` is another one in each thread.
+//! GPU and libraries; none waits for the GPU. Everything runs on the device's stream, in order. Use a device from
+//! one thread: the stream of candle's `Device::new_cuda` is another one in each thread.
 //!
-//! Not run on a GPU yet: `tests/cuda.rs` compares with the CPU's operations where a GPU is found, and on one that is
+//! `tests/cuda.rs` compares with the CPU's operations where a GPU is found, and on one that is
 //! emulated (`parity/emulated-gpu`); `parity/kernels/check.sh` runs the kernels' code on the host with sanitizers.
 
 pub(crate) mod batch_norm;
@@ -39,7 +39,7 @@ use candle_core::{
     bail,
 };
 
-/// The kernels' PTX, a constant a file.
+/// The kernels' PTX: a constant for each `.cu` file.
 #[allow(missing_docs, unreachable_pub)]
 mod ptx {
     include!(concat!(env!("OUT_DIR"), "/ptx.rs"));
@@ -47,9 +47,9 @@ mod ptx {
 
 static TF32: AtomicBool = AtomicBool::new(false);
 
-/// Whether convolutions (with `cudnn`) and matrix products may round their f32 factors to TF32, 10 bits of
-/// mantissa, which tensor cores multiply much faster; sums stay f32. Off by default. For the whole process,
-/// candle's own matrix products too.
+/// Sets whether convolutions (with feature `cudnn`) and matrix products may round their f32 factors to TF32, which has 10
+/// bits of mantissa and which tensor cores multiply much faster; sums stay f32. It is off by default, and holds for the
+/// whole process, candle's own matrix products included.
 pub fn allow_tf32(allow: bool) {
     TF32.store(allow, Ordering::Relaxed);
     candle_core::cuda_backend::set_gemm_reduced_precision_f32(allow);
@@ -60,8 +60,8 @@ fn tf32() -> bool {
     TF32.load(Ordering::Relaxed)
 }
 
-/// Lets the driver keep freed memory for the next allocation instead of giving it back whenever the host
-/// waits for the GPU. Call it once for a device; elsewhere than on a GPU it does nothing.
+/// Lets the driver keep freed memory for the next allocation instead of giving it back to the system whenever the host
+/// waits for the GPU. Call it once for a device; on a device that is no GPU it does nothing.
 ///
 /// # Errors
 /// When the driver refuses.
@@ -82,8 +82,8 @@ pub fn keep_freed_memory(device: &Device) -> Result<()> {
     }
 }
 
-/// Saves the two events that are made with every tensor, to order its uses on several streams, from here on.
-/// They cost the host time, which is what a step of a small network consists of. Elsewhere than on a GPU it does nothing.
+/// Stops candle from creating two events with every new tensor, which order its uses on several streams. They cost time on
+/// the host, and a small network's step on a GPU is mostly that. On a device that is no GPU it does nothing.
 ///
 /// # Safety
 /// The device must be used by one thread alone from here on: the stream of candle's `Device::new_cuda` is another
@@ -95,11 +95,12 @@ pub unsafe fn use_one_thread(device: &Device) {
     }
 }
 
-/// What the numbers of a map may be stored as: the arithmetic is f32 in both, and what belongs to parameters is f32 always.
+/// A type that the numbers of a map may be stored as: f32 or bf16. The arithmetic is f32 for both, and what belongs to
+/// parameters is always f32.
 pub(crate) trait Number: CudaDType + DeviceRepr {
-    /// What the names of its kernels end in.
+    /// What the names of this type's kernels end in.
     const NAME: &'static str;
-    /// For cuDNN, which is told.
+    /// The type as cuDNN is told it.
     #[cfg(feature = "cudnn")]
     const DTYPE: DType;
 }
@@ -116,7 +117,7 @@ impl Number for half::bf16 {
     const DTYPE: DType = DType::BF16;
 }
 
-/// `body` with `T` as the [`Number`] that a dtype means.
+/// Evaluates `body` with `T` as the [`Number`] that a dtype stands for; any other dtype is an error of the operation `op`.
 macro_rules! with_number {
     ($op:expr, $dtype:expr, $number:ident => $body:expr) => {
         match $dtype {
@@ -134,7 +135,7 @@ macro_rules! with_number {
 }
 pub(crate) use with_number;
 
-/// A tensor's memory with its layout, as an operation gets it.
+/// A tensor's memory with its layout, as candle gives them to an operation.
 #[derive(Clone, Copy)]
 pub(crate) struct Array<'a> {
     pub(crate) storage: &'a CudaStorage,
@@ -162,13 +163,13 @@ impl<'a> Array<'a> {
     }
 }
 
-/// A contiguous tensor that is being read, for a backward pass.
+/// A tensor whose memory is borrowed for reading, as backward passes need it.
 pub(crate) struct Held<'a, S> {
     storage: S,
     layout: &'a Layout,
 }
 
-/// Holds a tensor on a GPU.
+/// Borrows a tensor's memory.
 pub(crate) fn hold(tensor: &Tensor) -> Held<'_, impl Deref<Target = Storage>> {
     let (storage, layout) = tensor.storage_and_layout();
     Held { storage, layout }
@@ -204,12 +205,12 @@ pub(crate) fn memory<T: CudaDType + DeviceRepr>(
     unsafe { device.alloc::<T>(len) }
 }
 
-/// The result of an operation.
+/// Memory as the result of an operation.
 pub(crate) fn storage<T: CudaDType>(values: CudaSlice<T>, device: &CudaDevice) -> CudaStorage {
     CudaStorage::wrap_cuda_slice(values, device.clone())
 }
 
-/// A tensor outside of any graph.
+/// Memory as a tensor that no gradient flows through.
 pub(crate) fn tensor<T: CudaDType>(
     values: CudaSlice<T>,
     device: &CudaDevice,
@@ -218,12 +219,12 @@ pub(crate) fn tensor<T: CudaDType>(
     tensor_of(storage(values, device), shape)
 }
 
-/// The same of memory that is a result already.
+/// The same of memory that is the result of an operation already.
 pub(crate) fn tensor_of(storage: CudaStorage, shape: impl Into<Shape>) -> Tensor {
     Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false)
 }
 
-/// What `cpu_fwd` of an operation that is only ever made for a GPU says.
+/// The error that `cpu_fwd` of an operation for a GPU returns.
 pub(crate) fn not_on_cpu(op: &str) -> Result<(CpuStorage, Shape)> {
     bail!("{op}: this operation was made for a GPU")
 }
@@ -235,19 +236,20 @@ pub(crate) struct Kernel {
 }
 
 impl Kernel {
-    /// For its arguments.
+    /// Takes the kernel's arguments, one after the other.
     pub(crate) fn builder(&self) -> LaunchArgs<'_> {
         self.stream.launch_builder(&self.function)
     }
 }
 
-/// The kernel `name` of the file whose PTX is `ptx`; `file` is a name for it, unique in the process.
+/// The kernel `name` of the file whose PTX is `ptx`; `file` is the name under which the driver keeps that file, unique in the
+/// process.
 pub(crate) fn kernel(device: &CudaDevice, file: &str, name: &str, ptx: &str) -> Result<Kernel> {
     let function = device.get_or_load_custom_func(name, file, ptx)?.into_cuda_function();
     Ok(Kernel { function, stream: device.cuda_stream() })
 }
 
-/// The same of a kernel that there is for each [`Number`].
+/// The same of a kernel that exists for each [`Number`].
 pub(crate) fn kernel_of<T: Number>(
     device: &CudaDevice,
     file: &str,
@@ -282,7 +284,7 @@ pub(crate) unsafe fn launch(
     Ok(())
 }
 
-/// A size as kernels take it.
+/// A size as kernels take it, as a C `int`.
 pub(crate) fn int(size: usize) -> Result<i32> {
     match i32::try_from(size) {
         Ok(size) => Ok(size),
@@ -290,17 +292,18 @@ pub(crate) fn int(size: usize) -> Result<i32> {
     }
 }
 
-/// Blocks of 256 threads that together go over `count` numbers, several each where there are many.
+/// How many blocks of 256 threads go over `count` numbers. Where there are many, a thread takes several.
 pub(crate) fn blocks_over(count: usize) -> usize {
     count.div_ceil(256).min(1 << 14)
 }
 
-/// Threads of a block that goes over one plane: whole warps.
+/// Threads of a block that goes over one plane of `pixels` numbers: whole warps, 256 at most.
 pub(crate) fn threads_over(pixels: usize) -> u32 {
     (pixels.clamp(1, 256).div_ceil(32) * 32) as u32
 }
 
-/// How a channel's sum over all images is cut into parts, from the sizes alone: (parts, threads of a block).
+/// How a channel's sum over all images is cut into parts: their number, and the threads of a block in x and y. It depends on
+/// the sizes alone, so that sums are added in the same order in every run.
 pub(crate) fn parts(images: usize, pixels: usize) -> (usize, (u32, u32)) {
     let threads = threads_over(pixels);
     ((images * pixels / 4096).clamp(1, images.clamp(1, 64)), (threads, 256 / threads))
