@@ -10,7 +10,7 @@ fn main() {
 
 #[cfg(feature = "cuda")]
 fn compile_kernels() -> Result<(), Box<dyn std::error::Error>> {
-    let source = "src/fused/kernel.cu";
+    let source = "src/logits/fused/kernel.cu";
     println!("cargo::rerun-if-changed={source}");
     println!("cargo::rerun-if-env-changed=CUDA_COMPUTE_CAP");
     println!("cargo::rerun-if-env-changed=NVCC");

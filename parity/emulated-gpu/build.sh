@@ -27,7 +27,7 @@ cudarc=$(realpath "$(sources cudarc)/src") || { echo "error: cargo does not say 
 flags=(-std=c++20 -O2 -fPIC -fvisibility=hidden -ftls-model=initial-exec -fno-strict-aliasing -w -pthread)
 flags+=("-I$here" "-I$here/include" "-I$here/../kernels/include")
 
-kernels=("$root"/crates/*/kernels/*.cu "$root"/crates/kd-loss/src/fused/kernel.cu)
+kernels=("$root"/crates/*/kernels/*.cu "$root"/crates/kd-loss/src/logits/fused/kernel.cu)
 # Not candle's quantised products and its sorting, which kd does not call.
 for name in affine binary cast conv fill indexing reduce ternary unary; do kernels+=("$candle/$name.cu"); done
 environment() {

@@ -1,7 +1,7 @@
 // kd-loss's kernels: value, parts and gradient against the formulas in f64.
 #include "check.h"
 
-#include "../../crates/kd-loss/src/fused/kernel.cu"
+#include "../../crates/kd-loss/src/logits/fused/kernel.cu"
 
 template <class T> void (*warp_rows())(const T *, const T *, const unsigned *, T *, float *, const float *, int, int,
                                        float, float, float, float);

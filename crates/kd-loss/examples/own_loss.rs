@@ -19,10 +19,8 @@ impl Method for Logits {
     }
 
     fn loss(&self, inputs: &Inputs<'_>) -> Result<Tensor> {
-        let missing = kd_loss::Error::MissingTeacherLogits { method: "logits" };
-        let teacher = inputs.teacher_logits.ok_or(missing)?;
-        // The teacher gets no gradient.
-        mse(inputs.student_logits, &teacher.detach())
+        // They come without a gradient: the teacher does not learn.
+        mse(inputs.student_logits, &inputs.require_teacher_logits()?)
     }
 }
 

@@ -1,10 +1,10 @@
-//! Checks that the losses share.
+//! Checks of shapes, labels and options that the losses share.
 
 use candle_core::{DType, Tensor};
 
 use crate::{Error, Result};
 
-/// `[B, C]` of logits; there must be an image and a class.
+/// The batch and the classes of logits `[B, C]`; there must be at least one of each. `what` names the tensor in the error.
 pub(crate) fn logits_shape(what: &'static str, logits: &Tensor) -> Result<(usize, usize)> {
     let expected = "[B, C] with at least one class";
     match *logits.dims() {
@@ -14,7 +14,7 @@ pub(crate) fn logits_shape(what: &'static str, logits: &Tensor) -> Result<(usize
     }
 }
 
-/// Some losses compare classes with each other.
+/// That there are two classes, for losses that compare classes with each other.
 pub(crate) fn two_classes(logits: &Tensor, classes: usize) -> Result<()> {
     if classes >= 2 {
         return Ok(());
@@ -23,21 +23,16 @@ pub(crate) fn two_classes(logits: &Tensor, classes: usize) -> Result<()> {
     Err(Error::Shape { what: "logits", found, expected: "[B, C] with at least two classes" })
 }
 
-/// The labels, checked against the logits' shape; the values are on the CPU only read there.
+/// That labels are u32 `[B]` and, on the CPU, that each is one of the logits' classes.
 ///
-/// On another device reading them would make every step wait, so `None` is returned.
-pub(crate) fn labels(
-    method: &'static str,
-    logits: &Tensor,
-    labels: &Tensor,
-) -> Result<Option<Vec<u32>>> {
+/// On another device reading them would make every step wait, so their values are not looked at there.
+pub(crate) fn labels(logits: &Tensor, labels: &Tensor) -> Result<()> {
     let (batch, classes) = logits_shape("student logits", logits)?;
     if labels.dtype() != DType::U32 {
         return Err(Error::LabelType { found: labels.dtype() });
     }
     if labels.dims() != [batch] {
         return Err(Error::ShapeMismatch {
-            method,
             what: "logits".into(),
             student: logits.dims().to_vec(),
             other: labels.dims().to_vec(),
@@ -45,27 +40,22 @@ pub(crate) fn labels(
         });
     }
     if !labels.device().is_cpu() {
-        return Ok(None);
+        return Ok(());
     }
     let labels = labels.to_vec1::<u32>()?;
     match labels.iter().position(|&label| label as usize >= classes) {
         Some(position) => {
             Err(Error::LabelOutOfRange { position, label: labels[position], classes })
         }
-        None => Ok(Some(labels)),
+        None => Ok(()),
     }
 }
 
-/// The common shape of student's and teacher's logits.
-pub(crate) fn same_logits(
-    method: &'static str,
-    student: &Tensor,
-    teacher: &Tensor,
-) -> Result<(usize, usize)> {
+/// The batch and the classes that both networks' logits have in common.
+pub(crate) fn same_logits(student: &Tensor, teacher: &Tensor) -> Result<(usize, usize)> {
     let shape = logits_shape("student logits", student)?;
     if student.dims() != teacher.dims() {
         return Err(Error::ShapeMismatch {
-            method,
             what: "logits".into(),
             student: student.dims().to_vec(),
             other: teacher.dims().to_vec(),
@@ -75,30 +65,32 @@ pub(crate) fn same_logits(
     Ok(shape)
 }
 
-pub(crate) fn temperature(method: &'static str, temperature: f64) -> Result<()> {
-    positive(method, "temperature", temperature)
+/// That a temperature is a number above 0.
+pub(crate) fn temperature(temperature: f64) -> Result<()> {
+    positive("temperature", temperature)
 }
 
-pub(crate) fn positive(method: &'static str, field: &'static str, value: f64) -> Result<()> {
+/// That an option is a number above 0.
+pub(crate) fn positive(field: &'static str, value: f64) -> Result<()> {
     if value > 0.0 && value.is_finite() {
         return Ok(());
     }
-    Err(Error::Config { method, field, found: value.to_string(), expected: "a number above 0" })
+    Err(Error::Option { field, found: value.to_string(), expected: "a number above 0" })
 }
 
-/// A share: in [0, 1].
-pub(crate) fn share(method: &'static str, field: &'static str, value: f64) -> Result<()> {
+/// That an option is a share, a number in [0, 1].
+pub(crate) fn share(field: &'static str, value: f64) -> Result<()> {
     if (0.0..=1.0).contains(&value) {
         return Ok(());
     }
-    Err(Error::Config { method, field, found: value.to_string(), expected: "a number in [0, 1]" })
+    Err(Error::Option { field, found: value.to_string(), expected: "a number in [0, 1]" })
 }
 
-/// A weight: zero or more.
-pub(crate) fn weight(method: &'static str, field: &'static str, value: f64) -> Result<()> {
+/// That an option is a weight, zero or more.
+pub(crate) fn weight(field: &'static str, value: f64) -> Result<()> {
     if value >= 0.0 && value.is_finite() {
         return Ok(());
     }
     let expected = "a number that is not negative";
-    Err(Error::Config { method, field, found: value.to_string(), expected })
+    Err(Error::Option { field, found: value.to_string(), expected })
 }

@@ -7,12 +7,18 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A setting makes no sense.
-    #[error("{method}: {field} is {found}; expected {expected}")]
-    Config {
-        /// The method, or what else the setting belongs to.
+    /// Something went wrong in a method of a recipe or an objective.
+    #[error("{method}: {error}")]
+    InMethod {
+        /// The method's name, "loss" for the sum of all.
         method: &'static str,
-        /// The setting.
+        /// What went wrong in it.
+        error: Box<Error>,
+    },
+    /// An option or a weight makes no sense.
+    #[error("{field} is {found}; expected {expected}")]
+    Option {
+        /// The option.
         field: &'static str,
         /// Its value.
         found: String,
@@ -29,18 +35,14 @@ pub enum Error {
         /// The shape it should have.
         expected: &'static str,
     },
-    /// Two tensors' shapes don't fit together.
-    #[error(
-        "{method}: the student's {what} has shape {student:?}, the other {other:?}; {expected}"
-    )]
+    /// The shapes of two tensors don't fit together.
+    #[error("the student's {what} has shape {student:?}, the other {other:?}; {expected}")]
     ShapeMismatch {
-        /// The loss.
-        method: &'static str,
         /// What is compared.
         what: String,
         /// The student's shape.
         student: Vec<usize>,
-        /// The teacher's, or the labels'.
+        /// The teacher's shape, or the labels'.
         other: Vec<usize>,
         /// How they should fit.
         expected: &'static str,
@@ -65,36 +67,26 @@ pub enum Error {
         found: candle_core::DType,
     },
     /// A method needs the teacher's logits and was given none.
-    #[error("{method}: the teacher's logits are needed and were not given")]
-    MissingTeacherLogits {
-        /// The method.
-        method: &'static str,
-    },
+    #[error("the teacher's logits are needed and were not given")]
+    MissingTeacherLogits,
     /// A method needs what only the host knows of a step and was not given it.
     #[error(
-        "{method}: the step's number, seed and image indices (Inputs::host) are needed and were not given"
+        "the step's number, the seed and the images' positions (Inputs::host) are needed and were not given"
     )]
-    MissingHostStep {
-        /// The method.
-        method: &'static str,
-    },
+    MissingHostStep,
     /// A network has no feature place of this name.
-    #[error("{method}: the {network} has no feature place \"{place}\"; it has {known}")]
+    #[error("the {network} has no feature place \"{place}\"; it has {known}")]
     UnknownPlace {
-        /// The method.
-        method: &'static str,
         /// "student" or "teacher".
         network: &'static str,
         /// The place asked for.
         place: String,
-        /// Those that there are, separated by commas.
+        /// The places that there are, separated by commas.
         known: String,
     },
-    /// A network has no feature map to take when a recipe names none.
-    #[error("{method}: the {network} has no feature map [C, H, W] to take; name a place")]
+    /// A network has no feature map to take when a recipe names no place.
+    #[error("the {network} has no feature map [C, H, W] to take; name a place")]
     NoFeatureMap {
-        /// The method.
-        method: &'static str,
         /// "student" or "teacher".
         network: &'static str,
     },
@@ -103,10 +95,17 @@ pub enum Error {
     UnknownMethod {
         /// The name asked for.
         name: String,
-        /// Those that there are, separated by commas.
+        /// The methods that there are, separated by commas.
         known: String,
     },
     /// A tensor operation failed.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
+}
+
+impl Error {
+    /// The error with the name of the method that it happened in.
+    pub(crate) fn in_method(self, method: &'static str) -> Self {
+        Self::InMethod { method, error: Box::new(self) }
+    }
 }

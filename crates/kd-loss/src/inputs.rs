@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 
+use crate::{Error, Result};
+
 /// For [`Inputs::new`].
 static NO_FEATURES: BTreeMap<String, Tensor> = BTreeMap::new();
 
@@ -49,6 +51,22 @@ impl<'a> Inputs<'a> {
             teacher_features: &NO_FEATURES,
             host: None,
         }
+    }
+
+    /// The teacher's logits `[B, C]` without a gradient.
+    ///
+    /// # Errors
+    /// When they were not given.
+    pub fn require_teacher_logits(&self) -> Result<Tensor> {
+        self.teacher_logits.map(Tensor::detach).ok_or(Error::MissingTeacherLogits)
+    }
+
+    /// What the host knows of the step.
+    ///
+    /// # Errors
+    /// When it was not given: a method must ask for it by [`Needs::host`].
+    pub fn require_host(&self) -> Result<HostStep<'a>> {
+        self.host.ok_or(Error::MissingHostStep)
     }
 }
 

@@ -3,61 +3,42 @@
 // Nothing that comes from outside may end in a panic.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used))]
 
-mod attention;
 mod check;
-mod congruence;
-mod cosine;
-mod crd;
-mod cross_entropy;
-mod dist;
-mod dkd;
+mod control;
 mod error;
-mod fitnet;
-mod fsp;
-mod fused;
+mod features;
 mod inputs;
-mod kd;
-mod log_softmax;
+mod list;
+mod logits;
+mod matching;
 mod method;
-mod nst;
 mod objective;
-mod pkt;
-mod places;
-mod regressor;
-mod rkd;
+mod pairs;
+mod projection;
+mod relations;
 mod schedule;
-mod similarity;
-mod standardize;
+mod setup;
 #[cfg(test)]
 mod testing;
-mod vid;
 
-pub use attention::{AttentionConfig, attention_transfer};
-pub use congruence::{CongruenceConfig, correlation_congruence};
-pub use cosine::{CosineConfig, cosine};
-pub use crd::{CrdConfig, crd_nce};
-pub use cross_entropy::{LabelSmoothingConfig, cross_entropy, cross_entropy_smoothed};
-pub use dist::{DistConfig, dist};
-pub use dkd::{DkdConfig, dkd};
+pub use control::LabelSmoothingConfig;
 pub use error::{Error, Result};
-pub use fitnet::FitNetConfig;
-pub use fsp::{FspConfig, fsp};
+pub use features::{attention_transfer, cosine, mse, nst, vid};
 pub use inputs::{HostStep, Inputs, Needs, RunStep};
-pub use kd::{KdConfig, kd, kd_with_labels};
-pub use method::{
-    About, HelperInit, HelperParameter, Kind, METHODS, Method, MethodConfig, MethodInfo, Options,
-    build, helper_parameters,
+pub use list::{METHODS, MethodConfig, MethodInfo, build, helper_parameters};
+pub use logits::{
+    DistConfig, DkdConfig, KdConfig, cross_entropy, cross_entropy_smoothed, dist, dkd, kd,
+    kd_with_labels, standardize,
 };
-pub use nst::{NstConfig, nst};
+pub use method::{About, Definition, HelperInit, HelperParameter, Kind, Method};
 pub use objective::{Loss, Objective, Term, Weighted, alpha_weights};
-pub use pkt::{PktConfig, pkt};
-pub use places::Setup;
-pub use regressor::{RegressorConfig, mse};
-pub use rkd::{RkdAngleConfig, RkdDistanceConfig, rkd_angle, rkd_distance};
+pub use pairs::{PairConfig, PairListConfig};
+pub use relations::{
+    CongruenceConfig, CrdConfig, correlation_congruence, crd_nce, fsp, pkt, rkd_angle,
+    rkd_distance, similarity_preserving,
+};
 pub use schedule::{Decay, Schedule};
-pub use similarity::{SimilarityConfig, similarity_preserving};
-pub use standardize::standardize;
-pub use vid::{VidConfig, vid};
+pub use setup::Setup;
 
 /// The guide's example is a test.
 #[cfg(doctest)]

@@ -3,15 +3,17 @@
 use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::fused::{Terms, Value};
-use crate::{
-    Error, Inputs, Method, MethodConfig, Needs, Result, RunStep, Schedule, check, cross_entropy, kd,
-};
+use crate::inputs::{Inputs, Needs, RunStep};
+use crate::list::MethodConfig;
+use crate::logits::{FusedLoss, FusedTerms, fused_with_labels};
+use crate::method::Method;
+use crate::schedule::Schedule;
+use crate::{Error, Result, check, cross_entropy};
 
 /// A method with its weight, as a recipe's `[[run.method]]` table gives them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Term {
-    /// What the method's loss is multiplied with; not negative.
+    /// The factor of the method's loss; not negative.
     pub weight: f64,
     /// How the weight changes over the run.
     #[serde(flatten)]
@@ -21,20 +23,41 @@ pub struct Term {
     pub method: MethodConfig,
 }
 
+impl Term {
+    /// Checks weight, schedule and the options that don't depend on the networks.
+    ///
+    /// # Errors
+    /// When one makes no sense; the error begins with the method's name.
+    pub fn validate(&self) -> Result<()> {
+        self.method.validate()?;
+        check_weight(self.method.name(), self.weight, &self.schedule)
+    }
+}
+
+/// Checks a method's weight and schedule.
+fn check_weight(name: &'static str, weight: f64, schedule: &Schedule) -> Result<()> {
+    check::weight("weight", weight)
+        .and_then(|()| schedule.validate())
+        .map_err(|error| error.in_method(name))
+}
+
+/// What errors call the weighted sum itself.
+const LOSS: &str = "loss";
+
 /// The weights of cross-entropy and method for `alpha`, the labels' share: `(alpha, 1 - alpha)`.
 ///
 /// # Errors
 /// When `alpha` is not in [0, 1].
 pub fn alpha_weights(alpha: f64) -> Result<(f64, f64)> {
-    check::share("loss", "alpha", alpha)?;
+    check::share("alpha", alpha).map_err(|error| error.in_method(LOSS))?;
     Ok((alpha, 1.0 - alpha))
 }
 
 /// A method that was built, with its weight.
 pub struct Weighted {
-    /// The name of the method's part in [`Loss::parts`] and in messages: a recipe's, or one's own.
+    /// The name of the method's part in [`Loss::parts`] and in messages, for a method of the list its name in recipes.
     pub name: &'static str,
-    /// What its loss is multiplied with.
+    /// The factor of its loss; not negative.
     pub weight: f64,
     /// How the weight changes over the run.
     pub schedule: Schedule,
@@ -43,7 +66,7 @@ pub struct Weighted {
 }
 
 impl Weighted {
-    /// The same weight in every step.
+    /// A method with the same weight in every step.
     pub fn new(name: &'static str, weight: f64, method: Box<dyn Method>) -> Self {
         Self { name, weight, schedule: Schedule::default(), method }
     }
@@ -60,7 +83,7 @@ pub struct Objective {
 pub struct Loss {
     /// The weighted sum, a scalar.
     pub total: Tensor,
-    /// Each part before its weight: "labels", if it has a weight, then the methods in order.
+    /// Each part before its weight, without a gradient: "labels", if they have a weight, then the methods in order.
     pub parts: Vec<(&'static str, Tensor)>,
 }
 
@@ -70,23 +93,22 @@ impl Objective {
     /// # Errors
     /// When a weight is negative or not finite, all are zero, or a schedule makes no sense.
     pub fn new(labels_weight: f64, methods: Vec<Weighted>) -> Result<Self> {
-        check::weight("loss", "labels", labels_weight)?;
+        check::weight("labels", labels_weight).map_err(|error| error.in_method(LOSS))?;
         for Weighted { name, weight, schedule, .. } in &methods {
-            check::weight(name, "weight", *weight)?;
-            schedule.validate(name)?;
+            check_weight(name, *weight, schedule)?;
         }
         if labels_weight == 0.0 && methods.iter().all(|term| term.weight == 0.0) {
-            return Err(Error::Config {
-                method: "loss",
+            let nothing = Error::Option {
                 field: "labels",
                 found: "0, and no method has a weight".into(),
                 expected: "a weight above 0 somewhere: there is nothing to learn from",
-            });
+            };
+            return Err(nothing.in_method(LOSS));
         }
         Ok(Self { labels_weight, methods })
     }
 
-    /// What all methods together need, each place once.
+    /// What all methods together need; each place is named once.
     pub fn needs(&self) -> Needs {
         let mut all = Needs::default();
         for term in &self.methods {
@@ -141,9 +163,10 @@ impl Objective {
                 parts.push((name, value.kd.clone()));
                 continue;
             }
-            // What a method does not ask for it does not see: a captured step would keep it as it was.
+            // A method sees nothing of the host that it did not ask for: a captured step would keep it as it was.
             let host = inputs.host.filter(|_| method.needs().host);
-            let part = method.loss(&Inputs { host, ..*inputs })?;
+            let part = method.loss(&Inputs { host, ..*inputs });
+            let part = part.map_err(|error| error.in_method(name))?;
             let factor = schedule.factor(at)?;
             weighted.push((at_least_f32(&part)? * (*weight * factor))?);
             parts.push((name, part));
@@ -155,13 +178,17 @@ impl Objective {
         for term in terms {
             total = (total + term)?;
         }
-        // The parts are for reading: they must not keep the batch's graph alive.
+        // The parts are only read: they must not keep the batch's graph of operations alive.
         let parts = parts.into_iter().map(|(name, part)| (name, part.detach())).collect();
         Ok(Loss { total, parts })
     }
 
-    /// The labels and the first plain KD by one operation, with the place of the latter.
-    fn kd_with_labels(&self, inputs: &Inputs<'_>, at: RunStep) -> Result<Option<(usize, Value)>> {
+    /// The labels' cross-entropy and the first plain KD by one operation, with the index of that method.
+    fn kd_with_labels(
+        &self,
+        inputs: &Inputs<'_>,
+        at: RunStep,
+    ) -> Result<Option<(usize, FusedLoss)>> {
         let mut methods = self.methods.iter().enumerate();
         let found = methods.find_map(|(index, term)| Some((index, term, term.method.plain_kd()?)));
         let (Some((index, term, temperature)), Some(teacher), true) =
@@ -169,18 +196,19 @@ impl Objective {
         else {
             return Ok(None);
         };
-        let terms = Terms {
+        let terms = FusedTerms {
             labels_weight: self.labels_weight,
             smoothing: 0.0,
             kd_weight: term.weight * term.schedule.factor(at)?,
             temperature,
         };
-        let value = kd::with_labels(inputs.student_logits, teacher, inputs.labels, terms)?;
+        let value = fused_with_labels(inputs.student_logits, teacher, inputs.labels, terms)
+            .map_err(|error| error.in_method(term.name))?;
         Ok(value.map(|value| (index, value)))
     }
 }
 
-/// Losses of bf16 and f16 features are added in f32, like those of logits.
+/// A bf16 or f16 loss as f32: losses are added in f32, whatever type the features have.
 fn at_least_f32(loss: &Tensor) -> candle_core::Result<Tensor> {
     match loss.dtype() {
         DType::BF16 | DType::F16 => loss.to_dtype(DType::F32),

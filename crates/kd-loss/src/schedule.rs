@@ -4,11 +4,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result, RunStep, check};
 
-/// What a method's weight is multiplied with, step by step; by default always 1.
+/// The factor that a method's weight is multiplied with in each step; by default always 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Schedule {
-    /// Share of the run's steps, in [0, 1], over which the weight grows evenly to its value; 0 for none.
+    /// The share of the run's steps, in [0, 1], over which the weight grows evenly to its value; 0 for no warm-up.
     #[serde(skip_serializing_if = "is_zero")]
     pub warmup: f64,
     /// How the weight falls over the run.
@@ -20,12 +20,12 @@ pub struct Schedule {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Decay {
-    /// Not at all.
+    /// It does not fall.
     #[default]
     None,
-    /// By the same amount in each step: `1 - step / steps`.
+    /// It falls by the same amount in each step: `1 - step / steps`.
     Linear,
-    /// Along half a cosine: `(1 + cos(π step / steps)) / 2`.
+    /// It falls along half a cosine: `(1 + cos(π step / steps)) / 2`.
     Cosine,
 }
 
@@ -46,22 +46,20 @@ impl Schedule {
     ///
     /// # Errors
     /// When it is not in [0, 1].
-    pub fn validate(&self, method: &'static str) -> Result<()> {
-        check::share(method, "warmup", self.warmup)
+    pub fn validate(&self) -> Result<()> {
+        check::share("warmup", self.warmup)
     }
 
     /// The factor in a step.
     ///
-    /// The warm-up is that of DKD's authors (Zhao et al., "Decoupled Knowledge Distillation", 2022), who take the epoch where this
-    /// takes the step, so that it also works in a run of few epochs: the first of `w` steps has `1 / w` of the weight, the
-    /// `w`-th all of it.
+    /// The warm-up is that of DKD's authors (Zhao et al., "Decoupled Knowledge Distillation", 2022), who count epochs. Counting
+    /// steps also works in a run of few epochs: of `w` steps of warm-up the first has `1 / w` of the weight, the `w`-th all of it.
     ///
     /// # Errors
     /// When the step is past the end of the run.
     pub fn factor(&self, RunStep { step, steps }: RunStep) -> Result<f64> {
         if step >= steps {
-            return Err(Error::Config {
-                method: "schedule",
+            return Err(Error::Option {
                 field: "step",
                 found: step.to_string(),
                 expected: "a number below the run's steps",
@@ -122,6 +120,6 @@ mod tests {
     fn a_step_past_the_end_is_an_error() {
         assert!(Schedule::default().factor(RunStep { step: 3, steps: 3 }).is_err());
         assert!(Schedule::default().factor(RunStep { step: 0, steps: 0 }).is_err());
-        assert!(Schedule { warmup: 1.5, decay: Decay::None }.validate("kd").is_err());
+        assert!(Schedule { warmup: 1.5, decay: Decay::None }.validate().is_err());
     }
 }

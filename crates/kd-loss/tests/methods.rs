@@ -219,7 +219,7 @@ fn places_default_to_the_last_feature_map_and_unknown_ones_are_errors() {
 }
 
 #[test]
-fn places_that_do_not_fit_are_errors_that_give_both_setup() {
+fn places_that_do_not_fit_are_errors_that_give_both_shapes() {
     for (name, student) in [("cosine", "features.2"), ("regressor", "features.2")] {
         let recipe = format!("name = '{name}'\nweight = 1\nstudent = '{student}'");
         let config = term(&recipe).unwrap().method;
@@ -386,5 +386,5 @@ fn only_a_method_that_asks_sees_what_the_host_knows() {
         ..Inputs::new(&logits, &labels)
     };
     let error = crd.loss(&inputs).unwrap_err();
-    assert!(matches!(error, Error::MissingHostStep { .. }), "{error}");
+    assert!(matches!(error, Error::MissingHostStep), "{error}");
 }

@@ -101,9 +101,7 @@ impl RunConfig {
         for (index, term) in self.methods.iter().enumerate() {
             let place = [Step::Key("method"), Step::Index(index)];
             weight(term.weight, &[place[0].clone(), place[1].clone(), Step::Key("weight")])?;
-            let name = term.method.name();
-            (term.method.validate())
-                .and_then(|()| term.schedule.validate(name))
+            term.validate()
                 .map_err(|error| Invalid { path: place.to_vec(), message: error.to_string() })?;
         }
         let something = self.labels > 0.0 || self.methods.iter().any(|term| term.weight > 0.0);

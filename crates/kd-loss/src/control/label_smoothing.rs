@@ -1,0 +1,62 @@
+//! Label smoothing: cross-entropy with softened labels, which shows what soft targets achieve without a teacher.
+
+use candle_core::Tensor;
+use candle_nn::VarBuilder;
+use serde::{Deserialize, Serialize};
+
+use crate::inputs::{Inputs, Needs};
+use crate::method::{About, Definition, Kind, Method};
+use crate::{Result, Setup, check, cross_entropy_smoothed};
+
+/// Options of the method "label-smoothing": [`cross_entropy_smoothed`] as a control that has no teacher. It takes the place of
+/// the labels' own cross-entropy, whose weight is then 0.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LabelSmoothingConfig {
+    /// The share of each target that is spread over the classes, in [0, 1].
+    pub smoothing: f64,
+}
+
+impl Default for LabelSmoothingConfig {
+    /// The paper's smoothing of 0.1.
+    fn default() -> Self {
+        Self { smoothing: 0.1 }
+    }
+}
+
+pub(crate) struct LabelSmoothing;
+
+impl Definition for LabelSmoothing {
+    type Options = LabelSmoothingConfig;
+
+    const ABOUT: About = About {
+        kind: Kind::Control,
+        summary: "cross-entropy with smoothed labels, in place of the labels'",
+        paper: "Szegedy et al. 2016",
+        weight: 1.0,
+        labels: 0.0,
+        options: &[("smoothing", "share of each label that is spread over the classes, 0 to 1")],
+    };
+
+    fn validate(options: &LabelSmoothingConfig) -> Result<()> {
+        check::share("smoothing", options.smoothing)
+    }
+
+    fn build(
+        options: &LabelSmoothingConfig,
+        _: &Setup,
+        _: VarBuilder<'_>,
+    ) -> Result<Box<dyn Method>> {
+        Ok(Box::new(options.clone()))
+    }
+}
+
+impl Method for LabelSmoothingConfig {
+    fn needs(&self) -> Needs {
+        Needs::default()
+    }
+
+    fn loss(&self, inputs: &Inputs<'_>) -> Result<Tensor> {
+        cross_entropy_smoothed(inputs.student_logits, inputs.labels, self.smoothing)
+    }
+}

@@ -1,0 +1,59 @@
+//! Hints: the student's feature map, through a learned regressor, should equal the teacher's.
+
+use candle_nn::VarBuilder;
+use kd_ops::{Conv2dConfig, conv2d};
+
+use super::mse::mse;
+use crate::method::{About, Definition, HelperInit, HelperParameter, Kind, Method};
+use crate::pairs::{MAP_PAIR, Pair, PairConfig, compare};
+use crate::setup::DefaultPlace;
+use crate::{Result, Setup};
+
+pub(crate) struct Regressor;
+
+impl Definition for Regressor {
+    type Options = PairConfig;
+
+    const ABOUT: About = About {
+        kind: Kind::Feature,
+        summary: "mean squared error to the teacher's feature map through a learned 3x3 convolution",
+        paper: "PyTorch tutorial on knowledge distillation; Romero et al. 2015",
+        weight: 0.25,
+        labels: 0.75,
+        options: &MAP_PAIR,
+    };
+
+    fn resolve(options: &mut PairConfig, setup: &Setup) -> Result<()> {
+        *options = options.find(setup, DefaultPlace::Map)?.into();
+        Ok(())
+    }
+
+    fn helper_parameters(options: &PairConfig, setup: &Setup) -> Result<Vec<HelperParameter>> {
+        let (student, teacher) = channels(&options.find(setup, DefaultPlace::Map)?)?;
+        let init = HelperInit::Uniform(1.0 / ((student * 9) as f64).sqrt());
+        let parameter = |name: &str, shape| HelperParameter { name: name.into(), shape, init };
+        Ok(vec![
+            parameter("regressor.0.weight", vec![teacher, student, 3, 3]),
+            parameter("regressor.0.bias", vec![teacher]),
+        ])
+    }
+
+    fn build(options: &PairConfig, setup: &Setup, vb: VarBuilder<'_>) -> Result<Box<dyn Method>> {
+        let pair = options.find(setup, DefaultPlace::Map)?;
+        let (inputs, outputs) = channels(&pair)?;
+        let weight = vb.get((outputs, inputs, 3, 3), "regressor.0.weight")?;
+        let bias = vb.get(outputs, "regressor.0.bias")?;
+        let config = Conv2dConfig { padding: 1, ..Conv2dConfig::default() };
+        Ok(compare(vec![pair], move |student, teacher| {
+            mse(&conv2d(student, &weight, Some(&bias), &config)?, teacher)
+        }))
+    }
+}
+
+/// The channels of the two maps, student's first; heights and widths must be equal.
+fn channels(pair: &Pair) -> Result<(usize, usize)> {
+    match (&pair.student_shape[..], &pair.teacher_shape[..]) {
+        (&[student, h, w], &[teacher, ht, wt]) if (h, w) == (ht, wt) => Ok((student, teacher)),
+        _ => Err(pair.mismatch("both must be [C, H, W] with the same H and W")),
+    }
+}

@@ -1,0 +1,20 @@
+//! Losses of the two networks' answers: logits `[B, C]` and labels.
+
+mod cross_entropy;
+mod dist;
+mod dkd;
+mod fused;
+mod kd;
+mod log_softmax;
+mod standardize;
+
+pub use cross_entropy::{cross_entropy, cross_entropy_smoothed};
+pub use dist::{DistConfig, dist};
+pub use dkd::{DkdConfig, dkd};
+pub use kd::{KdConfig, kd, kd_with_labels};
+pub use standardize::standardize;
+
+pub(crate) use dist::Dist;
+pub(crate) use dkd::Dkd;
+pub(crate) use fused::{FusedLoss, FusedTerms};
+pub(crate) use kd::{Kd, fused_with_labels};

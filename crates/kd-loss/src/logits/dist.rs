@@ -1,0 +1,111 @@
+//! DIST: correlations of probabilities instead of their equality.
+
+use candle_core::{D, Tensor};
+use candle_nn::VarBuilder;
+use serde::{Deserialize, Serialize};
+
+use super::log_softmax::log_softmax;
+use crate::inputs::{Inputs, Needs};
+use crate::method::{About, Definition, Kind, Method};
+use crate::{Result, Setup, check};
+
+/// `T² · (beta · inter + gamma · intra)`, a scalar.
+///
+/// Logits are `[B, C]`; with P and Q the softmaxes of student and teacher at temperature T (tau in the paper) and ρ Pearson's correlation:
+/// - inter = mean over images of 1 - ρ(row of P, row of Q);
+/// - intra = mean over classes of 1 - ρ(column of P, column of Q).
+///
+/// The teacher gets no gradient. For a row or column without variation ρ is 0.
+///
+/// Huang et al., "Knowledge Distillation from A Stronger Teacher" (2022), equations 8 to 10. The paper takes beta, gamma and
+/// tau 1. The factor T² is from the authors' published code.
+///
+/// # Errors
+/// When an option makes no sense or the shapes differ.
+pub fn dist(
+    student_logits: &Tensor,
+    teacher_logits: &Tensor,
+    config: &DistConfig,
+) -> Result<Tensor> {
+    Dist::validate(config)?;
+    check::same_logits(student_logits, teacher_logits)?;
+    let temperature = config.temperature;
+    let p = log_softmax(&(student_logits / temperature)?)?.exp()?;
+    let q = log_softmax(&(teacher_logits.detach() / temperature)?)?.exp()?;
+    let inter = distance(&p, &q)?;
+    let intra = distance(&p.t()?.contiguous()?, &q.t()?.contiguous()?)?;
+    let sum = ((inter * config.beta)? + (intra * config.gamma)?)?;
+    Ok((sum * (temperature * temperature))?)
+}
+
+/// The mean over rows of 1 - ρ, ρ being Pearson's correlation of a row of `a` with the same row of `b`.
+fn distance(a: &Tensor, b: &Tensor) -> candle_core::Result<Tensor> {
+    let centred = |x: &Tensor| x.broadcast_sub(&x.mean_keepdim(D::Minus1)?);
+    let (a, b) = (centred(a)?, centred(b)?);
+    let length = |x: &Tensor| (x.sqr()?.sum(D::Minus1)? + TINY)?.sqrt();
+    let correlation = ((&a * &b)?.sum(D::Minus1)? / ((length(&a)? * length(&b)?)? + EPSILON)?)?;
+    correlation.mean_all()?.affine(-1.0, 1.0)
+}
+
+/// Added to the product of the two lengths, as in the authors' code.
+const EPSILON: f64 = 1e-8;
+/// Added to squared lengths, so that the root has a gradient at 0.
+const TINY: f64 = 1e-30;
+
+/// Options of the method "dist": [`dist`] of the two networks' logits.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DistConfig {
+    /// What both logits are divided by, above 0; tau in the paper.
+    pub temperature: f64,
+    /// The weight of the correlation over the classes of each image (inter).
+    pub beta: f64,
+    /// The weight of the correlation over the images of each class (intra).
+    pub gamma: f64,
+}
+
+impl Default for DistConfig {
+    /// The paper's options, all 1.
+    fn default() -> Self {
+        Self { temperature: 1.0, beta: 1.0, gamma: 1.0 }
+    }
+}
+
+pub(crate) struct Dist;
+
+impl Definition for Dist {
+    type Options = DistConfig;
+
+    const ABOUT: About = About {
+        kind: Kind::Response,
+        summary: "Pearson correlation of probabilities, within images and within classes",
+        paper: "Huang et al. 2022",
+        weight: 1.0,
+        labels: 1.0,
+        options: &[
+            ("temperature", "what both logits are divided by, above 0 (tau)"),
+            ("beta", "weight of the correlation within each image"),
+            ("gamma", "weight of the correlation within each class"),
+        ],
+    };
+
+    fn validate(options: &DistConfig) -> Result<()> {
+        check::temperature(options.temperature)?;
+        check::weight("beta", options.beta)?;
+        check::weight("gamma", options.gamma)
+    }
+
+    fn build(options: &DistConfig, _: &Setup, _: VarBuilder<'_>) -> Result<Box<dyn Method>> {
+        Ok(Box::new(options.clone()))
+    }
+}
+
+impl Method for DistConfig {
+    fn needs(&self) -> Needs {
+        Needs { teacher_logits: true, ..Needs::default() }
+    }
+
+    fn loss(&self, inputs: &Inputs<'_>) -> Result<Tensor> {
+        dist(inputs.student_logits, &inputs.require_teacher_logits()?, self)
+    }
+}

@@ -1,0 +1,175 @@
+//! KL divergence at a temperature: the soft targets of Hinton et al.
+
+use candle_core::{D, Tensor};
+use candle_nn::VarBuilder;
+use serde::{Deserialize, Serialize};
+
+use super::cross_entropy::cross_entropy;
+use super::fused::{self, FusedLoss, FusedTerms, fused};
+use super::log_softmax::log_softmax;
+use super::standardize::both_logits;
+use crate::inputs::{Inputs, Needs};
+use crate::method::{About, Definition, Kind, Method};
+use crate::{Result, Setup, check};
+
+/// `T² · mean over images of KL(softmax(teacher / T) ‖ softmax(student / T))`, a scalar.
+///
+/// Both logits are `[B, C]`. With q the teacher's and p the student's probabilities at temperature T,
+/// KL = Σ_j q_j (log q_j - log p_j): summed over classes, averaged over the batch. T² keeps the size
+/// of the gradient the same as T changes. The teacher gets no gradient. Value and gradient are
+/// finite for any finite logits. For f32, bf16 and f16 logits of the student it is one operation with its gradient and the loss is
+/// f32, on the CPU and, with the feature `cuda`, on a GPU.
+///
+/// Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network" (2015), section 2. PyTorch:
+/// `T*T * kl_div(log_softmax(s/T), log_softmax(t/T), reduction="batchmean", log_target=True)`.
+///
+/// # Errors
+/// When `temperature` is not a number above 0, or the shapes differ.
+pub fn kd(student_logits: &Tensor, teacher_logits: &Tensor, temperature: f64) -> Result<Tensor> {
+    check::temperature(temperature)?;
+    check::same_logits(student_logits, teacher_logits)?;
+    if fused::takes(student_logits) {
+        let terms = FusedTerms::kd(temperature);
+        return Ok(fused(student_logits, Some(teacher_logits), None, terms)?.total);
+    }
+    Ok(with_candle_ops(student_logits, teacher_logits, temperature)?)
+}
+
+/// The same loss by candle's operations, for any float type and device.
+fn with_candle_ops(
+    student: &Tensor,
+    teacher: &Tensor,
+    temperature: f64,
+) -> candle_core::Result<Tensor> {
+    let log_p = log_softmax(&(student / temperature)?)?;
+    let log_q = log_softmax(&(teacher.detach() / temperature)?)?;
+    let kl = (log_q.exp()? * (log_q - log_p)?)?.sum(D::Minus1)?;
+    kl.mean_all()? * (temperature * temperature)
+}
+
+/// `alpha · CE(labels) + (1 - alpha) · kd`, a scalar; `alpha` 0.75 and temperature 2 give the loss of the PyTorch tutorial on knowledge
+/// distillation.
+///
+/// Both logits are `[B, C]`, `labels` u32 `[B]`. Like [`kd`] it is one operation: both softmaxes, both terms, their sum and its
+/// gradient.
+///
+/// # Errors
+/// As [`kd`] and [`cross_entropy`], and when `alpha` is not in [0, 1].
+pub fn kd_with_labels(
+    student_logits: &Tensor,
+    teacher_logits: &Tensor,
+    labels: &Tensor,
+    temperature: f64,
+    alpha: f64,
+) -> Result<Tensor> {
+    check::share("alpha", alpha)?;
+    let (labels_weight, kd_weight) = (alpha, 1.0 - alpha);
+    let terms = FusedTerms { labels_weight, smoothing: 0.0, kd_weight, temperature };
+    if let Some(value) = fused_with_labels(student_logits, teacher_logits, labels, terms)? {
+        return Ok(value.total);
+    }
+    let kd = kd(student_logits, teacher_logits, temperature)?;
+    let labels = cross_entropy(student_logits, labels)?;
+    Ok(((labels * labels_weight)? + (kd * kd_weight)?)?)
+}
+
+/// The weighted sum of cross-entropy and [`kd`] with both of its terms; `None` where no single operation takes the logits' type and
+/// device.
+pub(crate) fn fused_with_labels(
+    student: &Tensor,
+    teacher: &Tensor,
+    labels: &Tensor,
+    terms: FusedTerms,
+) -> Result<Option<FusedLoss>> {
+    check::temperature(terms.temperature)?;
+    check::same_logits(student, teacher)?;
+    check::labels(student, labels)?;
+    if !fused::takes(student) {
+        return Ok(None);
+    }
+    Ok(Some(fused(student, Some(teacher), Some(labels), terms)?))
+}
+
+/// Options of the method "kd": [`kd`] of the two networks' logits.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct KdConfig {
+    /// What both logits are divided by, above 0. The higher it is, the softer are the targets.
+    pub temperature: f64,
+    /// Whether both logits are [standardised](crate::standardize) first.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub standardize: bool,
+}
+
+impl Default for KdConfig {
+    /// The temperature of the PyTorch tutorial on knowledge distillation, 2.
+    fn default() -> Self {
+        Self { temperature: 2.0, standardize: false }
+    }
+}
+
+pub(crate) struct Kd;
+
+impl Definition for Kd {
+    type Options = KdConfig;
+
+    const ABOUT: About = About {
+        kind: Kind::Response,
+        summary: "KL divergence to the teacher's softmax at a temperature",
+        paper: "Hinton, Vinyals, Dean 2015; standardize: Sun et al. 2024",
+        weight: 0.9,
+        labels: 0.1,
+        options: &[
+            ("temperature", "what both logits are divided by, above 0"),
+            (
+                "standardize",
+                "whether each image's logits are brought to mean 0 and deviation 1 first",
+            ),
+        ],
+    };
+
+    fn validate(options: &KdConfig) -> Result<()> {
+        check::temperature(options.temperature)
+    }
+
+    fn build(options: &KdConfig, _: &Setup, _: VarBuilder<'_>) -> Result<Box<dyn Method>> {
+        Ok(Box::new(options.clone()))
+    }
+}
+
+impl Method for KdConfig {
+    fn needs(&self) -> Needs {
+        Needs { teacher_logits: true, ..Needs::default() }
+    }
+
+    fn plain_kd(&self) -> Option<f64> {
+        (!self.standardize).then_some(self.temperature)
+    }
+
+    fn loss(&self, inputs: &Inputs<'_>) -> Result<Tensor> {
+        let (student, teacher) = both_logits(inputs, self.standardize)?;
+        kd(&student, &teacher, self.temperature)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{Device, Var};
+
+    #[test]
+    fn the_fused_operation_agrees_with_candles() -> Result<()> {
+        let s = Tensor::new(&[[0.3f32, -1.2, 4.0], [2.0, 2.0, -7.5]], &Device::Cpu)?;
+        let t = Tensor::new(&[[1.3f32, 1.2, -3.0], [0.0, 12.0, 7.5]], &Device::Cpu)?;
+        for temperature in [0.5, 1.0, 2.0, 10.0] {
+            let (fused, ops) = (Var::from_tensor(&s)?, Var::from_tensor(&s)?);
+            let (a, b) = (kd(&fused, &t, temperature)?, with_candle_ops(&ops, &t, temperature)?);
+            assert!((a.to_scalar::<f32>()? / b.to_scalar::<f32>()? - 1.0).abs() < 1e-5);
+            let (a, b) = (a.backward()?, b.backward()?);
+            let (Some(a), Some(b)) = (a.get(&fused), b.get(&ops)) else { panic!("no gradient") };
+            let difference = (a - b)?.abs()?.max_all()?.to_scalar::<f32>()?;
+            assert!(difference < 2e-6, "temperature {temperature}: {difference}");
+        }
+        Ok(())
+    }
+}
