@@ -301,6 +301,6 @@ fn a_layer_of_candles_is_taken_over_as_it_is() -> Result<()> {
     let config = candle_nn::Conv2dConfig { groups: 2, ..Default::default() };
     let grouped = candle_nn::Conv2d::new(weight.as_tensor().clone(), None, config);
     let message = Conv2d::from_candle(&grouped).unwrap_err().to_string();
-    assert!(message.contains("groups is 2"), "{message}");
+    assert!(message.contains("the layer has 2 groups; expected 1"), "{message}");
     Ok(())
 }
