@@ -1,6 +1,6 @@
 //! What a run learns from: labels, methods, a teacher, weights that it starts from.
 //!
-//! The start event records it. Version 0.1 did not, and [`Roles::guessed`] and [`guessed_teacher`] make of its names what that
+//! The start event records it. Version 0.1 did not, and [`Roles::guessed`], [`named_as_teacher`] and [`guessed_teacher`] make of its names what that
 //! version's report made of them; nobody else guesses.
 
 use std::borrow::Cow;
@@ -97,11 +97,16 @@ impl Start {
     }
 }
 
+/// Whether a run of version 0.1 is to be taken for a teacher by its name.
+pub fn named_as_teacher(start: &Start) -> bool {
+    start.run == "teacher"
+}
+
 /// The place of the teacher among runs none of which records one, as version 0.1's report found it: the first that learns from
 /// the labels alone and whose name or network is called "teacher".
 pub fn guessed_teacher<'a>(starts: impl IntoIterator<Item = &'a Start>) -> Option<usize> {
     starts.into_iter().position(|start| {
-        start.roles().methods.is_empty() && (start.run == "teacher" || start.model == "teacher")
+        start.roles().methods.is_empty() && (named_as_teacher(start) || start.model == "teacher")
     })
 }
 

@@ -2,7 +2,7 @@
 
 use kd_record::{Event, EventLog, RunFolder};
 
-use crate::tensorboard::{self, TensorBoard};
+use kd_report::tensorboard::{self, TensorBoard};
 
 /// Both files.
 pub(crate) struct RunLog {
@@ -19,8 +19,8 @@ impl RunLog {
     ) -> anyhow::Result<Self> {
         let events = EventLog::restore(folder.events(), text)?;
         // A file that an earlier process began for TensorBoard is carried on, or it would hold steps that are done again.
-        let tensorboard = match tensorboard || !tensorboard::earlier(&folder.path)?.is_empty() {
-            true => Some(TensorBoard::rewrite(&folder.path, events.text())?),
+        let tensorboard = match tensorboard || !tensorboard::earlier(folder)?.is_empty() {
+            true => Some(TensorBoard::rewrite(folder, events.text())?),
             false => None,
         };
         Ok(Self { events, tensorboard })
@@ -29,7 +29,7 @@ impl RunLog {
     pub(crate) fn write(&mut self, event: Event) -> anyhow::Result<()> {
         let line = self.events.write(event)?;
         match &mut self.tensorboard {
-            Some(tensorboard) => tensorboard.add(line),
+            Some(tensorboard) => Ok(tensorboard.add(line)?),
             None => Ok(()),
         }
     }

@@ -8,7 +8,8 @@ use kd_data::Normalization;
 use kd_models::weights::{self, Start};
 use kd_models::{ModelConfig, Parameters};
 
-use crate::{Result, files};
+use crate::Result;
+use kd_record::hash::sha256;
 
 /// Weights of a file that a run starts from.
 pub struct Initial {
@@ -26,7 +27,7 @@ impl Initial {
     /// When the file is missing or damaged, holds another network's weights, or says that its network was trained on images that
     /// were normalised otherwise.
     pub fn load(path: &Path, config: &ModelConfig, normalization: Normalization) -> Result<Self> {
-        let sha256 = files::sha256(path)?;
+        let sha256 = sha256(path)?;
         let start = weights::load_start(path, config)?;
         if let Some(metadata) = &start.metadata {
             metadata.check_normalization(path, normalization.mean, normalization.std)?;

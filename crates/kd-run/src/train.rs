@@ -10,7 +10,11 @@ use candle_core::Tensor;
 use kd_data::BatchConfig;
 use kd_models::weights::{LeftOut, Metadata};
 use kd_record::event::has_ended;
+use kd_record::lock::try_lock;
+use kd_record::read::read_text;
+use kd_record::write::{create_folder, remove_partial, remove_partial_of, write_whole};
 use kd_record::{EpochRecord, Event, OutFolder, TeacherRecord};
+use kd_report::tensorboard::TensorBoard;
 
 use crate::checkpoint::{self, State};
 use crate::compile::Compile;
@@ -25,7 +29,7 @@ use crate::step::{At, StepConfig};
 use crate::task::{Supervised, Task};
 use crate::teacher::{self, CacheConfig, Prepared};
 use crate::trainer::{PIECE_BY_PIECE, Trainer};
-use crate::{Error, Result, files, recipe, tensorboard, test_outputs};
+use crate::{Error, Result, recipe, test_outputs};
 
 /// Batches on which a teacher is judged whose logits are not cached.
 const TEACHER_SAMPLE: usize = 20;
@@ -99,11 +103,11 @@ pub fn train(
     check(run)?;
     let folder = run.folder();
     let checkpoints = folder.checkpoints();
-    files::create_folder(&checkpoints)?;
-    let _lock = files::lock(&folder.path, false)?;
-    files::remove_partial(&folder.path)?;
-    files::remove_partial(&checkpoints)?;
-    files::remove_partial_of(&folder.weights())?;
+    create_folder(&checkpoints)?;
+    let _lock = try_lock(&folder.path)?;
+    remove_partial(&folder.path)?;
+    remove_partial(&checkpoints)?;
+    remove_partial_of(&folder.weights())?;
 
     let recipe = run.recipe.to_toml()?;
     check_same_recipe(&folder.recipe(), &recipe)?;
@@ -122,7 +126,7 @@ pub fn train(
         }
         None => State { recipe: recipe.clone(), ..State::default() },
     };
-    files::write_whole(&folder.recipe(), recipe.as_bytes())?;
+    write_whole(&folder.recipe(), recipe.as_bytes())?;
     let earlier = std::mem::take(&mut state.events);
     let mut log = RunLog::restore(&folder, earlier, run.settings.tensorboard)?;
 
@@ -168,7 +172,7 @@ fn check(run: &ResolvedRun) -> Result<()> {
 
 /// A folder belongs to one recipe.
 fn check_same_recipe(path: &Path, recipe: &str) -> Result<()> {
-    let there = match files::read_text(path, recipe::MAX_BYTES) {
+    let there = match read_text(path, recipe::MAX_BYTES) {
         Ok(text) => text,
         Err(error) if error.is_absent() => return Ok(()),
         Err(error) => return Err(error.into()),
@@ -194,7 +198,7 @@ fn finished_before(run: &ResolvedRun) -> Result<Option<Evaluation>> {
     if run.settings.tensorboard {
         let events = std::fs::read_to_string(&events)
             .with_context(|| format!("{}: can't be read", events.display()))?;
-        tensorboard::TensorBoard::rewrite(&folder.path, &events)?;
+        TensorBoard::rewrite(&folder, &events)?;
     }
     Ok(Some(Evaluation::read(&evaluation)?))
 }
@@ -497,7 +501,7 @@ impl Training<'_> {
                 let bytes = std::fs::read(&best).with_context(|| {
                     format!("{}: the best epoch's weights can't be read", best.display())
                 })?;
-                files::write_whole(&path, &bytes)?;
+                write_whole(&path, &bytes)?;
             }
         }
         test_outputs::write(self.run, &path)?;

@@ -9,7 +9,8 @@ use candle_core::Tensor;
 
 use super::State;
 use super::format::{self, Checkpoint, Expected, Unusable, parse};
-use crate::{Error, Result, files};
+use crate::{Error, Result};
+use kd_record::write::write_whole;
 
 /// A checkpoint holds the parameters at most three times and little else; a file larger by more is not read.
 const MAX_REST: u64 = 256 << 20;
@@ -23,7 +24,7 @@ pub(crate) fn save(
     let path = folder.join(file_name(state.step));
     let bytes = format::bytes(state, tensors)
         .with_context(|| format!("no checkpoint is written after step {}", state.step))?;
-    files::write_whole(&path, &bytes)?;
+    write_whole(&path, &bytes)?;
     Ok(path)
 }
 

@@ -16,8 +16,9 @@ use sha2::{Digest, Sha256};
 
 use super::State;
 use crate::optimizer::KINDS;
+use crate::recipe;
 use crate::task::PARAMETER;
-use crate::{files, recipe};
+use kd_record::hash::hex;
 
 pub(super) const FORMAT: u32 = 1;
 /// The one metadata entry; with several, safetensors' hash map would make the bytes vary.
@@ -110,7 +111,7 @@ pub(super) fn checksum(tensors: &BTreeMap<&str, TensorView<'_>>) -> String {
         hash.update(format!("{name} {} {:?}\n", tensor.dtype(), tensor.shape()));
         hash.update(tensor.data());
     }
-    files::hex(hash)
+    hex(hash)
 }
 
 /// What a checkpoint's bytes say.

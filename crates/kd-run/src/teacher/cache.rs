@@ -18,8 +18,11 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{Answers, CacheConfig, LOGITS, Teacher};
+use crate::Result;
 use crate::data::Data;
-use crate::{Result, files};
+use kd_record::hash::hex;
+use kd_record::lock::wait_for_lock;
+use kd_record::write;
 
 const FORMAT: u32 = 1;
 /// The one metadata entry.
@@ -136,7 +139,7 @@ impl CacheFile {
             view: "plain".into(),
             output: output.into(),
         };
-        let key = files::hex(Sha256::new_with_prefix(format!("{origin:?}")));
+        let key = hex(Sha256::new_with_prefix(format!("{origin:?}")));
         let path = config.folder.join(format!("{}.safetensors", &key[..32]));
         Self { output: output.into(), shape, origin, path }
     }
@@ -207,7 +210,7 @@ impl CacheFile {
                 bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
             );
         }
-        let found = files::hex(hash);
+        let found = hex(hash);
         ensure!(found == own.sha256, "its SHA-256 is {found}; expected {}", own.sha256);
         Ok(values)
     }
@@ -221,10 +224,10 @@ impl CacheFile {
 
     fn try_write(&self, values: &[f32]) -> anyhow::Result<()> {
         let folder = self.path.parent().unwrap_or(Path::new("."));
-        files::create_folder(folder)?;
+        write::create_folder(folder)?;
         // One writer at a time, so that what lies there half-written is nobody's.
-        let _lock = files::lock(folder, true)?;
-        files::remove_partial(folder)?;
+        let _lock = wait_for_lock(folder)?;
+        write::remove_partial(folder)?;
         let mut buffer = Vec::with_capacity(CHUNK);
         let mut in_chunks = |act: &mut dyn FnMut(&[u8]) -> std::io::Result<()>| {
             for chunk in values.chunks(CHUNK / 4) {
@@ -239,7 +242,7 @@ impl CacheFile {
             hash.update(bytes);
             Ok(())
         })?;
-        let own = Header { origin: self.origin.clone(), sha256: files::hex(hash) };
+        let own = Header { origin: self.origin.clone(), sha256: hex(hash) };
         let info = TensorInfo {
             dtype: Dtype::F32,
             shape: self.full_shape(),
@@ -250,7 +253,7 @@ impl CacheFile {
         let mut header = serde_json::to_vec(&header)?;
         // The format wants data to start at a multiple of eight.
         header.resize(header.len().next_multiple_of(8), b' ');
-        Ok(files::write_whole_with(&self.path, |file| {
+        Ok(write::write_whole_with(&self.path, |file| {
             file.write_all(&(header.len() as u64).to_le_bytes())?;
             file.write_all(&header)?;
             in_chunks(&mut |bytes| file.write_all(bytes))

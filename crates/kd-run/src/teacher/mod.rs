@@ -21,9 +21,9 @@ pub use pretrained::{Network, Pretrained};
 
 use crate::data::Data;
 use crate::recipe::DataConfig;
-use crate::softmax::argmax;
 use crate::{Result, evaluate};
 use cache::CacheFile;
+use kd_report::softmax::argmax;
 
 /// What a teacher says of a batch; plain tensors, which no gradient reaches.
 #[derive(Clone, Debug, Default)]

@@ -10,7 +10,8 @@ use kd_models::{Architecture, Classifier, ModelConfig};
 use sha2::{Digest, Sha256};
 
 use crate::error::other;
-use crate::{Error, Result, files};
+use crate::{Error, Result};
+use kd_record::hash::{hex, sha256};
 
 /// A network that is built and ready to answer.
 pub type Network = Box<dyn Classifier + Send + Sync>;
@@ -45,7 +46,7 @@ impl Pretrained {
         classes: usize,
         normalization: Normalization,
     ) -> Result<Self> {
-        let sha256 = files::sha256(path)?;
+        let sha256 = sha256(path)?;
         let config = ModelConfig::new(architecture.unwrap_or(Architecture::Teacher), classes);
         let (config, loaded) = match weights::load(path, &config) {
             // Nobody said which network, but the file does.
@@ -104,7 +105,7 @@ impl Pretrained {
         let parts: Vec<_> = parts.into_iter().map(|part| part.tensors).collect();
         Ok(Self {
             path: path.to_owned(),
-            sha256: files::hex(hash),
+            sha256: hex(hash),
             config,
             tensors: parts[0].clone(),
             left_out: None,

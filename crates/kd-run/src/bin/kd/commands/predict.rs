@@ -10,10 +10,10 @@ use clap::Args;
 use kd_data::{Split, images};
 use kd_models::{Architecture, ModelConfig};
 use kd_record::hash::sha256;
+use kd_report::softmax::softmax;
+use kd_report::text::plain;
 use kd_run::evaluate::{answers, logits};
-use kd_run::softmax::softmax;
 use kd_run::teacher::Network;
-use kd_run::text::plain;
 use rayon::prelude::*;
 use serde::Serialize;
 

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use clap::Args;
 use kd_record::OutFolder;
 use kd_record::read::read_json;
-use kd_run::report;
 
 use super::print;
 use crate::failure::Failure;
@@ -28,7 +27,7 @@ pub(crate) struct Report {
 }
 
 pub(crate) fn run(flags: &Report) -> Result<(), Failure> {
-    let table = report::write(&flags.out)?;
+    let table = kd_report::write(&flags.out)?;
     if flags.json {
         let summary = |out: &PathBuf| -> kd_record::Result<serde_json::Value> {
             read_json(&OutFolder::new(out).summary(), 256 << 20, "a summary")

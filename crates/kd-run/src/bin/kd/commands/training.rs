@@ -7,10 +7,10 @@ use anyhow::Context;
 use kd_record::lock::wait_for_lock;
 use kd_record::write::remove_partial_of;
 use kd_record::{OutFolder, RunFolder};
+use kd_run::Error;
 use kd_run::recipe::{Recipe, RunConfig};
 use kd_run::resolve::{Choices, resolve};
 use kd_run::train::Outcome;
-use kd_run::{Error, report};
 
 use super::{did_you_mean, eval, print};
 use crate::args::RunFlags;
@@ -90,7 +90,7 @@ pub(super) fn train(
     for path in [out.report(), out.summary()] {
         remove_partial_of(&path)?;
     }
-    report::write(std::slice::from_ref(&run.out))
+    kd_report::write(std::slice::from_ref(&run.out))
         .with_context(|| format!("run {name} is finished, but its report can't be made"))?;
     print(&format!("report: {}\n", out.report().display()))?;
     Ok(())

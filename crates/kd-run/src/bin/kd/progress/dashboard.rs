@@ -2,8 +2,8 @@
 //! the latest figures. It is drawn into a buffer, which [`Screen`](super::screen::Screen) puts on the terminal.
 
 use kd_record::EpochRecord;
+use kd_report::format::duration;
 use kd_run::figures::Sums;
-use kd_run::report::duration;
 use ratatui::buffer::Buffer;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Style, Stylize};

@@ -4,8 +4,9 @@
 use base64::Engine;
 use serde::Serialize;
 
-use super::experiment::{Experiment, Run};
-use super::page::{Section, Shown, Table, percent};
+use crate::experiment::{Experiment, Run};
+use crate::format::percent;
+use crate::page::parts::{Section, Shown, Table};
 use crate::softmax::{argmax, entropy, softmax};
 
 /// The slider's range.
@@ -19,7 +20,7 @@ const PER_KIND: usize = 3;
 
 /// What the template shows.
 #[derive(Serialize)]
-pub(super) struct SoftTargets {
+pub(crate) struct SoftTargets {
     temperature: String,
     highest: f64,
     /// Of the slider, from 0 to 1000: the temperature's logarithm.
@@ -65,7 +66,7 @@ struct Network<'a> {
     logits: &'a [f32],
 }
 
-pub(super) fn section(shown: &[Shown<'_>]) -> Option<Section> {
+pub(crate) fn section(shown: &[Shown<'_>]) -> Option<Section> {
     let experiment = shown.first()?.experiment;
     if shown.iter().any(|other| !std::ptr::eq(other.experiment, experiment)) {
         return None;

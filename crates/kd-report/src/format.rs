@@ -1,15 +1,16 @@
 //! Numbers as people read them.
 
-use super::statistics;
+use crate::statistics;
 
-pub(super) fn seeds(seeds: &[u64]) -> String {
+/// "seed 3", or "seeds 0, 1, 2".
+pub fn seeds(seeds: &[u64]) -> String {
     let list: Vec<String> = seeds.iter().map(u64::to_string).collect();
     let noun = if seeds.len() == 1 { "seed" } else { "seeds" };
     format!("{noun} {}", list.join(", "))
 }
 
 /// Shares as "70.12" or "70.12 ± 0.31" per cent.
-pub(super) fn percent_spread(shares: &[f64]) -> String {
+pub fn percent_spread(shares: &[f64]) -> String {
     let percent: Vec<f64> = shares.iter().map(|share| share * 100.0).collect();
     let mean = statistics::mean(&percent).unwrap_or(f64::NAN);
     match statistics::standard_deviation(&percent) {
@@ -19,7 +20,7 @@ pub(super) fn percent_spread(shares: &[f64]) -> String {
 }
 
 /// Differences of shares as "+0.52" or "+0.52 ± 0.31" percentage points, with a true minus sign.
-pub(super) fn points_spread(differences: &[f64]) -> String {
+pub fn points_spread(differences: &[f64]) -> String {
     let points: Vec<f64> = differences.iter().map(|share| share * 100.0).collect();
     let mean = signed(statistics::mean(&points).unwrap_or(f64::NAN), 2);
     match statistics::standard_deviation(&points) {
@@ -29,7 +30,7 @@ pub(super) fn points_spread(differences: &[f64]) -> String {
 }
 
 /// With its sign, a true minus; no sign on what rounds to zero.
-pub(super) fn signed(value: f64, decimals: usize) -> String {
+pub fn signed(value: f64, decimals: usize) -> String {
     let text = format!("{value:+.decimals$}");
     if text.bytes().all(|byte| b"+-.0".contains(&byte)) {
         return text[1..].to_owned();
@@ -38,7 +39,7 @@ pub(super) fn signed(value: f64, decimals: usize) -> String {
 }
 
 /// 1186986 -> "1,186,986".
-pub(super) fn grouped(number: u64) -> String {
+pub fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (index, digit) in digits.chars().enumerate() {
@@ -51,6 +52,7 @@ pub(super) fn grouped(number: u64) -> String {
 }
 
 /// A length of time in words, such as `2 min 5 s`.
+/// Seconds as "4.2 s", "38 s", "13 min 20 s" or "2 h 5 min".
 pub fn duration(seconds: f64) -> String {
     let whole = seconds.round() as u64;
     match whole {
@@ -62,7 +64,7 @@ pub fn duration(seconds: f64) -> String {
 }
 
 /// 38_600_000 -> "38.6 M".
-pub(super) fn millions(number: u64) -> String {
+pub fn millions(number: u64) -> String {
     match number {
         0..10_000 => grouped(number),
         10_000..1_000_000 => format!("{:.0} k", number as f64 / 1e3),
@@ -71,7 +73,8 @@ pub(super) fn millions(number: u64) -> String {
     }
 }
 
-pub(super) fn bytes(number: u64) -> String {
+/// 267738 -> "267.7 kB".
+pub fn bytes(number: u64) -> String {
     match number {
         0..1_000_000 => format!("{:.1} kB", number as f64 / 1e3),
         _ => format!("{:.2} MB", number as f64 / 1e6),
@@ -79,6 +82,22 @@ pub(super) fn bytes(number: u64) -> String {
 }
 
 /// Images per second: whole above ten.
-pub(super) fn rate(per_second: f64) -> String {
+pub fn rate(per_second: f64) -> String {
     if per_second < 10.0 { format!("{per_second:.1}") } else { grouped(per_second.round() as u64) }
+}
+
+/// A share as per cent with two decimals, without the sign: "70.12".
+pub fn percent(share: f64) -> String {
+    format!("{:.2}", share * 100.0)
+}
+
+/// A data set's name as people write it.
+pub fn dataset_title(name: &str) -> &str {
+    match name {
+        "cifar10" => "CIFAR-10",
+        "cifar100" => "CIFAR-100",
+        "synthetic" => "Synthetic pictures",
+        "folder" => "Pictures of one's own",
+        other => other,
+    }
 }

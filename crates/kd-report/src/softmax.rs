@@ -13,18 +13,18 @@ pub fn softmax(logits: &[f32], temperature: f64) -> Vec<f64> {
 }
 
 /// The largest logit's class; of equal ones the first.
-pub(crate) fn argmax(logits: &[f32]) -> usize {
+pub fn argmax(logits: &[f32]) -> usize {
     let better = |best, class| if logits[class] > logits[best] { class } else { best };
     (0..logits.len()).reduce(better).unwrap_or(0)
 }
 
 /// In nats.
-pub(crate) fn entropy(shares: &[f64]) -> f64 {
+pub fn entropy(shares: &[f64]) -> f64 {
     -shares.iter().filter(|share| **share > 0.0).map(|share| share * share.ln()).sum::<f64>()
 }
 
 /// KL(q || p) of the softmaxes of two rows of logits, in nats.
-pub(crate) fn divergence(q_logits: &[f32], p_logits: &[f32]) -> f64 {
+pub fn divergence(q_logits: &[f32], p_logits: &[f32]) -> f64 {
     let (q, log_q) = (softmax(q_logits, 1.0), log_softmax(q_logits));
     let log_p = log_softmax(p_logits);
     q.iter().zip(log_q.iter().zip(&log_p)).map(|(q, (log_q, log_p))| q * (log_q - log_p)).sum()

@@ -1,11 +1,12 @@
 //! How far the students answer as their teacher does.
 
-use super::charts::{self, StackedRow};
-use super::experiment::{Experiment, Run};
-use super::format::grouped;
-use super::page::{Figure, Key, Section, Shown, Table, percent, safe};
-use super::statistics;
+use crate::charts::{self, StackedRow};
+use crate::experiment::{Experiment, Run};
+use crate::format::grouped;
+use crate::format::percent;
+use crate::page::parts::{Figure, Key, Section, Shown, Table, safe};
 use crate::softmax::{argmax, divergence};
+use crate::statistics;
 
 /// Test images by what teacher and student answer.
 #[derive(Clone, Copy, Default, Debug, PartialEq)]
@@ -76,11 +77,11 @@ impl Counts {
 }
 
 /// Share of the test images on which a run answers as its teacher does.
-pub(super) fn of(experiment: &Experiment, run: &Run) -> Option<f64> {
+pub(crate) fn of(experiment: &Experiment, run: &Run) -> Option<f64> {
     Some(Counts::of(experiment, run)?.agreement())
 }
 
-pub(super) fn section(shown: &[Shown<'_>]) -> Option<Section> {
+pub(crate) fn section(shown: &[Shown<'_>]) -> Option<Section> {
     let mut rows = Vec::new();
     let mut numbers = Table { head: vec!["Run".to_owned()], ..Table::default() };
     numbers.head.extend(PARTS.map(|(name, _)| name.to_owned()));

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use kd_run::report;
+use kd_report as report;
 use serde_json::Value;
 
 mod fixture;
@@ -435,10 +435,11 @@ fn missing_and_damaged_files_are_named() {
     assert!(damage("recipe.toml", Some("[[run")).contains("not a recipe"));
     assert!(damage("evaluation.json", None).contains("missing"));
     assert!(damage("evaluation.json", Some("{\"format\":1")).contains("not an evaluation"));
-    let events = "{\"event\":\"step\"}\n{\"event\": oh}\n{\"event\":\"end\"}\n";
+    let events = "{\"event\":\"step\",\"epoch\":1,\"step\":1,\"loss\":1.0}\n{\"event\": oh}\n{\"event\":\"end\"}\n";
     assert!(damage("events.jsonl", Some(events)).contains("line 2: not an event"));
     assert!(
-        damage("events.jsonl", Some("{\"kind\":\"x\"}\n")).contains("line 1: no field \"event\"")
+        damage("events.jsonl", Some("{\"kind\":\"x\"}\n"))
+            .contains("line 1: not an event: no field \"event\"")
     );
 
     let run = flat("student", 700, 0);

@@ -1,11 +1,12 @@
 //! Whether a network is right as often as it says: Guo et al., On Calibration of Modern Neural
 //! Networks (2017), section 2.
 
-use super::charts::{self, Reliability};
-use super::experiment::Run;
-use super::format::{grouped, signed};
-use super::page::{Figure, Section, Shown, Table, percent, safe};
-use super::statistics;
+use crate::charts::{self, Reliability};
+use crate::experiment::Run;
+use crate::format::percent;
+use crate::format::{grouped, signed};
+use crate::page::parts::{Figure, Section, Shown, Table, safe};
+use crate::statistics;
 use kd_record::TestOutputs;
 
 use crate::softmax::{argmax, softmax};
@@ -54,11 +55,11 @@ fn over_confidence(bins: &[Bin; BINS]) -> (f64, f64) {
 }
 
 /// The expected calibration error of a run that has its outputs.
-pub(super) fn error_of(run: &Run) -> Option<f64> {
+pub(crate) fn error_of(run: &Run) -> Option<f64> {
     Some(expected_error(&bins(run.outputs.as_ref()?)))
 }
 
-pub(super) fn section(shown: &[Shown<'_>]) -> Option<Section> {
+pub(crate) fn section(shown: &[Shown<'_>]) -> Option<Section> {
     let mut table = Table {
         head: ["Run", "ECE, points", "Mean confidence %", "Confidence − accuracy", "Images"]
             .map(str::to_owned)

@@ -17,12 +17,10 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
-use kd_record::EpochRecord;
+use kd_record::event::{Timed, parse_line, unix_seconds};
+use kd_record::write::write_whole;
+use kd_record::{EpochRecord, Error, Event, Result, RunFolder};
 use prost::Message;
-use serde::Deserialize;
-
-use crate::files;
 
 /// TensorBoard takes files with `tfevents` in their names; the number orders them.
 const PREFIX: &str = "events.out.tfevents.";
@@ -72,85 +70,81 @@ struct SessionLog {
     status: i32,
 }
 
-/// A line of `events.jsonl`, as far as TensorBoard shows it.
-#[derive(Deserialize)]
-#[serde(tag = "event", rename_all = "lowercase")]
-enum Line {
-    Step {
-        step: i64,
-        loss: f64,
-    },
-    Epoch(EpochRecord),
-    #[serde(other)]
-    Other,
-}
-
-/// Seconds since 1970 of any line; 0 in files of earlier versions.
-#[derive(Deserialize)]
-struct Time {
-    #[serde(default)]
-    time: f64,
-}
-
 /// The open file.
-pub(crate) struct TensorBoard {
+pub struct TensorBoard {
     path: PathBuf,
     file: File,
 }
 
 impl TensorBoard {
-    /// Writes the file of a run's folder anew from the lines of its `events.jsonl`.
+    /// Writes the file of a run's folder anew from the text of its `events.jsonl`.
     ///
     /// # Errors
     /// When a line is no event, or a file can't be written or removed.
-    pub(crate) fn rewrite(folder: &Path, events: &str) -> anyhow::Result<Self> {
+    pub fn rewrite(folder: &RunFolder, events: &str) -> Result<Self> {
         let old = earlier(folder)?;
         let newest = old.iter().filter_map(|path| number(path)).max().unwrap_or(0);
-        let now = files::unix_seconds();
+        let now = unix_seconds();
         // Above the earlier ones even where a clock was set back.
-        let path = folder.join(format!("{PREFIX}{}{SUFFIX}", (now as u64).max(newest + 1)));
-        let begun = events.lines().next().map_or(Ok(now), |line| {
-            serde_json::from_str(line).map(|Time { time }| if time > 0.0 { time } else { now })
-        });
-        let begun = begun.context("the first line of events.jsonl is not an event")?;
+        let name = format!("{PREFIX}{}{SUFFIX}", (now as u64).max(newest + 1));
+        let path = folder.path.join(name);
+        let mut timed = Vec::new();
+        for (index, line) in events.lines().enumerate() {
+            let found = parse_line(line).map_err(|error| {
+                let found = format!("not an event: {error}");
+                Error::corrupt(&folder.events(), Some(index + 1), found)
+            })?;
+            timed.extend(found);
+        }
+        let begun = timed.first().map(|first| first.time).filter(|time| *time > 0.0);
         let mut bytes = Vec::new();
         for what in
             [What::FileVersion(VERSION.to_owned()), What::SessionLog(SessionLog { status: 1 })]
         {
-            record(&TfEvent { wall_time: begun, step: 0, what: Some(what) }, &mut bytes);
+            let event = TfEvent { wall_time: begun.unwrap_or(now), step: 0, what: Some(what) };
+            record(&event, &mut bytes);
         }
-        for line in events.lines() {
-            bytes.extend(records(line)?);
+        for timed in &timed {
+            records(timed, &mut bytes);
         }
-        files::write_whole(&path, &bytes)?;
+        write_whole(&path, &bytes)?;
         for path in old {
             let done = match number(&path) == Some(newest) {
                 true => File::create(&path).map(drop),
                 false => fs::remove_file(&path),
             };
-            done.with_context(|| format!("{}: can't be removed", path.display()))?;
+            done.map_err(Error::io(&path, "can't be removed"))?;
         }
-        let file = File::options()
-            .append(true)
-            .open(&path)
-            .with_context(|| format!("{}: can't be opened", path.display()))?;
+        let file = File::options().append(true).open(&path);
+        let file = file.map_err(Error::io(&path, "can't be opened"))?;
         Ok(Self { path, file })
     }
 
     /// Adds a line of `events.jsonl`.
-    pub(crate) fn add(&mut self, line: &str) -> anyhow::Result<()> {
-        self.file
-            .write_all(&records(line)?)
-            .with_context(|| format!("{}: can't be written", self.path.display()))
+    ///
+    /// # Errors
+    /// When it is no event, or the file can't be written.
+    pub fn add(&mut self, line: &str) -> Result<()> {
+        let timed = parse_line(line).map_err(|error| {
+            Error::corrupt(&self.path, None, format!("given what is not an event: {error}"))
+        })?;
+        let mut bytes = Vec::new();
+        if let Some(timed) = timed {
+            records(&timed, &mut bytes);
+        }
+        self.file.write_all(&bytes).map_err(Error::io(&self.path, "can't be written"))
     }
 }
 
-/// Files of ours that are there already; others in the folder are not touched.
-pub(crate) fn earlier(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let reading = || format!("{}: the folder can't be read", folder.display());
+/// Files of this kind that are in a run's folder already; others in the folder are not touched.
+///
+/// # Errors
+/// When the folder can't be read.
+pub fn earlier(folder: &RunFolder) -> Result<Vec<PathBuf>> {
+    let reading = |cause| Error::io(&folder.path, "the folder can't be read")(cause);
     let mut found = Vec::new();
-    for entry in fs::read_dir(folder).with_context(reading)? {
-        let path = entry.with_context(reading)?.path();
+    for entry in fs::read_dir(&folder.path).map_err(reading)? {
+        let path = entry.map_err(reading)?.path();
         if number(&path).is_some() {
             found.push(path);
         }
@@ -162,34 +156,34 @@ fn number(path: &Path) -> Option<u64> {
     path.file_name()?.to_str()?.strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?.parse().ok()
 }
 
-/// The scalars of one line of `events.jsonl`, framed; nothing for lines without any.
-fn records(line: &str) -> anyhow::Result<Vec<u8>> {
-    let bad = || format!("not a line of events.jsonl: {line}");
-    let Time { time } = serde_json::from_str(line).with_context(bad)?;
-    let (step, values) = match serde_json::from_str(line).with_context(bad)? {
-        Line::Step { step, loss } => (step, vec![("train/step_loss".to_owned(), loss)]),
-        Line::Epoch(record) => {
-            let own = [
-                ("train/loss", Some(record.train_loss)),
-                ("train/accuracy", Some(record.train_accuracy)),
-                ("train/learning_rate", record.learning_rate),
-                ("train/images_per_second", Some(record.images_per_second)),
-                ("test/loss", Some(record.test_loss)),
-                ("test/accuracy", Some(record.test_accuracy)),
-                ("selection/accuracy", record.selection_accuracy),
-            ];
-            let own = own.into_iter().filter_map(|(tag, value)| Some((tag.to_owned(), value?)));
-            let parts = record.parts.into_iter().map(|(name, v)| (format!("parts/{name}"), v));
-            (record.epoch as i64, own.chain(parts).collect())
+/// The scalars of one event, framed; nothing for events without any.
+fn records(timed: &Timed, into: &mut Vec<u8>) {
+    let (step, values) = match &timed.event {
+        Event::Step { step, loss, .. } => {
+            (*step as i64, vec![("train/step_loss".to_owned(), *loss)])
         }
-        Line::Other => return Ok(Vec::new()),
+        Event::Epoch(record) => (record.epoch as i64, of_epoch(record)),
+        Event::Start(_) | Event::Teacher(_) | Event::End { .. } => return,
     };
     let value = |(tag, value): (String, f64)| Value { tag, simple_value: value as f32 };
     let summary = Summary { value: values.into_iter().map(value).collect() };
-    let mut bytes = Vec::new();
-    let event = TfEvent { wall_time: time, step, what: Some(What::Summary(summary)) };
-    record(&event, &mut bytes);
-    Ok(bytes)
+    let event = TfEvent { wall_time: timed.time, step, what: Some(What::Summary(summary)) };
+    record(&event, into);
+}
+
+fn of_epoch(record: &EpochRecord) -> Vec<(String, f64)> {
+    let own = [
+        ("train/loss", Some(record.train_loss)),
+        ("train/accuracy", Some(record.train_accuracy)),
+        ("train/learning_rate", record.learning_rate),
+        ("train/images_per_second", Some(record.images_per_second)),
+        ("test/loss", Some(record.test_loss)),
+        ("test/accuracy", Some(record.test_accuracy)),
+        ("selection/accuracy", record.selection_accuracy),
+    ];
+    let own = own.into_iter().filter_map(|(tag, value)| Some((tag.to_owned(), value?)));
+    let parts = record.parts.iter().map(|(name, value)| (format!("parts/{name}"), *value));
+    own.chain(parts).collect()
 }
 
 /// Length, its checksum, the message, its checksum; all little-endian.

@@ -1,0 +1,47 @@
+#![doc = include_str!("../README.md")]
+#![deny(missing_docs)]
+// Nothing that comes from outside may end in a panic.
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used))]
+
+use std::path::PathBuf;
+
+use kd_record::OutFolder;
+use kd_record::write::write_whole;
+
+mod charts;
+mod error;
+mod experiment;
+pub mod format;
+mod notes;
+mod page;
+mod published;
+mod sections;
+pub mod softmax;
+pub mod statistics;
+mod summary;
+pub mod tensorboard;
+mod terminal;
+pub mod text;
+
+pub use error::{Error, Result};
+
+/// Writes `report.html` and `summary.json` into each of these output folders and returns a table for the terminal.
+///
+/// With several folders, `comparison.html` in the first one shows the runs of all side by side.
+///
+/// # Errors
+/// A folder without runs, a missing or damaged file, runs on different data in one folder. Nothing is written unless every folder
+/// could be read.
+pub fn write(outs: &[PathBuf]) -> Result<String> {
+    let experiments = experiment::read_all(outs)?;
+    for (out, experiment) in outs.iter().map(OutFolder::new).zip(&experiments) {
+        let page = page::render(std::slice::from_ref(experiment))?;
+        write_whole(&out.report(), page.as_bytes())?;
+        write_whole(&out.summary(), summary::of(experiment).to_json().as_bytes())?;
+    }
+    if let [first, _, ..] = outs {
+        let page = page::render(&experiments)?;
+        write_whole(&OutFolder::new(first).comparison_page(), page.as_bytes())?;
+    }
+    Ok(terminal::table(&experiments))
+}

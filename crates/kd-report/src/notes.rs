@@ -1,0 +1,56 @@
+//! The sentences below a table of runs, on the page and on the terminal.
+
+use crate::experiment::{Experiment, Run};
+use crate::format::grouped;
+use crate::statistics;
+
+/// Sentences below the table: what the columns mean and how far chance goes.
+pub(crate) fn notes(experiment: &Experiment) -> Vec<String> {
+    let mut notes = Vec::new();
+    let chosen = experiment.arms.iter().flat_map(|arm| &arm.runs).any(Run::chose_its_epoch);
+    let accuracy = match chosen {
+        false => "accuracy is the last epoch's",
+        true => {
+            "accuracy is the last epoch's, or that of the epoch which a run chose on held-out training images"
+        }
+    };
+    let gains = experiment.arms.iter().any(|arm| experiment.gain(arm).is_some());
+    if experiment.seeds.len() > 1 {
+        notes.push(format!(
+            "Mean ± standard deviation over {} seeds; {accuracy}; time is one seed's, of the training steps alone.",
+            experiment.seeds.len()
+        ));
+        if gains {
+            notes.push("Gain: percentage points over the same student trained alone, paired seed by seed (same initial weights, batch order and dropout).".to_owned());
+        }
+    } else {
+        notes.push(format!("One seed; {accuracy}; time is of the training steps alone."));
+        if gains {
+            notes.push(
+                "Gain: percentage points over the same student trained alone, from the same seed."
+                    .to_owned(),
+            );
+        }
+        if let Some(points) = noise(experiment) {
+            notes.push(format!(
+                "The choice of {} test images alone can move a difference by {points:.1} points (95 %); initial weights and batch order add to that. To tell methods apart, run several seeds (--seeds N).",
+                grouped(experiment.dataset.test as u64)
+            ));
+        }
+    }
+    if experiment.dataset.name == "cifar10" {
+        notes.push("Lecture and tutorial: accuracies in % that the source printed; the tutorial's from two releases, one seed each.".to_owned());
+    }
+    if experiment.dataset.name == "synthetic" {
+        notes.push("Synthetic pictures are drawn by program so that everything runs without a download; these figures say nothing about CIFAR-10.".to_owned());
+    }
+    notes
+}
+
+/// In points, for the student and its distilled twin.
+fn noise(experiment: &Experiment) -> Option<f64> {
+    let (distilled, student) = (experiment.distilled()?, experiment.student()?);
+    let a = distilled.first().test_accuracy();
+    let b = student.first().test_accuracy();
+    Some(100.0 * statistics::difference_noise(a, b, experiment.dataset.test as u64))
+}
