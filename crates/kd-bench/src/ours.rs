@@ -26,16 +26,16 @@ pub(crate) fn prepare(
         training(architecture, batch, teacher, precision, compile)
     };
     Ok(match work {
-        Work::TeacherStep => training(Architecture::Teacher, batch, None)?,
-        Work::StudentStep => training(Architecture::Student, batch, None)?,
+        Work::TeacherStep => training(Architecture::TUTORIAL_TEACHER, batch, None)?,
+        Work::StudentStep => training(Architecture::TUTORIAL_STUDENT, batch, None)?,
         Work::KdStep => {
             let outputs = BTreeMap::from([("logits".to_string(), batch.teacher_logits.clone())]);
             let teacher = Box::new(Cached::new(outputs, None));
-            training(Architecture::Student, batch, Some(teacher))?
+            training(Architecture::TUTORIAL_STUDENT, batch, Some(teacher))?
         }
         Work::KdStepWithTeacher => {
             let teacher = Box::new(NetworkTeacher::new(teacher(batch.images.device())?));
-            training(Architecture::Student, batch, Some(teacher))?
+            training(Architecture::TUTORIAL_STUDENT, batch, Some(teacher))?
         }
         Work::TeacherEval | Work::Loss { .. } if compile == Compile::Graph => {
             anyhow::bail!("only training steps are captured")
@@ -59,12 +59,12 @@ pub(crate) fn prepare(
 }
 
 fn config(architecture: Architecture) -> ModelConfig {
-    ModelConfig { architecture, classes: CLASSES, dropout: 0.1 }
+    ModelConfig { dropout: 0.1, ..ModelConfig::new(architecture, CLASSES) }
 }
 
 /// A teacher's network, which takes no part in training.
 fn teacher(device: &Device) -> anyhow::Result<Network> {
-    let config = config(Architecture::Teacher);
+    let config = config(Architecture::TUTORIAL_TEACHER);
     let parameters = kd_models::init(&config, 1, device)?;
     let weights: BTreeMap<String, Tensor> =
         parameters.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor())).collect();

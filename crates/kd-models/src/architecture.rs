@@ -1,105 +1,123 @@
-//! Which networks there are, and how to get one.
+//! The networks that have a name, and how to get one.
 
 use std::fmt;
 use std::str::FromStr;
 
+use candle_core::Device;
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    Classifier, Error, Place, ResNet, Result, StudentCnn, TeacherCnn, cnn, resnet, student, teacher,
-};
+use crate::families::{CifarResNetConfig, TutorialConfig, cifar_resnet, tutorial};
+use crate::{Classifier, Error, Graph, GraphNetwork, Parameters, Result};
 
-/// A network's name, as recipes and weights files give it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Architecture {
-    /// [`TeacherCnn`], "teacher".
-    Teacher,
-    /// [`StudentCnn`], "student".
-    Student,
-    /// [`ResNet`] with 8 layers.
-    ResNet8,
-    /// [`ResNet`] with 14 layers.
-    ResNet14,
-    /// [`ResNet`] with 20 layers.
-    ResNet20,
-    /// [`ResNet`] with 32 layers.
-    ResNet32,
-    /// [`ResNet`] with 44 layers.
-    ResNet44,
-    /// [`ResNet`] with 56 layers.
-    ResNet56,
-    /// [`ResNet`] with 110 layers.
-    ResNet110,
+/// Every network that has a name, a line each: name, family (the file in `families/`), default dropout (`None` in a
+/// network without), images that it was made for, and its graph.
+const NETWORKS: [Listed; 9] = [
+    listed("teacher", "tutorial", Some(0.1), [3, 32, 32], |to| cnn(to, TutorialConfig::teacher())),
+    listed("student", "tutorial", Some(0.1), [3, 32, 32], |to| cnn(to, TutorialConfig::student())),
+    listed("resnet8", "cifar_resnet", None, [3, 32, 32], |to| resnet(to, 1)),
+    listed("resnet14", "cifar_resnet", None, [3, 32, 32], |to| resnet(to, 2)),
+    listed("resnet20", "cifar_resnet", None, [3, 32, 32], |to| resnet(to, 3)),
+    listed("resnet32", "cifar_resnet", None, [3, 32, 32], |to| resnet(to, 5)),
+    listed("resnet44", "cifar_resnet", None, [3, 32, 32], |to| resnet(to, 7)),
+    listed("resnet56", "cifar_resnet", None, [3, 32, 32], |to| resnet(to, 9)),
+    listed("resnet110", "cifar_resnet", None, [3, 32, 32], |to| resnet(to, 18)),
+];
+
+fn cnn(to: &ModelConfig, family: TutorialConfig) -> Result<Graph> {
+    let ModelConfig { input, classes, dropout, .. } = *to;
+    tutorial(&TutorialConfig { input, classes, dropout, ..family })
 }
 
-/// What a network's layers are, without weights.
-enum Plan {
-    Cnn(&'static cnn::Plan),
-    ResNet(resnet::Plan),
+fn resnet(to: &ModelConfig, blocks: usize) -> Result<Graph> {
+    let ModelConfig { architecture, input, classes, .. } = *to;
+    cifar_resnet(&CifarResNetConfig { name: architecture.to_string(), input, classes, blocks })
 }
+
+/// A line of the list.
+struct Listed {
+    name: &'static str,
+    family: &'static str,
+    dropout: Option<f64>,
+    input: [usize; 3],
+    graph: fn(&ModelConfig) -> Result<Graph>,
+}
+
+const fn listed(
+    name: &'static str,
+    family: &'static str,
+    dropout: Option<f64>,
+    input: [usize; 3],
+    graph: fn(&ModelConfig) -> Result<Graph>,
+) -> Listed {
+    Listed { name, family, dropout, input, graph }
+}
+
+/// A network's name, as recipes and weights files give it: one of the list of networks.
+///
+/// `"resnet20".parse()` gives one; those that code asks for by themselves are constants.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Architecture(
+    /// The position in the list.
+    usize,
+);
 
 impl Architecture {
-    /// Every network.
-    pub const ALL: [Self; 9] = [
-        Self::Teacher,
-        Self::Student,
-        Self::ResNet8,
-        Self::ResNet14,
-        Self::ResNet20,
-        Self::ResNet32,
-        Self::ResNet44,
-        Self::ResNet56,
-        Self::ResNet110,
-    ];
+    /// "teacher": `DeepNN` of PyTorch's tutorial. A network's name, not a role: it may also learn.
+    pub const TUTORIAL_TEACHER: Self = Self::named("teacher");
+    /// "student": `LightNN` of PyTorch's tutorial. A network's name, not a role: it may also teach.
+    pub const TUTORIAL_STUDENT: Self = Self::named("student");
+    /// "resnet8", the smallest residual network.
+    pub const RESNET8: Self = Self::named("resnet8");
+    /// "resnet20", the smallest residual network of the paper.
+    pub const RESNET20: Self = Self::named("resnet20");
+
+    /// A network of the list, looked up by the compiler.
+    const fn named(name: &str) -> Self {
+        let mut index = 0;
+        while index < NETWORKS.len() {
+            if is_same(NETWORKS[index].name.as_bytes(), name.as_bytes()) {
+                return Self(index);
+            }
+            index += 1;
+        }
+        panic!("there is no network of this name")
+    }
+
+    /// Every network of the list.
+    pub fn all() -> impl Iterator<Item = Self> {
+        (0..NETWORKS.len()).map(Self)
+    }
 
     /// The name that [`Architecture::from_str`] takes.
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Teacher => "teacher",
-            Self::Student => "student",
-            Self::ResNet8 => "resnet8",
-            Self::ResNet14 => "resnet14",
-            Self::ResNet20 => "resnet20",
-            Self::ResNet32 => "resnet32",
-            Self::ResNet44 => "resnet44",
-            Self::ResNet56 => "resnet56",
-            Self::ResNet110 => "resnet110",
-        }
+        NETWORKS[self.0].name
     }
 
-    /// The share that dropout sets to zero when nothing is said: 0.1 in the tutorial's networks;
-    /// `None` in the ResNets, which have no dropout.
+    /// The family, a file in `families/`: "tutorial" or "cifar_resnet".
+    pub fn family(self) -> &'static str {
+        NETWORKS[self.0].family
+    }
+
+    /// The share that dropout sets to zero when nothing is said: 0.1 in the tutorial's networks, `None` in a network
+    /// that has no dropout.
     pub fn default_dropout(self) -> Option<f64> {
-        match self {
-            Self::Teacher | Self::Student => Some(0.1),
-            _ => None,
-        }
+        NETWORKS[self.0].dropout
     }
 
-    /// Blocks in each stage: a ResNet has 6 n + 2 layers.
-    pub(crate) fn resnet(self) -> Option<resnet::Plan> {
-        let blocks = match self {
-            Self::Teacher | Self::Student => return None,
-            Self::ResNet8 => 1,
-            Self::ResNet14 => 2,
-            Self::ResNet20 => 3,
-            Self::ResNet32 => 5,
-            Self::ResNet44 => 7,
-            Self::ResNet56 => 9,
-            Self::ResNet110 => 18,
-        };
-        Some(resnet::Plan { architecture: self, blocks })
+    /// The images that the network was made for, `[C, H, W]`.
+    pub fn default_input(self) -> [usize; 3] {
+        NETWORKS[self.0].input
     }
+}
 
-    fn plan(self) -> Plan {
-        match self.resnet() {
-            Some(plan) => Plan::ResNet(plan),
-            None if self == Self::Teacher => Plan::Cnn(&teacher::PLAN),
-            None => Plan::Cnn(&student::PLAN),
-        }
+const fn is_same(a: &[u8], b: &[u8]) -> bool {
+    let mut index = 0;
+    while index < a.len() && index < b.len() && a[index] == b[index] {
+        index += 1;
     }
+    index == a.len() && index == b.len()
 }
 
 impl fmt::Display for Architecture {
@@ -108,71 +126,106 @@ impl fmt::Display for Architecture {
     }
 }
 
+impl fmt::Debug for Architecture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Architecture({})", self.name())
+    }
+}
+
 impl FromStr for Architecture {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
-        Self::ALL.into_iter().find(|architecture| architecture.name() == name).ok_or_else(|| {
+        Self::all().find(|architecture| architecture.name() == name).ok_or_else(|| {
             Error::UnknownArchitecture {
                 name: name.to_string(),
-                known: Self::ALL.map(Self::name).join(", "),
+                known: NETWORKS.map(|listed| listed.name).join(", "),
             }
         })
     }
 }
 
-/// What a network is, apart from its weights.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+impl TryFrom<String> for Architecture {
+    type Error = Error;
+
+    fn try_from(name: String) -> Result<Self> {
+        name.parse()
+    }
+}
+
+impl From<Architecture> for String {
+    fn from(architecture: Architecture) -> Self {
+        architecture.to_string()
+    }
+}
+
+/// Which network of the list, for which images and classes.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ModelConfig {
     /// Which network.
     pub architecture: Architecture,
+    /// The shape of the images, `[C, H, W]`; each number is 1 to 65536.
+    pub input: [usize; 3],
     /// The number of classes, 1 to 65536.
     pub classes: usize,
-    /// The share of the hidden layer that dropout sets to zero in training, in [0, 1); 0 for a
-    /// ResNet, which has no dropout.
+    /// The share of the hidden layer that dropout sets to zero in training, in [0, 1); 0 for a network that has no
+    /// dropout.
     pub dropout: f64,
 }
 
 impl ModelConfig {
-    /// A network with the dropout that its architecture has by default.
+    /// A network for the images and with the dropout that it has by default.
     pub fn new(architecture: Architecture, classes: usize) -> Self {
         let dropout = architecture.default_dropout().unwrap_or(0.0);
-        Self { architecture, classes, dropout }
+        Self { architecture, input: architecture.default_input(), classes, dropout }
     }
 
     /// Checks the settings.
     ///
     /// # Errors
-    /// When there are no classes or too many, or dropout is not in [0, 1) or set in a ResNet.
+    /// When there are no classes or too many, a side of the images is zero or too large, or dropout is not in [0, 1) or
+    /// set in a network that has none.
     pub fn validate(&self) -> Result<()> {
+        let wrong = |field, found: String, expected: &str| {
+            Err(Error::Config { field, found, expected: expected.to_string() })
+        };
         if !(1..=65536).contains(&self.classes) {
-            return Err(Error::Config {
-                field: "classes",
-                found: self.classes.to_string(),
-                expected: "1 to 65536",
-            });
+            return wrong("classes", self.classes.to_string(), "1 to 65536");
+        }
+        if !self.input.iter().all(|side| (1..=65536).contains(side)) {
+            let found = format!("{:?}", self.input);
+            return wrong("input", found, "[channels, height, width], each 1 to 65536");
         }
         if !(0.0..1.0).contains(&self.dropout) {
-            return Err(Error::Config {
-                field: "dropout",
-                found: self.dropout.to_string(),
-                expected: "a share in [0, 1)",
-            });
+            return wrong("dropout", self.dropout.to_string(), "a share in [0, 1)");
         }
         if self.dropout > 0.0 && self.architecture.default_dropout().is_none() {
-            return Err(Error::Config {
-                field: "dropout",
-                found: self.dropout.to_string(),
-                expected: "0: a ResNet has no dropout",
-            });
+            let expected = format!("0: a {} has no dropout", self.architecture);
+            return wrong("dropout", self.dropout.to_string(), &expected);
         }
         Ok(())
     }
+
+    /// The network as data.
+    ///
+    /// # Errors
+    /// When a setting makes no sense, or the images are too small for the network.
+    pub fn graph(&self) -> Result<Graph> {
+        self.validate()?;
+        (NETWORKS[self.architecture.0].graph)(self)
+    }
+}
+
+/// Fresh weights and running statistics of a network: [`Graph::init`].
+///
+/// # Errors
+/// When a setting of `config` makes no sense, or the device refuses.
+pub fn init(config: &ModelConfig, seed: u64, device: &Device) -> Result<Parameters> {
+    config.graph()?.init(seed, device)
 }
 
 /// Builds the network on the weights that `vb` gives (see [`var_builder`](crate::var_builder)
-/// for one that trains, [`frozen`](crate::frozen) for a teacher).
+/// for one that is trained, [`frozen`](crate::frozen) for a teacher).
 ///
 /// # Errors
 /// When a setting makes no sense, or `vb` lacks a weight or has it with another shape.
@@ -180,49 +233,5 @@ pub fn build(
     config: &ModelConfig,
     vb: VarBuilder<'_>,
 ) -> Result<Box<dyn Classifier + Send + Sync>> {
-    Ok(match config.architecture {
-        Architecture::Teacher => Box::new(TeacherCnn::new(config.classes, config.dropout, vb)?),
-        Architecture::Student => Box::new(StudentCnn::new(config.classes, config.dropout, vb)?),
-        _ => Box::new(ResNet::new(config, vb)?),
-    })
-}
-
-/// The names and shapes of what is trained, from the input to the output, under the reference's
-/// names: a convolution's weight is `[O, I, kh, kw]`, a linear layer's `[O, I]`. The last two are
-/// weight and bias of the layer that gives the logits.
-pub fn parameter_shapes(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
-    match config.architecture.plan() {
-        Plan::Cnn(plan) => plan.parameter_shapes(config.classes),
-        Plan::ResNet(plan) => plan.parameter_shapes(config.classes),
-    }
-}
-
-/// The names and shapes of what a network also remembers: the running means and variances of its
-/// batch normalisations. A weights file holds them beside the parameters.
-pub fn buffer_shapes(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
-    match config.architecture.plan() {
-        Plan::Cnn(_) => Vec::new(),
-        Plan::ResNet(plan) => plan.buffer_shapes(),
-    }
-}
-
-/// The number of trained values.
-pub fn parameter_count(config: &ModelConfig) -> usize {
-    parameter_shapes(config).iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
-}
-
-/// [`Classifier::places`] without weights.
-pub fn places(config: &ModelConfig) -> Vec<Place> {
-    match config.architecture.plan() {
-        Plan::Cnn(plan) => plan.places(),
-        Plan::ResNet(plan) => plan.places(),
-    }
-}
-
-/// [`Classifier::multiply_adds`] without weights.
-pub fn multiply_adds(config: &ModelConfig) -> u64 {
-    match config.architecture.plan() {
-        Plan::Cnn(plan) => plan.multiply_adds(config.classes),
-        Plan::ResNet(plan) => plan.multiply_adds(config.classes),
-    }
+    Ok(Box::new(GraphNetwork::new(config.graph()?, vb)?))
 }

@@ -9,7 +9,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A model of this name does not exist.
+    /// There is no network of this name.
     #[error("there is no model \"{name}\"; the models are {known}")]
     UnknownArchitecture {
         /// The name asked for.
@@ -25,25 +25,65 @@ pub enum Error {
         /// Its value.
         found: String,
         /// What it may be.
-        expected: &'static str,
+        expected: String,
     },
     /// The images have another shape than the network takes.
-    #[error("the {architecture} takes images of shape [B, 3, 32, 32], got {found:?}")]
+    #[error("the {network} takes images of shape [B, {}, {}, {}], got {found:?}", expected[0], expected[1], expected[2])]
     Images {
         /// The network.
-        architecture: &'static str,
+        network: Box<str>,
+        /// The shape of an image that it takes.
+        expected: [usize; 3],
         /// The shape it was given.
         found: Vec<usize>,
     },
     /// The network has no feature place of this name.
-    #[error("the {architecture} has no feature place \"{place}\"; its places are {known}")]
+    #[error("the {network} has no feature place \"{place}\"; its places are {known}")]
     UnknownPlace {
         /// The network.
-        architecture: &'static str,
+        network: Box<str>,
         /// The place asked for.
         place: String,
         /// The places that exist, separated by commas.
         known: String,
+    },
+    /// A layer of a network can't be what it is said to be.
+    #[error("the {network}, layer {layer}: {reason}")]
+    Layer {
+        /// The network.
+        network: Box<str>,
+        /// The layer or feature place.
+        layer: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The network has no layer of this name.
+    #[error("the {network} has no layer {layer:?}; it has {known}")]
+    UnknownLayer {
+        /// The network.
+        network: Box<str>,
+        /// The layer asked for.
+        layer: String,
+        /// The layers with trained values that exist, separated by commas.
+        known: String,
+    },
+    /// All layers of the network would be frozen.
+    #[error("in the {network} no layer is left to train")]
+    NothingToTrain {
+        /// The network.
+        network: Box<str>,
+    },
+    /// Weights in memory are not the network's.
+    #[error("the {network} needs a tensor {name} of shape {expected:?} and type F32; {found}")]
+    WrongTensor {
+        /// The network.
+        network: Box<str>,
+        /// The tensor.
+        name: String,
+        /// The shape it should have.
+        expected: Vec<usize>,
+        /// What there is in its place.
+        found: String,
     },
     /// A file can't be read or written.
     #[error("{}: {source}", path.display())]
@@ -62,36 +102,36 @@ pub enum Error {
         reason: String,
     },
     /// The network has a tensor that the file lacks.
-    #[error("{}: tensor {name} is missing; the {architecture} needs it with shape {expected:?}", path.display())]
+    #[error("{}: tensor {name} is missing; the {network} needs it with shape {expected:?}", path.display())]
     MissingTensor {
         /// The file.
         path: PathBuf,
         /// The network.
-        architecture: &'static str,
+        network: Box<str>,
         /// The tensor.
         name: String,
         /// The shape it should have.
         expected: Vec<usize>,
     },
     /// The file has a tensor that the network lacks.
-    #[error("{}: the {architecture} has no tensor {name} (shape {found:?})", path.display())]
+    #[error("{}: the {network} has no tensor {name} (shape {found:?})", path.display())]
     ExtraTensor {
         /// The file.
         path: PathBuf,
         /// The network.
-        architecture: &'static str,
+        network: Box<str>,
         /// The tensor.
         name: String,
         /// Its shape.
         found: Vec<usize>,
     },
     /// A tensor has another shape than the network's.
-    #[error("{}: tensor {name} has shape {found:?}; the {architecture} needs {expected:?}", path.display())]
+    #[error("{}: tensor {name} has shape {found:?}; the {network} needs {expected:?}", path.display())]
     TensorShape {
         /// The file.
         path: PathBuf,
         /// The network.
-        architecture: &'static str,
+        network: Box<str>,
         /// The tensor.
         name: String,
         /// Its shape in the file.
@@ -135,12 +175,12 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// The network in the file.
-        found: &'static str,
+        found: String,
         /// The network asked for.
-        expected: &'static str,
+        expected: String,
     },
     /// The weights are for another number of classes.
-    #[error("{}: these weights tell {found} classes apart; the data has {expected}", path.display())]
+    #[error("{}: these weights classify {found} classes; the data has {expected}", path.display())]
     ClassCount {
         /// The file.
         path: PathBuf,
@@ -148,6 +188,18 @@ pub enum Error {
         found: usize,
         /// The number asked for.
         expected: usize,
+    },
+    /// The weights are for images of another shape, and not all of them fit.
+    #[error("{}: these are the weights of a {network} for images of shape {found:?}; expected those for {expected:?}", path.display())]
+    InputShape {
+        /// The file.
+        path: PathBuf,
+        /// The network.
+        network: Box<str>,
+        /// The image shape of the file.
+        found: [usize; 3],
+        /// The image shape asked for.
+        expected: [usize; 3],
     },
     /// The weights were trained on differently normalised images.
     #[error(

@@ -5,23 +5,20 @@
 
 mod architecture;
 mod classifier;
-mod cnn;
 mod error;
+pub mod families;
+pub mod graph;
 mod init;
+mod network;
+#[cfg(feature = "onnx")]
+pub mod onnx;
 mod parameters;
-mod resnet;
-mod student;
-mod teacher;
 pub mod weights;
 
-pub use architecture::{
-    Architecture, ModelConfig, buffer_shapes, build, multiply_adds, parameter_count,
-    parameter_shapes, places,
-};
+pub use architecture::{Architecture, ModelConfig, build, init};
 pub use classifier::{Classifier, Mode, Output, Place};
 pub use error::{Error, Result};
-pub use init::{init, uniform};
-pub use parameters::{Parameters, frozen, partly_frozen, var_builder};
-pub use resnet::ResNet;
-pub use student::StudentCnn;
-pub use teacher::TeacherCnn;
+pub use graph::{Graph, GraphBuilder};
+pub use init::{Fill, uniform};
+pub use network::GraphNetwork;
+pub use parameters::{Parameters, Tensors, frozen, partly_frozen, var_builder};

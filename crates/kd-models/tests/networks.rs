@@ -3,10 +3,9 @@
 mod common;
 
 use candle_core::{DType, Device, Tensor};
-use common::{bits, config, hashed, values};
+use common::{bits, buffer_shapes, config, graph, hashed, named, parameter_shapes, values};
 use kd_models::{
-    Architecture, Error, Mode, ModelConfig, buffer_shapes, build, frozen, init, multiply_adds,
-    parameter_count, parameter_shapes, places, uniform, var_builder,
+    Architecture, Error, Mode, ModelConfig, build, frozen, init, uniform, var_builder,
 };
 use kd_ops::DropoutKey;
 
@@ -14,25 +13,25 @@ const KEY: DropoutKey = DropoutKey { seed: 3, step: 5 };
 
 #[test]
 fn parameter_counts_are_the_references() {
-    assert_eq!(parameter_count(&config(Architecture::Teacher)), 1_186_986);
-    assert_eq!(parameter_count(&config(Architecture::Student)), 267_738);
-    let student = ModelConfig::new(Architecture::Student, 100);
-    assert_eq!(parameter_count(&student), 267_738 + 90 * 257);
+    assert_eq!(graph(&config(Architecture::TUTORIAL_TEACHER)).parameter_count(), 1_186_986);
+    assert_eq!(graph(&config(Architecture::TUTORIAL_STUDENT)).parameter_count(), 267_738);
+    let student = ModelConfig::new(Architecture::TUTORIAL_STUDENT, 100);
+    assert_eq!(graph(&student).parameter_count(), 267_738 + 90 * 257);
     // He et al. (2016), table 6, give 0.27, 0.46, 0.66, 0.85 and 1.7 million.
-    for (architecture, count) in [
-        (Architecture::ResNet20, 269_722),
-        (Architecture::ResNet32, 464_154),
-        (Architecture::ResNet44, 658_586),
-        (Architecture::ResNet56, 853_018),
-        (Architecture::ResNet110, 1_727_962),
+    for (name, count) in [
+        ("resnet20", 269_722),
+        ("resnet32", 464_154),
+        ("resnet44", 658_586),
+        ("resnet56", 853_018),
+        ("resnet110", 1_727_962),
     ] {
-        assert_eq!(parameter_count(&config(architecture)), count, "{architecture}");
+        assert_eq!(graph(&config(named(name))).parameter_count(), count, "{name}");
     }
 }
 
 #[test]
 fn parameter_names_and_shapes_are_the_references() {
-    let shapes = parameter_shapes(&config(Architecture::Teacher));
+    let shapes = parameter_shapes(&config(Architecture::TUTORIAL_TEACHER));
     let expected: [(&str, &[usize]); 12] = [
         ("features.0.weight", &[128, 3, 3, 3]),
         ("features.0.bias", &[128]),
@@ -51,7 +50,7 @@ fn parameter_names_and_shapes_are_the_references() {
     for ((name, shape), (expected_name, expected_shape)) in shapes.iter().zip(expected) {
         assert_eq!((name.as_str(), shape.as_slice()), (expected_name, expected_shape));
     }
-    let shapes = parameter_shapes(&config(Architecture::Student));
+    let shapes = parameter_shapes(&config(Architecture::TUTORIAL_STUDENT));
     let expected: [(&str, &[usize]); 8] = [
         ("features.0.weight", &[16, 3, 3, 3]),
         ("features.0.bias", &[16]),
@@ -70,7 +69,7 @@ fn parameter_names_and_shapes_are_the_references() {
 
 #[test]
 fn a_resnets_names_are_those_of_its_usual_pytorch_code() {
-    let config = config(Architecture::ResNet8);
+    let config = config(Architecture::RESNET8);
     let names: Vec<String> = parameter_shapes(&config).into_iter().map(|(name, _)| name).collect();
     let expected = "conv1.weight bn1.weight bn1.bias layer1.0.conv1.weight layer1.0.bn1.weight \
         layer1.0.bn1.bias layer1.0.conv2.weight layer1.0.bn2.weight layer1.0.bn2.bias \
@@ -82,7 +81,7 @@ fn a_resnets_names_are_those_of_its_usual_pytorch_code() {
     let buffers = buffer_shapes(&config);
     assert_eq!(buffers.len(), 14);
     assert_eq!(buffers[13], ("layer3.0.bn2.running_var".to_string(), vec![64]));
-    let last = parameter_shapes(&ModelConfig::new(Architecture::ResNet110, 10));
+    let last = parameter_shapes(&ModelConfig::new(named("resnet110"), 10));
     assert!(last.iter().any(|(name, _)| name == "layer3.17.conv2.weight"));
 }
 
@@ -90,29 +89,30 @@ fn a_resnets_names_are_those_of_its_usual_pytorch_code() {
 fn multiply_adds_are_those_of_the_layers_one_by_one() {
     let teacher = 1024 * 9 * (3 * 128 + 128 * 64) + 256 * 9 * (64 * 64 + 64 * 32);
     let teacher = teacher + 2048 * 512 + 512 * 10;
-    assert_eq!(multiply_adds(&config(Architecture::Teacher)), teacher);
+    assert_eq!(graph(&config(Architecture::TUTORIAL_TEACHER)).multiply_adds(), teacher);
     let student = 1024 * 9 * 3 * 16 + 256 * 9 * 16 * 16 + 1024 * 256 + 256 * 10;
-    assert_eq!(multiply_adds(&config(Architecture::Student)), student);
+    assert_eq!(graph(&config(Architecture::TUTORIAL_STUDENT)).multiply_adds(), student);
     // Each stage halves the side and doubles the channels: its layers cost the same, but for its first.
     let layer = 1024 * 9 * 16 * 16;
     let resnet8 = 1024 * 9 * 3 * 16 + 6 * layer - 2 * layer / 2 + 64 * 10;
-    assert_eq!(multiply_adds(&config(Architecture::ResNet8)), resnet8);
+    assert_eq!(graph(&config(Architecture::RESNET8)).multiply_adds(), resnet8);
 }
 
 #[test]
 fn places_have_the_shapes_they_announce() {
-    for architecture in Architecture::ALL {
+    for architecture in Architecture::all() {
         let config = ModelConfig::new(architecture, 7);
         let network =
             build(&config, var_builder(&init(&config, 1, &Device::Cpu).unwrap())).unwrap();
-        assert_eq!((network.num_classes(), network.places()), (7, places(&config)));
-        let names: Vec<String> = places(&config).into_iter().map(|place| place.name).collect();
+        assert_eq!((network.num_classes(), network.places()), (7, graph(&config).places()));
+        let names: Vec<String> =
+            graph(&config).places().into_iter().map(|place| place.name).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let images = hashed(&[2, 3, 32, 32], 1, 1.0);
         let output = network.forward_t(&images, Mode::Eval, &names).unwrap();
         assert_eq!(output.logits.dims(), [2, 7]);
         assert_eq!(output.features.len(), names.len());
-        for place in places(&config) {
+        for place in graph(&config).places() {
             assert_eq!(output.features[&place.name].dims()[1..], place.shape, "{}", place.name);
         }
     }
@@ -120,7 +120,7 @@ fn places_have_the_shapes_they_announce() {
 
 #[test]
 fn only_the_places_asked_for_are_returned() {
-    let config = config(Architecture::Student);
+    let config = config(Architecture::TUTORIAL_STUDENT);
     let network = build(&config, var_builder(&init(&config, 1, &Device::Cpu).unwrap())).unwrap();
     let images = hashed(&[1, 3, 32, 32], 1, 1.0);
     let output = network.forward_t(&images, Mode::Eval, &["features.5"]).unwrap();
@@ -129,7 +129,7 @@ fn only_the_places_asked_for_are_returned() {
 
 #[test]
 fn an_unknown_place_is_an_error_that_lists_the_known() {
-    let config = config(Architecture::Student);
+    let config = config(Architecture::TUTORIAL_STUDENT);
     let network = build(&config, var_builder(&init(&config, 1, &Device::Cpu).unwrap())).unwrap();
     let images = hashed(&[1, 3, 32, 32], 1, 1.0);
     let error = network.forward_t(&images, Mode::Eval, &["features.9"]).unwrap_err();
@@ -142,7 +142,7 @@ fn an_unknown_place_is_an_error_that_lists_the_known() {
 
 #[test]
 fn images_of_another_shape_are_an_error_that_gives_both_shapes() {
-    let config = config(Architecture::Teacher);
+    let config = config(Architecture::TUTORIAL_TEACHER);
     let network = build(&config, var_builder(&init(&config, 1, &Device::Cpu).unwrap())).unwrap();
     for shape in [&[1, 3, 28, 28][..], &[1, 1, 32, 32], &[3, 32, 32]] {
         let images = Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
@@ -154,23 +154,23 @@ fn images_of_another_shape_are_an_error_that_gives_both_shapes() {
 #[test]
 fn settings_that_make_no_sense_are_errors() {
     for classes in [0, 65537, usize::MAX] {
-        let config = ModelConfig::new(Architecture::Student, classes);
+        let config = ModelConfig::new(Architecture::TUTORIAL_STUDENT, classes);
         assert!(matches!(
             init(&config, 1, &Device::Cpu),
             Err(Error::Config { field: "classes", .. })
         ));
     }
     for dropout in [-0.1, 1.0, f64::NAN] {
-        let config = ModelConfig { dropout, ..config(Architecture::Student) };
+        let config = ModelConfig { dropout, ..config(Architecture::TUTORIAL_STUDENT) };
         assert!(matches!(config.validate(), Err(Error::Config { field: "dropout", .. })));
     }
-    let config = ModelConfig { dropout: 0.1, ..config(Architecture::ResNet20) };
-    assert!(config.validate().unwrap_err().to_string().contains("a ResNet has no dropout"));
+    let config = ModelConfig { dropout: 0.1, ..config(Architecture::RESNET20) };
+    assert!(config.validate().unwrap_err().to_string().contains("a resnet20 has no dropout"));
     let error = "resnet".parse::<Architecture>().unwrap_err().to_string();
     let expected =
         "there is no model \"resnet\"; the models are teacher, student, resnet8, resnet14, ";
     assert!(error.starts_with(expected), "{error}");
-    for architecture in Architecture::ALL {
+    for architecture in Architecture::all() {
         assert_eq!(architecture.name().parse::<Architecture>().unwrap(), architecture);
         let json = serde_json::to_string(&architecture).unwrap();
         assert_eq!(json, format!("\"{architecture}\""));
@@ -180,7 +180,7 @@ fn settings_that_make_no_sense_are_errors() {
 /// Uniform in ±1/sqrt(fan_in), biases too.
 #[test]
 fn fresh_weights_are_distributed_as_pytorchs() {
-    for architecture in [Architecture::Teacher, Architecture::Student] {
+    for architecture in [Architecture::TUTORIAL_TEACHER, Architecture::TUTORIAL_STUDENT] {
         let config = config(architecture);
         let parameters = init(&config, 42, &Device::Cpu).unwrap();
         let mut fan_in = 0;
@@ -206,7 +206,7 @@ fn fresh_weights_are_distributed_as_pytorchs() {
 /// Convolutions normal with variance 2/fan_in, normalisations 1 and 0, mean 0 and variance 1.
 #[test]
 fn a_fresh_resnet_is_as_he_et_al_start_it() {
-    let config = config(Architecture::ResNet20);
+    let config = config(Architecture::RESNET20);
     let parameters = init(&config, 42, &Device::Cpu).unwrap();
     let mut largest = 0f64;
     for (name, shape) in parameter_shapes(&config).into_iter().chain(buffer_shapes(&config)) {
@@ -235,7 +235,7 @@ fn a_fresh_resnet_is_as_he_et_al_start_it() {
 #[test]
 fn the_students_first_layer_has_the_references_norm() {
     let norm = |seed| {
-        let parameters = init(&config(Architecture::Student), seed, &Device::Cpu).unwrap();
+        let parameters = init(&config(Architecture::TUTORIAL_STUDENT), seed, &Device::Cpu).unwrap();
         let squares: f32 = values(&parameters["features.0.weight"]).iter().map(|x| x * x).sum();
         squares.sqrt()
     };
@@ -246,7 +246,7 @@ fn the_students_first_layer_has_the_references_norm() {
 
 #[test]
 fn fresh_weights_depend_on_seed_and_name_alone() {
-    let student = config(Architecture::Student);
+    let student = config(Architecture::TUTORIAL_STUDENT);
     let a = init(&student, 7, &Device::Cpu).unwrap();
     let b = init(&student, 7, &Device::Cpu).unwrap();
     let c = init(&student, 8, &Device::Cpu).unwrap();
@@ -269,7 +269,7 @@ const FIRST_WEIGHT: u32 = 0xbd31_1f56;
 
 #[test]
 fn every_variable_gets_a_gradient() {
-    let some = [Architecture::Teacher, Architecture::Student, Architecture::ResNet14];
+    let some = [Architecture::TUTORIAL_TEACHER, Architecture::TUTORIAL_STUDENT, named("resnet14")];
     for architecture in some {
         let config = config(architecture);
         let parameters = init(&config, 1, &Device::Cpu).unwrap();
@@ -293,7 +293,7 @@ fn every_variable_gets_a_gradient() {
 
 #[test]
 fn a_gradient_flows_back_through_a_feature_place() {
-    let config = config(Architecture::Student);
+    let config = config(Architecture::TUTORIAL_STUDENT);
     let parameters = init(&config, 1, &Device::Cpu).unwrap();
     let network = build(&config, var_builder(&parameters)).unwrap();
     let images = hashed(&[2, 3, 32, 32], 1, 2.0);
@@ -306,7 +306,7 @@ fn a_gradient_flows_back_through_a_feature_place() {
 
 #[test]
 fn frozen_weights_get_no_gradient_and_give_the_same_logits() {
-    let config = config(Architecture::Teacher);
+    let config = config(Architecture::TUTORIAL_TEACHER);
     let parameters = init(&config, 1, &Device::Cpu).unwrap();
     let images = hashed(&[1, 3, 32, 32], 1, 2.0);
     // Even where the tensors given are variables.
@@ -322,7 +322,7 @@ fn frozen_weights_get_no_gradient_and_give_the_same_logits() {
 
 #[test]
 fn dropout_follows_the_key_and_only_in_training() {
-    let config = config(Architecture::Student);
+    let config = config(Architecture::TUTORIAL_STUDENT);
     let network = build(&config, var_builder(&init(&config, 1, &Device::Cpu).unwrap())).unwrap();
     let images = hashed(&[2, 3, 32, 32], 1, 2.0);
     let run = |mode| bits(&network.forward_t(&images, mode, &[]).unwrap().logits);
@@ -335,7 +335,7 @@ fn dropout_follows_the_key_and_only_in_training() {
 
 #[test]
 fn gradients_repeat_bit_for_bit() {
-    let config = config(Architecture::Student);
+    let config = config(Architecture::TUTORIAL_STUDENT);
     let run = || {
         let parameters = init(&config, 9, &Device::Cpu).unwrap();
         let network = build(&config, var_builder(&parameters)).unwrap();
@@ -350,7 +350,7 @@ fn gradients_repeat_bit_for_bit() {
 /// Going along the gradient by ±h changes the loss by 2 h times the gradient's length, for every parameter by itself.
 #[test]
 fn gradients_are_finite_differences() {
-    for architecture in [Architecture::Teacher, Architecture::Student] {
+    for architecture in [Architecture::TUTORIAL_TEACHER, Architecture::TUTORIAL_STUDENT] {
         let config = config(architecture);
         let parameters = common::fixed_weights(&config);
         let network = build(&config, var_builder(&parameters)).unwrap();
@@ -383,7 +383,7 @@ fn gradients_are_finite_differences() {
 /// Training moves a ResNet's running statistics, evaluation does not, and a frozen layer keeps them.
 #[test]
 fn running_statistics_move_in_training_alone_and_stay_where_frozen() {
-    let config = config(Architecture::ResNet8);
+    let config = config(Architecture::RESNET8);
     let parameters = init(&config, 1, &Device::Cpu).unwrap();
     let images = hashed(&[4, 3, 32, 32], 1, 2.0);
     let state = || -> Vec<(String, Vec<u32>)> {

@@ -5,8 +5,8 @@ mod common;
 use std::collections::HashMap;
 
 use candle_core::{Device, Tensor};
-use common::{config, fixed_weights, fixture, hashed, values};
-use kd_models::{Architecture, Mode, build, places, var_builder};
+use common::{config, fixed_weights, fixture, graph, hashed, values};
+use kd_models::{Architecture, Mode, build, var_builder};
 use kd_ops::adam::{Adam, AdamConfig};
 use kd_ops::sgd::{Sgd, SgdConfig};
 
@@ -31,16 +31,17 @@ fn assert_agrees(name: &str, tensor: &Tensor, fixture: &HashMap<String, Tensor>,
 }
 
 /// The networks whose fixtures `network` makes.
-const CNNS: [Architecture; 2] = [Architecture::Teacher, Architecture::Student];
+const CNNS: [Architecture; 2] = [Architecture::TUTORIAL_TEACHER, Architecture::TUTORIAL_STUDENT];
 
 #[test]
 fn logits_and_every_feature_place_agree_with_pytorch() {
-    for architecture in CNNS.into_iter().chain([Architecture::ResNet20]) {
+    for architecture in CNNS.into_iter().chain([Architecture::RESNET20]) {
         let config = config(architecture);
         let fixture = fixture(&format!("{architecture}.safetensors"));
         let network = build(&config, var_builder(&fixed_weights(&config))).unwrap();
         let images = hashed(&[3, 3, 32, 32], 1000, 2.0);
-        let all: Vec<String> = places(&config).into_iter().map(|place| place.name).collect();
+        let all: Vec<String> =
+            graph(&config).places().into_iter().map(|place| place.name).collect();
         let all: Vec<&str> = all.iter().map(String::as_str).collect();
         // Each place alone and all at once: layers are fused differently.
         let mut asked: Vec<&[&str]> = all.chunks(1).collect();
@@ -119,7 +120,7 @@ fn assert_agrees_in_short(
 /// Gradients, weights and running statistics in training, and evaluation with what it left.
 #[test]
 fn three_steps_of_a_resnet_with_nesterovs_momentum_agree_with_pytorch() {
-    let config = config(Architecture::ResNet20);
+    let config = config(Architecture::RESNET20);
     let fixture = fixture("resnet20.safetensors");
     let parameters = fixed_weights(&config);
     let network = build(&config, var_builder(&parameters)).unwrap();

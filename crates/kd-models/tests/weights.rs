@@ -17,7 +17,7 @@ const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
 const STD: [f32; 3] = [0.229, 0.224, 0.225];
 
 fn student() -> ModelConfig {
-    config(Architecture::Student)
+    config(Architecture::TUTORIAL_STUDENT)
 }
 
 fn student_tensors() -> BTreeMap<String, Tensor> {
@@ -182,11 +182,11 @@ fn another_class_count_is_said_with_and_without_metadata() {
 #[test]
 fn another_networks_weights_are_said() {
     let (folder, path) = saved();
-    let error = load(&path, &config(Architecture::Teacher)).unwrap_err().to_string();
+    let error = load(&path, &config(Architecture::TUTORIAL_TEACHER)).unwrap_err().to_string();
     assert!(error.ends_with("these are the weights of a student, not of a teacher"), "{error}");
     // Without metadata the first tensor that doesn't fit says it.
     let path = foreign(&folder, &student_tensors());
-    let error = load(&path, &config(Architecture::Teacher)).unwrap_err();
+    let error = load(&path, &config(Architecture::TUTORIAL_TEACHER)).unwrap_err();
     assert!(matches!(error, Error::ExtraTensor { .. }), "{error}");
 }
 
@@ -336,7 +336,7 @@ proptest! {
 #[test]
 fn pytorchs_counted_batches_are_passed_over() {
     let folder = TempDir::new().unwrap();
-    let config = config(Architecture::ResNet8);
+    let config = config(Architecture::RESNET8);
     let expected = tensors(&init(&config, 1, &Device::Cpu).unwrap());
     let mut with_counts = expected.clone();
     for norm in ["bn1", "layer2.0.bn2"] {

@@ -79,7 +79,7 @@ fn train(images: usize, epochs: usize) -> anyhow::Result<f64> {
     let student = Patches::new(data.classes.len(), 0)?;
 
     // Any teacher: weights::load takes one from a file. This one knows nothing yet, so labels lead.
-    let config = ModelConfig::new(Architecture::Student, data.classes.len());
+    let config = ModelConfig::new(Architecture::TUTORIAL_STUDENT, data.classes.len());
     let teacher = kd_models::build(
         &config,
         kd_models::var_builder(&kd_models::init(&config, 1, &Device::Cpu)?),

@@ -205,7 +205,7 @@ mod tests {
         for (index, part) in parts.iter().enumerate() {
             let counts = data.train.select(part).class_counts(10);
             assert!(counts.iter().all(|count| (2..=4).contains(count)), "{counts:?}");
-            let mut run = RunConfig::on_labels("t", kd_models::Architecture::Teacher);
+            let mut run = RunConfig::on_labels("t", kd_models::Architecture::TUTORIAL_TEACHER);
             run.part = Some([index + 1, 4]);
             let seen = data.clone().for_run(&run).unwrap();
             assert_eq!(seen.train.len() + part.len(), 103);

@@ -96,6 +96,7 @@ impl From<Models> for Error {
             | Models::ExtraTensor { .. }
             | Models::TensorShape { .. }
             | Models::ClassCount { .. }
+            | Models::InputShape { .. }
             | Models::Normalization { .. } => Self::DoesNotFit(error.into()),
             other => Self::Other(other.into()),
         }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, anyhow, ensure};
 use kd_data::Normalization;
 use kd_models::weights::{self, Start};
 use kd_models::{ModelConfig, Parameters};
@@ -36,16 +36,19 @@ impl Initial {
     }
 
     /// A sentence about what the run takes from the file at `path` and which layer starts fresh.
-    pub fn describe(&self, path: &Path, config: &ModelConfig) -> String {
+    ///
+    /// # Errors
+    /// When `config` makes no sense.
+    pub fn describe(&self, path: &Path, config: &ModelConfig) -> Result<String> {
         let path = path.display();
-        match self.start.other_classes {
+        Ok(match self.start.other_classes {
             None => format!("starts from {path}"),
             Some(other) => format!(
                 "starts from {path}, except for {}, which starts fresh: the file classifies {other} classes; the data has {}",
-                last_layer(config),
+                config.graph()?.head().name,
                 config.classes
             ),
-        }
+        })
     }
 
     /// Writes the file's weights over the fresh ones in `parameters`.
@@ -56,23 +59,6 @@ impl Initial {
         }
         Ok(())
     }
-}
-
-/// The name of the layer that gives the logits.
-fn last_layer(config: &ModelConfig) -> String {
-    layers(config).pop().unwrap_or_default()
-}
-
-/// The names of the layers that have trained values, from the input to the output.
-fn layers(config: &ModelConfig) -> Vec<String> {
-    let names = kd_models::parameter_shapes(config).into_iter();
-    let mut layers: Vec<String> = names.map(|(name, _)| layer_of(&name).to_string()).collect();
-    layers.dedup();
-    layers
-}
-
-fn layer_of(parameter: &str) -> &str {
-    parameter.rsplit_once('.').map_or(parameter, |(layer, _)| layer)
 }
 
 /// The names of the parameters that `freeze` names: each entry is a parameter's name, a layer's, or what stands before a dot in
@@ -86,29 +72,14 @@ pub(crate) fn frozen(
     freeze: &[String],
     initial: Option<&Initial>,
 ) -> anyhow::Result<BTreeSet<String>> {
-    let parameters = kd_models::parameter_shapes(config);
-    let mut frozen = BTreeSet::new();
-    for name in freeze {
-        let means = |parameter: &String| {
-            let rest = parameter.strip_prefix(name.as_str());
-            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-        };
-        let found: Vec<_> =
-            parameters.iter().map(|(parameter, _)| parameter).filter(|p| means(p)).collect();
-        ensure!(
-            !found.is_empty(),
-            "freeze: the {} has no layer {name:?}; it has {}",
-            config.architecture,
-            layers(config).join(", ")
-        );
-        frozen.extend(found.into_iter().cloned());
-    }
-    ensure!(frozen.len() < parameters.len(), "freeze: no layer is left to train");
-    let last = last_layer(config);
+    let graph = config.graph()?;
+    let frozen = graph.frozen_parameters(freeze).map_err(|error| anyhow!("freeze: {error}"))?;
+    let head = graph.head();
     let is_new = initial.is_some_and(|initial| initial.start.other_classes.is_some());
     ensure!(
-        !(is_new && frozen.iter().any(|parameter| layer_of(parameter) == last)),
-        "freeze: {last} can't be frozen: it starts fresh, because the initial weights classify another number of classes than the data has"
+        !(is_new && head.parameters.iter().any(|parameter| frozen.contains(&parameter.name))),
+        "freeze: {} can't be frozen: it starts fresh, because the initial weights classify another number of classes than the data has",
+        head.name
     );
     Ok(frozen)
 }
@@ -120,7 +91,7 @@ mod tests {
 
     #[test]
     fn layers_are_frozen_by_name_or_by_what_stands_before_a_dot() {
-        let config = ModelConfig::new(Architecture::ResNet8, 10);
+        let config = ModelConfig::new(Architecture::RESNET8, 10);
         let of = |names: &[&str]| {
             let names: Vec<String> = names.iter().map(|name| name.to_string()).collect();
             frozen(&config, &names, None)

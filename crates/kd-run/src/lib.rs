@@ -12,7 +12,6 @@ pub mod device;
 mod error;
 pub mod evaluate;
 mod events;
-pub mod export;
 pub mod figures;
 pub mod initial;
 pub mod optimizer;

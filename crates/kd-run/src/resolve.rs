@@ -355,7 +355,7 @@ fn load_initial(
             initial.sha256
         )));
     }
-    notes.push(format!("{}: {}", run.name, initial.describe(path, &config)));
+    notes.push(format!("{}: {}", run.name, initial.describe(path, &config)?));
     run.init = Some(OutFolder::new(out).from_a_run(path)?.display().to_string());
     run.init_sha256 = Some(initial.sha256.clone());
     Ok(initial)
@@ -365,7 +365,7 @@ fn load_initial(
 fn fill_in_places(run: &mut RunConfig, teacher: Option<&Pretrained>, data: &Data) -> Result<()> {
     let student = ModelConfig::new(run.model, data.classes.len());
     let teacher = teacher.map(|teacher| &teacher.config);
-    let shapes = shapes(&student, teacher, &data.train_labels());
+    let shapes = shapes(&student, teacher, &data.train_labels())?;
     for term in &mut run.methods {
         term.method = term.method.resolve(&shapes)?;
     }

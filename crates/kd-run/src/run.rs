@@ -46,9 +46,8 @@ impl ResolvedRun {
     pub(crate) fn model_config(&self) -> ModelConfig {
         let run = &self.recipe.run;
         ModelConfig {
-            architecture: run.model,
-            classes: self.data.classes.len(),
             dropout: run.dropout.unwrap_or(0.0),
+            ..ModelConfig::new(run.model, self.data.classes.len())
         }
     }
 }
@@ -98,14 +97,15 @@ pub(crate) fn shapes(
     student: &ModelConfig,
     teacher: Option<&ModelConfig>,
     train_labels: &[u32],
-) -> Setup {
-    let places = |config: &ModelConfig| {
-        kd_models::places(config).into_iter().map(|place| (place.name, place.shape)).collect()
+) -> kd_models::Result<Setup> {
+    let places = |config: &ModelConfig| -> kd_models::Result<_> {
+        let places = config.graph()?.places().into_iter();
+        Ok(places.map(|place| (place.name, place.shape)).collect())
     };
-    Setup {
-        student: places(student),
-        teacher: teacher.map(places).unwrap_or_default(),
+    Ok(Setup {
+        student: places(student)?,
+        teacher: teacher.map(places).transpose()?.unwrap_or_default(),
         classes: student.classes,
         train_labels: train_labels.to_vec(),
-    }
+    })
 }

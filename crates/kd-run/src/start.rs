@@ -3,19 +3,20 @@
 use kd_record::roles::{MethodRole, WeightsSource};
 use kd_record::{DatasetRecord, OutFolder, Roles, Start};
 
-use crate::device;
 use crate::recipe::needs_teacher;
 use crate::run::ResolvedRun;
+use crate::{Result, device};
 
 /// The start event of a run.
-pub(crate) fn start(run: &ResolvedRun) -> Start {
+pub(crate) fn start(run: &ResolvedRun) -> Result<Start> {
     let config = run.model_config();
-    Start {
+    let graph = config.graph()?;
+    Ok(Start {
         run: run.recipe.run.name.clone(),
         model: config.architecture.name().into(),
         method: run.recipe.run.method_name(),
-        parameters: kd_models::parameter_count(&config),
-        multiply_adds: Some(kd_models::multiply_adds(&config)),
+        parameters: graph.parameter_count(),
+        multiply_adds: Some(graph.multiply_adds()),
         device: device::name(&run.device).into(),
         threads: Some(rayon::current_num_threads()),
         machine: Some(device::machine()),
@@ -29,7 +30,7 @@ pub(crate) fn start(run: &ResolvedRun) -> Start {
             warning: run.data.warning.clone(),
         },
         roles: Some(roles(run)),
-    }
+    })
 }
 
 fn roles(run: &ResolvedRun) -> Roles {

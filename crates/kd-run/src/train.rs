@@ -8,6 +8,7 @@ use std::time::Instant;
 use anyhow::Context;
 use candle_core::Tensor;
 use kd_data::BatchConfig;
+use kd_models::graph::TensorSpec;
 use kd_models::weights::{LeftOut, Metadata};
 use kd_record::event::has_ended;
 use kd_record::lock::try_lock;
@@ -135,7 +136,7 @@ pub fn train(
     let stop = observer(Progress::Started { run: name, epochs, batches, step, resumed }).is_break();
     let unfinished = state.epoch < epochs;
     if unfinished && !resumed {
-        log.write(Event::Start(Box::new(start(run))))?;
+        log.write(Event::Start(Box::new(start(run)?)))?;
     }
     let teacher = match unfinished {
         true => match ask_teacher(run, &task, &mut log, resumed, observer)? {
@@ -458,14 +459,14 @@ impl Training<'_> {
 
     /// The network's weights and running statistics, without the methods' helpers.
     fn weights(&self) -> Result<BTreeMap<String, Tensor>> {
-        let config = self.run.model_config();
-        let own = kd_models::parameter_shapes(&config).into_iter();
-        let own = own.chain(kd_models::buffer_shapes(&config));
+        let graph = self.run.model_config().graph()?;
         let [learner] = self.trainer.task().learners() else {
             return Err(other!("a run's weights are those of one network"));
         };
-        let weight = |(name, _)| Some((learner.parameters.get(&name)?.as_detached_tensor(), name));
-        Ok(own.filter_map(weight).map(|(tensor, name)| (name, tensor)).collect())
+        let weight = |spec: &TensorSpec| {
+            Some((spec.name.clone(), learner.parameters.get(&spec.name)?.as_detached_tensor()))
+        };
+        Ok(graph.tensors().filter_map(weight).collect())
     }
 
     /// Writes a checkpoint and removes old ones.

@@ -5,10 +5,31 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use candle_core::{Device, Tensor, Var};
-use kd_models::{Architecture, ModelConfig, Parameters, buffer_shapes, parameter_shapes};
+use kd_models::graph::TensorSpec;
+use kd_models::{Architecture, Graph, ModelConfig, Parameters};
 
 pub(crate) fn config(architecture: Architecture) -> ModelConfig {
     ModelConfig::new(architecture, 10)
+}
+
+pub(crate) fn named(name: &str) -> Architecture {
+    name.parse().unwrap()
+}
+
+pub(crate) fn graph(config: &ModelConfig) -> Graph {
+    config.graph().unwrap()
+}
+
+fn shape(spec: &TensorSpec) -> (String, Vec<usize>) {
+    (spec.name.clone(), spec.shape.clone())
+}
+
+pub(crate) fn parameter_shapes(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
+    graph(config).parameters().map(shape).collect()
+}
+
+pub(crate) fn buffer_shapes(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
+    graph(config).buffers().map(shape).collect()
 }
 
 /// `hashed` of parity/make_fixtures.py: f32 values in [-scale, scale) from a hash of their index.

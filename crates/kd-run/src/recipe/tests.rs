@@ -108,9 +108,9 @@ fn a_resnet_has_no_dropout() {
     let recipe = Recipe::parse(&resnet, "r").unwrap();
     assert_eq!((recipe.runs[0].dropout, recipe.runs[1].dropout), (None, Some(0.1)));
     let mut run = recipe.runs[1].clone();
-    run.set_model(Architecture::ResNet20);
+    run.set_model(Architecture::RESNET20);
     assert_eq!(run.dropout, None);
-    run.set_model(Architecture::Teacher);
+    run.set_model(Architecture::TUTORIAL_TEACHER);
     assert_eq!(run.dropout, Some(0.1));
     let message = error(&resnet.replacen("\"resnet20\"", "\"resnet20\"\ndropout = 0.1", 1));
     assert!(message.contains("a ResNet has no dropout"), "{message}");

@@ -89,7 +89,7 @@ pub(crate) fn prepare(
     };
     // Cached even if no method needs them: they tell how well the teacher knows the images.
     let mut wanted = vec![(LOGITS.to_string(), vec![pretrained.config.classes])];
-    for place in kd_models::places(&pretrained.config) {
+    for place in pretrained.config.graph()?.places() {
         if needs.teacher.contains(&place.name) {
             wanted.push((place.name, place.shape));
         }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use kd_data::Normalization;
-use kd_models::weights::{self, LeftOut, Metadata};
+use kd_models::weights::{self, LeftOut};
 use kd_models::{Architecture, Classifier, ModelConfig};
 use sha2::{Digest, Sha256};
 
@@ -47,16 +47,8 @@ impl Pretrained {
         normalization: Normalization,
     ) -> Result<Self> {
         let sha256 = sha256(path)?;
-        let config = ModelConfig::new(architecture.unwrap_or(Architecture::Teacher), classes);
-        let (config, loaded) = match weights::load(path, &config) {
-            // Nobody said which network, but the file does.
-            Err(kd_models::Error::WrongArchitecture { found, .. }) if architecture.is_none() => {
-                let config = ModelConfig::new(found.parse()?, classes);
-                (config, weights::load(path, &config)?)
-            }
-            loaded => (config, loaded?),
-        };
-        let (tensors, metadata): (_, Option<Metadata>) = loaded;
+        let config = weights::peek(path)?.config(architecture, Some(classes))?;
+        let (tensors, metadata) = weights::load(path, &config)?;
         let left_out = metadata.as_ref().and_then(|metadata| metadata.left_out);
         if let Some(metadata) = metadata {
             metadata.check_normalization(path, normalization.mean, normalization.std)?;

@@ -30,11 +30,11 @@ fn evaluation_agrees_with_the_runs_own() {
 #[test]
 fn weights_that_do_not_fit_are_refused() {
     let dir = WorkDir::new();
-    weights(&dir.path("hundred.safetensors"), Architecture::Student, 100, 0, true);
+    weights(&dir.path("hundred.safetensors"), Architecture::TUTORIAL_STUDENT, 100, 0, true);
     let message =
         dir.fails(&format!("eval --weights hundred.safetensors --model student {DATA}"), 1);
     assert!(message.contains("tell 100 classes apart; the data has 10"), "{message}");
-    weights(&dir.path("student.safetensors"), Architecture::Student, 10, 0, true);
+    weights(&dir.path("student.safetensors"), Architecture::TUTORIAL_STUDENT, 10, 0, true);
     let message =
         dir.fails(&format!("eval --weights student.safetensors --model teacher {DATA}"), 1);
     assert!(message.contains("weights of a student, not of a teacher"), "{message}");

@@ -35,7 +35,7 @@ fn check(file: &str) {
     assert_eq!(path.file_stem().unwrap(), &*recipe.name);
     let dir = WorkDir::new();
     std::fs::create_dir(dir.path("whole")).unwrap();
-    for teacher in recipe.runs.iter().filter(|run| run.model == Architecture::Teacher) {
+    for teacher in recipe.runs.iter().filter(|run| run.model == Architecture::TUTORIAL_TEACHER) {
         dir.teacher(&format!("whole/{}.safetensors", teacher.name), 10, 5);
     }
     let runs: Vec<_> = recipe.runs.iter().filter(|run| !run.methods.is_empty()).collect();

@@ -96,8 +96,8 @@ fn every_method_takes_a_step_between_a_cnn_and_a_resnet() {
     let dir = WorkDir::new();
     let images = kd_run::data::load(&data(), &PathBuf::new()).unwrap();
     for (teacher, student) in [
-        (Architecture::Teacher, Architecture::ResNet20),
-        (Architecture::ResNet20, Architecture::Student),
+        (Architecture::TUTORIAL_TEACHER, Architecture::RESNET20),
+        (Architecture::RESNET20, Architecture::TUTORIAL_STUDENT),
     ] {
         let path = dir.path(&format!("{teacher}.safetensors"));
         weights(&path, teacher, 10, 5, true);
@@ -114,7 +114,7 @@ fn every_method_takes_a_step_between_a_cnn_and_a_resnet() {
                 train(&one_step(run, &images, Some(&path), out), &mut |_| ControlFlow::Continue(()))
             };
             let mut outcome = take_step(method.clone());
-            if let (MethodConfig::Cosine(cosine), Architecture::ResNet20) = (&mut method, student) {
+            if let (MethodConfig::Cosine(cosine), Architecture::RESNET20) = (&mut method, student) {
                 // Its last map has more values than the teacher's; its last vector fits.
                 let message = format!("{:#}", outcome.unwrap_err());
                 assert!(
@@ -172,7 +172,7 @@ fn tensors(bytes: &[u8]) -> BTreeMap<String, Vec<u8>> {
 #[test]
 fn a_run_starts_from_given_weights_and_frozen_layers_stay() {
     let dir = WorkDir::new();
-    weights(&dir.path("hundred.safetensors"), Architecture::ResNet8, 100, 3, true);
+    weights(&dir.path("hundred.safetensors"), Architecture::RESNET8, 100, 3, true);
     // Running statistics that are not the fresh ones.
     kd(&dir, "train --model resnet8 --out before --name start");
     let line = "train --model resnet8 --init before/start.safetensors --freeze conv1,bn1,layer1";
@@ -235,8 +235,8 @@ fn sha256(bytes: &[u8]) -> String {
 #[test]
 fn what_can_not_be_started_from_or_frozen_is_said() {
     let dir = WorkDir::new();
-    weights(&dir.path("student.safetensors"), Architecture::Student, 10, 3, true);
-    weights(&dir.path("hundred.safetensors"), Architecture::ResNet8, 100, 3, true);
+    weights(&dir.path("student.safetensors"), Architecture::TUTORIAL_STUDENT, 10, 3, true);
+    weights(&dir.path("hundred.safetensors"), Architecture::RESNET8, 100, 3, true);
     for (line, expected) in [
         (
             "train --model resnet8 --init student.safetensors",

@@ -29,7 +29,7 @@ fn json(text: &str) -> Value {
 #[test]
 fn answers_are_those_of_the_same_images_in_the_data_set() {
     let dir = WorkDir::new();
-    weights(&dir.path("student.safetensors"), Architecture::Student, 10, 1, true);
+    weights(&dir.path("student.safetensors"), Architecture::TUTORIAL_STUDENT, 10, 1, true);
     dir.teacher("teacher.safetensors", 10, 5);
     let data = synthetic();
     for i in 0..40 {
@@ -93,7 +93,7 @@ fn answers_are_those_of_the_same_images_in_the_data_set() {
 #[test]
 fn a_file_that_cannot_be_read_is_named_and_the_others_are_answered() {
     let dir = WorkDir::new();
-    weights(&dir.path("student.safetensors"), Architecture::Student, 10, 1, true);
+    weights(&dir.path("student.safetensors"), Architecture::TUTORIAL_STUDENT, 10, 1, true);
     let data = synthetic();
     save(&data.test, 0, &dir.path("good.png"));
     save(&data.test, 1, &dir.path("damaged.png"));
@@ -122,7 +122,7 @@ fn a_file_that_cannot_be_read_is_named_and_the_others_are_answered() {
 #[test]
 fn control_characters_in_names_do_not_reach_the_terminal() {
     let dir = WorkDir::new();
-    weights(&dir.path("student.safetensors"), Architecture::Student, 10, 1, true);
+    weights(&dir.path("student.safetensors"), Architecture::TUTORIAL_STUDENT, 10, 1, true);
     save(&synthetic().test, 0, &dir.path("pictures/clear\u{1b}[2J.png"));
     let table = dir.stdout("predict --weights student.safetensors pictures");
     assert!(table.contains("clear?[2J.png") && !table.contains('\u{1b}'), "{table}");
@@ -131,7 +131,7 @@ fn control_characters_in_names_do_not_reach_the_terminal() {
 #[test]
 fn networks_that_do_not_fit_are_refused() {
     let dir = WorkDir::new();
-    weights(&dir.path("student.safetensors"), Architecture::Student, 10, 1, true);
+    weights(&dir.path("student.safetensors"), Architecture::TUTORIAL_STUDENT, 10, 1, true);
     dir.teacher("hundred.safetensors", 100, 5);
     save(&synthetic().test, 0, &dir.path("a.png"));
     let line = "predict --weights student.safetensors a.png";
@@ -140,7 +140,7 @@ fn networks_that_do_not_fit_are_refused() {
     let message = dir.fails(&format!("{line} --model teacher"), 1);
     assert!(message.contains("weights of a student, not of a teacher"), "{message}");
     // A file of PyTorch's: the number of classes is the last layer's, and names are not known.
-    weights(&dir.path("bare.safetensors"), Architecture::Teacher, 7, 1, false);
+    weights(&dir.path("bare.safetensors"), Architecture::TUTORIAL_TEACHER, 7, 1, false);
     let printed = json(&dir.stdout("predict --json --weights bare.safetensors a.png"));
     assert_eq!(printed["classes"], json(r#"["0","1","2","3","4","5","6"]"#));
 }

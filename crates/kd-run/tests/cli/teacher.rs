@@ -150,7 +150,7 @@ fn a_teacher_that_does_not_fit_is_refused_with_its_reason() {
     let message = dir.train_fails(&format!("{KD} --out out"), 1);
     assert!(message.contains("tell 100 classes apart; the data has 10"), "{message}");
 
-    weights(&dir.path("teacher.safetensors"), Architecture::Student, 10, 5, true);
+    weights(&dir.path("teacher.safetensors"), Architecture::TUTORIAL_STUDENT, 10, 5, true);
     let message = dir.train_fails(&format!("{KD} --teacher-model teacher --out out"), 1);
     assert!(message.contains("weights of a student, not of a teacher"), "{message}");
 
@@ -166,8 +166,8 @@ fn a_teacher_that_does_not_fit_is_refused_with_its_reason() {
 #[test]
 fn a_student_can_teach_and_a_file_of_pytorchs_is_taken() {
     let dir = WorkDir::new();
-    weights(&dir.path("described.safetensors"), Architecture::Student, 10, 5, true);
-    weights(&dir.path("bare.safetensors"), Architecture::Student, 10, 5, false);
+    weights(&dir.path("described.safetensors"), Architecture::TUTORIAL_STUDENT, 10, 5, true);
+    weights(&dir.path("bare.safetensors"), Architecture::TUTORIAL_STUDENT, 10, 5, false);
     dir.train("distill --teacher described.safetensors --method kd --out a");
     dir.train("distill --teacher bare.safetensors --teacher-model student --method kd --out b");
     assert_eq!(dir.read("a/kd.safetensors"), dir.read("b/kd.safetensors"));

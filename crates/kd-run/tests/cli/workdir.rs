@@ -132,7 +132,7 @@ impl WorkDir {
 
     /// Fresh weights of a teacher, as good as any where only the mechanics count.
     pub(crate) fn teacher(&self, below: &str, classes: usize, seed: u64) {
-        weights(&self.path(below), Architecture::Teacher, classes, seed, true);
+        weights(&self.path(below), Architecture::TUTORIAL_TEACHER, classes, seed, true);
     }
 
     /// The files of the folder in which the teacher's outputs are kept.

@@ -48,7 +48,7 @@ fn main() {
 
 /// A file that is small and quick as a teacher.
 fn small_teacher(dir: &WorkDir) {
-    weights(&dir.path("teacher.safetensors"), Architecture::Student, 10, 5, true);
+    weights(&dir.path("teacher.safetensors"), Architecture::TUTORIAL_STUDENT, 10, 5, true);
 }
 
 /// Both kinds of submitting steps end with the same bytes; one step is captured, unless it can't be.

@@ -95,7 +95,7 @@ fn chosen_run(recipe: &Recipe, flags: &Distill) -> Result<RunConfig, Failure> {
     if let Some(run) = recipe.runs.iter().find(with_method) {
         return Ok(run.clone());
     }
-    let mut run = RunConfig::on_labels(method.name(), Architecture::Student);
+    let mut run = RunConfig::on_labels(method.name(), Architecture::TUTORIAL_STUDENT);
     let about = METHODS.iter().find(|info| info.name == method.name());
     let (labels, weight) = about.map_or((1.0, 1.0), |info| (info.about.labels, info.about.weight));
     run.labels = labels;

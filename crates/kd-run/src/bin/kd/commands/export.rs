@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 use kd_models::Architecture;
+use kd_models::onnx::{Input, OnnxConfig, onnx};
 use kd_record::write::write_whole;
-use kd_run::export::{Input, OnnxConfig, onnx};
 
 use super::{print, weights};
 use crate::args::{architecture, at_least_one};
@@ -47,10 +47,10 @@ pub(crate) fn run(flags: &Export) -> Result<(), Failure> {
     let options = OnnxConfig {
         input: if flags.float { Input::Float } else { Input::Uint8 },
         int8: flags.int8,
-        mean: weights.normalization.mean,
-        std: weights.normalization.std,
+        mean: weights.normalization.mean.to_vec(),
+        std: weights.normalization.std.to_vec(),
         class_names: weights.class_names,
     };
-    write_whole(&flags.onnx, &onnx(&weights.config, &weights.tensors, &options)?)?;
+    write_whole(&flags.onnx, &onnx(&weights.config.graph()?, &weights.tensors, &options)?)?;
     Ok(print(&format!("{}\n", flags.onnx.display()))?)
 }

@@ -24,19 +24,8 @@ pub(super) fn load(
     architecture: Option<Architecture>,
     classes: Option<usize>,
 ) -> anyhow::Result<Weights> {
-    let model = architecture.unwrap_or(Architecture::Teacher);
-    let mut config = ModelConfig::new(model, classes.unwrap_or(10));
-    let mut loaded = weights::load(path, &config);
-    if let (Err(kd_models::Error::WrongArchitecture { found, .. }), None) = (&loaded, architecture)
-    {
-        config.architecture = found.parse()?;
-        loaded = weights::load(path, &config);
-    }
-    if let (Err(kd_models::Error::ClassCount { found, .. }), None) = (&loaded, classes) {
-        config.classes = *found;
-        loaded = weights::load(path, &config);
-    }
-    let (tensors, metadata) = loaded?;
+    let config = weights::peek(path)?.config(architecture, classes)?;
+    let (tensors, metadata) = weights::load(path, &config)?;
     // A file from PyTorch doesn't say how its images were normalised; the tutorial's way is assumed.
     let mut normalization = Normalization::default();
     let mut class_names = None;

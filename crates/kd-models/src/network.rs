@@ -1,0 +1,195 @@
+//! A graph with weights, computed through candle.
+
+mod plan;
+
+use std::collections::BTreeMap;
+
+use candle_core::Tensor;
+use candle_nn::VarBuilder;
+use kd_ops::{
+    BatchNorm, BatchNormConfig, Conv2d, Conv2dConfig, Statistics, conv2d_chain, dropout, linear,
+    max_pool2d, relu, subsample_pad,
+};
+
+use crate::graph::{Graph, Op};
+use crate::{Classifier, Error, Mode, Output, Place, Result};
+use plan::{FusedConv, Step, Work, plan};
+
+/// A [`Graph`] with weights: each step is an operation on candle tensors, with candle's gradients.
+///
+/// Layers are fused where no place between them is asked for: a convolution with ReLU and 2x2 max-pool, batch
+/// normalisation with the sum and the ReLU behind it, a linear layer with its ReLU. A batch normalisation whose weight is
+/// no variable is frozen: it normalises by its running statistics in training, too, and keeps them.
+#[derive(Clone, Debug)]
+pub struct GraphNetwork {
+    graph: Graph,
+    /// Of each node, its parameters and its buffers, in the node's order.
+    tensors: Vec<Vec<Tensor>>,
+}
+
+impl GraphNetwork {
+    /// The network on the weights and running statistics that `vb` gives: [`var_builder`](crate::var_builder) for one
+    /// that is trained, [`frozen`](crate::frozen) for a teacher.
+    ///
+    /// # Errors
+    /// When `vb` lacks a tensor or has it with another shape.
+    pub fn new(graph: Graph, vb: VarBuilder<'_>) -> Result<Self> {
+        let mut tensors = Vec::with_capacity(graph.nodes().len());
+        for node in graph.nodes() {
+            let specs = node.parameters.iter().chain(&node.buffers);
+            let found = specs.map(|spec| vb.get(spec.shape.as_slice(), &spec.name));
+            tensors.push(found.collect::<candle_core::Result<_>>()?);
+        }
+        Ok(Self { graph, tensors })
+    }
+
+    /// The network without its weights.
+    pub fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    /// Computes a step from the values of its inputs.
+    fn compute(&self, step: &Step, inputs: &[&Tensor], mode: Mode) -> Result<Tensor> {
+        let x = inputs[0];
+        match &step.work {
+            Work::Convs(convs) => {
+                let layers: Vec<Conv2d> = convs.iter().map(|conv| self.conv(conv)).collect();
+                Ok(conv2d_chain(x, &layers.iter().collect::<Vec<_>>())?)
+            }
+            Work::BatchNorm { node, relu } => {
+                let [weight, bias, running_mean, running_var] = &self.tensors[*node][..] else {
+                    unreachable!("a batch normalisation has four tensors")
+                };
+                let statistics = match mode {
+                    // A frozen layer is fully frozen: its running statistics stay fixed as well.
+                    Mode::Train(_) if weight.track_op() => Statistics::Batch,
+                    _ => Statistics::Running,
+                };
+                let norm = BatchNorm {
+                    weight: weight.clone(),
+                    bias: bias.clone(),
+                    running_mean: running_mean.clone(),
+                    running_var: running_var.clone(),
+                    config: BatchNormConfig { relu: *relu, ..BatchNormConfig::default() },
+                };
+                Ok(norm.forward(x, inputs.get(1).copied(), statistics)?)
+            }
+            Work::Linear { node, relu } => {
+                let [weight, bias] = &self.tensors[*node][..] else {
+                    unreachable!("a linear layer has a weight and a bias")
+                };
+                Ok(linear(x, weight, Some(bias), *relu)?)
+            }
+            Work::Single => single(&self.graph.nodes()[step.output].op, inputs, mode),
+        }
+    }
+
+    fn conv(&self, fused: &FusedConv) -> Conv2d {
+        let tensors = &self.tensors[fused.node];
+        let Op::Conv(conv) = &self.graph.nodes()[fused.node].op else {
+            unreachable!("the plan says that this node is a convolution")
+        };
+        Conv2d {
+            weight: tensors[0].clone(),
+            bias: tensors.get(1).cloned(),
+            config: Conv2dConfig {
+                stride: conv.stride,
+                padding: conv.padding,
+                relu: fused.relu,
+                max_pool2: fused.max_pool2,
+                ..Conv2dConfig::default()
+            },
+        }
+    }
+
+    /// Images must have the graph's shape.
+    fn check_images(&self, images: &Tensor) -> Result<()> {
+        let expected = self.graph.input();
+        match images.dims() {
+            [_, rest @ ..] if *rest == expected => Ok(()),
+            found => Err(Error::Images {
+                network: self.graph.name().into(),
+                expected,
+                found: found.to_vec(),
+            }),
+        }
+    }
+}
+
+/// An operation by itself. Those that are always part of a larger step come here, too, when nothing is fused.
+fn single(op: &Op, inputs: &[&Tensor], mode: Mode) -> Result<Tensor> {
+    let x = inputs[0];
+    Ok(match op {
+        Op::Relu => relu(x)?,
+        Op::MaxPool { kernel, stride } => max_pool2d(x, *kernel, *stride)?,
+        Op::Add => (x + inputs[1])?,
+        Op::SubsamplePad { channels } => subsample_pad(x, *channels)?,
+        Op::GlobalAveragePool => x.flatten_from(2)?.mean(2)?,
+        Op::Flatten => x.flatten_from(1)?,
+        Op::Dropout { share, layer } => match mode {
+            Mode::Train(key) => dropout(x, *share, key, *layer)?,
+            Mode::Eval => x.clone(),
+        },
+        Op::Images(_) | Op::Conv(_) | Op::BatchNorm | Op::Linear { .. } => {
+            unreachable!("the plan has steps of their own for {op:?}")
+        }
+    })
+}
+
+impl Classifier for GraphNetwork {
+    fn forward_t(&self, images: &Tensor, mode: Mode, asked: &[&str]) -> Result<Output> {
+        self.check_images(images)?;
+        let nodes = self.graph.nodes().len();
+        let mut shown = vec![false; nodes];
+        let mut places = Vec::with_capacity(asked.len());
+        for name in asked {
+            let node = self.graph.place(name)?.index();
+            shown[node] = true;
+            places.push((*name, node));
+        }
+        let steps = plan(&self.graph, &shown);
+
+        // How often each value is still needed; one that is not is let go at once.
+        let mut needed = vec![0; nodes];
+        for &node in steps.iter().flat_map(|step| &step.inputs) {
+            needed[node] += 1;
+        }
+        let mut values: Vec<Option<Tensor>> = vec![None; nodes];
+        values[0] = Some(images.clone());
+        let mut features = BTreeMap::new();
+        let mut keep = |node: usize, value: &Tensor| {
+            for (name, _) in places.iter().filter(|(_, place)| *place == node) {
+                features.insert(name.to_string(), value.clone());
+            }
+        };
+        keep(0, images);
+        let mut logits = images.clone();
+        for step in &steps {
+            let inputs: Vec<&Tensor> =
+                step.inputs.iter().filter_map(|input| values[*input].as_ref()).collect();
+            logits = self.compute(step, &inputs, mode)?;
+            for &input in &step.inputs {
+                needed[input] -= 1;
+                if needed[input] == 0 {
+                    values[input] = None;
+                }
+            }
+            keep(step.output, &logits);
+            values[step.output] = Some(logits.clone());
+        }
+        // The last step is the head.
+        Ok(Output { logits, features })
+    }
+
+    fn places(&self) -> Vec<Place> {
+        self.graph.places()
+    }
+
+    fn num_classes(&self) -> usize {
+        self.graph.classes()
+    }
+
+    fn multiply_adds(&self) -> u64 {
+        self.graph.multiply_adds()
+    }
+}

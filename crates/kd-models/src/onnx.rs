@@ -1,0 +1,220 @@
+//! Export to ONNX: any graph with normalisation in front, batch size left open.
+
+mod proto;
+// Generated; most of it is never used, and its comments are ONNX's own.
+#[allow(dead_code, unreachable_pub, missing_docs, clippy::all, rustdoc::all)]
+#[rustfmt::skip]
+mod schema;
+
+use crate::graph::{Graph, Node, Op, TensorSpec};
+use crate::parameters::find;
+use crate::{Error, Result, Tensors};
+use proto::{Writer, float, int, ints};
+use schema::AttributeProto;
+use schema::tensor_proto::DataType;
+
+/// What images the exported network takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// Bytes from 0 to 255.
+    Uint8,
+    /// f32 from 0 to 1.
+    Float,
+}
+
+/// How to export.
+#[derive(Clone, Debug)]
+pub struct OnnxConfig {
+    /// What the network takes.
+    pub input: Input,
+    /// Weights of convolutions and linear layers as signed bytes with a scale for each output channel; biases
+    /// stay f32, and so does all that is computed.
+    pub int8: bool,
+    /// Mean of each channel of the images, on inputs from 0 to 1.
+    pub mean: Vec<f32>,
+    /// What each channel is then divided by.
+    pub std: Vec<f32>,
+    /// The classes' names.
+    pub class_names: Option<Vec<String>>,
+}
+
+/// The network as an ONNX file's bytes: input `images` `[batch, C, H, W]`, output `logits` `[batch, classes]`; metadata
+/// `classes` is a JSON array of the names.
+///
+/// Batch normalisations are folded into the convolutions before them where that is possible ([`Graph::fold`]), and
+/// dropout, which does nothing outside of training, is left out.
+///
+/// # Errors
+/// When a weight is missing or has another shape than the network's, or mean and std are not one number a channel.
+pub fn onnx(graph: &Graph, weights: &Tensors, config: &OnnxConfig) -> Result<Vec<u8>> {
+    let (graph, weights) = &graph.fold(weights)?;
+    let [channels, height, width] = graph.input();
+    for (field, values) in [("mean", &config.mean), ("std", &config.std)] {
+        if values.len() != channels {
+            return Err(Error::Config {
+                field,
+                found: format!("{values:?}"),
+                expected: format!("a number for each of the {channels} channels of the images"),
+            });
+        }
+    }
+    let (element, scale) = match config.input {
+        Input::Uint8 => (DataType::Uint8, 255.0),
+        Input::Float => (DataType::Float, 1.0),
+    };
+    let mut writer = Writer::new(graph.name());
+    let mut x = writer.input("images", element, &[channels, height, width]);
+    let logits = writer.output("logits", DataType::Float, &[graph.classes()]);
+    if config.input == Input::Uint8 {
+        x = writer.node("Cast", &[&x], "images.float", vec![int("to", DataType::Float as i64)]);
+    }
+    for (operator, name, values) in [("Sub", "mean", &config.mean), ("Div", "std", &config.std)] {
+        let values: Vec<f32> = values.iter().map(|value| value * scale).collect();
+        let values = writer.floats(name, &[1, channels, 1, 1], &values);
+        x = writer.node(operator, &[&x, &values], &format!("images.{operator}"), vec![]);
+    }
+
+    let mut export = Export { graph, weights, int8: config.int8, writer };
+    // For each node, the name under which the file has its values.
+    let mut values: Vec<String> = vec![x];
+    for node in &graph.nodes()[1..] {
+        let inputs: Vec<&str> = node.inputs.iter().map(|id| values[id.index()].as_str()).collect();
+        let value = export.node(node, &inputs, &logits)?;
+        values.push(value);
+    }
+    let class_names = config.class_names.as_ref().map(serde_json::to_string).transpose();
+    let class_names = class_names.map_err(|error| Error::Config {
+        field: "class_names",
+        found: error.to_string(),
+        expected: "names that can be written as JSON".into(),
+    })?;
+    Ok(export.writer.finish(class_names))
+}
+
+struct Export<'a> {
+    graph: &'a Graph,
+    weights: &'a Tensors,
+    int8: bool,
+    writer: Writer,
+}
+
+impl Export<'_> {
+    /// Adds the nodes that compute a node of the graph; gives the name of its value, which is `logits` for the head.
+    fn node(&mut self, node: &Node, inputs: &[&str], logits: &str) -> Result<String> {
+        let x = inputs[0];
+        let square = |name: &str, side: usize| ints(name, &[side as i64, side as i64]);
+        let (operator, attributes) = match &node.op {
+            Op::Images(_) => unreachable!("a graph's first node, and no other, is its images"),
+            Op::Conv(conv) => {
+                let padding = conv.padding as i64;
+                let window = vec![
+                    square("kernel_shape", conv.kernel),
+                    ints("pads", &[padding; 4]),
+                    square("strides", conv.stride),
+                ];
+                return self.layer("Conv", node, x, &node.name, window);
+            }
+            Op::Linear { .. } => {
+                let is_head = node.name == self.graph.head().name;
+                let output = if is_head { logits } else { &node.name };
+                return self.layer("Gemm", node, x, output, vec![int("transB", 1)]);
+            }
+            Op::BatchNorm => {
+                let mut inputs = vec![x.to_string()];
+                for spec in node.parameters.iter().chain(&node.buffers) {
+                    inputs.push(self.floats(spec)?);
+                }
+                let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
+                let eps = kd_ops::BatchNormConfig::default().eps as f32;
+                let attributes = vec![float("epsilon", eps)];
+                return Ok(self.writer.node("BatchNormalization", &inputs, &node.name, attributes));
+            }
+            Op::SubsamplePad { channels } => {
+                let before = self.graph.node(node.inputs[0]).shape[0];
+                return Ok(self.subsample_pad(&node.name, x, (channels - before) / 2));
+            }
+            Op::GlobalAveragePool => {
+                let map = self.writer.node("GlobalAveragePool", &[x], &node.name, vec![]);
+                let name = format!("{}.flat", node.name);
+                return Ok(self.writer.node("Flatten", &[&map], &name, vec![int("axis", 1)]));
+            }
+            Op::Dropout { .. } => return Ok(x.to_string()),
+            Op::MaxPool { kernel, stride } => {
+                ("MaxPool", vec![square("kernel_shape", *kernel), square("strides", *stride)])
+            }
+            Op::Relu => ("Relu", vec![]),
+            Op::Add => ("Add", vec![]),
+            Op::Flatten => ("Flatten", vec![int("axis", 1)]),
+        };
+        Ok(self.writer.node(operator, inputs, &node.name, attributes))
+    }
+
+    /// A convolution or linear layer, whose weight comes first and then, if it has one, its bias.
+    fn layer(
+        &mut self,
+        operator: &str,
+        node: &Node,
+        x: &str,
+        output: &str,
+        attributes: Vec<AttributeProto>,
+    ) -> Result<String> {
+        let mut inputs = vec![x.to_string()];
+        for spec in &node.parameters {
+            inputs.push(match self.int8 && spec.shape.len() > 1 {
+                true => self.bytes(spec)?,
+                false => self.floats(spec)?,
+            });
+        }
+        let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
+        Ok(self.writer.node(operator, &inputs, output, attributes))
+    }
+
+    /// Every second pixel, between `channels` channels of zeros before and as many behind.
+    fn subsample_pad(&mut self, name: &str, x: &str, channels: usize) -> String {
+        let mut numbers =
+            |what: &str, values: &[i64]| self.writer.integers(&format!("{name}.{what}"), values);
+        let starts = numbers("starts", &[0, 0]);
+        // To the end, however far that is.
+        let ends = numbers("ends", &[i64::MAX, i64::MAX]);
+        let axes = numbers("axes", &[2, 3]);
+        let steps = numbers("steps", &[2, 2]);
+        let channels = channels as i64;
+        let pads = numbers("pads", &[0, channels, 0, 0, 0, channels, 0, 0]);
+        let inputs = [x, &starts, &ends, &axes, &steps];
+        let x = self.writer.node("Slice", &inputs, &format!("{name}.second"), vec![]);
+        self.writer.node("Pad", &[&x, &pads], name, vec![])
+    }
+
+    fn values(&self, spec: &TensorSpec) -> Result<Vec<f32>> {
+        let tensor = find(self.graph.name(), spec, self.weights)?;
+        Ok(tensor.flatten_all()?.to_vec1::<f32>()?)
+    }
+
+    /// Adds a tensor; gives its name.
+    fn floats(&mut self, spec: &TensorSpec) -> Result<String> {
+        let values = self.values(spec)?;
+        Ok(self.writer.floats(&spec.name, &spec.shape, &values))
+    }
+
+    /// Adds a tensor as signed bytes with a scale for each output; gives the name of its f32 values.
+    fn bytes(&mut self, spec: &TensorSpec) -> Result<String> {
+        let (name, outputs) = (&spec.name, spec.shape[0]);
+        let values = self.values(spec)?;
+        let rows = values.chunks_exact(values.len() / outputs);
+        let scale = |row: &[f32]| match row.iter().fold(0f32, |most, value| most.max(value.abs())) {
+            0.0 => 1.0,
+            most => most / 127.0,
+        };
+        let scales: Vec<f32> = rows.clone().map(scale).collect();
+        let bytes = rows.zip(&scales).flat_map(|(row, scale)| {
+            row.iter().map(move |value| (value / scale).round().clamp(-127.0, 127.0) as i8 as u8)
+        });
+        let (int8, bytes) = (DataType::Int8, bytes.collect());
+        let quantized = self.writer.tensor(&format!("{name}.int8"), int8, &spec.shape, bytes);
+        let scale = self.writer.floats(&format!("{name}.scale"), &[outputs], &scales);
+        let zeros = vec![0; outputs];
+        let zero = self.writer.tensor(&format!("{name}.zero"), int8, &[outputs], zeros);
+        let inputs = [quantized.as_str(), &scale, &zero];
+        Ok(self.writer.node("DequantizeLinear", &inputs, name, vec![int("axis", 0)]))
+    }
+}
