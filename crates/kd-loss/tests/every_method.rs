@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::VarBuilder;
 use kd_loss::{
-    HelperInit, HostStep, Inputs, Kind, METHODS, MethodConfig, RunStep, Setup, build,
-    helper_parameters,
+    HelperInit, HostStep, Inputs, Kind, METHODS, MethodConfig, RunStep, Setup, build, cosine,
+    helper_parameters, kd, mse,
 };
 
 const BATCH: usize = 4;
@@ -295,4 +295,26 @@ fn crd_remembers_what_it_has_seen() {
     assert!(fresh.helpers["normalizers"].to_vec1::<f64>().unwrap().iter().all(|&z| z > 0.0));
     // The draws hang on seed and step alone: the same again.
     assert_eq!(scalar(&start().loss(&config)), scalar(&start().loss(&config)));
+}
+
+/// The same of plain functions, by one operation in f32 and by candle's operations in f64.
+#[test]
+fn the_teacher_gets_no_gradient_from_a_plain_function() {
+    let student = Var::new(&[[0.5f32, 1.0], [2.0, -1.0]], &Device::Cpu).unwrap();
+    let teacher = Var::new(&[[1f32, 2.0], [0.0, 3.0]], &Device::Cpu).unwrap();
+    let double = |var: &Var| Var::from_tensor(&var.to_dtype(DType::F64).unwrap()).unwrap();
+    for (student, teacher) in [(double(&student), double(&teacher)), (student, teacher)] {
+        let losses = [
+            ("kd", kd(&student, &teacher, 2.0)),
+            ("cosine", cosine(&student, &teacher)),
+            ("mse", mse(&student, &teacher)),
+        ];
+        for (name, loss) in losses {
+            let grads = loss.unwrap().backward().unwrap();
+            let grad = grads.get(&student).unwrap_or_else(|| panic!("{name}: no gradient"));
+            let sum = grad.abs().unwrap().sum_all().unwrap().to_dtype(DType::F32).unwrap();
+            assert!(sum.to_scalar::<f32>().unwrap() > 0.0, "{name}");
+            assert!(grads.get(&teacher).is_none(), "{name}: the teacher has a gradient");
+        }
+    }
 }

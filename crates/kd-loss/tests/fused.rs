@@ -5,6 +5,7 @@ use kd_loss::{
     Inputs, MethodConfig, Objective, RunStep, Setup, Weighted, build, cross_entropy, kd,
     kd_with_labels,
 };
+use proptest::prelude::*;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -183,4 +184,60 @@ fn an_objective_has_the_fused_sum_and_its_parts() {
     let sum: f64 = found.iter().zip(weights).map(|((_, part), weight)| part * weight).sum();
     assert!((numbers(&loss.total)[0] - sum).abs() < 1e-6 * sum, "{found:?}");
     assert_eq!((found[0].1, found[2].1), (labels, soft));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Any logits up to 1e4 apart give a finite value and gradient, and KL is never negative.
+    #[test]
+    fn extreme_logits_stay_finite(
+        student in prop::collection::vec(prop::sample::select(vec![-1e4f32, -1.0, 0.0, 1e4]), 6),
+        teacher in prop::collection::vec(prop::sample::select(vec![-1e4f32, -1.0, 0.0, 1e4]), 6),
+        temperature in prop::sample::select(vec![0.1, 1.0, 2.0, 100.0]),
+        dtype in prop::sample::select(vec![DType::F32, DType::F64]),
+    ) {
+        let make = |values: Vec<f32>| {
+            Tensor::from_vec(values, (2, 3), &Device::Cpu).unwrap().to_dtype(dtype).unwrap()
+        };
+        let student = Var::from_tensor(&make(student)).unwrap();
+        let teacher = make(teacher);
+        let labels = Tensor::new(&[0u32, 2], &Device::Cpu).unwrap();
+        let soft = kd(&student, &teacher, temperature).unwrap();
+        let hard = cross_entropy(&student, &labels).unwrap();
+        for loss in [soft, hard] {
+            let value = loss.to_dtype(DType::F64).unwrap().to_scalar::<f64>().unwrap();
+            prop_assert!(value.is_finite() && value >= -1e-6, "value {value}");
+            let grads = loss.backward().unwrap();
+            let grad = grads.get(&student).unwrap().to_dtype(DType::F64).unwrap();
+            let grad = grad.flatten_all().unwrap().to_vec1::<f64>().unwrap();
+            prop_assert!(grad.iter().all(|x| x.is_finite()), "gradient {grad:?}");
+        }
+    }
+}
+
+#[test]
+fn a_diverged_network_gives_nan_and_is_not_hidden() {
+    let labels = Tensor::new(&[0u32], &Device::Cpu).unwrap();
+    let good = Tensor::new(&[[0f32, 1.0]], &Device::Cpu).unwrap();
+    for bad in [f32::NAN, f32::INFINITY] {
+        let bad = Tensor::new(&[[0f32, bad]], &Device::Cpu).unwrap();
+        assert!(cross_entropy(&bad, &labels).unwrap().to_scalar::<f32>().unwrap().is_nan());
+        assert!(kd(&bad, &good, 2.0).unwrap().to_scalar::<f32>().unwrap().is_nan());
+        assert!(kd(&good, &bad, 2.0).unwrap().to_scalar::<f32>().unwrap().is_nan());
+    }
+}
+
+#[test]
+fn logits_that_are_a_view_give_the_same_loss() {
+    let z = Tensor::new(&[[1f32, 5.0], [2.0, 0.0], [3.0, -1.0]], &Device::Cpu).unwrap();
+    let view = z.t().unwrap();
+    let labels = Tensor::new(&[0u32, 2], &Device::Cpu).unwrap();
+    let value = |z: &Tensor| cross_entropy(z, &labels).unwrap().to_scalar::<f32>().unwrap();
+    assert_eq!(value(&view), value(&view.contiguous().unwrap()));
+    let rows = Tensor::cat(&[&z, &z], 0).unwrap().narrow(0, 1, 2).unwrap();
+    let labels = Tensor::new(&[0u32, 1], &Device::Cpu).unwrap();
+    let value = |z: &Tensor| kd(z, &rows, 2.0).unwrap().to_scalar::<f32>().unwrap();
+    assert!(value(&rows).abs() < 1e-6);
+    cross_entropy(&rows, &labels).unwrap();
 }

@@ -60,3 +60,14 @@ impl Method for LabelSmoothingConfig {
         cross_entropy_smoothed(inputs.student_logits, inputs.labels, self.smoothing)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::agree;
+
+    #[test]
+    fn agrees_with_the_papers_formula() {
+        agree(&["label_smoothing"], 1, |s, t| cross_entropy_smoothed(&s[0], &t[0], 0.1));
+    }
+}

@@ -53,3 +53,16 @@ impl Definition for AttentionTransfer {
         Ok(compare(options.find_maps(setup)?, attention_transfer))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::agree;
+
+    #[test]
+    fn agrees_with_the_papers_formula() {
+        let names =
+            ["attention_transfer", "smaller.attention_transfer", "larger.attention_transfer"];
+        agree(&names, 1, |s, t| attention_transfer(&s[0], &t[0]));
+    }
+}

@@ -88,3 +88,58 @@ fn places(options: &PairConfig, setup: &Setup) -> Result<Pair> {
         None => Err(pair.mismatch(FITS)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{any_rows, assert_agrees, check_formula, fixture, tensor};
+    use candle_core::{Device, Var};
+    use proptest::prelude::*;
+
+    #[test]
+    fn cosine_agrees_with_pytorch() {
+        let fixture = fixture();
+        for name in ["cosine_equal", "cosine_pooled", "cosine_pooled3", "cosine_same"] {
+            let student = Var::from_tensor(&fixture[&format!("{name}.student")]).unwrap();
+            let loss = cosine(&student, &fixture[&format!("{name}.teacher")]).unwrap();
+            assert_agrees(&fixture, name, &loss, &[&student]);
+        }
+    }
+
+    fn cosine_formula(student: &[Vec<f64>], teacher: &[Vec<f64>]) -> f64 {
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        let row = |(s, t): (&Vec<f64>, &Vec<f64>)| {
+            let pool = t.len() / s.len();
+            let t: Vec<f64> =
+                t.chunks(pool).map(|group| group.iter().sum::<f64>() / pool as f64).collect();
+            1.0 - dot(s, &t) / (dot(s, s).sqrt() * dot(&t, &t).sqrt())
+        };
+        student.iter().zip(teacher).map(row).sum::<f64>() / student.len() as f64
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn cosine_has_the_formulas_value_and_gradient(student in any_rows(3, 4, 2.0), teacher in any_rows(3, 12, 2.0)) {
+            // Near zero the direction changes too fast for differences.
+            prop_assume!(student.iter().all(|row| row.iter().any(|x| x.abs() > 0.5)));
+            check_formula(
+                &student,
+                |student| cosine(student, &tensor(&teacher)).unwrap(),
+                |student| cosine_formula(student, &teacher),
+            );
+        }
+    }
+
+    #[test]
+    fn a_feature_vector_of_zeros_has_a_finite_gradient() {
+        let student = Var::new(&[[0f32, 0.0], [1.0, 2.0]], &Device::Cpu).unwrap();
+        let teacher = Tensor::new(&[[1f32, 2.0], [0.0, 0.0]], &Device::Cpu).unwrap();
+        let loss = cosine(&student, &teacher).unwrap();
+        assert!((loss.to_scalar::<f32>().unwrap() - 1.0).abs() < 1e-6);
+        let grads = loss.backward().unwrap();
+        let grad = grads.get(&student).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert!(grad.iter().all(|x| x.is_finite()), "{grad:?}");
+    }
+}

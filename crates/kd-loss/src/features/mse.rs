@@ -22,3 +22,23 @@ pub fn mse(student: &Tensor, teacher: &Tensor) -> Result<Tensor> {
     }
     Ok((student - teacher.detach())?.sqr()?.mean_all()?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{any_rows, check_formula, tensor};
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn mse_has_the_formulas_value_and_gradient(student in any_rows(3, 4, 2.0), teacher in any_rows(3, 4, 2.0)) {
+            let formula = |student: &[Vec<f64>]| {
+                let pairs = student.concat().into_iter().zip(teacher.concat());
+                pairs.map(|(s, t)| (s - t).powi(2)).sum::<f64>() / 12.0
+            };
+            check_formula(&student, |student| mse(student, &tensor(&teacher)).unwrap(), formula);
+        }
+    }
+}

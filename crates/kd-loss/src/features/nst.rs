@@ -56,3 +56,14 @@ impl Definition for Nst {
         Ok(compare(options.find_maps(setup)?, nst))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::agree;
+
+    #[test]
+    fn agrees_with_the_papers_formula() {
+        agree(&["nst", "smaller.nst", "larger.nst"], 1, |s, t| nst(&s[0], &t[0]));
+    }
+}

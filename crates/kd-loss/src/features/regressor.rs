@@ -57,3 +57,45 @@ fn channels(pair: &Pair) -> Result<(usize, usize)> {
         _ => Err(pair.mismatch("both must be [C, H, W] with the same H and W")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{assert_agrees, fixture};
+    use crate::{Inputs, MethodConfig, build};
+    use candle_core::{DType, Device, Tensor, Var};
+    use std::collections::{BTreeMap, HashMap};
+
+    #[test]
+    fn the_regressor_agrees_with_pytorch() {
+        let fixture = fixture();
+        let var = |name: &str| Var::from_tensor(&fixture[&format!("regressor.{name}")]).unwrap();
+        let (student, weight, bias) = (var("student"), var("weight"), var("bias"));
+        let vb = VarBuilder::from_tensors(
+            HashMap::from([
+                ("regressor.0.weight".to_string(), weight.as_tensor().clone()),
+                ("regressor.0.bias".to_string(), bias.as_tensor().clone()),
+            ]),
+            DType::F32,
+            &Device::Cpu,
+        );
+        let shapes = Setup {
+            student: vec![("features.5".into(), vec![4, 5, 5]), ("classifier.1".into(), vec![9])],
+            teacher: vec![("features.9".into(), vec![6, 5, 5]), ("classifier.1".into(), vec![9])],
+            classes: 10,
+            ..Setup::default()
+        };
+        let method = build(&MethodConfig::from_name("regressor").unwrap(), &shapes, vb).unwrap();
+        let features =
+            |name: &str, tensor: &Tensor| BTreeMap::from([(name.to_string(), tensor.clone())]);
+        let logits = Tensor::zeros((2, 10), DType::F32, &Device::Cpu).unwrap();
+        let labels = Tensor::zeros(2, DType::U32, &Device::Cpu).unwrap();
+        let inputs = Inputs {
+            student_features: &features("features.5", &student),
+            teacher_features: &features("features.9", &fixture["regressor.teacher"]),
+            ..Inputs::new(&logits, &labels)
+        };
+        let loss = method.loss(&inputs).unwrap();
+        assert_agrees(&fixture, "regressor", &loss, &[&student, &weight, &bias]);
+    }
+}

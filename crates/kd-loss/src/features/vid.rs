@@ -98,3 +98,14 @@ impl Definition for Vid {
         }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::agree;
+
+    #[test]
+    fn agrees_with_the_papers_formula() {
+        agree(&["vid"], 2, |s, t| vid(&s[0], &s[1], &t[0]));
+    }
+}

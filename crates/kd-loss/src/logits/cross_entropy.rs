@@ -59,7 +59,11 @@ fn with_candle_ops(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::{
+        any_rows, assert_agrees, check_formula, for_each_logits, labels, softmax,
+    };
     use candle_core::{DType, Device, Var};
+    use proptest::prelude::*;
 
     #[test]
     fn the_fused_operation_agrees_with_candles() -> Result<()> {
@@ -84,5 +88,54 @@ mod tests {
         let labels = Tensor::new(&[2u32, 3], &Device::Cpu)?;
         assert!(with_candle_ops(&z, &labels, 0.0)?.to_scalar::<f32>()?.is_nan());
         Ok(())
+    }
+
+    #[test]
+    fn cross_entropy_agrees_with_pytorch() {
+        for_each_logits(|fixture, name, student, _| {
+            let loss = cross_entropy(student, &labels(fixture)).unwrap();
+            assert_agrees(fixture, &format!("{name}.cross_entropy"), &loss, &[student]);
+        });
+    }
+
+    #[test]
+    fn smoothed_cross_entropy_agrees_with_pytorch() {
+        for_each_logits(|fixture, name, student, _| {
+            for smoothing in [0.1, 1.0] {
+                let loss = cross_entropy_smoothed(student, &labels(fixture), smoothing).unwrap();
+                assert_agrees(
+                    fixture,
+                    &format!("{name}.smoothed_{smoothing:.1}"),
+                    &loss,
+                    &[student],
+                );
+            }
+        });
+    }
+
+    fn cross_entropy_formula(z: &[Vec<f64>], labels: &[u32], smoothing: f64) -> f64 {
+        let row = |(z, &label): (&Vec<f64>, &u32)| {
+            let p = softmax(z, 1.0);
+            let even = p.iter().map(|p| p.ln()).sum::<f64>() / p.len() as f64;
+            -(1.0 - smoothing) * p[label as usize].ln() - smoothing * even
+        };
+        z.iter().zip(labels).map(row).sum::<f64>() / z.len() as f64
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn cross_entropy_has_the_formulas_value_and_gradient(
+            z in any_rows(3, 5, 8.0), labels in prop::collection::vec(0u32..5, 3), smoothing in 0.0..=1.0,
+        ) {
+            let tensor = Tensor::new(labels.clone(), &Device::Cpu).unwrap();
+            check_formula(&z, |z| cross_entropy(z, &tensor).unwrap(), |z| cross_entropy_formula(z, &labels, 0.0));
+            check_formula(
+                &z,
+                |z| cross_entropy_smoothed(z, &tensor, smoothing).unwrap(),
+                |z| cross_entropy_formula(z, &labels, smoothing),
+            );
+        }
     }
 }

@@ -109,3 +109,16 @@ impl Method for DistConfig {
         dist(inputs.student_logits, &inputs.require_teacher_logits()?, self)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::agree;
+
+    #[test]
+    fn agrees_with_the_papers_formula() {
+        agree(&["dist", "large.dist"], 1, |s, t| dist(&s[0], &t[0], &DistConfig::default()));
+        let other = DistConfig { temperature: 4.0, beta: 2.0, gamma: 0.5 };
+        agree(&["dist_other", "large.dist_other"], 1, |s, t| dist(&s[0], &t[0], &other));
+    }
+}

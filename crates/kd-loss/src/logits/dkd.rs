@@ -141,3 +141,21 @@ impl Method for DkdConfig {
         dkd(&student, &teacher, inputs.labels, self)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::standardize;
+    use crate::testing::agree;
+
+    #[test]
+    fn agrees_with_the_papers_formula() {
+        agree(&["dkd", "large.dkd"], 1, |s, t| dkd(&s[0], &t[0], &t[1], &DkdConfig::default()));
+        let other = DkdConfig { temperature: 1.5, alpha: 0.5, beta: 2.0, standardize: false };
+        agree(&["dkd_other", "large.dkd_other"], 1, |s, t| dkd(&s[0], &t[0], &t[1], &other));
+        let two = DkdConfig { temperature: 2.0, ..DkdConfig::default() };
+        agree(&["dkd_standardized", "large.dkd_standardized"], 1, |s, t| {
+            dkd(&standardize(&s[0])?, &standardize(&t[0])?, &t[1], &two)
+        });
+    }
+}

@@ -155,7 +155,11 @@ impl Method for KdConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::{
+        any_rows, assert_agrees, check_formula, for_each_logits, labels, softmax, tensor,
+    };
     use candle_core::{Device, Var};
+    use proptest::prelude::*;
 
     #[test]
     fn the_fused_operation_agrees_with_candles() -> Result<()> {
@@ -171,5 +175,67 @@ mod tests {
             assert!(difference < 2e-6, "temperature {temperature}: {difference}");
         }
         Ok(())
+    }
+
+    #[test]
+    fn kd_agrees_with_pytorch() {
+        for_each_logits(|fixture, name, student, teacher| {
+            for temperature in [0.5, 1.0, 2.0, 4.0, 20.0] {
+                let loss = kd(student, teacher, temperature).unwrap();
+                assert_agrees(fixture, &format!("{name}.kd_{temperature:.1}"), &loss, &[student]);
+            }
+        });
+    }
+
+    #[test]
+    fn kd_with_labels_agrees_with_pytorch() {
+        for_each_logits(|fixture, name, student, teacher| {
+            let loss = kd_with_labels(student, teacher, &labels(fixture), 2.0, 0.75).unwrap();
+            assert_agrees(fixture, &format!("{name}.kd_with_labels"), &loss, &[student]);
+        });
+    }
+
+    fn kd_formula(student: &[Vec<f64>], teacher: &[Vec<f64>], t: f64) -> f64 {
+        let row = |(s, z): (&Vec<f64>, &Vec<f64>)| {
+            let (p, q) = (softmax(s, t), softmax(z, t));
+            p.iter().zip(&q).map(|(p, q)| q * (q / p).ln()).sum::<f64>()
+        };
+        t * t * student.iter().zip(teacher).map(row).sum::<f64>() / student.len() as f64
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn kd_has_the_formulas_value_and_gradient(
+            student in any_rows(3, 5, 8.0), teacher in any_rows(3, 5, 8.0), temperature in 0.7..20.0,
+        ) {
+            check_formula(
+                &student,
+                |student| kd(student, &tensor(&teacher), temperature).unwrap(),
+                |student| kd_formula(student, &teacher, temperature),
+            );
+        }
+    }
+
+    /// KL(teacher ‖ student), not the other way round: a teacher that is sure makes it cross-entropy.
+    #[test]
+    fn kl_has_the_teacher_first() {
+        let student = Tensor::new(&[[0f32, 0.0]], &Device::Cpu).unwrap();
+        let teacher = Tensor::new(&[[0f32, 1e4]], &Device::Cpu).unwrap();
+        let value = kd(&student, &teacher, 1.0).unwrap().to_scalar::<f32>().unwrap();
+        assert!((value - 2f32.ln()).abs() < 1e-6, "{value}");
+    }
+
+    /// T² keeps the gradient's size: at a high temperature it is (z_s - z_t) / C per image, whatever T.
+    #[test]
+    fn the_gradient_at_a_high_temperature_does_not_depend_on_it() {
+        for temperature in [100.0, 1000.0] {
+            let student = Var::new(&[[1f32, -1.0]], &Device::Cpu).unwrap();
+            let teacher = Tensor::new(&[[-0.5f32, 0.5]], &Device::Cpu).unwrap();
+            let grads = kd(&student, &teacher, temperature).unwrap().backward().unwrap();
+            let grad = grads.get(&student).unwrap().to_vec2::<f32>().unwrap();
+            assert!((grad[0][0] - 0.75).abs() < 1e-3, "{grad:?}");
+        }
     }
 }

@@ -36,3 +36,17 @@ pub(super) fn both_logits(inputs: &Inputs<'_>, standardized: bool) -> Result<(Te
     }
     Ok((student.clone(), teacher))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kd;
+    use crate::testing::agree;
+
+    #[test]
+    fn kd_of_standardized_logits_agrees_with_the_papers_formula() {
+        agree(&["kd_standardized", "large.kd_standardized"], 1, |s, t| {
+            kd(&standardize(&s[0])?, &standardize(&t[0])?, 2.0)
+        });
+    }
+}

@@ -120,3 +120,17 @@ fn places(options: &CongruenceConfig, setup: &Setup) -> Result<Pair> {
     let (student, teacher) = (options.student.as_deref(), options.teacher.as_deref());
     Pair::find(setup, student, teacher, DefaultPlace::Vector)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::agree;
+
+    #[test]
+    fn agrees_with_the_papers_formula() {
+        let names = ["correlation_congruence", "positive.correlation_congruence"];
+        agree(&names, 1, |s, t| correlation_congruence(&s[0], &t[0], 0.4, 2));
+        let names = ["correlation_congruence_other", "positive.correlation_congruence_other"];
+        agree(&names, 1, |s, t| correlation_congruence(&s[0], &t[0], 1.5, 4));
+    }
+}

@@ -308,7 +308,7 @@ impl Method for Contrast {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::numbers;
+    use crate::testing::{agree, numbers};
     use candle_core::{Device, Var};
 
     /// A batch's embeddings, and a method that tells them apart from 50 images of which 8 are drawn for each.
@@ -372,5 +372,10 @@ mod tests {
             assert!(kept[0] == 0.0 && (f64::from(kept[1]) / z - 1.0).abs() < 1e-6, "{kept:?}, {z}");
         }
         Ok(())
+    }
+
+    #[test]
+    fn agrees_with_the_papers_formula() {
+        agree(&["crd_nce"], 1, |x, _| crd_nce(&x[0], 40.0, 50));
     }
 }

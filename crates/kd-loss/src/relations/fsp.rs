@@ -164,3 +164,14 @@ impl Method for Flows {
         fsp((&first.0, &last.0), (&first.1, &last.1))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::agree;
+
+    #[test]
+    fn agrees_with_the_papers_formula() {
+        agree(&["fsp"], 2, |s, t| fsp((&s[0], &s[1]), (&t[0], &t[1])));
+    }
+}

@@ -60,3 +60,14 @@ impl Definition for Pkt {
         Ok(compare(vec![options.find(setup, DefaultPlace::Vector)?], pkt))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::agree;
+
+    #[test]
+    fn agrees_with_the_papers_formula() {
+        agree(&["pkt", "positive.pkt"], 1, |s, t| pkt(&s[0], &t[0]));
+    }
+}

@@ -131,7 +131,7 @@ impl Definition for RkdAngle {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::numbers;
+    use crate::testing::{agree, numbers};
     use candle_core::{DType, Var};
 
     /// Batches below, at and above what a thread adds up, one with two equal images.
@@ -177,5 +177,11 @@ mod tests {
         let distance = (found.to_dtype(DType::F64)? - &expected)?.to_scalar::<f64>()?.abs();
         assert!(distance <= expected.to_scalar::<f64>()? / 256.0, "{found} and {expected}");
         Ok(())
+    }
+
+    #[test]
+    fn agrees_with_the_papers_formula() {
+        agree(&["rkd_distance", "positive.rkd_distance"], 1, |s, t| rkd_distance(&s[0], &t[0]));
+        agree(&["rkd_angle", "positive.rkd_angle"], 1, |s, t| rkd_angle(&s[0], &t[0]));
     }
 }

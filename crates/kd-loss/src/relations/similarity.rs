@@ -47,3 +47,19 @@ impl Definition for Similarity {
         Ok(compare(vec![options.find(setup, DefaultPlace::Map)?], similarity_preserving))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::agree;
+
+    #[test]
+    fn agrees_with_the_papers_formula() {
+        let names = [
+            "similarity_preserving",
+            "smaller.similarity_preserving",
+            "larger.similarity_preserving",
+        ];
+        agree(&names, 1, |s, t| similarity_preserving(&s[0], &t[0]));
+    }
+}
