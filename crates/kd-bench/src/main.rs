@@ -17,10 +17,8 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use candle_core::Device;
 use clap::{Parser, ValueEnum};
+use kd_record::{Compile, DeviceChoice, Precision};
 
-use kd_run::compile::Compile;
-use kd_run::device::DeviceChoice;
-use kd_run::recipe::Precision;
 use work::{Batch, Work};
 
 #[derive(Parser)]
@@ -31,19 +29,12 @@ struct Args {
     /// Images in a step
     #[arg(long, default_value_t = 128)]
     batch_size: usize,
-    /// What to compute on
-    #[arg(long, value_enum, default_value_t = On::Cpu)]
-    device: On,
+    /// What to compute on: `cpu`, or `cuda`, the first NVIDIA GPU, which needs the feature `cuda`
+    #[arg(long, default_value = "cpu")]
+    device: DeviceChoice,
     /// The arithmetic of training steps on a GPU
     #[arg(long, default_value = "f32")]
     precision: Precision,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum On {
-    Cpu,
-    /// The first NVIDIA GPU; needs the feature `cuda`
-    Cuda,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -61,14 +52,14 @@ fn main() -> anyhow::Result<()> {
         unsafe { kd_ops::keep_candle_single_threaded() };
         kd_ops::keep_freed_memory();
     }
-    let device = match args.device {
-        On::Cpu => Device::Cpu,
-        On::Cuda => gpu(&args)?,
+    let device = match args.side {
+        // As `kd` sets it up.
+        Side::Ours => kd_run::device::choose(args.device)?,
+        Side::Candle if args.device == DeviceChoice::Cuda => Device::new_cuda(0)?,
+        Side::Candle => Device::Cpu,
     };
     let batch = Batch::new(args.batch_size, &device)?;
-    if args.precision != Precision::F32 && device.is_cpu() {
-        bail!("--precision tf32 and bf16 are for a GPU: add --device cuda");
-    }
+    kd_run::device::check(&device, args.precision, Compile::Off)?;
     let mut steps: HashMap<(Work, Compile), work::Step> = HashMap::new();
     for line in std::io::stdin().lock().lines() {
         let answer = match answer(&args, &batch, &mut steps, &line?) {
@@ -80,14 +71,6 @@ fn main() -> anyhow::Result<()> {
         out.flush()?;
     }
     Ok(())
-}
-
-/// The first GPU; for our side as `kd` sets it up.
-fn gpu(args: &Args) -> anyhow::Result<Device> {
-    match args.side {
-        Side::Ours => Ok(kd_run::device::choose(DeviceChoice::Cuda)?),
-        Side::Candle => Ok(Device::new_cuda(0)?),
-    }
 }
 
 fn answer(

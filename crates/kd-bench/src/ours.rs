@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use candle_core::{Device, Tensor};
 use kd_loss::{KdConfig, MethodConfig, Objective, Setup, Weighted, alpha_weights, kd_with_labels};
 use kd_models::{Architecture, Mode, ModelConfig};
-use kd_run::compile::Compile;
+use kd_record::{Compile, Precision};
 use kd_run::figures::{Sums, Unread};
 use kd_run::optimizer::Optimizer;
-use kd_run::recipe::{OptimizerConfig, Precision};
+use kd_run::recipe::OptimizerConfig;
 use kd_run::step::{At, StepConfig};
 use kd_run::task::{Learner, Supervised};
 use kd_run::teacher::{Cached, Network, NetworkTeacher, Teacher};
@@ -79,7 +79,7 @@ fn training(
     precision: Precision,
     compile: Compile,
 ) -> anyhow::Result<Step> {
-    compile.check(batch.images.device())?;
+    kd_run::device::check(batch.images.device(), precision, compile)?;
     let config = config(architecture);
     let parameters = kd_models::init(&config, 0, batch.images.device())?;
     let network = kd_models::build(&config, kd_models::var_builder(&parameters))?;

@@ -37,12 +37,33 @@ fn norm(grad: &Tensor) -> Result<f64> {
     if !grad.device().is_cpu() {
         return Ok(grad.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()?.sqrt());
     }
-    let square = |value: &f32| f64::from(*value) * f64::from(*value);
     cpu::with_slice("grad_norm", grad, |grad| {
-        let partial: Vec<f64> =
-            grad.par_chunks(CHUNK).map(|chunk| chunk.iter().map(square).sum()).collect();
-        Ok(partial.iter().sum::<f64>().sqrt())
+        let partial: Vec<Vec<f64>> = grad.par_chunks(ABREAST * CHUNK).map(chunk_sums).collect();
+        Ok(partial.iter().flatten().sum::<f64>().sqrt())
     })
+}
+
+/// Chunks that are summed abreast: one chunk's additions wait for each other, and those of four together take a quarter of the
+/// time (262,144 elements on one core: 0.34 and 0.08 ms).
+const ABREAST: usize = 4;
+
+/// The sum of squares of each [`CHUNK`] of at most [`ABREAST`] chunks.
+fn chunk_sums(values: &[f32]) -> Vec<f64> {
+    let square = |value: &f32| f64::from(*value) * f64::from(*value);
+    let chunks: Vec<&[f32]> = values.chunks(CHUNK).collect();
+    if let [a, b, c, d] = chunks[..]
+        && d.len() == CHUNK
+    {
+        let mut sums = [0.0; ABREAST];
+        for (((a, b), c), d) in a.iter().zip(b).zip(c).zip(d) {
+            sums[0] += square(a);
+            sums[1] += square(b);
+            sums[2] += square(c);
+            sums[3] += square(d);
+        }
+        return sums.to_vec();
+    }
+    chunks.iter().map(|chunk| chunk.iter().map(square).sum()).collect()
 }
 
 /// The Euclidean norm of all gradients together, from the norms that [`grad_norms`] gives.
@@ -109,4 +130,25 @@ pub fn clip_grad_norm_on_device(
     let count = each.len();
     let each = Tensor::from_vec(each, count, &Device::Cpu)?;
     Ok(GradNorms { names, each, total: Tensor::new(total, &Device::Cpu)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_abreast_have_the_sums_of_chunks_one_by_one() {
+        let values: Vec<f32> = (0..ABREAST * CHUNK).map(|i| (i % 1013) as f32 / 7.0).collect();
+        for count in [1, CHUNK, 3 * CHUNK + 5, ABREAST * CHUNK - 1, ABREAST * CHUNK] {
+            let mut expected = Vec::new();
+            for chunk in values[..count].chunks(CHUNK) {
+                let mut sum = 0.0f64;
+                for value in chunk {
+                    sum += f64::from(*value) * f64::from(*value);
+                }
+                expected.push(sum);
+            }
+            assert_eq!(chunk_sums(&values[..count]), expected, "{count}");
+        }
+    }
 }

@@ -42,6 +42,12 @@ fn main() {
         // The first line: a backtrace may follow.
         println!("skipped: no GPU ({})", error.to_string().lines().next().unwrap_or_default());
     }
+    if let Ok(device) = &device {
+        // As `kd` sets its device up: what is captured here is what it captures.
+        kd_ops::cuda::keep_freed_memory(device).unwrap();
+        // SAFETY: one thread runs all tests, see below.
+        unsafe { kd_ops::cuda::use_one_thread(device) };
+    }
     let trials = tests.into_iter().map(|(name, test)| {
         let device = device.as_ref().map(Device::clone).map_err(ToString::to_string);
         let ignored = device.is_err();

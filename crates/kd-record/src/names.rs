@@ -36,7 +36,7 @@ pub enum Precision {
 }
 
 /// How a training step reaches a GPU. It does not change the result.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Compile {
     /// Operation by operation.

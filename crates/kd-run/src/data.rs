@@ -107,18 +107,19 @@ impl Data {
     ///
     /// # Errors
     /// When there are fewer training images than parts or than images to select on.
-    pub fn for_run(mut self, run: &RunConfig) -> anyhow::Result<Self> {
+    pub fn for_run(mut self, run: &RunConfig) -> Result<Self> {
         if let Some([part, of]) = run.part {
             let left_out = self.part(part, of)?;
             self.train = Arc::new(self.train.select(&all_but(self.train.len(), &left_out)));
         }
         if let Some(count) = run.select_on {
-            anyhow::ensure!(
-                count < self.train.len(),
-                "run {}: select_on is {count}; expected fewer than the {} training images",
-                run.name,
-                self.train.len()
-            );
+            let images = self.train.len();
+            if count >= images {
+                return Err(Error::unfit(format!(
+                    "run {}: select_on is {count}; expected fewer than the {images} training images",
+                    run.name
+                )));
+            }
             let chosen = self.train.balanced_subset(count, self.classes.len(), SELECTION_SEED);
             self.selection = Some(Arc::new(self.train.select(&chosen)));
             self.train = Arc::new(self.train.select(&all_but(self.train.len(), &chosen)));
@@ -128,12 +129,13 @@ impl Data {
 
     /// The indices of the training images in part `part` (from 1) of `of` parts. The parts are balanced over the classes, hold each
     /// image exactly once, and are the same in every run.
-    pub(crate) fn part(&self, part: usize, of: usize) -> anyhow::Result<Vec<u32>> {
+    pub(crate) fn part(&self, part: usize, of: usize) -> Result<Vec<u32>> {
         let images = self.train.len();
-        anyhow::ensure!(
-            of <= images,
-            "{images} training images can't be cut into {of} parts; expected at most one part for each image"
-        );
+        if of > images {
+            return Err(Error::unfit(format!(
+                "{images} training images can't be cut into {of} parts; expected at most one part for each image"
+            )));
+        }
         // With the same seed a smaller balanced subset is contained in each larger one.
         let up_to = |part: usize| {
             self.train.balanced_subset(images * part / of, self.classes.len(), PART_SEED)
@@ -144,12 +146,13 @@ impl Data {
 }
 
 /// Splits the training images into those that remain and the `count` that are held out.
-fn hold_out(train: &Split, count: usize, classes: usize) -> anyhow::Result<(Split, Split)> {
-    anyhow::ensure!(
-        count < train.len(),
-        "data.held_out is {count}; expected fewer than the {} training images",
-        train.len()
-    );
+fn hold_out(train: &Split, count: usize, classes: usize) -> Result<(Split, Split)> {
+    let images = train.len();
+    if count >= images {
+        return Err(Error::unfit(format!(
+            "data.held_out is {count}; expected fewer than the {images} training images"
+        )));
+    }
     let held_out = train.balanced_subset(count, classes, HELD_OUT_SEED);
     Ok((train.select(&all_but(train.len(), &held_out)), train.select(&held_out)))
 }

@@ -1,50 +1,15 @@
-//! Where tensors live.
+//! Which device computes, and what it can do.
 
 use candle_core::Device;
+use kd_record::{Compile, DeviceChoice, Precision};
 
 use crate::Result;
 use crate::error::other;
 
-/// What `--device` takes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum DeviceChoice {
-    /// The best that this build and machine have.
-    #[default]
-    Auto,
-    /// The processor.
-    Cpu,
-    /// An NVIDIA GPU.
-    Cuda,
-}
-
-impl DeviceChoice {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Auto, Self::Cpu, Self::Cuda];
-
-    /// The name on the command line.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::Cpu => "cpu",
-            Self::Cuda => "cuda",
-        }
-    }
-}
-
-impl std::str::FromStr for DeviceChoice {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Self, String> {
-        let found = Self::ALL.into_iter().find(|device| device.name() == name);
-        let known = Self::ALL.map(Self::name).join(", ");
-        found.ok_or_else(|| format!("there is no device {name:?}; expected one of {known}"))
-    }
-}
-
-/// The device to train on.
+/// The device to compute on; a GPU is set up as training needs it.
 ///
 /// # Errors
-/// When it is not at hand.
+/// When a GPU is asked for and this build or this machine has none.
 pub fn choose(choice: DeviceChoice) -> Result<Device> {
     const BUILT: bool = cfg!(feature = "cuda");
     match choice {
@@ -69,6 +34,27 @@ pub fn choose(choice: DeviceChoice) -> Result<Device> {
     }
 }
 
+/// Checks that a device has the arithmetic, and can take steps in this way.
+///
+/// # Errors
+/// When it is no NVIDIA GPU, and either is for one alone.
+pub fn check(device: &Device, precision: Precision, compile: Compile) -> Result<()> {
+    if device.is_cuda() {
+        return Ok(());
+    }
+    if precision != Precision::F32 {
+        return Err(other!(
+            "precision {precision} is for NVIDIA GPUs, and this run computes on the CPU: use --device cuda, or precision f32"
+        ));
+    }
+    if compile == Compile::Graph {
+        return Err(other!(
+            "CUDA graphs are for NVIDIA GPUs, and this run computes on the CPU: use --device cuda, or leave --compile out"
+        ));
+    }
+    Ok(())
+}
+
 /// The first GPU, or what the driver says.
 fn gpu() -> Result<Device, String> {
     // With RUST_BACKTRACE a backtrace follows in the next lines.
@@ -85,7 +71,7 @@ fn gpu() -> Result<Device, String> {
     Ok(device)
 }
 
-/// The name in summaries.
+/// The device's name in records: `cpu`, `cuda` or `metal`.
 pub fn name(device: &Device) -> &'static str {
     match device {
         Device::Cpu => "cpu",

@@ -125,7 +125,7 @@ macro_rules! others {
     };
 }
 
-others!(candle_core::Error, kd_data::Error, kd_loss::Error, safetensors::SafeTensorError);
+others!(candle_core::Error, kd_data::Error, kd_loss::Error, crate::recipe::RecipeError);
 
 /// An [`Error::Other`] of a format string.
 macro_rules! other {

@@ -6,7 +6,6 @@
 #[cfg(feature = "cuda")]
 mod captured;
 pub mod checkpoint;
-pub mod compile;
 pub mod data;
 pub mod device;
 mod error;

@@ -14,10 +14,10 @@ mod tests;
 mod types;
 mod write;
 
-pub use crate::precision::Precision;
 pub use check::check_name;
 pub use differences::differences;
 pub(crate) use differences::differences_in_text;
+pub use kd_record::Precision;
 pub use optimizer::OptimizerConfig;
 pub(crate) use parse::MAX_BYTES;
 pub use parse::{RecipeError, nearest};

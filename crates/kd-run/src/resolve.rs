@@ -15,7 +15,7 @@ use crate::initial::Initial;
 use crate::recipe::{DataConfig, DatasetName, Precision, Recipe, RunConfig, RunRecipe, check_name};
 use crate::run::{ResolvedRun, Settings, shapes};
 use crate::teacher::Pretrained;
-use crate::{Error, Result};
+use crate::{Error, Result, device};
 
 /// What somebody wants besides the recipe, such as the flags of a command line. A field left `None` means what the recipe says.
 ///
@@ -123,8 +123,7 @@ pub struct Resolved {
 /// [`Error::Other`] when a file is missing or damaged.
 pub fn resolve(recipe: &Recipe, run: &RunConfig, choices: &Choices) -> Result<Resolved> {
     let mut resolved = with_choices(recipe, run.clone(), choices)?;
-    resolved.training.precision.check(&choices.device)?;
-    choices.settings.compile.check(&choices.device)?;
+    device::check(&choices.device, resolved.training.precision, choices.settings.compile)?;
     let out = choices.out.clone().unwrap_or_else(|| Path::new("runs").join(&recipe.name));
     let teacher_path = teacher_path(recipe, &resolved.run, choices, &out)?;
 

@@ -5,9 +5,8 @@ use std::path::PathBuf;
 use candle_core::Device;
 use kd_loss::Setup;
 use kd_models::ModelConfig;
-use kd_record::{OutFolder, RunFolder};
+use kd_record::{Compile, OutFolder, RunFolder};
 
-use crate::compile::Compile;
 use crate::data::Data;
 use crate::initial::Initial;
 use crate::recipe::RunRecipe;

@@ -3,10 +3,11 @@
 use kd_data::Batch;
 use kd_loss::RunStep;
 use kd_ops::clip_grad_norm_on_device;
+use kd_record::Precision;
 
 use crate::Result;
 use crate::figures::Figures;
-use crate::precision::Precision;
+use crate::precision::{begin, in_precision};
 use crate::task::Task;
 use crate::teacher::{Answers, Teacher};
 
@@ -64,8 +65,8 @@ pub fn step(
         Some(teacher) => teacher.answer(batch, task.needs())?,
         None => Answers::default(),
     };
-    let products = config.precision.begin();
-    let loss = task.loss(at, &config.precision.batch(batch)?, &taught)?;
+    let products = begin(config.precision);
+    let loss = task.loss(at, &in_precision(batch, config.precision)?, &taught)?;
     let mut gradients = loss.total.backward()?;
     let max_norm = config.clip_grad_norm.unwrap_or(f64::INFINITY);
     let mut norms = Vec::new();

@@ -14,11 +14,10 @@ use kd_record::event::has_ended;
 use kd_record::lock::try_lock;
 use kd_record::read::read_text;
 use kd_record::write::{create_folder, remove_partial, remove_partial_of, write_whole};
-use kd_record::{EpochRecord, Event, OutFolder, TeacherRecord};
+use kd_record::{Compile, EpochRecord, Event, OutFolder, TeacherRecord};
 use kd_report::tensorboard::TensorBoard;
 
 use crate::checkpoint::{self, State};
-use crate::compile::Compile;
 use crate::error::other;
 use crate::evaluate::{self, Evaluation, evaluate};
 use crate::events::RunLog;
@@ -30,7 +29,7 @@ use crate::step::{At, StepConfig};
 use crate::task::{Supervised, Task};
 use crate::teacher::{self, CacheConfig, Prepared};
 use crate::trainer::{PIECE_BY_PIECE, Trainer};
-use crate::{Error, Result, recipe, test_outputs};
+use crate::{Error, Result, device, recipe, test_outputs};
 
 /// Batches on which a teacher is judged whose logits are not cached.
 const TEACHER_SAMPLE: usize = 20;
@@ -162,8 +161,7 @@ pub fn train(
 /// Checks what is wrong whatever the folder holds.
 fn check(run: &ResolvedRun) -> Result<()> {
     run.recipe.validate()?;
-    run.recipe.training.precision.check(&run.device)?;
-    run.settings.compile.check(&run.device)?;
+    device::check(&run.device, run.recipe.training.precision, run.settings.compile)?;
     match (run.data.train.is_empty(), run.data.test.is_empty()) {
         (true, _) => Err(other!("there are no training images")),
         (_, true) => Err(other!("there are no test images")),

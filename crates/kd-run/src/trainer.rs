@@ -1,11 +1,11 @@
 //! What takes a run's steps, one after the other: piece by piece, or as a captured graph.
 
 use kd_data::Batch;
+use kd_record::Compile;
 
 use crate::Result;
 #[cfg(feature = "cuda")]
 use crate::captured::Capture;
-use crate::compile::Compile;
 use crate::figures::Figures;
 use crate::step::{At, StepConfig, step};
 use crate::task::Task;

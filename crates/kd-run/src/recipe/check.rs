@@ -7,6 +7,7 @@ use super::invalid::{Invalid, Step, require};
 use super::optimizer::OptimizerConfig;
 use super::schedule::LrSchedule;
 use super::types::{DataConfig, Recipe, RunConfig, RunRecipe};
+use crate::error::other;
 
 /// The largest number of epochs, and of images in a step, that is accepted: far more than anybody trains with.
 const MOST: usize = 1_000_000;
@@ -17,8 +18,8 @@ impl RunRecipe {
     ///
     /// # Errors
     /// When a value makes no sense; the message names it, what it is, and what is expected.
-    pub fn validate(&self) -> anyhow::Result<()> {
-        self.to_recipe().check().map_err(|invalid| anyhow::anyhow!("{invalid}"))
+    pub fn validate(&self) -> crate::Result<()> {
+        self.to_recipe().check().map_err(|invalid| other!("{invalid}"))
     }
 }
 
@@ -148,17 +149,16 @@ impl RunConfig {
 ///
 /// # Errors
 /// When it can't; the message says what is expected.
-pub fn check_name(name: &str) -> anyhow::Result<()> {
+pub fn check_name(name: &str) -> crate::Result<()> {
     let known = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     let first = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
-    anyhow::ensure!(
-        first
-            && name.bytes().all(known)
-            && name.len() <= 100
-            && !kd_record::layout::is_reserved(name),
-        "{name:?} can't be a run's name, which is also a folder's; expected at most 100 letters, digits, '-', '_' and '.', a letter or digit first, and not \"cache\""
-    );
-    Ok(())
+    let free = name.len() <= 100 && !kd_record::layout::is_reserved(name);
+    match first && free && name.bytes().all(known) {
+        true => Ok(()),
+        false => Err(other!(
+            "{name:?} can't be a run's name, which is also a folder's; expected at most 100 letters, digits, '-', '_' and '.', a letter or digit first, and not \"cache\""
+        )),
+    }
 }
 
 impl OptimizerConfig {

@@ -39,7 +39,7 @@ impl Recipe {
     /// # Errors
     /// When the file can't be read, is no TOML, or has an unknown key or a value that makes no sense. The message names file and
     /// line.
-    pub fn read(path: &Path) -> anyhow::Result<Self> {
+    pub fn read(path: &Path) -> crate::Result<Self> {
         let text = read_text(path, MAX_BYTES).map_err(|error| match error {
             kd_record::Error::Io { path, cause, .. } => {
                 kd_record::Error::Io { path, failed: "the recipe can't be read", cause }

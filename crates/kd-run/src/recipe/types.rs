@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::optimizer::OptimizerConfig;
 use super::schedule::LrSchedule;
-use crate::precision::Precision;
+use kd_record::Precision;
 
 /// The recipe format that this version reads and writes.
 pub const FORMAT: u32 = 1;

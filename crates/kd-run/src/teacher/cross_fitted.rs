@@ -82,3 +82,65 @@ impl Teacher for CrossFitted {
             .then_some("the host chooses which of the cross-fitted teachers answers for an image")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use kd_models::{Architecture, ModelConfig};
+
+    use super::*;
+    use crate::data;
+    use crate::recipe::{DataConfig, DatasetName};
+
+    /// Whatever images stand around it in the batch: a pass over the training images gives what each step would compute.
+    #[test]
+    fn each_image_is_answered_by_the_network_of_its_part() {
+        let config = DataConfig {
+            dataset: DatasetName::Synthetic,
+            train_limit: Some(70),
+            ..DataConfig::default()
+        };
+        let data = data::load(&config, Path::new("")).unwrap();
+        let network = ModelConfig::new(Architecture::Student, data.classes.len());
+        let tensors = |seed| {
+            let parameters = kd_models::init(&network, seed, &Device::Cpu).unwrap();
+            parameters.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor())).collect()
+        };
+        let teacher = Pretrained {
+            path: "teacher.safetensors".into(),
+            sha256: String::new(),
+            config: network,
+            tensors: tensors(0),
+            left_out: None,
+            parts: (0..3).map(tensors).collect(),
+        };
+        let needs = Needs { teacher_logits: true, ..Needs::default() };
+        let cross_fitted = CrossFitted::new(&teacher, &needs, &data, &Device::Cpu).unwrap();
+        let batches = crate::evaluate::in_order(config.normalization());
+        let [batch] = &kd_data::batches(&data.train, &batches, &Device::Cpu)
+            .unwrap()
+            .collect::<kd_data::Result<Vec<_>>>()
+            .unwrap()[..]
+        else {
+            panic!("70 images are one batch")
+        };
+        let answers = cross_fitted.answer(batch, &needs).unwrap().logits.unwrap();
+        for part in 0..3 {
+            let own = teacher.network_of(&teacher.parts[part], &Device::Cpu).unwrap();
+            for image in data.part(part + 1, 3).unwrap() {
+                let alone = batch.images.narrow(0, image as usize, 1).unwrap();
+                let expected = own.forward_t(&alone, Mode::Eval, &[]).unwrap().logits;
+                let found = answers.narrow(0, image as usize, 1).unwrap();
+                let bits = |logits: &Tensor| -> Vec<u32> {
+                    let values = logits.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                    values.into_iter().map(f32::to_bits).collect()
+                };
+                assert_eq!(bits(&found), bits(&expected), "image {image}");
+            }
+        }
+        let features = Needs { teacher: vec!["features.0".into()], ..Needs::default() };
+        let message = cross_fitted.answer(batch, &features).unwrap_err().to_string();
+        assert!(message.contains("come from 3 teachers"), "{message}");
+    }
+}

@@ -11,7 +11,7 @@ use crate::resume::assert_same;
 use crate::workdir::{TINY, WorkDir};
 
 /// Runs that together hold all that a checkpoint holds: helper weights and a memory that steps write to,
-/// augmented images, clipped gradients, a best epoch, kept and live outputs of the teacher.
+/// augmented images, clipped gradients, a best epoch, cached and computed outputs of the teacher.
 const RUNS: [(&str, &str); 4] = [
     ("student", "train --model student --clip-grad-norm 1 --checkpoint-every 1"),
     (

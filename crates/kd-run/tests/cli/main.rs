@@ -1,6 +1,7 @@
 //! `kd` as a process.
 
 mod disk;
+mod errors;
 mod evaluation;
 mod images;
 mod kills;

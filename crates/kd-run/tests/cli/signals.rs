@@ -97,5 +97,5 @@ fn a_signal_while_the_teacher_looks_at_the_images_stops_too() {
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(143), "{said}");
     assert!(said.contains("run kd: stopped by SIGTERM before its first step"), "{said}");
-    assert!(dir.kept("out").is_empty());
+    assert!(dir.cached("out").is_empty());
 }

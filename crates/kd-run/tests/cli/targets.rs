@@ -100,7 +100,7 @@ fn cross_fitted_targets_come_from_the_teacher_that_has_not_seen_the_image() {
     assert!(alone.iter().all(|alone| *alone != mixed), "{alone:?} and {mixed}");
     assert!((mixed - mean).abs() < 0.2, "{alone:?} and {mixed}");
 
-    // Computed in each step instead of kept, it is the same.
+    // Computed in each step instead of cached, it is the same.
     dir.train(&format!("{student} --name live --cache-memory 0"));
     let loss = |run: &str| dir.json(&format!("out/{run}/evaluation.json"))["loss"].as_f64();
     assert!((loss("kd").unwrap() - loss("live").unwrap()).abs() < 1e-4);

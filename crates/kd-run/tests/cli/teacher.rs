@@ -1,4 +1,4 @@
-//! Distillation: the teacher's file, its kept outputs, and fair comparison.
+//! Distillation: the teacher's file, its cached outputs, and fair comparison.
 
 use kd_models::Architecture;
 
@@ -57,23 +57,23 @@ fn the_teachers_outputs_are_computed_once_and_used_by_every_run() {
     let dir = WorkDir::new();
     dir.teacher("teacher.safetensors", 10, 5);
     dir.train(&format!("{KD} --out out"));
-    let kept = dir.kept("out");
-    assert_eq!(kept.len(), 1);
+    let cached = dir.cached("out");
+    assert_eq!(cached.len(), 1);
     let teacher = &dir.events("out/kd")[1];
     assert_eq!((&teacher["event"], &teacher["cached"][0]), (&"teacher".into(), &"logits".into()));
     // An altered copy with a right checksum would be used: here, only that the file is not written again.
-    let written = || std::fs::metadata(&kept[0]).unwrap().modified().unwrap();
+    let written = || std::fs::metadata(&cached[0]).unwrap().modified().unwrap();
     let before = written();
     dir.train(&format!("{KD} --name other --seed 9 --out out"));
-    assert_eq!((dir.kept("out"), written()), (kept.clone(), before));
+    assert_eq!((dir.cached("out"), written()), (cached.clone(), before));
 
     // Another teacher has outputs of its own, in the same folder.
     dir.teacher("teacher.safetensors", 10, 6);
     dir.train(&format!("{KD} --name third --out out"));
-    assert_eq!(dir.kept("out").len(), 2);
+    assert_eq!(dir.cached("out").len(), 2);
     // A feature map beside the logits.
     dir.train("distill --teacher teacher.safetensors --method cosine --out out");
-    assert_eq!(dir.kept("out").len(), 3);
+    assert_eq!(dir.cached("out").len(), 3);
 }
 
 #[test]
@@ -81,16 +81,17 @@ fn damaged_kept_outputs_are_noticed_and_made_anew() {
     let dir = WorkDir::new();
     dir.teacher("teacher.safetensors", 10, 5);
     dir.train(&format!("{KD} --out out"));
-    let kept = dir.kept("out").remove(0);
-    let whole = std::fs::read(&kept).unwrap();
+    let cached = dir.cached("out").remove(0);
+    let whole = std::fs::read(&cached).unwrap();
     let cut = &whole[..whole.len() - 5];
-    damage(&kept);
-    for (name, bytes) in [("a", std::fs::read(&kept).unwrap()), ("b", cut.to_vec()), ("c", vec![])]
+    damage(&cached);
+    for (name, bytes) in
+        [("a", std::fs::read(&cached).unwrap()), ("b", cut.to_vec()), ("c", vec![])]
     {
-        std::fs::write(&kept, bytes).unwrap();
+        std::fs::write(&cached, bytes).unwrap();
         let said = dir.train(&format!("{KD} --name {name} --out out"));
         assert!(said.contains("can't be used") && said.contains("computing them anew"), "{said}");
-        assert!(std::fs::read(&kept).unwrap() == whole, "{name}: not made anew");
+        assert!(std::fs::read(&cached).unwrap() == whole, "{name}: not made anew");
         assert_eq!(dir.read(&format!("out/{name}.safetensors")), dir.read("out/kd.safetensors"));
     }
 }
@@ -100,28 +101,28 @@ fn what_does_not_fit_the_memory_is_computed_in_each_step() {
     let dir = WorkDir::new();
     dir.teacher("teacher.safetensors", 10, 5);
     let line = "distill --teacher teacher.safetensors --method cosine";
-    dir.train(&format!("{line} --out kept"));
-    dir.train(&format!("{line} --cache-memory 0 --out live"));
-    assert!(dir.kept("live").is_empty());
-    let teacher = &dir.events("live/cosine")[1];
+    dir.train(&format!("{line} --out cached"));
+    dir.train(&format!("{line} --cache-memory 0 --out computed"));
+    assert!(dir.cached("computed").is_empty());
+    let teacher = &dir.events("computed/cosine")[1];
     assert_eq!(
         (&teacher["computed"][0], &teacher["cached"].as_array().unwrap().len()),
         (&"features.9".into(), &0)
     );
     let loss =
         |out: &str| dir.json(&format!("{out}/summary.json"))["runs"][0]["test_loss"].as_f64();
-    let difference = loss("kept").unwrap() - loss("live").unwrap();
+    let difference = loss("cached").unwrap() - loss("computed").unwrap();
     assert!(difference.abs() < 1e-4, "{difference}");
 }
 
 #[test]
-fn with_augmentation_nothing_is_kept() {
+fn with_augmentation_nothing_is_cached() {
     let dir = WorkDir::new();
     dir.teacher("teacher.safetensors", 10, 5);
     let recipe = kd_run::recipe::TUTORIAL.replace("flip = false", "flip = true");
     std::fs::write(dir.path("flipped.toml"), recipe).unwrap();
     dir.train(&format!("{KD} --recipe flipped.toml --out out"));
-    assert!(dir.kept("out").is_empty());
+    assert!(dir.cached("out").is_empty());
     assert_eq!(dir.events("out/kd")[1]["computed"][0], "logits");
 }
 

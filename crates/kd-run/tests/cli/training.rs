@@ -145,7 +145,7 @@ fn steep(dir: &WorkDir, name: &str, labels: &str, std: &str) {
 }
 
 #[test]
-fn a_gradient_that_is_not_finite_stops_the_run_before_the_step_is_taken() {
+fn a_gradient_that_is_not_finite_stops_the_run_in_that_very_step() {
     let dir = WorkDir::new();
     // The loss is 1e36 times some thousands, still finite; its gradient is not.
     steep(&dir, "steep.toml", "1e36", "1e-4");

@@ -135,8 +135,8 @@ impl WorkDir {
         weights(&self.path(below), Architecture::TUTORIAL_TEACHER, classes, seed, true);
     }
 
-    /// The files of the folder in which the teacher's outputs are kept.
-    pub(crate) fn kept(&self, out: &str) -> Vec<PathBuf> {
+    /// The files in the folder of the teacher's cached outputs.
+    pub(crate) fn cached(&self, out: &str) -> Vec<PathBuf> {
         let Ok(entries) = std::fs::read_dir(self.path(out).join("cache")) else {
             return Vec::new();
         };

@@ -21,7 +21,7 @@ fn main() {
         ("graphs_change_no_bit", graphs_change_no_bit),
         ("a_graph_follows_a_schedule", a_graph_follows_a_schedule),
         ("methods_by_themselves_and_in_graphs", methods_by_themselves_and_in_graphs),
-        ("a_second_run_reads_what_the_teacher_said", a_second_run_reads_what_the_teacher_said),
+        ("a_second_run_reads_the_cache", a_second_run_reads_the_cache),
         ("a_teacher_answers_in_f32", a_teacher_answers_in_f32),
         ("what_cannot_be_captured_is_submitted", what_cannot_be_captured_is_submitted),
         ("a_killed_process_goes_on_and_ends_the_same", a_killed_process_goes_on),
@@ -89,7 +89,7 @@ fn training_is_that_of_the_cpu() {
         let gpu = figures(&dir, &format!("gpu{gpu_out}/student"));
         assert_eq!((cpu.len(), gpu.len()), (8, 8));
         for (gpu, cpu) in gpu.iter().zip(&cpu) {
-            // An image more or less told right is 1 % of the training images and 2.5 % of the others.
+            // One correct prediction more or less is 1 % of the training images and 2.5 % of the others.
             let allowed = tolerance * cpu.abs() + if *cpu < 1.0 { 0.026 } else { 0.0 };
             assert!((gpu - cpu).abs() <= allowed, "{line}: {gpu}, on the CPU {cpu}");
         }
@@ -151,8 +151,8 @@ fn methods_by_themselves_and_in_graphs() {
     }
 }
 
-/// Once its outputs lay on the CPU there, and no second run could select from them.
-fn a_second_run_reads_what_the_teacher_said() {
+/// The cached outputs lie on the GPU in the second run, too, whose steps select from them there.
+fn a_second_run_reads_the_cache() {
     let dir = WorkDir::new();
     small_teacher(&dir);
     for name in ["first", "second"] {
@@ -160,23 +160,26 @@ fn a_second_run_reads_what_the_teacher_said() {
             "distill --method kd --teacher teacher.safetensors --device cuda --out out --name {name}"
         ));
     }
-    assert_eq!(dir.kept("out").len(), 1);
+    assert_eq!(dir.cached("out").len(), 1);
     let [first, second] =
         ["first", "second"].map(|name| weights_alone(&dir, &format!("out/{name}.safetensors")));
     assert!(first == second);
 }
 
-/// Its answers are f32 in training of any precision: those that each step asks for are those that were kept.
+/// Its answers are f32, whatever the precision of training is: those that each step computes are those that were cached.
 fn a_teacher_answers_in_f32() {
     let dir = WorkDir::new();
     small_teacher(&dir);
     let line = "distill --method kd --alpha 0 --teacher teacher.safetensors --device cuda --precision tf32";
-    dir.train(&format!("{line} --out kept"));
-    dir.train(&format!("{line} --out live --cache-memory 0"));
-    assert!(dir.kept("live").is_empty());
-    let kept = figures(&dir, "kept/kd");
-    for (live, kept) in figures(&dir, "live/kd").iter().zip(&kept) {
-        assert!((live - kept).abs() <= 1e-6 * kept.abs(), "{live}, from kept answers {kept}");
+    dir.train(&format!("{line} --out cached"));
+    dir.train(&format!("{line} --out computed --cache-memory 0"));
+    assert!(dir.cached("computed").is_empty());
+    let cached = figures(&dir, "cached/kd");
+    for (computed, cached) in figures(&dir, "computed/kd").iter().zip(&cached) {
+        assert!(
+            (computed - cached).abs() <= 1e-6 * cached.abs(),
+            "{computed}, from cached answers {cached}"
+        );
     }
 }
 

@@ -32,7 +32,7 @@ fn print(text: &str) -> anyhow::Result<()> {
 /// The recipe of `--recipe`, or the built-in one.
 fn read_recipe(path: Option<&Path>) -> anyhow::Result<Recipe> {
     match path {
-        Some(path) => Recipe::read(path),
+        Some(path) => Ok(Recipe::read(path)?),
         None => Ok(Recipe::parse(TUTORIAL, "the built-in recipe")?),
     }
 }

@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 use clap::Args;
-use kd_run::compile::Compile;
-use kd_run::device::{self, DeviceChoice};
-use kd_run::recipe::{DatasetName, Precision};
+use kd_record::{Compile, DeviceChoice, Precision};
+use kd_run::device;
+use kd_run::recipe::DatasetName;
 use kd_run::resolve::Choices;
 use kd_run::run::{Every, Settings};
 
