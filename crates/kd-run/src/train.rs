@@ -231,9 +231,10 @@ fn ask_teacher(
         data: &run.recipe.data,
         folder: &OutFolder::new(&run.out).cache(),
         memory: run.settings.cache_memory,
+        device: &run.device,
     };
     let mut progress = |done| observer(Progress::TeacherPass { done, images });
-    let prepared = teacher::prepare(teacher, needs, &run.data, &cache, &run.device, &mut progress)?;
+    let prepared = teacher::prepare(teacher, needs, &run.data, &cache, &mut progress)?;
     if let ControlFlow::Continue(prepared) = &prepared
         && !resumed
     {

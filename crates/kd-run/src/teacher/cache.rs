@@ -145,7 +145,7 @@ impl CacheFile {
     }
 
     /// The number of values of all images together.
-    fn values(&self) -> usize {
+    pub(super) fn values(&self) -> usize {
         self.origin.images * self.shape.iter().product::<usize>()
     }
 

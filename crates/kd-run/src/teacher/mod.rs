@@ -8,6 +8,7 @@ mod pretrained;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use kd_data::Batch;
@@ -58,6 +59,8 @@ pub(crate) struct CacheConfig<'a> {
     pub(crate) folder: &'a Path,
     /// Most bytes of cached outputs in memory.
     pub(crate) memory: u64,
+    /// Where teacher and cached outputs are.
+    pub(crate) device: &'a Device,
 }
 
 /// A run's teacher, ready to answer.
@@ -80,12 +83,16 @@ pub(crate) fn prepare(
     needs: &Needs,
     data: &Data,
     config: &CacheConfig<'_>,
-    device: &Device,
     progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
 ) -> Result<ControlFlow<(), Prepared>> {
-    let behind: Box<dyn Teacher> = match pretrained.parts.is_empty() {
-        true => Box::new(NetworkTeacher::new(pretrained.network(device)?)),
-        false => Box::new(CrossFitted::new(pretrained, needs, data, device)?),
+    let device = config.device;
+    let (behind, parts): (Box<dyn Teacher>, _) = match pretrained.parts.is_empty() {
+        true => (Box::new(NetworkTeacher::new(pretrained.network(device)?)), Vec::new()),
+        false => {
+            let teacher = CrossFitted::new(pretrained, needs, data, device)?;
+            let parts = teacher.parts();
+            (Box::new(teacher), parts)
+        }
     };
     // Cached even if no method needs them: they tell how well the teacher knows the images.
     let mut wanted = vec![(LOGITS.to_string(), vec![pretrained.config.classes])];
@@ -114,7 +121,7 @@ pub(crate) fn prepare(
         }
     }
     if !missing.is_empty() {
-        match pass(&*behind, missing, data, config, device, progress)? {
+        match pass(&*behind, &parts, missing, data, config, progress)? {
             ControlFlow::Continue(made) => outputs.extend(made),
             ControlFlow::Break(()) => return Ok(ControlFlow::Break(())),
         }
@@ -128,13 +135,14 @@ pub(crate) fn prepare(
     Ok(ControlFlow::Continue(Prepared { teacher, logits, cached, computed }))
 }
 
-/// Computes what is missing in the cache, all in one pass over the training images, and writes it there.
+/// Computes what is missing in the cache, all in one pass over the training images, and writes it there. With `parts` the
+/// images of each part make batches of their own, each of which one network answers whole.
 fn pass(
     teacher: &dyn Teacher,
+    parts: &[Vec<u32>],
     missing: Vec<CacheFile>,
     data: &Data,
     config: &CacheConfig<'_>,
-    device: &Device,
     progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
 ) -> Result<ControlFlow<(), BTreeMap<String, Tensor>>> {
     let mut needs = Needs::default();
@@ -144,27 +152,46 @@ fn pass(
             place => needs.teacher.push(place.to_string()),
         }
     }
-    let mut values: Vec<Vec<f32>> = missing.iter().map(|_| Vec::new()).collect();
-    let batches = evaluate::in_order(config.data.normalization());
+    let mut values: Vec<Vec<f32>> = missing.iter().map(|file| vec![0.0; file.values()]).collect();
+    let all = [(0..data.train.len() as u32).collect()];
+    let parts = if parts.is_empty() { &all } else { parts };
     let mut done = 0;
-    for batch in kd_data::batches(&data.train, &batches, device)? {
-        let batch = batch?;
-        let answers = teacher.answer(&batch, &needs)?;
-        for (file, values) in missing.iter().zip(&mut values) {
-            values.extend(answers.get(&file.output)?.flatten_all()?.to_vec1::<f32>()?);
-        }
-        done += batch.indices.len();
-        if progress(done).is_break() {
-            return Ok(ControlFlow::Break(()));
+    for images in parts {
+        let split = match images.len() == data.train.len() {
+            true => Arc::clone(&data.train),
+            false => Arc::new(data.train.select(images)),
+        };
+        let batches = evaluate::in_order(config.data.normalization());
+        for batch in kd_data::batches(&split, &batches, config.device)? {
+            let batch = among_all(batch?, images)?;
+            let answers = teacher.answer(&batch, &needs)?;
+            for (file, values) in missing.iter().zip(&mut values) {
+                let rows = answers.get(&file.output)?.flatten_all()?.to_vec1::<f32>()?;
+                let len = rows.len() / batch.indices.len();
+                for (row, &image) in rows.chunks_exact(len).zip(&batch.indices) {
+                    values[image as usize * len..][..len].copy_from_slice(row);
+                }
+            }
+            done += batch.indices.len();
+            if progress(done).is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
         }
     }
     let mut outputs = BTreeMap::new();
     for (file, values) in missing.into_iter().zip(values) {
         file.write(&values);
-        let tensor = Tensor::from_vec(values, file.full_shape(), device)?;
+        let tensor = Tensor::from_vec(values, file.full_shape(), config.device)?;
         outputs.insert(file.output, tensor);
     }
     Ok(ControlFlow::Continue(outputs))
+}
+
+/// A batch of a selection of the training images, `images`, as one of all of them: with their positions there.
+fn among_all(batch: Batch, images: &[u32]) -> Result<Batch> {
+    let indices: Vec<u32> = batch.indices.iter().map(|&index| images[index as usize]).collect();
+    let rows = Tensor::new(indices.as_slice(), batch.rows.device())?;
+    Ok(Batch { indices, rows, ..batch })
 }
 
 impl Answers {
