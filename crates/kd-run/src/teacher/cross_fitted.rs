@@ -110,7 +110,7 @@ mod tests {
             ..DataConfig::default()
         };
         let data = data::load(&config, Path::new("")).unwrap();
-        let network = ModelConfig::new(Architecture::Student, data.classes.len());
+        let network = ModelConfig::new(Architecture::TUTORIAL_STUDENT, data.classes.len());
         let tensors = |seed| {
             let parameters = kd_models::init(&network, seed, &Device::Cpu).unwrap();
             parameters.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor())).collect()

@@ -73,7 +73,7 @@ fn a_number_that_is_not_finite() {
 fn weights_and_choices_that_do_not_fit() {
     let dir = WorkDir::new();
     let path = dir.path("teacher.safetensors");
-    weights(&path, Architecture::ResNet8, 10, 5, true);
+    weights(&path, Architecture::RESNET8, 10, 5, true);
     let out = dir.path("out");
     match student(&out, Choices { init: Some(path.clone()), ..Choices::default() }).err() {
         Some(Error::DoesNotFit(error)) => {
@@ -83,7 +83,7 @@ fn weights_and_choices_that_do_not_fit() {
         other => panic!("{other:?}"),
     }
     match student(&out, Choices { teacher: Some(path), ..Choices::default() }).err() {
-        Some(Error::Choice(message)) => assert!(message.contains("asks no teacher"), "{message}"),
+        Some(Error::Choice(message)) => assert!(message.contains("needs no teacher"), "{message}"),
         other => panic!("{other:?}"),
     }
 }
