@@ -22,3 +22,8 @@ pub use graph::{Graph, GraphBuilder};
 pub use init::{Fill, uniform};
 pub use network::GraphNetwork;
 pub use parameters::{Parameters, Tensors, frozen, partly_frozen, var_builder};
+
+/// The guide's example is a test.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/new-network.md")]
+struct NewNetwork;

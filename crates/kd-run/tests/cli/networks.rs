@@ -257,3 +257,31 @@ fn what_can_not_be_started_from_or_frozen_is_said() {
         assert!(message.contains(expected), "{line}: {message}");
     }
 }
+
+/// The sizes are PyTorch's (parity/networks.py): sums over `parameters()`.
+#[test]
+fn networks_are_listed_with_their_sizes_and_places() {
+    let dir = WorkDir::new();
+    let list: serde_json::Value = serde_json::from_str(&dir.stdout("networks --json")).unwrap();
+    let list = list.as_array().unwrap();
+    let names: Vec<&str> = list.iter().map(|network| network["name"].as_str().unwrap()).collect();
+    let all: Vec<&str> = Architecture::all().map(Architecture::name).collect();
+    assert_eq!(names, all);
+    let of = |name: &str| list.iter().find(|network| network["name"] == name).unwrap();
+    let student = of("student");
+    assert_eq!(student["family"], "tutorial");
+    assert_eq!(student["input"], serde_json::json!([3, 32, 32]));
+    assert_eq!(student["parameters"], 267_738);
+    assert_eq!(student["multiply_adds"], 1_296_896);
+    let place = serde_json::json!({ "name": "features.5", "shape": [16, 8, 8] });
+    assert!(student["places"].as_array().unwrap().contains(&place), "{student}");
+    assert_eq!(of("resnet56")["parameters"], 853_018);
+    let text = dir.stdout("networks");
+    for expected in [
+        "teacher: family tutorial, images 3x32x32, 1,186,986 parameters, ",
+        "resnet20: family cifar_resnet, images 3x32x32, 269,722 parameters, ",
+        "    places: stem 16x32x32, layer1 16x32x32, layer2 32x16x16, layer3 64x8x8, pool 64\n",
+    ] {
+        assert!(text.contains(expected), "{expected} is not in {text}");
+    }
+}

@@ -7,7 +7,7 @@ mod values;
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    completions, distill, eval, export, man, methods, predict, recipe, report, train,
+    completions, distill, eval, export, man, methods, networks, predict, recipe, report, train,
 };
 use crate::failure::Failure;
 
@@ -59,6 +59,8 @@ pub(crate) enum Command {
     Report(report::Report),
     /// List every distillation method with its options
     Methods(methods::Methods),
+    /// List every network with its size and its feature places
+    Networks(networks::Networks),
     /// Check a recipe and print it with every default filled in
     Recipe(recipe::ShowRecipe),
     /// Print completions for a shell
@@ -78,6 +80,7 @@ impl Command {
             Self::Export(flags) => export::run(flags),
             Self::Report(flags) => report::run(flags),
             Self::Methods(flags) => methods::run(flags),
+            Self::Networks(flags) => networks::run(flags),
             Self::Recipe(flags) => recipe::run(flags),
             Self::Completions(flags) => completions::run(flags),
             Self::Man(flags) => man::run(flags),

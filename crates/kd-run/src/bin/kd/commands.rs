@@ -6,6 +6,7 @@ pub(crate) mod eval;
 pub(crate) mod export;
 pub(crate) mod man;
 pub(crate) mod methods;
+pub(crate) mod networks;
 pub(crate) mod predict;
 pub(crate) mod recipe;
 pub(crate) mod report;
