@@ -33,7 +33,7 @@ fn weights_that_do_not_fit_are_refused() {
     weights(&dir.path("hundred.safetensors"), Architecture::TUTORIAL_STUDENT, 100, 0, true);
     let message =
         dir.fails(&format!("eval --weights hundred.safetensors --model student {DATA}"), 1);
-    assert!(message.contains("tell 100 classes apart; the data has 10"), "{message}");
+    assert!(message.contains("classify 100 classes; the data has 10"), "{message}");
     weights(&dir.path("student.safetensors"), Architecture::TUTORIAL_STUDENT, 10, 0, true);
     let message =
         dir.fails(&format!("eval --weights student.safetensors --model teacher {DATA}"), 1);

@@ -149,7 +149,7 @@ fn a_teacher_that_does_not_fit_is_refused_with_its_reason() {
 
     dir.teacher("teacher.safetensors", 100, 5);
     let message = dir.train_fails(&format!("{KD} --out out"), 1);
-    assert!(message.contains("tell 100 classes apart; the data has 10"), "{message}");
+    assert!(message.contains("classify 100 classes; the data has 10"), "{message}");
 
     weights(&dir.path("teacher.safetensors"), Architecture::TUTORIAL_STUDENT, 10, 5, true);
     let message = dir.train_fails(&format!("{KD} --teacher-model teacher --out out"), 1);
