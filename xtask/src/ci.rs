@@ -35,6 +35,8 @@ enum Step {
     Browser,
     /// The tests that need candle-datasets, which takes minutes to build
     Hub,
+    /// Each published crate is packed, and built from its package alone
+    Package,
     /// kd-ops' operations once more in portable code: the tests take the best that the processor has
     Portable,
     /// The tests that need a GPU, on an emulated one, without and with cuDNN
@@ -96,6 +98,16 @@ impl Step {
                 "kd-data",
                 "--features",
                 "hub",
+            ]),
+            Step::Package => cargo(&[
+                "package",
+                "--workspace",
+                "--exclude",
+                "kd-bench",
+                "--exclude",
+                "xtask",
+                // A working tree with changes can be checked, too.
+                "--allow-dirty",
             ]),
             Step::Portable => {
                 let mut command = workspace::cargo();
