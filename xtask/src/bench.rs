@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use clap::ValueEnum;
+use kd_record::{DeviceChoice, Precision};
 use serde::Serialize;
 
-use crate::reproduce::{self, Device, Precision};
+use crate::reproduce;
 use crate::{process, workspace};
 
 /// Images of CIFAR-10's training set, and epochs of the tutorial.
@@ -45,8 +46,8 @@ pub struct Args {
     #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u64).range(1..))]
     rounds: u64,
     /// What to compute on; cuda also measures losses alone
-    #[arg(long, value_enum, default_value_t = Device::Cpu)]
-    device: Device,
+    #[arg(long, value_enum, default_value_t = DeviceChoice::Cpu)]
+    device: DeviceChoice,
     /// With --device cuda: convolutions through cuDNN, which must be installed
     #[arg(long)]
     cudnn: bool,
@@ -82,9 +83,9 @@ pub fn command(args: &Args) -> anyhow::Result<()> {
     let start = Instant::now();
     let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
     let features = reproduce::features(Some(args.device), args.cudnn)?;
-    ensure!(args.device != Device::Auto, "--device auto: a measurement says cpu or cuda");
+    ensure!(args.device != DeviceChoice::Auto, "--device auto: a measurement says cpu or cuda");
     ensure!(
-        args.precision == Precision::F32 || args.device == Device::Cuda,
+        args.precision == Precision::F32 || args.device == DeviceChoice::Cuda,
         "--precision {} is for a GPU: add --device cuda",
         args.precision.name()
     );
@@ -95,7 +96,7 @@ pub fn command(args: &Args) -> anyhow::Result<()> {
         python,
         threads: args.threads.unwrap_or(cores),
         batch_size: args.batch_size,
-        on_gpu: args.device == Device::Cuda,
+        on_gpu: args.device == DeviceChoice::Cuda,
         precision: args.precision,
     };
     let mut contestants = vec![setup.start(Side::Ours)?];
@@ -133,7 +134,7 @@ pub fn command(args: &Args) -> anyhow::Result<()> {
     print_table(&report, &times, start.elapsed());
     if let Some(path) = &args.json {
         let text = serde_json::to_string_pretty(&report)? + "\n";
-        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        kd_record::write::write_whole(path, text.as_bytes())?;
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use clap::{Parser, ValueEnum};
+use kd_record::{OutFolder, Summary};
 
 use crate::{emulated_gpu, process, reproduce, workspace};
 
@@ -209,31 +210,24 @@ struct OnEmulatedGpu {
 /// The files that a finished experiment leaves, each checked to be there, with their contents;
 /// every run must be clearly better than a guess among ten classes.
 fn results(out: &Path) -> anyhow::Result<Vec<(PathBuf, Vec<u8>)>> {
-    let read = |name: &str| {
-        let path = out.join(name);
-        let contents = fs::read(&path).with_context(|| format!("no {}", path.display()))?;
-        anyhow::Ok((path, contents))
-    };
-    let (_, summary) = read("summary.json")?;
-    let summary: serde_json::Value = serde_json::from_slice(&summary).context("summary.json")?;
-    ensure!(
-        summary["format"] == 1,
-        "summary.json has format {}; these checks read format 1: build `kd` from this checkout",
-        summary["format"]
-    );
-    read("report.html")?;
-    let runs = summary["runs"].as_array().context("summary.json has no runs")?;
+    let out = OutFolder::new(out);
+    let summary = Summary::read(&out.summary())?;
+    ensure!(out.report().exists(), "no {}", out.report().display());
     reproduce::RUNS
         .iter()
         .map(|name| {
-            let run = runs.iter().find(|run| run["name"] == *name);
-            let run = run.with_context(|| format!("summary.json has no run `{name}`"))?;
-            let accuracy = run["test_accuracy"].as_f64();
+            let run = summary.run(name);
+            let run = run.with_context(|| {
+                format!("{}: there is no run `{name}`", out.summary().display())
+            })?;
+            let accuracy = run.test_accuracy;
             ensure!(
-                accuracy.is_some_and(|accuracy| accuracy > 0.2),
-                "`{name}` has test accuracy {accuracy:?}, expected well above 0.1"
+                accuracy > 0.2,
+                "`{name}` has test accuracy {accuracy}, expected well above 0.1"
             );
-            read(&format!("{name}.safetensors"))
+            let path = out.weights(name);
+            let contents = fs::read(&path).with_context(|| format!("no {}", path.display()))?;
+            Ok((path, contents))
         })
         .collect()
 }

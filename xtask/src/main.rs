@@ -37,7 +37,10 @@ fn main() {
     };
     if let Err(error) = result {
         eprintln!("error: {error:#}");
-        let code = error.downcast_ref::<process::Interrupted>().map_or(1, |stop| stop.code);
+        let code = match error.downcast_ref() {
+            Some(process::Error::Interrupted { code }) => i32::from(*code),
+            _ => 1,
+        };
         std::process::exit(code);
     }
 }

@@ -1,6 +1,5 @@
 //! `cargo xtask reproduce`: the whole experiment, by starting `kd` stage after stage.
 
-use std::ffi::OsStr;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,6 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use clap::ValueEnum;
 use clap::builder::RangedU64ValueParser;
+use kd_record::layout::seed_of;
+use kd_record::{Compile, DeviceChoice, OutFolder, Precision};
 
 use crate::data::{self, Network, Origin};
 use crate::published::Dataset;
@@ -30,7 +31,7 @@ pub struct Args {
     pub data: Option<PathBuf>,
     /// What to compute on
     #[arg(long, value_enum)]
-    pub device: Option<Device>,
+    pub device: Option<DeviceChoice>,
     /// With --device cuda: convolutions through cuDNN, which must be installed
     #[arg(long)]
     pub cudnn: bool,
@@ -74,46 +75,14 @@ pub enum Choice {
     Synthetic,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-pub enum Device {
-    Auto,
-    Cpu,
-    Cuda,
-}
-
-/// As in a recipe's `[training]`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-pub enum Precision {
-    F32,
-    Tf32,
-    Bf16,
-}
-
-impl Precision {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::Tf32 => "tf32",
-            Self::Bf16 => "bf16",
-        }
-    }
-}
-
-/// How training steps reach a GPU.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-pub enum Compile {
-    Off,
-    Graph,
-}
-
 /// The features that `kd` is built with; only a GPU needs any.
 pub(crate) fn features(
-    device: Option<Device>,
+    device: Option<DeviceChoice>,
     cudnn: bool,
 ) -> anyhow::Result<&'static [&'static str]> {
     match (device, cudnn) {
-        (Some(Device::Cuda), false) => Ok(&["cuda"]),
-        (Some(Device::Cuda), true) => Ok(&["cuda", "cudnn"]),
+        (Some(DeviceChoice::Cuda), false) => Ok(&["cuda"]),
+        (Some(DeviceChoice::Cuda), true) => Ok(&["cuda", "cudnn"]),
         (_, false) => Ok(&[]),
         (_, true) => bail!("--cudnn is for a GPU: add --device cuda"),
     }
@@ -192,7 +161,7 @@ pub fn command(args: &Args) -> anyhow::Result<()> {
     for &seed in &seeds {
         let (folder, of_seed) = match seeds.len() {
             1 => (out.clone(), String::new()),
-            _ => (out.join(format!("seed-{seed}")), format!(", seed {seed}")),
+            _ => (OutFolder::new(&out).seed(seed).path, format!(", seed {seed}")),
         };
         for run in RUNS {
             let stage = format!("{run}{of_seed}");
@@ -222,8 +191,7 @@ fn check_layout(out: &Path, seeds: u64) -> anyhow::Result<()> {
     for entry in entries {
         let name = entry.with_context(|| format!("{}: can't be read", out.display()))?.file_name();
         let name = name.to_string_lossy();
-        let seed = name.strip_prefix("seed-").and_then(|seed| seed.parse::<u64>().ok());
-        let foreign = match seed {
+        let foreign = match seed_of(&name) {
             Some(seed) => !several || seed >= seeds,
             None => several && RUNS.contains(&&*name),
         };
@@ -331,7 +299,7 @@ fn kd_run(
         "teacher" | "student" => command.args(["train", "--model", run]),
         method => command
             .args(["distill", "--method", method, "--teacher"])
-            .arg(out.join("teacher.safetensors")),
+            .arg(OutFolder::new(out).weights("teacher")),
     };
     command.arg("--out").arg(out);
     let images_name = images.to_string();
@@ -340,7 +308,6 @@ fn kd_run(
         command.arg("--data").arg(data);
     }
     let extent = Extent::of(images, args.quick);
-    let device = args.device.and_then(|device| device.to_possible_value());
     let options = [
         ("--epochs", args.epochs.or(extent.epochs)),
         ("--batch-size", extent.batch_size),
@@ -353,8 +320,8 @@ fn kd_run(
             command.arg(flag).arg(value.to_string());
         }
     }
-    if let Some(device) = device {
-        command.args([OsStr::new("--device"), OsStr::new(device.get_name())]);
+    if let Some(device) = args.device {
+        command.args(["--device", device.name()]);
     }
     if let Some(precision) = args.precision {
         command.args(["--precision", precision.name()]);
@@ -387,11 +354,11 @@ mod tests {
 
     #[test]
     fn only_a_gpu_needs_features() {
-        for device in [None, Some(Device::Auto), Some(Device::Cpu)] {
+        for device in [None, Some(DeviceChoice::Auto), Some(DeviceChoice::Cpu)] {
             assert!(features(device, false).is_ok_and(<[_]>::is_empty));
             assert!(features(device, true).is_err());
         }
-        assert_eq!(features(Some(Device::Cuda), true).ok(), Some(&["cuda", "cudnn"][..]));
+        assert_eq!(features(Some(DeviceChoice::Cuda), true).ok(), Some(&["cuda", "cudnn"][..]));
     }
 
     #[test]

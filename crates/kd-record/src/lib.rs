@@ -11,6 +11,8 @@ pub mod hash;
 pub mod layout;
 pub mod lock;
 pub mod names;
+#[cfg(feature = "process")]
+pub mod process;
 pub mod read;
 pub mod roles;
 pub mod summary;

@@ -33,6 +33,9 @@ pub enum Error {
     /// A file could not be read or written, or is not what its format says.
     #[error(transparent)]
     Record(#[from] kd_record::Error),
+    /// A comparison can't be planned or made; the message says what is in the way.
+    #[error("{0}")]
+    Comparison(String),
     /// The page's template failed: a defect of the program, not of the files.
     #[error("the report's template: {0}")]
     Template(#[from] minijinja::Error),

@@ -9,6 +9,7 @@ use kd_record::OutFolder;
 use kd_record::write::write_whole;
 
 mod charts;
+pub mod compare;
 mod error;
 mod experiment;
 pub mod format;

@@ -7,12 +7,13 @@ mod values;
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    completions, distill, eval, export, man, methods, networks, predict, recipe, report, train,
+    compare, completions, distill, eval, export, man, methods, networks, predict, recipe, report,
+    train,
 };
 use crate::failure::Failure;
 
 pub(crate) use flags::{ComputeFlags, DataFlags, RunFlags};
-pub(crate) use values::{Part, architecture, at_least_one, part, positive, share};
+pub(crate) use values::{Part, architecture, at_least_one, one_of, part, positive, share};
 
 /// What stands below the commands in `kd --help`, and on the manual page.
 const HELP: &str = "\
@@ -57,6 +58,8 @@ pub(crate) enum Command {
     Export(export::Export),
     /// Show a table of the runs below output folders, and write an HTML page of them
     Report(report::Report),
+    /// Train recipes on the same seeds and compare them: differences, intervals, p-values
+    Compare(compare::Compare),
     /// List every distillation method with its options
     Methods(methods::Methods),
     /// List every network with its size and its feature places
@@ -79,6 +82,7 @@ impl Command {
             Self::Predict(flags) => predict::run(flags),
             Self::Export(flags) => export::run(flags),
             Self::Report(flags) => report::run(flags),
+            Self::Compare(flags) => compare::run(flags),
             Self::Methods(flags) => methods::run(flags),
             Self::Networks(flags) => networks::run(flags),
             Self::Recipe(flags) => recipe::run(flags),

@@ -1,5 +1,6 @@
 //! What each command does: a file for each, and here what several of them need.
 
+pub(crate) mod compare;
 pub(crate) mod completions;
 pub(crate) mod distill;
 pub(crate) mod eval;

@@ -15,6 +15,8 @@ pub(crate) enum Failure {
     Partly(String),
     /// A signal stopped a run, which can go on. Exit code 128 plus the signal's number, as a shell reports it.
     Interrupted(Interrupted),
+    /// A signal stopped a run that the command had started, and which can go on. The run has said so; the exit code is its own.
+    Stopped(u8),
     /// Anything else. Exit code 1.
     Failed(anyhow::Error),
 }
@@ -26,6 +28,7 @@ impl Failure {
             Self::Usage(_) => 2,
             Self::Partly(_) => 3,
             Self::Interrupted(interrupted) => interrupted.exit_code(),
+            Self::Stopped(code) => *code,
         }
     }
 }
@@ -42,6 +45,7 @@ impl fmt::Display for Failure {
             Self::Usage(message) | Self::Partly(message) => write!(f, "error: {message}"),
             // Somebody asked for it, so it is no error.
             Self::Interrupted(interrupted) => write!(f, "{interrupted}"),
+            Self::Stopped(_) => f.write_str("stopped; the same command goes on from here"),
             Self::Failed(error) => write!(f, "error: {error:#}"),
         }
     }

@@ -12,7 +12,7 @@ use kd_run::run::Every;
 pub(crate) struct Part(pub(crate) usize, pub(crate) usize);
 
 /// One of `names`, which help, completions and the message about any other name list.
-pub(super) fn one_of<T>(
+pub(crate) fn one_of<T>(
     names: impl IntoIterator<Item = &'static str>,
 ) -> impl TypedValueParser<Value = T>
 where

@@ -1,5 +1,7 @@
 //! What a few paired figures say: mean, spread, interval, and how often chance does as well.
 
+use crate::statistics::{mean, standard_deviation};
+
 /// Most seeds: the sign-flip test goes through all 2^n patterns, and the interval's factors end here.
 pub const MOST: usize = 20;
 
@@ -26,29 +28,29 @@ const T_975: [f64; MOST - 1] = [
     2.093024054,
 ];
 
-/// A sample's figures.
+/// Mean and spread of some values.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sample {
+    /// How many values there are.
     pub count: usize,
+    /// Their mean.
     pub mean: f64,
-    /// Divided by n - 1; `None` of one value.
+    /// Sample standard deviation (divided by n - 1); `None` of one value.
     pub deviation: Option<f64>,
-    /// 95 % interval of the mean is `mean` ± this (Student's t); `None` of one value.
+    /// Half the width of the 95 % interval around the mean (Student's t); `None` of one value.
     pub half_width: Option<f64>,
 }
 
-/// `None` without values, or with more than [`MOST`].
+/// Mean, spread and interval of some values; `None` without values, or with more than [`MOST`].
 pub fn sample(values: &[f64]) -> Option<Sample> {
     let count = values.len();
     if count == 0 || count > MOST {
         return None;
     }
-    let n = count as f64;
-    let mean = values.iter().sum::<f64>() / n;
-    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
-    let deviation = (count > 1).then(|| (squares / (n - 1.0)).sqrt());
-    let half_width = deviation.map(|deviation| T_975[count - 2] * deviation / n.sqrt());
-    Some(Sample { count, mean, deviation, half_width })
+    let deviation = standard_deviation(values);
+    let half_width =
+        deviation.map(|deviation| T_975[count - 2] * deviation / (count as f64).sqrt());
+    Some(Sample { count, mean: mean(values)?, deviation, half_width })
 }
 
 /// Two-sided p-value of paired differences by the exact sign-flip test (Fisher, 1935): were both

@@ -1,9 +1,10 @@
-//! The comparison as a table: for the terminal, in Markdown, and for `kd report`.
+//! The comparison as a table: for `kd report`, for the terminal, and in Markdown.
 
-use serde::Serialize;
+use kd_record::Comparison;
 
-use super::record::{Arm, Record};
+use super::document::{Arm, Figures};
 use super::statistics::{Sample, gap_closed, sample, sign_flip_p};
+use crate::{Error, Result};
 
 /// What the arms are set beside.
 #[derive(Clone, Copy, Debug, Default)]
@@ -16,40 +17,32 @@ pub struct Baselines<'a> {
     pub teacher: Option<&'a str>,
 }
 
-/// Cells of text.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Table {
-    pub title: String,
-    pub head: Vec<String>,
-    pub rows: Vec<Vec<String>>,
-    pub notes: Vec<String>,
-}
-
-/// Makes the table. Arms come in the record's order, teachers first.
+/// Makes the table. Arms come in the document's order, teachers first.
 ///
 /// # Errors
 /// When a baseline that was asked for is no arm.
-pub fn table(record: &Record, baselines: &Baselines<'_>) -> anyhow::Result<Table> {
+pub fn table(figures: &Figures, baselines: &Baselines<'_>) -> Result<Comparison> {
     let named = |name: Option<&str>, found: Option<&'_ Arm>| match name {
-        Some(name) => match record.arms.iter().find(|arm| arm.name == name) {
+        Some(name) => match figures.arms.iter().find(|arm| arm.name == name) {
             Some(arm) => Ok(Some(arm.name.clone())),
             None => {
-                let known: Vec<_> = record.arms.iter().map(|arm| arm.name.as_str()).collect();
-                anyhow::bail!("{name}: no such arm; the arms are {}", known.join(", "))
+                let known: Vec<_> = figures.arms.iter().map(|arm| arm.name.as_str()).collect();
+                let found = format!("{name}: no such arm; the arms are {}", known.join(", "));
+                Err(Error::Comparison(found))
             }
         },
         None => Ok(found.map(|arm| arm.name.clone())),
     };
     let alone = |arm: &&Arm| !arm.teaches && arm.method.is_none();
-    let alone = named(baselines.alone, record.arms.iter().find(alone))?;
+    let alone = named(baselines.alone, figures.arms.iter().find(alone))?;
     let is_kd = |arm: &&Arm| !arm.teaches && arm.method.as_deref() == Some("kd");
-    let by_name = record.arms.iter().filter(is_kd).find(|arm| arm.name == "kd");
-    let kd = named(baselines.kd, by_name.or(record.arms.iter().find(is_kd)))?;
+    let by_name = figures.arms.iter().filter(is_kd).find(|arm| arm.name == "kd");
+    let kd = named(baselines.kd, by_name.or(figures.arms.iter().find(is_kd)))?;
     // Of several teachers the one with the most pupils is not known here; the first is what recipes mean.
-    let teacher = named(baselines.teacher, record.arms.iter().find(|arm| arm.teaches))?;
+    let teacher = named(baselines.teacher, figures.arms.iter().find(|arm| arm.teaches))?;
 
     let by_seed = |name: &str| -> Vec<(u64, f64)> {
-        let runs = record.runs.iter().filter(|run| run.arm == name);
+        let runs = figures.runs.iter().filter(|run| run.arm == name);
         runs.map(|run| (run.seed, 100.0 * run.accuracy)).collect()
     };
     let mean_on = |name: &Option<String>, seeds: &[u64]| {
@@ -62,9 +55,9 @@ pub fn table(record: &Record, baselines: &Baselines<'_>) -> anyhow::Result<Table
     };
 
     let mut rows = Vec::new();
-    let mut arms: Vec<&Arm> = record.arms.iter().collect();
+    let mut arms: Vec<&Arm> = figures.arms.iter().collect();
     arms.sort_by_key(|arm| !arm.teaches);
-    let says = record.runs.iter().any(|run| run.teacher.is_some());
+    let says = figures.runs.iter().any(|run| run.teacher.is_some());
     for arm in arms {
         let values = by_seed(&arm.name);
         let accuracies: Vec<f64> = values.iter().map(|(_, value)| *value).collect();
@@ -102,7 +95,7 @@ pub fn table(record: &Record, baselines: &Baselines<'_>) -> anyhow::Result<Table
         };
         row.push(gap.map_or(String::new(), |share| format!("{:.0} %", 100.0 * share)));
         if says {
-            row.push(teacher_says(record, &arm.name));
+            row.push(teacher_says(figures, &arm.name));
         }
         rows.push(row);
     }
@@ -118,7 +111,7 @@ pub fn table(record: &Record, baselines: &Baselines<'_>) -> anyhow::Result<Table
     if says {
         head.push("teacher right, entropy".into());
     }
-    Ok(Table { title: title(record), head, rows, notes: notes(record, says) })
+    Ok(Comparison { title: title(figures), head, rows, notes: notes(figures, says) })
 }
 
 /// `[69.12, 70.02]`
@@ -130,8 +123,8 @@ fn interval(sample: &Sample, signed: bool) -> String {
     }
 }
 
-fn teacher_says(record: &Record, arm: &str) -> String {
-    let says: Vec<_> = record
+fn teacher_says(figures: &Figures, arm: &str) -> String {
+    let says: Vec<_> = figures
         .runs
         .iter()
         .filter(|run| run.arm == arm)
@@ -140,14 +133,14 @@ fn teacher_says(record: &Record, arm: &str) -> String {
     if says.is_empty() {
         return String::new();
     }
-    let mean = |of: fn(&super::record::TeacherSays) -> f64| {
+    let mean = |of: fn(&super::document::TeacherFigures) -> f64| {
         says.iter().map(|says| of(says)).sum::<f64>() / says.len() as f64
     };
     format!("{:.1} %, {:.3}", 100.0 * mean(|says| says.accuracy), mean(|says| says.entropy))
 }
 
-fn title(record: &Record) -> String {
-    let Some(dataset) = &record.dataset else { return "Nothing has been run yet".into() };
+fn title(figures: &Figures) -> String {
+    let Some(dataset) = &figures.dataset else { return "Nothing has been run yet".into() };
     match dataset.held_out {
         true => format!(
             "{}: {} images held out of the training set (for choosing settings)",
@@ -157,7 +150,7 @@ fn title(record: &Record) -> String {
     }
 }
 
-fn notes(record: &Record, says: bool) -> Vec<String> {
+fn notes(figures: &Figures, says: bool) -> Vec<String> {
     let mut notes = vec![
         "Mean and standard deviation over the seeds, each at the end of its run; intervals by Student's t.".to_owned(),
         "Differences are paired: with one seed all arms start from the same weights, see the same batches and drop the same units, and have the same teacher. p is of the exact two-sided sign-flip test (at least 2/2^n with n seeds), not corrected for the number of arms.".to_owned(),
@@ -166,7 +159,7 @@ fn notes(record: &Record, says: bool) -> Vec<String> {
     if says {
         notes.push("Teacher right, entropy: its share of right answers and the mean entropy of its softmax (nats) on the images that it teaches with.".into());
     }
-    if let Some(dataset) = &record.dataset {
+    if let Some(dataset) = &figures.dataset {
         if dataset.name == "synthetic" {
             notes.push("Synthetic pictures: these figures say nothing about CIFAR-10.".into());
         }
@@ -175,54 +168,54 @@ fn notes(record: &Record, says: bool) -> Vec<String> {
     notes
 }
 
-impl Table {
-    pub fn terminal(&self) -> String {
-        let width = |column: usize| {
-            let cells = std::iter::once(&self.head).chain(&self.rows);
-            cells.map(|row| row[column].chars().count()).max().unwrap_or(0)
-        };
-        let widths: Vec<usize> = (0..self.head.len()).map(width).collect();
-        let mut text = format!("{}\n\n", self.title);
-        for row in std::iter::once(&self.head).chain(&self.rows) {
-            let cells = row.iter().zip(&widths).enumerate().map(|(column, (cell, width))| {
-                // Names to the left, figures to the right.
-                if column == 0 { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
-            });
-            text += cells.collect::<Vec<_>>().join("  ").trim_end();
-            text.push('\n');
-        }
+/// The table with its columns in line.
+pub fn terminal(table: &Comparison) -> String {
+    let width = |column: usize| {
+        let cells = std::iter::once(&table.head).chain(&table.rows);
+        cells.map(|row| row[column].chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..table.head.len()).map(width).collect();
+    let mut text = format!("{}\n\n", table.title);
+    for row in std::iter::once(&table.head).chain(&table.rows) {
+        let cells = row.iter().zip(&widths).enumerate().map(|(column, (cell, width))| {
+            // Names to the left, figures to the right.
+            if column == 0 { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
+        });
+        text += cells.collect::<Vec<_>>().join("  ").trim_end();
         text.push('\n');
-        for note in &self.notes {
-            text += note;
-            text.push('\n');
-        }
-        text
     }
+    text.push('\n');
+    for note in &table.notes {
+        text += note;
+        text.push('\n');
+    }
+    text
+}
 
-    pub fn markdown(&self) -> String {
-        let line = |cells: &[String]| {
-            let cells: Vec<String> = cells.iter().map(|cell| cell.replace('|', "\\|")).collect();
-            format!("| {} |\n", cells.join(" | "))
-        };
-        let rule = |(column, _): (usize, &String)| if column == 0 { "---" } else { "---:" };
-        let rule: Vec<&str> = self.head.iter().enumerate().map(rule).collect();
-        let mut text = format!("{}\n\n{}| {} |\n", self.title, line(&self.head), rule.join(" | "));
-        text.extend(self.rows.iter().map(|row| line(row)));
-        text.push('\n');
-        text += &self.notes.join("\n\n");
-        text.push('\n');
-        text
-    }
+/// The table in Markdown.
+pub fn markdown(table: &Comparison) -> String {
+    let line = |cells: &[String]| {
+        let cells: Vec<String> = cells.iter().map(|cell| cell.replace('|', "\\|")).collect();
+        format!("| {} |\n", cells.join(" | "))
+    };
+    let rule = |(column, _): (usize, &String)| if column == 0 { "---" } else { "---:" };
+    let rule: Vec<&str> = table.head.iter().enumerate().map(rule).collect();
+    let mut text = format!("{}\n\n{}| {} |\n", table.title, line(&table.head), rule.join(" | "));
+    text.extend(table.rows.iter().map(|row| line(row)));
+    text.push('\n');
+    text += &table.notes.join("\n\n");
+    text.push('\n');
+    text
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::record::tests::{arm, dataset, run};
+    use super::super::document::tests::{arm, dataset, run};
     use super::*;
 
     /// Three seeds: KD 0.5, 0.7, 0.9 points over labels alone, and one arm that is half done.
-    fn record() -> Record {
-        let mut record = Record { format: 1, ..Record::default() };
+    fn figures() -> Figures {
+        let mut figures = Figures { format: 1, ..Figures::default() };
         let path = std::path::Path::new("f");
         for arm in [
             arm("student", false, None),
@@ -230,22 +223,22 @@ mod tests {
             arm("dkd", false, Some("dkd")),
             arm("teacher", true, None),
         ] {
-            record.add_arm(arm, path).unwrap();
+            figures.add_arm(arm, path).unwrap();
         }
         for (seed, gain) in [(0, 0.005), (1, 0.007), (2, 0.009)] {
             let base = 0.68 + 0.001 * seed as f64;
-            record.add_run(run("student", seed, base), dataset()).unwrap();
-            record.add_run(run("kd", seed, base + gain), dataset()).unwrap();
-            record.add_run(run("teacher", seed, base + 0.028), dataset()).unwrap();
+            figures.add_run(run("student", seed, base), dataset()).unwrap();
+            figures.add_run(run("kd", seed, base + gain), dataset()).unwrap();
+            figures.add_run(run("teacher", seed, base + 0.028), dataset()).unwrap();
         }
-        record.add_run(run("dkd", 1, 0.69), dataset()).unwrap();
-        record
+        figures.add_run(run("dkd", 1, 0.69), dataset()).unwrap();
+        figures
     }
 
     #[test]
     fn every_figure_is_where_it_belongs() {
-        let table = table(&record(), &Baselines::default()).unwrap();
-        let text = table.markdown();
+        let table = table(&figures(), &Baselines::default()).unwrap();
+        let text = markdown(&table);
         let expected = [
             "| arm | seeds | accuracy, % | 95 % interval | − student | p | − kd | p | gap closed |",
             // scipy: sem([70.8, 70.9, 71.0]) * t.ppf(0.975, 2) = 0.2484.
@@ -264,8 +257,8 @@ mod tests {
 
     #[test]
     fn the_terminals_columns_line_up() {
-        let table = table(&record(), &Baselines::default()).unwrap();
-        let text = table.terminal();
+        let table = table(&figures(), &Baselines::default()).unwrap();
+        let text = terminal(&table);
         let lines: Vec<&str> = text.lines().skip(2).take(5).collect();
         let end = |line: &str| line.find("0.").or(line.find("accuracy")).is_some();
         assert!(lines.iter().all(|line| end(line)), "{text}");
@@ -274,11 +267,11 @@ mod tests {
 
     #[test]
     fn baselines_can_be_named_and_must_exist() {
-        let record = record();
+        let figures = figures();
         let other = Baselines { kd: Some("dkd"), ..Baselines::default() };
-        assert_eq!(table(&record, &other).unwrap().head[6], "− dkd");
+        assert_eq!(table(&figures, &other).unwrap().head[6], "− dkd");
         let wrong = Baselines { alone: Some("nobody"), ..Baselines::default() };
-        let message = table(&record, &wrong).unwrap_err().to_string();
+        let message = table(&figures, &wrong).unwrap_err().to_string();
         assert!(message.contains("the arms are student, kd, dkd, teacher"), "{message}");
     }
 }

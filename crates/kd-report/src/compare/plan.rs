@@ -2,25 +2,34 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail, ensure};
 use serde_json::Value;
 
+use crate::{Error, Result};
+
 /// Changes to every recipe, as flags of `kd` and in the settings that are recorded.
+///
+/// Each is `None` where the recipes are to say it.
 #[derive(Clone, Debug, Default)]
 pub struct Overrides {
+    /// The data set's name.
     pub dataset: Option<String>,
-    pub epochs: Option<u64>,
-    pub batch_size: Option<u64>,
-    pub train_limit: Option<u64>,
-    pub test_limit: Option<u64>,
-    pub held_out: Option<u64>,
+    /// Epochs of each run.
+    pub epochs: Option<usize>,
+    /// Images in a step.
+    pub batch_size: Option<usize>,
+    /// Train on this many images.
+    pub train_limit: Option<usize>,
+    /// Test on this many images.
+    pub test_limit: Option<usize>,
+    /// Take this many training images out and test on them.
+    pub held_out: Option<usize>,
 }
 
 impl Overrides {
     /// Table and key in a recipe, flag of `kd`, value.
     fn all(&self) -> Vec<(&'static str, &'static str, &'static str, Value)> {
         let dataset = self.dataset.clone().map(Value::from);
-        let number = |value: Option<u64>| value.map(Value::from);
+        let number = |value: Option<usize>| value.map(Value::from);
         [
             ("data", "dataset", "--dataset", dataset),
             ("training", "epochs", "--epochs", number(self.epochs)),
@@ -34,6 +43,7 @@ impl Overrides {
         .collect()
     }
 
+    /// The same as flags of `kd train` and `kd distill`.
     pub fn flags(&self) -> Vec<String> {
         let text = |value: &Value| value.as_str().map_or(value.to_string(), str::to_owned);
         let flags = self.all().into_iter();
@@ -58,8 +68,9 @@ impl Overrides {
 pub struct Planned {
     /// Its name here, and in a seed's folder.
     pub name: String,
+    /// The recipe's file.
     pub recipe: PathBuf,
-    /// The recipe's run.
+    /// The name of the recipe's run.
     pub run: String,
     /// Name of the planned run that teaches it; `None` also where the recipe names a file.
     pub teacher: Option<String>,
@@ -70,22 +81,26 @@ pub struct Planned {
     /// Whether others learn from it.
     pub teaches: bool,
     /// How many parts the training images are cut into for cross-fitted targets.
-    pub cross_fit: Option<u64>,
-    /// All that its result depends on, but the seed.
+    pub cross_fit: Option<usize>,
+    /// All that the run's result depends on, except the seed: the recipe's tables, and the run without its name.
     pub settings: Value,
 }
 
-/// The arms of all recipes, given with their files and resolved by `kd recipe --json`. The same
-/// run in several recipes (their common teacher, the student alone) is one; another run of a name that is
-/// taken gets the recipe's name before its own.
-pub fn plan(recipes: &[(PathBuf, Value)], overrides: &Overrides) -> anyhow::Result<Vec<Planned>> {
+/// The arms of all recipes, each given with its file and as JSON with every default filled in (what `kd recipe --json` prints).
+///
+/// The same run in several recipes (their common teacher, the student alone) is one arm; another run of a name that is taken
+/// gets the recipe's name before its own. An arm comes after those whose weights it needs.
+///
+/// # Errors
+/// When runs wait for each other's weights, when two different runs would have the same name, when there is no run.
+pub fn plan(recipes: &[(PathBuf, Value)], overrides: &Overrides) -> Result<Vec<Planned>> {
     let mut planned: Vec<Planned> = Vec::new();
     for (path, resolved) in recipes {
         let mut resolved = resolved.clone();
         overrides.apply(&mut resolved);
-        let in_recipe =
-            || format!("{}: not a recipe as `kd recipe --json` prints it", path.display());
-        let runs = resolved["run"].as_array().with_context(in_recipe)?.clone();
+        let wrong = |found: &str| Error::Comparison(format!("{}: {found}", path.display()));
+        let no_recipe = || wrong("not a recipe as `kd recipe --json` prints it");
+        let runs = resolved["run"].as_array().ok_or_else(no_recipe)?.clone();
         let text = |run: &Value, key: &str| run[key].as_str().map(str::to_owned);
         // The recipe's names -> the plan's.
         let mut names: Vec<(String, String)> = Vec::new();
@@ -97,10 +112,10 @@ pub fn plan(recipes: &[(PathBuf, Value)], overrides: &Overrides) -> anyhow::Resu
             let ready =
                 waiting.iter().position(|run| !waits(run, "teacher") && !waits(run, "init"));
             let Some(ready) = ready else {
-                bail!("{}: runs wait for each other's weights", path.display())
+                return Err(wrong("its runs wait for each other's weights"));
             };
             let run = waiting.remove(ready);
-            let own_name = text(&run, "name").with_context(in_recipe)?;
+            let own_name = text(&run, "name").ok_or_else(no_recipe)?;
             // A run's name here; `None` for a file.
             let planned_name = |key: &str| {
                 let named = text(&run, key)?;
@@ -117,7 +132,7 @@ pub fn plan(recipes: &[(PathBuf, Value)], overrides: &Overrides) -> anyhow::Resu
                 teaches: runs.iter().any(taught),
                 teacher,
                 init,
-                cross_fit: run["cross_fit"].as_u64(),
+                cross_fit: run["cross_fit"].as_u64().map(|parts| parts as usize),
                 settings,
             };
             if planned.iter().any(|other| other.name == one.name && other.settings != one.settings)
@@ -127,18 +142,22 @@ pub fn plan(recipes: &[(PathBuf, Value)], overrides: &Overrides) -> anyhow::Resu
             names.push((own_name, one.name.clone()));
             match planned.iter_mut().find(|other| other.name == one.name) {
                 Some(same) if same.settings == one.settings => same.teaches |= one.teaches,
-                Some(other) => bail!(
-                    "{} and {}: two different runs would be called {}; rename one",
-                    other.recipe.display(),
-                    path.display(),
-                    one.name
-                ),
+                Some(other) => {
+                    return Err(Error::Comparison(format!(
+                        "{} and {}: two different runs would be called {}; rename one",
+                        other.recipe.display(),
+                        path.display(),
+                        one.name
+                    )));
+                }
                 None => planned.push(one),
             }
         }
     }
-    ensure!(!planned.is_empty(), "the recipes have no runs");
-    Ok(planned)
+    match planned.is_empty() {
+        true => Err(Error::Comparison("the recipes have no runs".into())),
+        false => Ok(planned),
+    }
 }
 
 fn settings(recipe: &Value, run: &Value, teacher: Option<&str>, init: Option<&str>) -> Value {
@@ -163,7 +182,8 @@ fn settings(recipe: &Value, run: &Value, teacher: Option<&str>, init: Option<&st
     })
 }
 
-pub fn stem(path: &Path) -> String {
+/// The name of a recipe's file without its ending.
+pub(super) fn stem(path: &Path) -> String {
     path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned())
 }
 

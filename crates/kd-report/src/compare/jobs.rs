@@ -5,27 +5,37 @@ use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread;
 
+use kd_record::layout::part_name;
+
 use super::plan::Planned;
 
 /// A network to train.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Job {
+    /// The run's seed.
     pub seed: u64,
-    /// Its place in the plan.
+    /// The arm's place in the plan.
     pub arm: usize,
-    /// The part of the images that it leaves out, and how many parts there are.
-    pub part: Option<(u64, u64)>,
+    /// The part of the images that the run leaves out (from 1), and how many parts there are.
+    pub part: Option<(usize, usize)>,
     /// Jobs that come first, all of them earlier in the list.
     pub after: Vec<usize>,
 }
 
-/// A run that leaves a part of the images out; kd finds it beside the teacher by this name.
-pub fn part_name(name: &str, part: Option<(u64, u64)>) -> String {
-    part.map_or(name.to_owned(), |(part, of)| format!("{name}-part-{part}-of-{of}"))
+impl Job {
+    /// The run's name: the arm's, or that under which kd looks for a teacher that leaves a part of the images out.
+    pub fn name(&self, plan: &[Planned]) -> String {
+        name(plan, self.arm, self.part)
+    }
 }
 
-/// The jobs of all seeds, seed by seed: every arm that is not `recorded`, after those runs whose weights it
-/// needs and that are not `at_hand` (both asked by name and seed).
+fn name(plan: &[Planned], arm: usize, part: Option<(usize, usize)>) -> String {
+    let own = &plan[arm].name;
+    part.map_or(own.clone(), |(part, of)| part_name(own, part, of))
+}
+
+/// The jobs of all seeds, seed by seed: every arm that is not `recorded`, after those runs whose weights it needs and that are
+/// not `at_hand` (both are asked by name and seed).
 pub fn jobs(
     plan: &[Planned],
     seeds: u64,
@@ -49,7 +59,7 @@ fn add(
     plan: &[Planned],
     seed: u64,
     arm: usize,
-    part: Option<(u64, u64)>,
+    part: Option<(usize, usize)>,
     at_hand: &impl Fn(&str, u64) -> bool,
 ) -> usize {
     let same = |job: &Job| (job.seed, job.arm, job.part) == (seed, arm, part);
@@ -65,7 +75,7 @@ fn add(
         }
     }
     first.extend(plan[arm].init.as_ref().and_then(named).map(|init| (init, None)));
-    first.retain(|(arm, part)| !at_hand(&part_name(&plan[*arm].name, *part), seed));
+    first.retain(|(arm, part)| !at_hand(&name(plan, *arm, *part), seed));
     let after =
         first.into_iter().map(|(arm, part)| add(jobs, plan, seed, arm, part, at_hand)).collect();
     jobs.push(Job { seed, arm, part, after });
@@ -77,15 +87,15 @@ fn add(
 ///
 /// # Errors
 /// The first failure.
-pub fn run(
+pub fn run<E: Send>(
     jobs: &[Job],
     side_by_side: usize,
-    train: impl Fn(&Job) -> anyhow::Result<()> + Sync,
-) -> anyhow::Result<()> {
-    struct State {
+    train: impl Fn(&Job) -> Result<(), E> + Sync,
+) -> Result<(), E> {
+    struct State<E> {
         waiting: VecDeque<usize>,
         done: Vec<bool>,
-        failure: Option<anyhow::Error>,
+        failure: Option<E>,
     }
     let state = Mutex::new(State {
         waiting: (0..jobs.len()).collect(),
@@ -130,10 +140,9 @@ pub fn run(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use anyhow::bail;
     use serde_json::Value;
 
-    fn planned(name: &str, teacher: Option<&str>, cross_fit: Option<u64>) -> Planned {
+    fn planned(name: &str, teacher: Option<&str>, cross_fit: Option<usize>) -> Planned {
         Planned {
             init: None,
             name: name.into(),
@@ -157,8 +166,7 @@ mod tests {
     }
 
     fn names(plan: &[Planned], jobs: &[Job]) -> Vec<String> {
-        let name = |job: &Job| format!("{}/{}", part_name(&plan[job.arm].name, job.part), job.seed);
-        jobs.iter().map(name).collect()
+        jobs.iter().map(|job| format!("{}/{}", job.name(plan), job.seed)).collect()
     }
 
     #[test]
@@ -213,7 +221,7 @@ mod tests {
                 pair.wait();
             }
             ended.lock().unwrap().push(jobs.iter().position(|other| other == job).unwrap());
-            Ok(())
+            Ok::<(), String>(())
         })
         .unwrap();
         assert_eq!(ended.into_inner().unwrap().len(), jobs.len());
@@ -227,9 +235,9 @@ mod tests {
             let begun = Mutex::new(0);
             let result = run(&jobs, side_by_side, |job| {
                 *begun.lock().unwrap() += 1;
-                if job.arm == 0 { bail!("no teacher") } else { Ok(()) }
+                if job.arm == 0 { Err("no teacher") } else { Ok(()) }
             });
-            assert_eq!(result.unwrap_err().to_string(), "no teacher");
+            assert_eq!(result.unwrap_err(), "no teacher");
             // The teachers fail; a student may have been on its way.
             assert!(begun.into_inner().unwrap() < jobs.len() / 2);
         }

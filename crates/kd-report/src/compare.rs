@@ -1,0 +1,13 @@
+//! Recipes compared on the same seeds, arm beside arm: what has to be trained and in which order ([`plan`], [`jobs`]), the raw
+//! figures of every run ([`document`]), and what they say ([`statistics`], [`table`]). `kd compare` trains the runs.
+
+pub mod document;
+pub mod jobs;
+pub mod plan;
+pub mod statistics;
+pub mod table;
+
+pub use document::{Arm, Figures};
+pub use jobs::Job;
+pub use plan::{Overrides, Planned};
+pub use table::Baselines;
