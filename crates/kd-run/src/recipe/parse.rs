@@ -3,11 +3,12 @@
 use std::fmt;
 use std::path::Path;
 
+use kd_models::Architecture;
+use kd_record::read::read_text;
 use toml::de::{DeTable, DeValue};
 
 use super::invalid::Step;
 use super::types::{FORMAT, Recipe};
-use kd_record::read::read_text;
 
 /// The largest recipe that is read, in bytes. No recipe that people write comes near it.
 pub(crate) const MAX_BYTES: u64 = 1 << 20;
@@ -117,12 +118,18 @@ fn offset_of(root: &DeTable<'_>, path: &[Step]) -> usize {
     offset
 }
 
-/// serde's message about an unknown name, with the nearest of the names that it lists added as a suggestion.
+/// A message about an unknown name, serde's or that about a network's, with the nearest of the known names added as a
+/// suggestion.
 fn with_suggestion(message: &str) -> String {
     let mut names = message.split('`').skip(1).step_by(2);
     let is_unknown = message.starts_with("unknown field") || message.starts_with("unknown variant");
-    let (true, Some(found)) = (is_unknown, names.next()) else { return message.to_string() };
-    match nearest(found, names) {
+    let model = message.strip_prefix("there is no model \"").and_then(|rest| rest.split_once('"'));
+    let meant = match (model, is_unknown.then(|| names.next()).flatten()) {
+        (Some((found, _)), _) => nearest(found, Architecture::all().map(Architecture::name)),
+        (None, Some(found)) => nearest(found, names),
+        (None, None) => None,
+    };
+    match meant {
         Some(name) => format!("{message}; did you mean `{name}`?"),
         None => message.to_string(),
     }
