@@ -64,7 +64,7 @@ pub fn onnx(graph: &Graph, weights: &Tensors, config: &OnnxConfig) -> Result<Vec
     };
     let mut writer = Writer::new(graph.name());
     let mut x = writer.input("images", element, &[channels, height, width]);
-    let logits = writer.output("logits", DataType::Float, &[graph.classes()]);
+    writer.reserve("logits");
     if config.input == Input::Uint8 {
         x = writer.node("Cast", &[&x], "images.float", vec![int("to", DataType::Float as i64)]);
     }
@@ -79,9 +79,11 @@ pub fn onnx(graph: &Graph, weights: &Tensors, config: &OnnxConfig) -> Result<Vec
     let mut values: Vec<String> = vec![x];
     for node in &graph.nodes()[1..] {
         let inputs: Vec<&str> = node.inputs.iter().map(|id| values[id.index()].as_str()).collect();
-        let value = export.node(node, &inputs, &logits)?;
+        let value = export.node(node, &inputs)?;
         values.push(value);
     }
+    // The head is the last node.
+    export.writer.output("logits", DataType::Float, &[graph.classes()]);
     let class_names = config.class_names.as_ref().map(serde_json::to_string).transpose();
     let class_names = class_names.map_err(|error| Error::Config {
         field: "class_names",
@@ -99,8 +101,8 @@ struct Export<'a> {
 }
 
 impl Export<'_> {
-    /// Adds the nodes that compute a node of the graph; gives the name of its value, which is `logits` for the head.
-    fn node(&mut self, node: &Node, inputs: &[&str], logits: &str) -> Result<String> {
+    /// Adds the nodes that compute a node of the graph; gives the name of its value.
+    fn node(&mut self, node: &Node, inputs: &[&str]) -> Result<String> {
         let x = inputs[0];
         let square = |name: &str, side: usize| ints(name, &[side as i64, side as i64]);
         let (operator, attributes) = match &node.op {
@@ -112,12 +114,10 @@ impl Export<'_> {
                     ints("pads", &[padding; 4]),
                     square("strides", conv.stride),
                 ];
-                return self.layer("Conv", node, x, &node.name, window);
+                return self.layer("Conv", node, x, window);
             }
             Op::Linear { .. } => {
-                let is_head = node.name == self.graph.head().name;
-                let output = if is_head { logits } else { &node.name };
-                return self.layer("Gemm", node, x, output, vec![int("transB", 1)]);
+                return self.layer("Gemm", node, x, vec![int("transB", 1)]);
             }
             Op::BatchNorm => {
                 let mut inputs = vec![x.to_string()];
@@ -155,7 +155,6 @@ impl Export<'_> {
         operator: &str,
         node: &Node,
         x: &str,
-        output: &str,
         attributes: Vec<AttributeProto>,
     ) -> Result<String> {
         let mut inputs = vec![x.to_string()];
@@ -166,7 +165,7 @@ impl Export<'_> {
             });
         }
         let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
-        Ok(self.writer.node(operator, &inputs, output, attributes))
+        Ok(self.writer.node(operator, &inputs, &node.name, attributes))
     }
 
     /// Every second pixel, between `channels` channels of zeros before and as many behind.

@@ -44,14 +44,20 @@ impl Writer {
         self.unique(name)
     }
 
-    /// An output whose first dimension is open. Its name is meant for the node that gives it.
-    pub(super) fn output(&mut self, name: &str, element: DataType, dims: &[usize]) -> String {
-        self.graph.output.push(value(name, element, dims));
-        self.unique(name)
+    /// Keeps a name for [`Writer::output`].
+    pub(super) fn reserve(&mut self, name: &str) {
+        self.names.insert(name.to_string());
     }
 
-    /// A node with one result; gives the result's name, which is `output` if that is an output of the graph or not yet
-    /// taken.
+    /// Makes the value of the last node the graph's output, under a reserved name. Its first dimension is open.
+    pub(super) fn output(&mut self, name: &str, element: DataType, dims: &[usize]) {
+        self.graph.output.push(value(name, element, dims));
+        if let Some(last) = self.graph.node.last_mut() {
+            last.output = vec![name.to_string()];
+        }
+    }
+
+    /// A node with one result; gives the result's name, which is `output` where that is not yet taken.
     pub(super) fn node(
         &mut self,
         operator: &str,
@@ -59,8 +65,7 @@ impl Writer {
         output: &str,
         attribute: Vec<AttributeProto>,
     ) -> String {
-        let is_output = self.graph.output.iter().any(|value| value.name == output);
-        let output = if is_output { output.to_string() } else { self.unique(output) };
+        let output = self.unique(output);
         self.graph.node.push(NodeProto {
             op_type: operator.into(),
             name: output.clone(),

@@ -1,0 +1,251 @@
+//! What is exported computes what the network computes: the file is read with message types written from ONNX's
+//! protobuf schema by hand, and its operators are run as ONNX describes them, with candle's own operations.
+//! `parity/onnx_export.py` checks the same in onnxruntime.
+
+mod common;
+
+use std::collections::HashMap;
+
+use candle_core::{DType, Device, Tensor};
+use common::{config, hashed, tensors, values};
+use kd_models::graph::{Conv, GraphBuilder};
+use kd_models::onnx::{Input, OnnxConfig, onnx};
+use kd_models::{
+    Architecture, Classifier, Graph, GraphNetwork, Mode, ModelConfig, Tensors, frozen,
+};
+use prost::Message;
+
+#[derive(Clone, PartialEq, Message)]
+struct Model {
+    #[prost(message, optional, tag = "7")]
+    graph: Option<File>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct File {
+    #[prost(message, repeated, tag = "1")]
+    nodes: Vec<Node>,
+    #[prost(message, repeated, tag = "5")]
+    initializers: Vec<Initializer>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Node {
+    #[prost(string, repeated, tag = "1")]
+    inputs: Vec<String>,
+    #[prost(string, repeated, tag = "2")]
+    outputs: Vec<String>,
+    #[prost(string, tag = "4")]
+    operator: String,
+    #[prost(message, repeated, tag = "5")]
+    attributes: Vec<Attribute>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Attribute {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(float, tag = "2")]
+    f: f32,
+    #[prost(int64, tag = "3")]
+    i: i64,
+    #[prost(int64, repeated, tag = "8")]
+    ints: Vec<i64>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Initializer {
+    #[prost(int64, repeated, tag = "1")]
+    dims: Vec<i64>,
+    #[prost(int32, tag = "2")]
+    data_type: i32,
+    #[prost(string, tag = "8")]
+    name: String,
+    #[prost(bytes = "vec", tag = "9")]
+    raw_data: Vec<u8>,
+}
+
+impl Initializer {
+    /// Its values as f32; types 1, 3 and 7 are f32, i8 and i64.
+    fn tensor(&self) -> Tensor {
+        let bytes = &self.raw_data;
+        let values: Vec<f32> = match self.data_type {
+            1 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(),
+            3 => bytes.iter().map(|b| f32::from(*b as i8)).collect(),
+            7 => bytes
+                .chunks_exact(8)
+                .map(|b| i64::from_le_bytes(b.try_into().unwrap()) as f32)
+                .collect(),
+            other => panic!("element type {other}"),
+        };
+        let dims: Vec<usize> = self.dims.iter().map(|dim| *dim as usize).collect();
+        Tensor::from_vec(values, dims, &Device::Cpu).unwrap()
+    }
+}
+
+/// Runs an exported file.
+fn run(file: &[u8], images: &Tensor) -> Vec<f32> {
+    let graph = Model::decode(file).unwrap().graph.unwrap();
+    let mut known: HashMap<String, Tensor> = HashMap::from([("images".into(), images.clone())]);
+    for initializer in &graph.initializers {
+        let other = known.insert(initializer.name.clone(), initializer.tensor());
+        assert!(other.is_none(), "{} is there twice", initializer.name);
+    }
+    for node in &graph.nodes {
+        let inputs: Vec<&Tensor> = node.inputs.iter().map(|name| &known[name]).collect();
+        let value = compute(node, &inputs);
+        let other = known.insert(node.outputs[0].clone(), value);
+        assert!(other.is_none(), "{} is there twice", node.outputs[0]);
+    }
+    values(&known["logits"])
+}
+
+fn compute(node: &Node, inputs: &[&Tensor]) -> Tensor {
+    let x = inputs[0];
+    let attribute = |name: &str| node.attributes.iter().find(|a| a.name == name).unwrap();
+    let first = |name: &str| attribute(name).ints[0] as usize;
+    let column = |t: &Tensor| t.reshape((1, (), 1, 1)).unwrap();
+    match node.operator.as_str() {
+        "Cast" => x.to_dtype(DType::F32),
+        "Sub" => x.broadcast_sub(inputs[1]),
+        "Div" => x.broadcast_div(inputs[1]),
+        "Add" => x + inputs[1],
+        "Relu" => x.relu(),
+        "Flatten" => x.flatten_from(1),
+        "GlobalAveragePool" => x.mean_keepdim((2, 3)),
+        "MaxPool" => x.max_pool2d_with_stride(first("kernel_shape"), first("strides")),
+        "Conv" => {
+            let y = x.conv2d(inputs[1], first("pads"), first("strides"), 1, 1).unwrap();
+            inputs.get(2).map_or(Ok(y.clone()), |bias| y.broadcast_add(&column(bias)))
+        }
+        "Gemm" => {
+            assert_eq!(attribute("transB").i, 1);
+            x.matmul(&inputs[1].t().unwrap()).unwrap().broadcast_add(inputs[2])
+        }
+        "BatchNormalization" => {
+            let [scale, shift, mean, var] = [1, 2, 3, 4].map(|input| column(inputs[input]));
+            let std = (var + f64::from(attribute("epsilon").f)).unwrap().sqrt().unwrap();
+            let x = x.broadcast_sub(&mean).unwrap().broadcast_div(&std).unwrap();
+            x.broadcast_mul(&scale).unwrap().broadcast_add(&shift)
+        }
+        "DequantizeLinear" => {
+            let mut rows = vec![1; x.rank()];
+            rows[0] = x.dims()[0];
+            x.broadcast_mul(&inputs[1].reshape(rows).unwrap())
+        }
+        // Of an option-A shortcut: every second pixel from the first on, to the end.
+        "Slice" => {
+            assert_eq!((values(inputs[1]), values(inputs[3])), (vec![0.0; 2], vec![2.0, 3.0]));
+            assert_eq!(values(inputs[4]), [2.0; 2]);
+            [2, 3].iter().try_fold(x.clone(), |x, &dim| {
+                let end = (x.dims()[dim] as u32).min(values(inputs[2])[dim - 2] as u32);
+                let second: Vec<u32> = (0..end).step_by(2).collect();
+                x.index_select(&Tensor::new(second, &Device::Cpu)?, dim)
+            })
+        }
+        "Pad" => {
+            let pads: Vec<usize> = values(inputs[1]).into_iter().map(|pad| pad as usize).collect();
+            (0..4).try_fold(x.clone(), |x, dim| x.pad_with_zeros(dim, pads[dim], pads[dim + 4]))
+        }
+        other => panic!("operator {other}"),
+    }
+    .unwrap()
+}
+
+const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
+const STD: [f32; 3] = [0.229, 0.224, 0.225];
+
+fn options(input: Input, int8: bool) -> OnnxConfig {
+    OnnxConfig { input, int8, mean: MEAN.into(), std: STD.into(), class_names: None }
+}
+
+/// Images of bytes, and the logits of the network for them.
+fn expected(graph: &Graph, weights: &Tensors) -> (Tensor, Vec<f32>) {
+    let [channels, height, width] = graph.input();
+    let shape = [2, channels, height, width];
+    let bytes = ((hashed(&shape, 3, 1.0) + 1.0).unwrap() * 127.5).unwrap().floor().unwrap();
+    let column =
+        |values: [f32; 3]| Tensor::new(&values, &Device::Cpu).unwrap().reshape((1, 3, 1, 1));
+    let unit = (&bytes / 255.0).unwrap();
+    let images = unit.broadcast_sub(&column(MEAN).unwrap()).unwrap();
+    let images = images.broadcast_div(&column(STD).unwrap()).unwrap();
+    let network = GraphNetwork::new(graph.clone(), frozen(weights)).unwrap();
+    let logits = network.forward_t(&images, Mode::Eval, &[]).unwrap().logits;
+    (bytes, values(&logits))
+}
+
+fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+#[test]
+fn both_families_compute_in_a_file_what_they_compute_here() {
+    let resnet = ModelConfig { input: [3, 21, 18], ..config(Architecture::RESNET8) };
+    let student = ModelConfig { input: [3, 15, 22], ..config(Architecture::TUTORIAL_STUDENT) };
+    let others =
+        [Architecture::TUTORIAL_TEACHER, Architecture::TUTORIAL_STUDENT, Architecture::RESNET20];
+    for config in others.map(config).into_iter().chain([resnet, student]) {
+        let graph = config.graph().unwrap();
+        // Scales and statistics that are not the fresh ones.
+        let weights = tensors(&common::fixed_weights(&config));
+        let (bytes, logits) = expected(&graph, &weights);
+        let unit = (&bytes / 255.0).unwrap();
+        for (input, images) in [(Input::Uint8, &bytes), (Input::Float, &unit)] {
+            let found = run(&onnx(&graph, &weights, &options(input, false)).unwrap(), images);
+            let off = largest_difference(&found, &logits);
+            assert!(off < 1e-4, "{} {:?} {input:?}: {off}", graph.name(), config.input);
+        }
+        let quantized = onnx(&graph, &weights, &options(Input::Uint8, true)).unwrap();
+        let whole = onnx(&graph, &weights, &options(Input::Uint8, false)).unwrap();
+        assert!(quantized.len() * 3 < whole.len(), "{} and {}", quantized.len(), whole.len());
+        let spread = logits.iter().fold(0f32, |most, logit| most.max(logit.abs()));
+        let off = largest_difference(&run(&quantized, &bytes), &logits);
+        assert!(off < 0.1 * spread, "{} as bytes: {off} of {spread}", graph.name());
+    }
+}
+
+/// A normalisation that can't be folded, and names that the file has already.
+#[test]
+fn a_graph_of_ones_own_is_exported_whatever_its_names() {
+    let mut g = GraphBuilder::new("own", [3, 9, 7]).unwrap();
+    let x = g.batch_norm("mean", g.images()).unwrap();
+    let x = g.conv("std", x, Conv { stride: 2, ..Conv::new(4, 3) }).unwrap();
+    let y = g.batch_norm("images.Sub", x).unwrap();
+    // The convolution is seen by somebody else, too.
+    let x = g.sum("logits", x, y).unwrap();
+    let x = g.max_pool("std.weight", x, 3, 1).unwrap();
+    let x = g.flatten("mean.weight", x).unwrap();
+    let x = g.linear("head", x, 3).unwrap();
+    let graph = g.finish(x).unwrap();
+    let mut weights = tensors(&graph.init(1, &Device::Cpu).unwrap());
+    for (tag, name) in
+        ["mean.running_mean", "images.Sub.running_mean", "mean.bias"].iter().enumerate()
+    {
+        let shape = weights[*name].dims().to_vec();
+        weights.insert(name.to_string(), hashed(&shape, tag as u32, 1.0));
+    }
+    let (bytes, logits) = expected(&graph, &weights);
+    let file = onnx(&graph, &weights, &options(Input::Uint8, false)).unwrap();
+    let off = largest_difference(&run(&file, &bytes), &logits);
+    assert!(off < 1e-4, "{off}");
+}
+
+#[test]
+fn what_can_not_be_exported_is_said() {
+    let graph = config(Architecture::TUTORIAL_STUDENT).graph().unwrap();
+    let mut weights = tensors(&graph.init(1, &Device::Cpu).unwrap());
+    let wrong = OnnxConfig { mean: vec![0.5], ..options(Input::Float, false) };
+    let error = onnx(&graph, &weights, &wrong).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "model setting mean is [0.5]; expected a number for each of the 3 channels of the images"
+    );
+    weights.insert("features.0.bias".into(), hashed(&[8], 1, 1.0));
+    let error = onnx(&graph, &weights, &options(Input::Float, false)).unwrap_err().to_string();
+    assert!(
+        error.ends_with(
+            "needs a tensor features.0.bias of shape [16] and type F32; its shape is [8]"
+        )
+    );
+}
