@@ -66,14 +66,16 @@ pub(crate) fn clip_grad_norm(
         return Ok((Vec::new(), each, Tensor::zeros((), DType::F64, &device)?));
     };
     let mut total = memory::<f64>(&device, 1)?;
-    let held = hold(&each);
-    let norms = held.values::<f64>(NAME)?;
     let count = int(pairs.len())?;
-    let function = kernel(&device, FILE, "grad_norm_total", ptx::OPTIMIZER)?;
-    let mut args = function.builder();
-    args.arg(&norms).arg(&count).arg(&mut total);
-    // SAFETY: `norms` has `count` numbers; one warp.
-    unsafe { launch(args, (1, 1), (32, 1)) }?;
+    {
+        let held = hold(&each);
+        let norms = held.values::<f64>(NAME)?;
+        let function = kernel(&device, FILE, "grad_norm_total", ptx::OPTIMIZER)?;
+        let mut args = function.builder();
+        args.arg(&norms).arg(&count).arg(&mut total);
+        // SAFETY: `norms` has `count` numbers; one warp.
+        unsafe { launch(args, (1, 1), (32, 1)) }?;
+    }
     for table in &tables {
         let function = kernel(&device, FILE, "grad_norm_clip", ptx::OPTIMIZER)?;
         let mut args = function.builder();
@@ -81,7 +83,6 @@ pub(crate) fn clip_grad_norm(
         // SAFETY: as in `norms_on_gpu`; the gradients are borrowed mutably.
         unsafe { launch(args, (table.chunks(), 1), (THREADS, 1)) }?;
     }
-    drop(held);
     let names = pairs.iter().map(|pair| pair.name.to_string()).collect();
     Ok((names, each, super::tensor(total, &device, ())))
 }

@@ -106,7 +106,9 @@ fn a_file_that_cannot_be_read_is_named_and_the_others_are_answered() {
     let answers = String::from_utf8(output.stdout).unwrap();
     assert!(answers.lines().count() == 1 && answers.starts_with("good.png"), "{answers}");
     let errors = String::from_utf8(output.stderr).unwrap();
-    for expected in ["error: damaged.png: ", "error: none.png: ", "error: empty: there is no PNG"] {
+    for expected in
+        ["error: damaged.png: ", "error: none.png: ", "error: empty: the folder holds no PNG"]
+    {
         assert!(errors.contains(expected), "{errors}");
     }
     assert!(errors.ends_with("error: 3 of the pictures could not be read\n"), "{errors}");
