@@ -215,8 +215,8 @@ impl Dashboard {
                 .and_then(|own| self.teacher.iter().find(|teacher| teacher.epoch == own.epoch));
             let then = now
                 .filter(|now| now.epoch != end.epoch)
-                .map_or(String::new(), |now| format!("{} after the same epoch, ", percent(now)));
-            let text = format!("  teacher: {then}{} at its end", percent(end));
+                .map_or(String::new(), |now| format!("{} at epoch {}, ", percent(now), now.epoch));
+            let text = format!("  teacher {then}finally {}", percent(end));
             spans.push(Span::from(text).fg(TEACHER));
         }
         Line::from(spans)
@@ -288,10 +288,7 @@ mod tests {
         assert!(rows[2].contains("Loss") && rows[2].contains("Accuracy, %"));
         let latest = &rows[21];
         assert!(latest.contains("test accuracy 50.00 %, loss 1.7000, 13 s an epoch"), "{latest}");
-        assert!(
-            latest.contains("teacher: 51.00 % after the same epoch, 75.00 % at its end"),
-            "{latest}"
-        );
+        assert!(latest.contains("teacher 51.00 % at epoch 2, finally 75.00 %"), "{latest}");
         let all = rows.join("\n");
         assert!(all.contains("epoch 10") && all.contains("teacher's training"), "{all}");
         let braille = |c: char| ('\u{2801}'..='\u{28ff}').contains(&c);
