@@ -9,6 +9,7 @@ mod methods;
 mod networks;
 mod pictures;
 mod recipes;
+mod resolve;
 mod resume;
 mod shell;
 mod signals;

@@ -1,7 +1,8 @@
 //! The command line `kd`: what only a terminal needs. All that a run does is in the library, `kd_run`, which never prints.
 //!
-//! - [`args`] is what a command line may hold: the list of commands, and the flags that several of them share.
+//! - [`cli`] is the list of commands.
 //! - [`commands`] has a file for each command: its flags, the examples of its help, and what it does.
+//! - [`args`] has the flags that several commands share, and reads the values of flags.
 //! - [`progress`] shows a run while it goes: a dashboard on a terminal, plain lines elsewhere.
 //! - [`signals`] listens to Ctrl-C and SIGTERM.
 //! - [`failure`] says how a command can fail, and with which exit code.
@@ -10,12 +11,13 @@
 //!
 //! 1. A file in `commands/`, named in `commands.rs`: a struct of its flags that derives [`clap::Args`], and a function `run` that
 //!    takes it. Examples of its help are a constant `HELP`, given to clap by `#[command(after_help = HELP)]`.
-//! 2. In `args.rs`, a variant of [`args::Command`], whose doc comment is the command's line in `kd --help`, and its line in
-//!    [`args::Command::run`].
+//! 2. In `cli.rs`, a variant of [`cli::Command`], whose doc comment is the command's line in `kd --help`, and its line in
+//!    [`cli::Command::run`].
 //!
 //! Nothing else: help, completions, manual pages and the test that parses each example of the help are made of these.
 
 mod args;
+mod cli;
 mod commands;
 mod failure;
 mod progress;
@@ -27,7 +29,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
-use args::Cli;
+use cli::Cli;
 
 /// Exit codes: 0 done, 1 failed, 2 wrong command line, 3 done in part, 130 and 143 stopped by Ctrl-C and by SIGTERM, with a
 /// checkpoint from which the same command goes on.

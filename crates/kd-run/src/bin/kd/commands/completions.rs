@@ -1,10 +1,9 @@
 //! `kd completions`: what a shell offers behind `kd`, made from the command line's own description.
 
-use clap::{Args, CommandFactory};
+use clap::{Args, Command};
 use clap_complete::Shell;
 
 use super::print;
-use crate::args::Cli;
 use crate::failure::Failure;
 
 const HELP: &str = "\
@@ -21,8 +20,9 @@ pub(crate) struct Completions {
     shell: Shell,
 }
 
-pub(crate) fn run(flags: &Completions) -> Result<(), Failure> {
+/// `kd` is the description of the whole command line.
+pub(crate) fn run(flags: &Completions, mut kd: Command) -> Result<(), Failure> {
     let mut script = Vec::new();
-    clap_complete::generate(flags.shell, &mut Cli::command(), "kd", &mut script);
+    clap_complete::generate(flags.shell, &mut kd, "kd", &mut script);
     Ok(print(&String::from_utf8_lossy(&script))?)
 }

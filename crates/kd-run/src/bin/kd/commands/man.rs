@@ -3,11 +3,10 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
-use clap::{Args, CommandFactory};
+use clap::{Args, Command};
 use kd_record::write;
 
 use super::print;
-use crate::args::Cli;
 use crate::failure::Failure;
 
 const HELP: &str = "\
@@ -23,9 +22,10 @@ pub(crate) struct Man {
     out: Option<PathBuf>,
 }
 
-pub(crate) fn run(flags: &Man) -> Result<(), Failure> {
+/// `kd` is the description of the whole command line.
+pub(crate) fn run(flags: &Man, kd: Command) -> Result<(), Failure> {
     // `build` gives the commands the names that their pages have: kd-train, kd-distill, ...
-    let mut kd = Cli::command().disable_help_subcommand(true);
+    let mut kd = kd.disable_help_subcommand(true);
     kd.build();
     let Some(out) = &flags.out else {
         return Ok(print(&String::from_utf8_lossy(&page(&clap_mangen::Man::new(kd))?))?);

@@ -9,7 +9,7 @@ use clap::Parser;
 use tempfile::TempDir;
 
 use super::*;
-use crate::args::{Cli, Command};
+use crate::cli::{Cli, Command};
 
 const RECIPE: &str = r#"format = 1
 name = "r"
