@@ -1,11 +1,10 @@
 //! Writing weights files.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use candle_core::DType;
+use kd_record::write::write_whole;
 use safetensors::tensor::{Dtype, TensorView};
 
 use super::check::check_finite;
@@ -39,35 +38,8 @@ pub fn save(path: &Path, tensors: &Tensors, metadata: &Metadata) -> Result<()> {
     let metadata = HashMap::from([(KEY.to_string(), metadata)]);
     let bytes = safetensors::serialize(views, Some(metadata))
         .map_err(|error| malformed(error.to_string()))?;
-    write_whole(path, &bytes)
-}
-
-/// Writes aside, flushes, renames.
-fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut aside = path.as_os_str().to_owned();
-    aside.push(format!(".{}.partial", std::process::id()));
-    let aside = PathBuf::from(aside);
-    let write = || {
-        let mut file = File::create(&aside)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&aside, path)?;
-        sync_folder(path)
-    };
-    write().map_err(|source| {
-        // The first error is the one to report.
-        let _ = fs::remove_file(&aside);
-        Error::Io { path: path.into(), source }
+    write_whole(path, &bytes).map_err(|error| match error {
+        kd_record::Error::Io { path, cause, .. } => Error::Io { path, source: cause },
+        other => malformed(other.to_string()),
     })
-}
-
-/// Makes the new name last; folders can be opened, and so flushed, on Unix only.
-fn sync_folder(path: &Path) -> std::io::Result<()> {
-    match path.parent() {
-        Some(folder) if cfg!(unix) => {
-            let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-            File::open(folder)?.sync_all()
-        }
-        _ => Ok(()),
-    }
 }

@@ -20,6 +20,8 @@ pub(super) struct FakeRun {
     pub(super) classes: Vec<String>,
     pub(super) epochs: usize,
     pub(super) dataset: Value,
+    /// What the start event records of teacher and methods; version 0.1 recorded nothing.
+    pub(super) roles: Option<Value>,
 }
 
 pub(super) fn dataset(name: &str) -> Value {
@@ -48,6 +50,7 @@ impl FakeRun {
             classes: CLASSES.map(str::to_owned).to_vec(),
             epochs: 10,
             dataset: dataset("cifar10"),
+            roles: None,
         }
     }
 
@@ -144,6 +147,9 @@ impl FakeRun {
             "device": "cpu", "threads": 2, "machine": "2 cores", "version": "0.1.0",
             "seed": self.seed, "dataset": self.dataset,
         })];
+        if let Some(roles) = &self.roles {
+            lines[0]["roles"] = roles.clone();
+        }
         for epoch in 1..=self.epochs {
             lines.push(self.epoch(epoch));
             lines.push(json!({"event": "step", "epoch": epoch, "step": epoch * 391, "loss": 1.0}));

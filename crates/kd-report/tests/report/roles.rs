@@ -1,0 +1,70 @@
+//! Who taught whom: as the runs record it, and for version 0.1 as their names say.
+
+use serde_json::json;
+
+use crate::fixture::FakeRun;
+use crate::{flat, make};
+
+/// A network of the teacher's size that learnt from the labels alone, with this accuracy in thousandths.
+fn large(name: &str, per_mille: u32) -> FakeRun {
+    let mut run = flat(name, per_mille, 0);
+    (run.model, run.method) = ("teacher", None);
+    run
+}
+
+/// The sentence about the headline's teacher, of this accuracy.
+fn taught_by(percent: &str) -> String {
+    format!("fewer parameters than its teacher, which is right on {percent} % of the test images")
+}
+
+#[test]
+fn the_headlines_teacher_is_the_run_that_the_student_recorded() {
+    let mut kd = flat("taught", 700, 0);
+    kd.roles = Some(json!({
+        "labels": 0.75,
+        "methods": [{"name": "kd", "weight": 0.25, "asks_teacher": true}],
+        "teacher": {"file": "../big.safetensors", "run": "big", "sha256": "ab"},
+    }));
+    let mut runs = vec![flat("student", 690, 0), large("big", 910), large("teacher", 820), kd];
+    runs[0].method = None;
+    let made = make(&runs);
+    assert!(made.page.contains(&taught_by("91.0")), "not the run that is called teacher");
+
+    // Version 0.1 recorded nothing: its report took the run called teacher, or of the network teacher.
+    runs[3].roles = None;
+    runs[1].model = "resnet56";
+    assert!(make(&runs).page.contains(&taught_by("82.0")));
+}
+
+#[test]
+fn a_teacher_from_elsewhere_is_none_of_the_runs() {
+    let mut kd = flat("taught", 700, 0);
+    kd.roles = Some(json!({
+        "methods": [{"name": "kd", "weight": 0.25, "asks_teacher": true}],
+        "teacher": {"file": "/elsewhere/t.safetensors", "sha256": "ab"},
+    }));
+    let made = make(&[flat("student", 690, 0), large("teacher", 820), kd]);
+    assert!(!made.page.contains("which is right on"), "the run called teacher taught nobody");
+}
+
+#[test]
+fn a_student_is_measured_against_one_that_starts_from_the_same_weights() {
+    let roles = |method: Option<&str>, init: Option<&str>| {
+        let methods: Vec<_> =
+            method.map(|name| json!({"name": name, "asks_teacher": true})).into_iter().collect();
+        let mut roles = json!({"labels": 1.0, "methods": methods});
+        if let Some(file) = init {
+            roles["init"] = json!({"file": file, "sha256": "ab"});
+        }
+        Some(roles)
+    };
+    let mut fresh = flat("fresh", 600, 0);
+    (fresh.method, fresh.roles) = (None, roles(None, None));
+    let mut tuned = flat("tuned", 680, 0);
+    (tuned.method, tuned.roles) = (None, roles(None, Some("../other.safetensors")));
+    let mut kd = flat("kd", 700, 0);
+    kd.roles = roles(Some("kd"), Some("../other.safetensors"));
+    let made = make(&[fresh, tuned, kd]);
+    let row = made.table.lines().find(|line| line.starts_with("kd")).unwrap().to_owned();
+    assert!(row.contains("+2.00"), "{row}");
+}
