@@ -60,7 +60,7 @@ pub(crate) fn confusion_matrix(
             }
             let truth = &classes[row];
             let title = if row == column {
-                format!("{truth}: {count} right ({:.1} %)", share * 100.0)
+                format!("{truth}: {count} correct ({:.1} %)", share * 100.0)
             } else {
                 let guess = &classes[column];
                 format!("{truth} taken for {guess}: {count} ({:.1} %)", share * 100.0)

@@ -57,7 +57,7 @@ pub(crate) fn reliability_diagram(description: &str, slot: usize, bins: &[Reliab
     }
     let _ = write!(
         svg,
-        "<path class=\"ideal\" d=\"M{left} {bottom}L{right} {top}\"/><path class=\"zero\" d=\"M{left} {strip_bottom}L{right} {strip_bottom}\"/><text class=\"tick\" x=\"{:.1}\" y=\"{:.1}\">right, %</text><text class=\"tick end\" x=\"{right}\" y=\"{:.1}\">confidence, %</text></svg>",
+        "<path class=\"ideal\" d=\"M{left} {bottom}L{right} {top}\"/><path class=\"zero\" d=\"M{left} {strip_bottom}L{right} {strip_bottom}\"/><text class=\"tick\" x=\"{:.1}\" y=\"{:.1}\">accuracy, %</text><text class=\"tick end\" x=\"{right}\" y=\"{:.1}\">confidence, %</text></svg>",
         left + 5.0,
         top + 14.0,
         height - 5.0

@@ -1,4 +1,4 @@
-//! How far the students answer as their teacher does.
+//! How far the students predict what their teacher predicts.
 
 use crate::charts::{self, StackedRow};
 use crate::experiment::{Experiment, Run};
@@ -8,7 +8,7 @@ use crate::page::parts::{Figure, Key, Section, Shown, Table, safe};
 use crate::softmax::{argmax, divergence};
 use crate::statistics;
 
-/// Test images by what teacher and student answer.
+/// Test images by what teacher and student predict.
 #[derive(Clone, Copy, Default, Debug, PartialEq)]
 struct Counts {
     both_right: u64,
@@ -21,10 +21,10 @@ struct Counts {
 }
 
 const PARTS: [(&str, &str); 5] = [
-    ("both right", "a0"),
+    ("both correct", "a0"),
     ("the same mistake", "a1"),
-    ("only the student right", "a2"),
-    ("only the teacher right", "a3"),
+    ("only the student correct", "a2"),
+    ("only the teacher correct", "a3"),
     ("different mistakes", "a4"),
 ];
 
@@ -64,7 +64,7 @@ impl Counts {
         self.parts().iter().sum::<u64>().max(1) as f64
     }
 
-    /// Share of the images with the teacher's answer, right or wrong.
+    /// Share of the images with the teacher's prediction, correct or wrong.
     fn agreement(&self) -> f64 {
         (self.both_right + self.same_mistake) as f64 / self.images()
     }
@@ -76,7 +76,7 @@ impl Counts {
     }
 }
 
-/// Share of the test images on which a run answers as its teacher does.
+/// Share of the test images on which a run predicts what its teacher predicts.
 pub(crate) fn of(experiment: &Experiment, run: &Run) -> Option<f64> {
     Some(Counts::of(experiment, run)?.agreement())
 }
@@ -144,16 +144,16 @@ pub(crate) fn section(shown: &[Shown<'_>]) -> Option<Section> {
         id: "agreement",
         title: "Agreement with the teacher",
         intro: vec![
-            "Test images on which student and teacher give the same answer, right or wrong. A student alone agrees with it as far as both are right and some images mislead everybody; what a distilled one has beyond that, it took from its teacher.".to_owned(),
+            "Test images on which student and teacher make the same prediction, correct or wrong. A student alone agrees with it as far as both are correct and some images mislead everybody; what a distilled one has beyond that, it took from its teacher.".to_owned(),
         ],
         tables_first: true,
         numeric: true,
         tables: vec![table],
         figures: vec![Figure {
-            title: "Answers of teacher and student".to_owned(),
+            title: "Predictions of teacher and student".to_owned(),
             legend: keys.into_iter().collect(),
             svg: safe(charts::stacked_bars(
-                "Shares of the test images by the answers of teacher and student",
+                "Shares of the test images by the predictions of teacher and student",
                 &rows,
             )),
             numbers,

@@ -1,4 +1,4 @@
-//! Whether a network is right as often as it says: Guo et al., On Calibration of Modern Neural
+//! Whether a network's confidence is its accuracy: Guo et al., On Calibration of Modern Neural
 //! Networks (2017), section 2.
 
 use crate::charts::{self, Reliability};
@@ -100,7 +100,7 @@ pub(crate) fn section(shown: &[Shown<'_>]) -> Option<Section> {
     }
     let several = shown.iter().any(|shown| shown.arm.runs.len() > 1);
     let mut intro = vec![format!(
-        "Test images by the network's confidence, the largest share of its softmax, in {BINS} intervals. On the dashed line a network is right as often as it says; below it, it claims too much. The strip shows how the images spread. ECE (expected calibration error): distance from the line, mean over the images (Guo et al., 2017)."
+        "Test images by the network's confidence, the largest share of its softmax, in {BINS} intervals. On the dashed line confidence equals accuracy; below it the network is overconfident. The strip shows how the images spread. ECE (expected calibration error): distance from the line, mean over the images (Guo et al., 2017)."
     )];
     if several {
         intro.push("The seeds' images are put together in the diagrams; ECE is one seed's, mean ± standard deviation.".to_owned());
@@ -120,7 +120,9 @@ pub(crate) fn section(shown: &[Shown<'_>]) -> Option<Section> {
 
 fn figure(shown: &Shown<'_>, bins: &[Bin; BINS], error: &str) -> Figure {
     let mut numbers = Table {
-        head: ["Confidence", "Images", "Mean confidence %", "Right %"].map(str::to_owned).to_vec(),
+        head: ["Confidence", "Images", "Mean confidence %", "Accuracy %"]
+            .map(str::to_owned)
+            .to_vec(),
         ..Table::default()
     };
     let mut drawn = Vec::new();
@@ -136,7 +138,7 @@ fn figure(shown: &Shown<'_>, bins: &[Bin; BINS], error: &str) -> Figure {
             right,
             share: of / images,
             title: format!(
-                "confidence {interval}: {} images, mean confidence {} %, right {} %",
+                "confidence {interval}: {} images, mean confidence {} %, accuracy {} %",
                 grouped(bin.images),
                 percent(confidence),
                 percent(right)
@@ -147,7 +149,7 @@ fn figure(shown: &Shown<'_>, bins: &[Bin; BINS], error: &str) -> Figure {
     Figure {
         title: format!("{}: ECE {error}", shown.label),
         svg: safe(charts::reliability_diagram(
-            &format!("Reliability diagram of {}: share right over confidence", shown.label),
+            &format!("Reliability diagram of {}: accuracy over confidence", shown.label),
             shown.slot,
             &drawn,
         )),

@@ -42,7 +42,7 @@ pub(crate) fn section(shown: &[Shown<'_>]) -> Option<Section> {
         });
     }
     let several = shown.iter().any(|shown| shown.arm.runs.len() > 1);
-    let mut intro = vec!["Test images by true and predicted class. Blue: right; orange: mistaken; the shade grows with the root of the share of the row.".to_owned()];
+    let mut intro = vec!["Test images by true and predicted class. Blue: correct; orange: wrong; the shade grows with the root of the share of the row.".to_owned()];
     if several {
         intro.push("Counts are summed over the seeds.".to_owned());
     }

@@ -91,7 +91,7 @@ fn lede(experiment: &Experiment) -> Vec<String> {
             teacher.first().start.parameters as f64 / student.first().start.parameters as f64;
         if times > 1.05 {
             sentences.push(format!(
-                "The student has {times:.1} times fewer parameters than its teacher, which is right on {} of the test images.",
+                "The student has {times:.1} times fewer parameters than its teacher, which classifies {} of the test images correctly.",
                 accuracy(teacher)
             ));
         }

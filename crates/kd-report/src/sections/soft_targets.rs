@@ -1,5 +1,5 @@
-//! The "dark knowledge" (Hinton et al., 2015): what a teacher says of single test images beside the
-//! right class, at a temperature that the page's slider changes (`page.js`), and what students say.
+//! The "dark knowledge" (Hinton et al., 2015): the probabilities that a teacher gives the classes of single test
+//! images at a temperature that the page's slider changes (`page.js`), with the students' beside them.
 
 use base64::Engine;
 use serde::Serialize;
@@ -125,7 +125,7 @@ pub(crate) fn section(shown: &[Shown<'_>]) -> Option<Section> {
     let logits: Vec<_> = networks.map(of_network).collect();
     let several = shown.iter().any(|shown| shown.arm.runs.len() > 1);
     let mut intro = vec![
-        "Some test images with the teacher's soft targets, softmax(logits / T), beside what a student says at the same T. The higher T, the more the targets say of the classes that the teacher did not choose, which the labels never mention.".to_owned(),
+        "Some test images with the teacher's soft targets, softmax(logits / T), beside a student's probabilities at the same T. The higher T, the more the targets say of the classes that the teacher did not choose, which the labels never mention.".to_owned(),
     ];
     if several {
         intro.push(format!("Seed {}.", lead.start.seed));
@@ -195,9 +195,9 @@ fn chosen_images(
     let wrong = take(false, true);
     let sure = take(true, true).into_iter().filter(|place| !hesitant.contains(place)).collect();
     [
-        ("Right, and of several minds", hesitant),
-        ("Wrong, and sure of it", wrong),
-        ("Right, and sure of it", sure),
+        ("Correct, and uncertain", hesitant),
+        ("Wrong, and certain", wrong),
+        ("Correct, and certain", sure),
     ]
 }
 

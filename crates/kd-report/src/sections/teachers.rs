@@ -6,10 +6,10 @@ use crate::page::parts::{Section, Shown, Table};
 
 pub(crate) fn section(shown: &[Shown<'_>]) -> Option<Section> {
     let row = |shown: &Shown<'_>, run: &Run| {
-        let says = run.teacher?;
+        let quality = run.teacher?;
         let (label, seed) = (shown.label.clone(), run.start.seed.to_string());
-        let entropy = format!("{:.3}", says.entropy);
-        Some(vec![label, seed, grouped(says.images as u64), percent(says.accuracy), entropy])
+        let entropy = format!("{:.3}", quality.entropy);
+        Some(vec![label, seed, grouped(quality.images as u64), percent(quality.accuracy), entropy])
     };
     let rows: Vec<_> = shown
         .iter()
@@ -19,13 +19,13 @@ pub(crate) fn section(shown: &[Shown<'_>]) -> Option<Section> {
     let most = classes.map_or(String::new(), |classes| {
         format!(" A teacher that knows nothing has {:.3} (ln {classes}).", (classes as f64).ln())
     });
-    let head = ["Run", "Seed", "Images", "Teacher right %", "Entropy, nats"].map(str::to_owned);
+    let head = ["Run", "Seed", "Images", "Teacher accuracy %", "Entropy, nats"].map(str::to_owned);
     (!rows.is_empty()).then(|| Section {
         id: "teachers",
-        title: "What the teachers say of the training images",
+        title: "How good the teachers are on the training images",
         numeric: true,
         intro: vec![format!(
-            "On the images that each student learns from: how often its teacher is right, and the mean entropy of the teacher's softmax. The nearer to 100 % and to 0, the less its answers say beyond the labels.{most}"
+            "On the images that each student learns from: its teacher's accuracy, and the mean entropy of the teacher's softmax. The nearer these are to 100 % and to 0, the less its soft targets say beyond the labels.{most}"
         )],
         tables: vec![Table { head: head.to_vec(), rows, ..Table::default() }],
         ..Section::default()

@@ -14,7 +14,9 @@ fn large(name: &str, per_mille: u32) -> FakeRun {
 
 /// The sentence about the headline's teacher, of this accuracy.
 fn taught_by(percent: &str) -> String {
-    format!("fewer parameters than its teacher, which is right on {percent} % of the test images")
+    format!(
+        "fewer parameters than its teacher, which classifies {percent} % of the test images correctly"
+    )
 }
 
 #[test]
@@ -44,7 +46,7 @@ fn a_teacher_from_elsewhere_is_none_of_the_runs() {
         "teacher": {"file": "/elsewhere/t.safetensors", "sha256": "ab"},
     }));
     let made = make(&[flat("student", 690, 0), large("teacher", 820), kd]);
-    assert!(!made.page.contains("which is right on"), "the run called teacher taught nobody");
+    assert!(!made.page.contains("which classifies"), "the run called teacher taught nobody");
 }
 
 #[test]
