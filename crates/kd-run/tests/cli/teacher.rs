@@ -77,7 +77,7 @@ fn the_teachers_outputs_are_computed_once_and_used_by_every_run() {
 }
 
 #[test]
-fn damaged_kept_outputs_are_noticed_and_made_anew() {
+fn damaged_cached_outputs_are_noticed_and_made_anew() {
     let dir = WorkDir::new();
     dir.teacher("teacher.safetensors", 10, 5);
     dir.train(&format!("{KD} --out out"));
