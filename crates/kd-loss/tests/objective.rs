@@ -1,69 +1,15 @@
 //! The weighted sum of methods: weights, schedules, parts, and what a method gets to see.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
-use candle_core::{DType, Device, Tensor, Var};
-use candle_nn::VarBuilder;
+use candle_core::{Device, Tensor, Var};
 use kd_loss::{
-    Error, HelperInit, HostStep, Inputs, Method, MethodConfig, Needs, Objective, RunStep, Setup,
-    Term, Weighted, build, helper_parameters,
+    Error, HostStep, Inputs, Method, MethodConfig, Needs, Objective, RunStep, Term, Weighted, build,
 };
 
-/// The tutorial's pair, shortened.
-fn setup() -> Setup {
-    let place = |name: &str, shape: &[usize]| (name.to_string(), shape.to_vec());
-    Setup {
-        student: vec![
-            place("features.2", &[16, 16, 16]),
-            place("features.5", &[16, 8, 8]),
-            place("classifier.1", &[256]),
-        ],
-        teacher: vec![
-            place("features.4", &[64, 16, 16]),
-            place("features.9", &[32, 8, 8]),
-            place("classifier.1", &[512]),
-        ],
-        classes: 10,
-        train_labels: vec![0, 1, 2, 3],
-    }
-}
+mod common;
 
-fn no_helpers() -> VarBuilder<'static> {
-    VarBuilder::from_tensors(HashMap::new(), DType::F32, &Device::Cpu)
-}
-
-/// Variables for a method's helper parameters.
-fn helpers(config: &MethodConfig) -> (BTreeMap<String, Var>, VarBuilder<'static>) {
-    let vars: BTreeMap<String, Var> = helper_parameters(config, &setup())
-        .unwrap()
-        .into_iter()
-        .map(|p| {
-            let values = match p.init {
-                HelperInit::Constant(value) => {
-                    Tensor::full(value as f32, p.shape, &Device::Cpu).unwrap()
-                }
-                HelperInit::Uniform(bound) => (ramp(&p.shape) * (bound / 2.0)).unwrap(),
-            };
-            (p.name, Var::from_tensor(&values).unwrap())
-        })
-        .collect();
-    let tensors = vars.iter().map(|(name, var)| (name.clone(), var.as_tensor().clone())).collect();
-    (vars, VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu))
-}
-
-fn term(recipe: &str) -> Result<Term, toml::de::Error> {
-    toml::from_str(recipe)
-}
-
-fn ramp(shape: &[usize]) -> Tensor {
-    let n: usize = shape.iter().product();
-    let values: Vec<f32> = (0..n).map(|i| ((i * 37 % 101) as f32 - 50.0) / 25.0).collect();
-    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
-}
-
-fn labels(labels: &[u32]) -> Tensor {
-    Tensor::new(labels, &Device::Cpu).unwrap()
-}
+use common::{helpers, labels, no_helpers, ramp, setup, term};
 
 #[test]
 fn weights_that_make_no_sense_are_errors() {

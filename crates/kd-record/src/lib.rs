@@ -7,6 +7,7 @@ pub mod comparison;
 pub mod error;
 pub mod evaluation;
 pub mod event;
+pub mod guess;
 pub mod hash;
 pub mod layout;
 pub mod lock;

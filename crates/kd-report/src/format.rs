@@ -51,8 +51,7 @@ pub fn grouped(number: u64) -> String {
     text
 }
 
-/// A length of time in words, such as `2 min 5 s`.
-/// Seconds as "4.2 s", "38 s", "13 min 20 s" or "2 h 5 min".
+/// A length of time in seconds as "4.2 s", "38 s", "13 min 20 s" or "2 h 5 min".
 pub fn duration(seconds: f64) -> String {
     let whole = seconds.round() as u64;
     match whole {

@@ -5,8 +5,9 @@ use kd_data::Batch;
 use kd_ops::cuda::graph::{Graph, StepScalars, keep_uploads};
 
 use crate::Result;
+use crate::at::At;
 use crate::figures::{Figures, Names};
-use crate::step::{At, StepConfig, step};
+use crate::step::{StepConfig, step};
 use crate::task::Task;
 use crate::teacher::Teacher;
 

@@ -3,6 +3,7 @@
 // Nothing that comes from outside may end in a panic.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used))]
 
+pub mod at;
 #[cfg(feature = "cuda")]
 mod captured;
 pub mod checkpoint;

@@ -17,6 +17,7 @@ use kd_record::write::{create_folder, remove_partial, remove_partial_of, write_w
 use kd_record::{Compile, EpochRecord, Event, OutFolder, TeacherRecord};
 use kd_report::tensorboard::TensorBoard;
 
+use crate::at::At;
 use crate::checkpoint::{self, State};
 use crate::error::other;
 use crate::evaluate::{self, Evaluation, evaluate};
@@ -25,7 +26,7 @@ use crate::figures::{NotFinite, Sums, Unread};
 use crate::recipe::RunRecipe;
 use crate::run::{Every, ResolvedRun, Settings};
 use crate::start::start;
-use crate::step::{At, StepConfig};
+use crate::step::StepConfig;
 use crate::task::{Supervised, Task};
 use crate::teacher::{self, CacheConfig, Prepared};
 use crate::trainer::{PIECE_BY_PIECE, Trainer};

@@ -4,10 +4,11 @@ use kd_data::Batch;
 use kd_record::Compile;
 
 use crate::Result;
+use crate::at::At;
 #[cfg(feature = "cuda")]
 use crate::captured::Capture;
 use crate::figures::Figures;
-use crate::step::{At, StepConfig, step};
+use crate::step::{StepConfig, step};
 use crate::task::Task;
 use crate::teacher::Teacher;
 

@@ -5,7 +5,8 @@
 
 use std::borrow::Cow;
 
-use kd_record::roles::{Roles, WeightsSource, guessed_teacher, named_as_teacher};
+use kd_record::guess::{guessed_teacher, named_as_teacher};
+use kd_record::roles::{Roles, WeightsSource};
 
 use super::{Arm, Experiment, Run};
 

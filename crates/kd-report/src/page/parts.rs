@@ -5,7 +5,6 @@ use serde::Serialize;
 
 use crate::charts;
 use crate::experiment::{Arm, Experiment};
-use crate::sections::soft_targets::SoftTargets;
 
 /// A run name with its place in colours and legends, unique over all experiments of the page.
 pub(crate) struct Shown<'a> {
@@ -24,7 +23,8 @@ pub(crate) struct Section {
     /// Three to a row where there is room, in place of two.
     pub(crate) small: bool,
     pub(crate) figures: Vec<Figure>,
-    pub(crate) soft: Option<SoftTargets>,
+    /// What the soft targets' slider shows, which is that section's own.
+    pub(crate) soft: Option<Value>,
     pub(crate) tables: Vec<Table>,
     /// The tables stand before the figures.
     pub(crate) tables_first: bool,

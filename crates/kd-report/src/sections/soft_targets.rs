@@ -2,6 +2,8 @@
 //! images at a temperature that the page's slider changes (`page.js`), with the students' beside them.
 
 use base64::Engine;
+use minijinja::Value;
+use minijinja::value::Serde;
 use serde::Serialize;
 
 use crate::experiment::{Experiment, Run};
@@ -20,7 +22,7 @@ const PER_KIND: usize = 3;
 
 /// What the template shows.
 #[derive(Serialize)]
-pub(crate) struct SoftTargets {
+struct SoftTargets {
     temperature: String,
     highest: f64,
     /// Of the slider, from 0 to 1000: the temperature's logarithm.
@@ -134,7 +136,7 @@ pub(crate) fn section(shown: &[Shown<'_>]) -> Option<Section> {
         id: "soft",
         title: "What the teacher knows beyond the labels",
         intro,
-        soft: Some(SoftTargets {
+        soft: Some(Value::from(Serde(SoftTargets {
             temperature: format!("{temperature:.1}"),
             highest: HIGHEST,
             position: (1000.0 * temperature.ln() / HIGHEST.ln()).round() as u32,
@@ -142,7 +144,7 @@ pub(crate) fn section(shown: &[Shown<'_>]) -> Option<Section> {
             chosen,
             kinds,
             data: serde_json::json!({ "highest": HIGHEST, "logits": logits }).to_string(),
-        }),
+        }))),
         numeric: true,
         tables: vec![by_temperature(teacher, classes, &outputs.labels)],
         ..Section::default()

@@ -14,7 +14,7 @@ pub(crate) use learner::PARAMETER;
 pub use supervised::Supervised;
 
 use crate::Result;
-use crate::step::At;
+use crate::at::At;
 use crate::teacher::Answers;
 
 /// Something to learn: it holds the networks in training, the learners, and says what their loss is on a batch.

@@ -9,10 +9,10 @@ use kd_models::{Mode, Output, Parameters};
 use kd_ops::DropoutKey;
 
 use super::{Learner, Task, TaskLoss};
+use crate::at::At;
 use crate::error::other;
 use crate::optimizer::Optimizer;
 use crate::run::{ResolvedRun, shapes};
-use crate::step::At;
 use crate::teacher::Answers;
 use crate::{Result, evaluate, initial};
 

@@ -24,12 +24,12 @@ fn tiny(dir: &WorkDir) -> Choices {
 fn choices_resolve_to_the_recipe_that_the_command_records_for_the_same_flags() {
     let dir = WorkDir::new();
     let recipe = Recipe::parse(TUTORIAL, "the built-in recipe").unwrap();
-    weights(&dir.path("first.safetensors"), Architecture::Student, 100, 3, true);
+    weights(&dir.path("first.safetensors"), Architecture::TUTORIAL_STUDENT, 100, 3, true);
     dir.train(
         "train --model student --part 2/3 --lr 0.002 --clip-grad-norm 5 --seed 7 --held-out 20 --freeze features.0 --init first.safetensors --out command",
     );
     let choices = Choices {
-        model: Some(Architecture::Student),
+        model: Some(Architecture::TUTORIAL_STUDENT),
         part: Some([2, 3]),
         lr: Some(0.002),
         clip_grad_norm: Some(5.0),
@@ -84,7 +84,7 @@ fn what_went_wrong_is_told_by_its_type() {
     }
     assert!(!dir.path("library").exists(), "nothing is written before the choices make sense");
 
-    weights(&dir.path("hundred.safetensors"), Architecture::Teacher, 100, 3, true);
+    weights(&dir.path("hundred.safetensors"), Architecture::TUTORIAL_TEACHER, 100, 3, true);
     let teacher = Some(dir.path("hundred.safetensors"));
     let fits_not = error("kd", Choices { teacher, ..tiny(&dir) });
     assert!(matches!(fits_not, Error::DoesNotFit(_)), "{fits_not:?}");

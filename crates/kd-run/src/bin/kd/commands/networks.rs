@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use clap::Args;
 use kd_models::{Architecture, Graph, ModelConfig};
+use kd_report::format::grouped;
 use serde_json::{Value, json};
 
 use super::print;
@@ -80,17 +81,4 @@ fn write(text: &mut String, architecture: Architecture, graph: &Graph) -> std::f
 /// `[3, 32, 32]` as 3x32x32.
 fn sides(shape: &[usize]) -> String {
     shape.iter().map(ToString::to_string).collect::<Vec<_>>().join("x")
-}
-
-/// A number with its digits in groups of three.
-fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }
