@@ -36,7 +36,7 @@ enum Step {
     Browser,
     /// The tests that need candle-datasets, which takes minutes to build
     Hub,
-    /// Each published crate is packed, and built from its package alone
+    /// Each published crate is packed; `cargo xtask soak package` also builds each from its package alone
     Package,
     /// kd-ops' operations once more in portable code: the tests take the best that the processor has
     Portable,
@@ -45,6 +45,10 @@ enum Step {
     /// All other tests: README's command
     Test,
 }
+
+/// Packs the crates that are published. A working tree with changes can be packed, too.
+pub const PACKAGE: [&str; 7] =
+    ["package", "--workspace", "--exclude", "kd-bench", "--exclude", "xtask", "--allow-dirty"];
 
 pub fn command(args: &Args) -> anyhow::Result<()> {
     let steps =
@@ -100,16 +104,7 @@ impl Step {
                 "--features",
                 "hub",
             ]),
-            Step::Package => cargo(&[
-                "package",
-                "--workspace",
-                "--exclude",
-                "kd-bench",
-                "--exclude",
-                "xtask",
-                // A working tree with changes can be checked, too.
-                "--allow-dirty",
-            ]),
+            Step::Package => cargo(&[&PACKAGE[..], &["--no-verify"]].concat()),
             Step::Portable => {
                 let mut command = workspace::cargo();
                 // The whole workspace's features, so that the next step builds nothing twice.

@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, ensure};
 use clap::ValueEnum;
 
-use crate::{process, workspace};
+use crate::{ci, process, workspace};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -29,6 +29,8 @@ enum Step {
     Asan,
     /// Fuzz targets under AddressSanitizer, one after the other
     Fuzz,
+    /// Each published crate built from its package alone
+    Package,
 }
 
 /// In `fuzz/fuzz_targets`, each with the longest input that makes sense and where more seeds lie.
@@ -75,6 +77,7 @@ impl Step {
                 }
                 Ok(())
             }
+            Self::Package => process::run(workspace::cargo().args(ci::PACKAGE)),
             Self::Fuzz => TARGETS.iter().try_for_each(|target| fuzz(*target, fuzz_seconds)),
         }
     }
