@@ -7,7 +7,7 @@ use kd_ops::cuda::graph::{Graph, StepScalars, keep_uploads};
 use crate::Result;
 use crate::at::At;
 use crate::figures::{Figures, Names};
-use crate::step::{StepConfig, step};
+use crate::step::{PIECE_BY_PIECE, StepConfig, step};
 use crate::task::Task;
 use crate::teacher::Teacher;
 

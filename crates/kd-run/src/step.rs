@@ -11,6 +11,10 @@ use crate::precision::{begin, in_precision};
 use crate::task::Task;
 use crate::teacher::{Answers, Teacher};
 
+/// What a run says that was to capture its steps and doesn't.
+pub(crate) const PIECE_BY_PIECE: &str =
+    "steps are submitted piece by piece, none is captured as a CUDA graph";
+
 /// How every step of a run is computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct StepConfig {

@@ -26,10 +26,10 @@ use crate::figures::{NotFinite, Sums, Unread};
 use crate::recipe::RunRecipe;
 use crate::run::{Every, ResolvedRun, Settings};
 use crate::start::start;
-use crate::step::StepConfig;
+use crate::step::{PIECE_BY_PIECE, StepConfig};
 use crate::task::{Supervised, Task};
 use crate::teacher::{self, CacheConfig, Prepared};
-use crate::trainer::{PIECE_BY_PIECE, Trainer};
+use crate::trainer::Trainer;
 use crate::{Error, Result, device, recipe, test_outputs};
 
 /// Batches on which a teacher is judged whose logits are not cached.

@@ -12,10 +12,6 @@ use crate::step::{StepConfig, step};
 use crate::task::Task;
 use crate::teacher::Teacher;
 
-/// What a run says that was to capture its steps and doesn't.
-pub(crate) const PIECE_BY_PIECE: &str =
-    "steps are submitted piece by piece, none is captured as a CUDA graph";
-
 /// A task and its teacher in training.
 pub struct Trainer {
     task: Box<dyn Task>,
