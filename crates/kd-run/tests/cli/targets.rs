@@ -105,7 +105,7 @@ fn cross_fitted_targets_come_from_the_teacher_that_has_not_seen_the_image() {
     let loss = |run: &str| dir.json(&format!("out/{run}/evaluation.json"))["loss"].as_f64();
     assert!((loss("kd").unwrap() - loss("live").unwrap()).abs() < 1e-4);
     let page = String::from_utf8(dir.read("out/report.html")).unwrap();
-    assert!(page.contains("What the teachers say"));
+    assert!(page.contains("How good the teachers are"));
 }
 
 #[test]
