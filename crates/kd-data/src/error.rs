@@ -22,7 +22,7 @@ pub enum Error {
     /// A file can't be read.
     #[error("{}: {source}", path.display())]
     Io {
-        /// The file.
+        /// The path of the file that can't be used.
         path: PathBuf,
         /// What the system said.
         source: std::io::Error,
@@ -30,7 +30,7 @@ pub enum Error {
     /// A file is not what its name promises.
     #[error("{}: at byte {offset}: found {found}, expected {expected}; {advice}", path.display())]
     Malformed {
-        /// The file.
+        /// The path of the file that can't be used.
         path: PathBuf,
         /// Where in the file, in bytes from its start.
         offset: u64,
@@ -44,7 +44,7 @@ pub enum Error {
     /// A file can't be read as a picture.
     #[error("{}: expected a whole PNG or JPEG file, but {reason}", path.display())]
     Picture {
-        /// The file.
+        /// The path of the file that can't be used.
         path: PathBuf,
         /// What is wrong with it.
         reason: String,
@@ -52,7 +52,7 @@ pub enum Error {
     /// A folder of pictures is not laid out as it should be.
     #[error("{}: found {found}, expected {expected}", path.display())]
     Folder {
-        /// The folder.
+        /// The path of the folder that can't be used.
         path: PathBuf,
         /// What is there.
         found: String,

@@ -30,7 +30,7 @@ pub enum Error {
     /// The images have another shape than the network takes.
     #[error("the {network} takes images of shape [B, {}, {}, {}], got {found:?}", expected[0], expected[1], expected[2])]
     Images {
-        /// The network.
+        /// The name of the network concerned.
         network: Box<str>,
         /// The shape of an image that it takes.
         expected: [usize; 3],
@@ -40,7 +40,7 @@ pub enum Error {
     /// The network has no feature place of this name.
     #[error("the {network} has no feature place \"{place}\"; its places are {known}")]
     UnknownPlace {
-        /// The network.
+        /// The name of the network concerned.
         network: Box<str>,
         /// The place asked for.
         place: String,
@@ -50,7 +50,7 @@ pub enum Error {
     /// A layer of a network can't be what it is said to be.
     #[error("the {network}, layer {layer}: {reason}")]
     Layer {
-        /// The network.
+        /// The name of the network concerned.
         network: Box<str>,
         /// The layer or feature place.
         layer: String,
@@ -60,7 +60,7 @@ pub enum Error {
     /// The network has no layer of this name.
     #[error("the {network} has no layer {layer:?}; it has {known}")]
     UnknownLayer {
-        /// The network.
+        /// The name of the network concerned.
         network: Box<str>,
         /// The layer asked for.
         layer: String,
@@ -70,13 +70,13 @@ pub enum Error {
     /// All layers of the network would be frozen.
     #[error("in the {network} no layer is left to train")]
     NothingToTrain {
-        /// The network.
+        /// The name of the network concerned.
         network: Box<str>,
     },
     /// Weights in memory are not the network's.
     #[error("the {network} needs a tensor {name} of shape {expected:?} and type F32; {found}")]
     WrongTensor {
-        /// The network.
+        /// The name of the network concerned.
         network: Box<str>,
         /// The tensor.
         name: String,
@@ -88,7 +88,7 @@ pub enum Error {
     /// A file can't be read or written.
     #[error("{}: {source}", path.display())]
     Io {
-        /// The file.
+        /// The path of the weights file concerned.
         path: PathBuf,
         /// What the system said.
         source: std::io::Error,
@@ -96,7 +96,7 @@ pub enum Error {
     /// The file is no safetensors file, or is cut off.
     #[error("{}: not a whole safetensors file: {reason}", path.display())]
     Malformed {
-        /// The file.
+        /// The path of the weights file concerned.
         path: PathBuf,
         /// What is wrong with it, with offsets.
         reason: String,
@@ -104,9 +104,9 @@ pub enum Error {
     /// The network has a tensor that the file lacks.
     #[error("{}: tensor {name} is missing; the {network} needs it with shape {expected:?}", path.display())]
     MissingTensor {
-        /// The file.
+        /// The path of the weights file concerned.
         path: PathBuf,
-        /// The network.
+        /// The name of the network concerned.
         network: Box<str>,
         /// The tensor.
         name: String,
@@ -116,9 +116,9 @@ pub enum Error {
     /// The file has a tensor that the network lacks.
     #[error("{}: the {network} has no tensor {name} (shape {found:?})", path.display())]
     ExtraTensor {
-        /// The file.
+        /// The path of the weights file concerned.
         path: PathBuf,
-        /// The network.
+        /// The name of the network concerned.
         network: Box<str>,
         /// The tensor.
         name: String,
@@ -128,9 +128,9 @@ pub enum Error {
     /// A tensor has another shape than the network's.
     #[error("{}: tensor {name} has shape {found:?}; the {network} needs {expected:?}", path.display())]
     TensorShape {
-        /// The file.
+        /// The path of the weights file concerned.
         path: PathBuf,
-        /// The network.
+        /// The name of the network concerned.
         network: Box<str>,
         /// The tensor.
         name: String,
@@ -142,7 +142,7 @@ pub enum Error {
     /// A tensor is not f32.
     #[error("{}: tensor {name} is {found}; expected F32", path.display())]
     TensorDtype {
-        /// The file.
+        /// The path of the weights file concerned.
         path: PathBuf,
         /// The tensor.
         name: String,
@@ -152,7 +152,7 @@ pub enum Error {
     /// A weight is NaN or infinite.
     #[error("{}: tensor {name} has {value} at element {index}; weights must be finite", path.display())]
     NotFinite {
-        /// The file.
+        /// The path of the weights file concerned.
         path: PathBuf,
         /// The tensor.
         name: String,
@@ -164,7 +164,7 @@ pub enum Error {
     /// The metadata entry "kd" of a file can't be understood.
     #[error("{}: metadata entry \"kd\": {reason}", path.display())]
     Metadata {
-        /// The file.
+        /// The path of the weights file concerned.
         path: PathBuf,
         /// What is wrong with it.
         reason: String,
@@ -172,7 +172,7 @@ pub enum Error {
     /// The weights are another network's.
     #[error("{}: these are the weights of a {found}, not of a {expected}", path.display())]
     WrongArchitecture {
-        /// The file.
+        /// The path of the weights file concerned.
         path: PathBuf,
         /// The network in the file.
         found: String,
@@ -182,7 +182,7 @@ pub enum Error {
     /// The weights are for another number of classes.
     #[error("{}: these weights classify {found} classes; the data has {expected}", path.display())]
     ClassCount {
-        /// The file.
+        /// The path of the weights file concerned.
         path: PathBuf,
         /// The file's number of classes.
         found: usize,
@@ -192,9 +192,9 @@ pub enum Error {
     /// The weights are for images of another shape, and not all of them fit.
     #[error("{}: these are the weights of a {network} for images of shape {found:?}; expected those for {expected:?}", path.display())]
     InputShape {
-        /// The file.
+        /// The path of the weights file concerned.
         path: PathBuf,
-        /// The network.
+        /// The name of the network concerned.
         network: Box<str>,
         /// The image shape of the file.
         found: [usize; 3],
@@ -207,7 +207,7 @@ pub enum Error {
         path.display()
     )]
     Normalization {
-        /// The file.
+        /// The path of the weights file concerned.
         path: PathBuf,
         /// The file's mean.
         found_mean: [f32; 3],

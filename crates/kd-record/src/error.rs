@@ -32,7 +32,7 @@ pub enum Error {
     /// The contents of a file are not what its format says.
     #[error("{}{}: {found}", path.display(), line_suffix(*line))]
     Corrupt {
-        /// The file.
+        /// The path of the file that can't be used.
         path: PathBuf,
         /// The line, counted from 1, where the file is read line by line.
         line: Option<usize>,
@@ -45,7 +45,7 @@ pub enum Error {
         folder.display()
     )]
     InUse {
-        /// The folder.
+        /// The path of the folder that can't be used.
         folder: PathBuf,
     },
 }

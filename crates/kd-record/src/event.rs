@@ -85,7 +85,7 @@ pub struct Start {
     pub version: Option<String>,
     /// The seed of every random draw.
     pub seed: u64,
-    /// The images.
+    /// The data set that the run was trained and tested on.
     pub dataset: DatasetRecord,
     /// What the run learns from; version 0.1 did not record it.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -45,7 +45,7 @@ pub(crate) const PARTIAL: &str = "partial";
 /// The folder of an experiment, which holds a folder and a weights file for each run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OutFolder {
-    /// The folder.
+    /// The path of the folder.
     pub path: PathBuf,
 }
 

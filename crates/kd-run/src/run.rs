@@ -18,7 +18,7 @@ pub struct ResolvedRun {
     pub recipe: RunRecipe,
     /// The folder in which the run's own folder and its weights file are written.
     pub out: PathBuf,
-    /// The images.
+    /// The training and test images, loaded.
     pub data: Data,
     /// The teacher, when a method of the run needs one.
     pub teacher: Option<Pretrained>,

@@ -49,7 +49,7 @@ impl GraphBuilder {
         Ok(builder)
     }
 
-    /// The images.
+    /// The node that stands for the images, the graph's input.
     pub fn images(&self) -> NodeId {
         NodeId(0)
     }

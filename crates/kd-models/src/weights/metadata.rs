@@ -20,7 +20,7 @@ const CIFAR: [usize; 3] = [3, 32, 32];
 pub struct Metadata {
     /// The version of this description: 1.
     pub format: u32,
-    /// The network.
+    /// The network that the weights belong to, by its name.
     pub architecture: Architecture,
     /// The shape of its images, `[C, H, W]`. A file says it where it is not `[3, 32, 32]`.
     #[serde(default = "cifar", skip_serializing_if = "is_cifar")]

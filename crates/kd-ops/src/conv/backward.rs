@@ -38,7 +38,7 @@ pub(super) struct Gradients {
 pub(super) struct ParameterGradients {
     /// `[O, I, kh, kw]`.
     pub(super) weight: Vec<f32>,
-    /// `[O]`.
+    /// What is added to each output channel, `[O]`.
     pub(super) bias: Vec<f32>,
 }
 

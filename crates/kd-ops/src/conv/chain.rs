@@ -24,7 +24,7 @@ pub(super) struct Chain {
 pub(super) struct Parameters<'a> {
     /// `[O, I, kh, kw]`.
     pub(super) weight: &'a [f32],
-    /// `[O]`.
+    /// What is added to each output channel, `[O]`.
     pub(super) bias: &'a [f32],
 }
 

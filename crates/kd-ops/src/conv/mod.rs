@@ -61,7 +61,7 @@ pub fn conv2d(
 pub struct Conv2d {
     /// `[O, I, kh, kw]`.
     pub weight: Tensor,
-    /// `[O]`.
+    /// What is added to each output channel, `[O]`.
     pub bias: Option<Tensor>,
     /// Stride, padding, dilation, and whether ReLU and max-pool are fused in.
     pub config: Conv2dConfig,

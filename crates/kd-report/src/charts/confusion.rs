@@ -1,4 +1,4 @@
-//! Confusion matrices.
+//! Draws a confusion matrix as a table of coloured cells.
 
 use std::fmt::Write;
 

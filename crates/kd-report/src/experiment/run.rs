@@ -12,7 +12,7 @@ const MAX_RECIPE_BYTES: u64 = 1 << 30;
 
 /// What a run's folder holds.
 pub(crate) struct Run {
-    /// The folder.
+    /// The path of the folder.
     pub(crate) folder: PathBuf,
     /// What was trained on what.
     pub(crate) start: Start,

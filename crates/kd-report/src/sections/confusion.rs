@@ -1,4 +1,4 @@
-//! Confusion matrices.
+//! The section with the confusion matrix of each run; `charts/confusion.rs` draws it.
 
 use crate::charts;
 use crate::page::parts::{Figure, Section, Shown, Table, safe};

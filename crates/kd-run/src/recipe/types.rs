@@ -20,13 +20,13 @@ pub struct Recipe {
     pub format: u32,
     /// The experiment's name.
     pub name: String,
-    /// The images.
+    /// Which images are used, and what is done to them.
     #[serde(default)]
     pub data: DataConfig,
     /// For how long, in what steps and from which seed each run trains.
     #[serde(default)]
     pub training: TrainingConfig,
-    /// The optimiser.
+    /// The optimiser and its settings.
     #[serde(default)]
     pub optimizer: OptimizerConfig,
     /// The networks to train.
@@ -161,7 +161,7 @@ pub struct TrainingConfig {
 pub struct RunConfig {
     /// The run's name: its folder and its weights file.
     pub name: String,
-    /// The network.
+    /// The network to train, by its name.
     pub model: Architecture,
     /// The dropout probability of the hidden layer in training; a ResNet has none. When a recipe is read, a value that it leaves
     /// out is filled in with the network's default.
@@ -309,11 +309,11 @@ pub fn needs_teacher(method: &MethodConfig) -> bool {
 pub struct RunRecipe {
     /// The experiment's name.
     pub name: String,
-    /// The images.
+    /// Which images are used, and what is done to them.
     pub data: DataConfig,
     /// For how long, in what steps and from which seed each run trains.
     pub training: TrainingConfig,
-    /// The optimiser.
+    /// The optimiser and its settings.
     pub optimizer: OptimizerConfig,
     /// The run.
     pub run: RunConfig,

@@ -22,7 +22,7 @@ pub struct Pretrained {
     pub path: PathBuf,
     /// SHA-256 of the file, in hexadecimal digits.
     pub sha256: String,
-    /// The network.
+    /// The teacher's network, without its weights.
     pub config: ModelConfig,
     /// The weights by name, on the CPU.
     pub tensors: BTreeMap<String, Tensor>,
