@@ -1,4 +1,4 @@
-//! Draws a confusion matrix as a table of coloured cells.
+//! Draws a confusion matrix as a grid of shaded cells.
 
 use std::fmt::Write;
 
@@ -6,7 +6,7 @@ use minijinja::HtmlEscape;
 
 use super::{open, shortened};
 
-/// Rows are true classes, columns predicted ones; shade is the share of the row, right answers in
+/// Rows are true classes, columns predicted ones; shade is the share of the row, correct predictions in
 /// one hue and mistakes in another.
 pub(crate) fn confusion_matrix(
     description: &str,
