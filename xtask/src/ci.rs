@@ -178,7 +178,7 @@ fn quick_experiment() -> anyhow::Result<()> {
 
 /// `parity/report.py` on the report of the step `reproduce`.
 fn browser() -> anyhow::Result<()> {
-    let report = quick_folder().join("report.html");
+    let report = OutFolder::new(quick_folder()).report();
     ensure!(
         report.exists(),
         "there is no {}; `cargo xtask ci reproduce` makes it",
