@@ -26,20 +26,19 @@ pub struct Evaluation {
     pub classes: Vec<String>,
     /// Counts of images; rows: the true class, columns: the predicted one.
     pub confusion: Vec<Vec<u32>>,
-    /// Share of correct predictions in each class; 0 for a class without images.
-    pub per_class_accuracy: Vec<f64>,
+    /// Share of correct predictions in each class; `None` (null in the file) for a class without test images.
+    pub per_class_accuracy: Vec<Option<f64>>,
 }
 
 impl Evaluation {
-    /// The figures that follow from the confusion matrix (rows: the true class) and the mean loss.
+    /// The figures that follow from the confusion matrix (rows: the true class) and the mean loss. The accuracy of no image is NaN.
     pub fn new(classes: &[String], confusion: Vec<Vec<u32>>, loss: f64) -> Self {
-        let share =
-            |right: u32, of: u32| if of == 0 { 0.0 } else { f64::from(right) / f64::from(of) };
+        let share = |right: u32, of: u32| (of > 0).then(|| f64::from(right) / f64::from(of));
         let right = || confusion.iter().enumerate().map(|(class, row)| row[class]);
         let counts = confusion.iter().map(|row| row.iter().sum());
         Self {
             format: FORMAT,
-            accuracy: share(right().sum(), confusion.iter().flatten().sum()),
+            accuracy: share(right().sum(), confusion.iter().flatten().sum()).unwrap_or(f64::NAN),
             loss,
             classes: classes.to_vec(),
             per_class_accuracy: right().zip(counts).map(|(right, of)| share(right, of)).collect(),
@@ -66,9 +65,15 @@ impl Evaluation {
         let advice = "the run's events say that it ended; run it again to evaluate it";
         let text = read_text_or(path, MAX_BYTES, advice)?;
         let bad = |found: String| Error::corrupt(path, None, found);
-        let evaluation: Self = serde_json::from_str(&text)
+        let mut evaluation: Self = serde_json::from_str(&text)
             .map_err(|error| bad(format!("not an evaluation: {error}")))?;
         evaluation.check().map_err(bad)?;
+        // Versions 0.1 and 0.2 wrote 0 for a class without test images.
+        for (share, row) in evaluation.per_class_accuracy.iter_mut().zip(&evaluation.confusion) {
+            if row.iter().all(|count| *count == 0) {
+                *share = None;
+            }
+        }
         Ok(evaluation)
     }
 
@@ -94,8 +99,11 @@ impl Evaluation {
             ));
         }
         let total: u64 = confusion.iter().flatten().copied().map(u64::from).sum();
+        if total == 0 {
+            return Err("confusion counts no image; expected at least one".into());
+        }
         let right: u64 = (0..classes).map(|class| u64::from(confusion[class][class])).sum();
-        let counted = right as f64 / total.max(1) as f64;
+        let counted = right as f64 / total as f64;
         // Written so that NaN is refused too.
         let close = (counted - self.accuracy).abs() <= 1e-4;
         if !close {
@@ -117,11 +125,21 @@ mod tests {
         let classes = ["a", "b", "empty"].map(str::to_owned);
         let counts = vec![vec![3, 1, 0], vec![2, 2, 0], vec![0, 0, 0]];
         let found = Evaluation::new(&classes, counts, 0.5);
-        assert_eq!((found.accuracy, &found.per_class_accuracy[..]), (0.625, &[0.75, 0.5, 0.0][..]));
+        assert_eq!(found.accuracy, 0.625);
+        assert_eq!(found.per_class_accuracy, [Some(0.75), Some(0.5), None]);
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("e.json");
         found.write(&path).unwrap();
         assert_eq!(Evaluation::read(&path).unwrap(), found);
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.contains("[0.75,0.5,null]"), "{text}");
+        // As versions before 0.3 wrote it.
+        std::fs::write(&path, text.replace("null", "0.0")).unwrap();
+        assert_eq!(Evaluation::read(&path).unwrap(), found);
+        let empty = Evaluation { accuracy: 0.0, confusion: vec![vec![0; 3]; 3], ..found.clone() };
+        empty.write(&path).unwrap();
+        let message = Evaluation::read(&path).unwrap_err().to_string();
+        assert!(message.contains("confusion counts no image"), "{message}");
         let other = Evaluation { accuracy: 0.63, ..found };
         other.write(&path).unwrap();
         let message = Evaluation::read(&path).unwrap_err().to_string();

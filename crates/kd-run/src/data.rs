@@ -37,8 +37,12 @@ pub struct Data {
     pub selection: Option<Arc<Split>>,
     /// SHA-256 of the whole data set.
     pub sha256: String,
-    /// Why the images may differ from the published ones, for the report; `None` when nothing says so.
+    /// Why the images may differ from the published ones, and the [class warnings](Self::class_warnings), for the report; `None`
+    /// when there is nothing to say.
     pub warning: Option<String>,
+    /// A sentence for each way in which the limits leave a class short of images: without one to train on, to select an epoch on or
+    /// to test on.
+    pub class_warnings: Vec<String>,
 }
 
 impl Data {
@@ -52,8 +56,8 @@ impl Data {
 /// does; the synthetic set needs no folder, and one's own pictures lie in `train` and `test` in it.
 ///
 /// # Errors
-/// When a file is missing or damaged, when the data's SHA-256 is not the recipe's, or when more images are to be held out than
-/// there are training images.
+/// When a file is missing or damaged, when the data's SHA-256 is not the recipe's, or when so many images are to be held out that
+/// a class would have none left to train on.
 pub fn load(config: &DataConfig, folder: &Path) -> Result<Data> {
     let (dataset, files) = match config.dataset {
         DatasetName::Cifar10 => (kd_data::cifar10(folder)?, Some("cifar-10-batches-bin")),
@@ -71,64 +75,82 @@ pub fn load(config: &DataConfig, folder: &Path) -> Result<Data> {
         )));
     }
     let classes = dataset.classes.len();
-    let limited = |split: Split, limit: Option<usize>| match limit {
+    let limited = |split: Arc<Split>, limit: Option<usize>| match limit {
         Some(limit) if limit < split.len() => {
-            split.select(&split.balanced_subset(limit, classes, SUBSET_SEED))
+            Arc::new(split.select(&split.balanced_subset(limit, classes, SUBSET_SEED)))
         }
         _ => split,
     };
-    let mut warning = files.and_then(|files| warning(folder, files));
-    let (train, test) = match config.held_out {
-        None => (dataset.train, dataset.test),
-        Some(held_out) => {
-            let note = format!(
-                "the test images are {held_out} images held out of the training set; the data set's own test images were not used"
-            );
-            warning = Some(warning.map_or(note.clone(), |warning| format!("{warning}; {note}")));
-            hold_out(&dataset.train, held_out, classes)?
-        }
-    };
-    let train = limited(train, config.train_limit);
-    Ok(Data {
+    let mut data = Data {
         name: dataset.name,
-        whole_train: train.len(),
-        train: Arc::new(train),
-        test: Arc::new(limited(test, config.test_limit)),
+        whole_train: 0,
+        train: Arc::new(dataset.train),
+        test: Arc::new(dataset.test),
         selection: None,
         classes: dataset.classes,
         sha256: dataset.sha256,
-        warning,
-    })
+        warning: files.and_then(|files| warning(folder, files)),
+        class_warnings: Vec::new(),
+    };
+    if let Some(held_out) = config.held_out {
+        data.warn(format!(
+            "the test images are {held_out} images held out of the training set; the data set's own test images were not used"
+        ));
+        data.test = data.take_out("data.held_out", held_out, HELD_OUT_SEED)?;
+    }
+    data.train = limited(data.train, config.train_limit);
+    data.test = limited(data.test, config.test_limit);
+    data.whole_train = data.train.len();
+    let untested = data.absent(&data.test);
+    if !untested.is_empty() {
+        data.warn_of_classes(format!(
+            "no test image is of {}: the accuracy there is not measured",
+            class_list(&untested)
+        ));
+    }
+    Ok(data)
 }
 
 impl Data {
     /// Leaves out the training images that `run` must not train on: its part in cross-fitting, and those that it selects its epoch
-    /// on, which become [`Data::selection`].
+    /// on, which become [`Data::selection`]. A class that has no image to train on, or none to select on, is named in
+    /// [`Data::class_warnings`].
     ///
     /// # Errors
-    /// When there are fewer training images than parts or than images to select on.
+    /// When there are fewer training images than parts, or when so many images are to be selected on that a class would have none
+    /// left to train on.
     pub fn for_run(mut self, run: &RunConfig) -> Result<Self> {
         if let Some([part, of]) = run.part {
             let left_out = self.part(part, of)?;
             self.train = Arc::new(self.train.select(&all_but(self.train.len(), &left_out)));
         }
         if let Some(count) = run.select_on {
-            let images = self.train.len();
-            if count >= images {
-                return Err(Error::unfit(format!(
-                    "run {}: select_on is {count}; expected fewer than the {images} training images",
-                    run.name
-                )));
+            let setting = format!("run {}: select_on", run.name);
+            let selection = self.take_out(&setting, count, SELECTION_SEED)?;
+            let absent = self.absent(&selection);
+            if !absent.is_empty() {
+                self.warn_of_classes(format!(
+                    "no image that the epoch is selected on is of {}: the choice takes no account of it",
+                    class_list(&absent)
+                ));
             }
-            let chosen = self.train.balanced_subset(count, self.classes.len(), SELECTION_SEED);
-            self.selection = Some(Arc::new(self.train.select(&chosen)));
-            self.train = Arc::new(self.train.select(&all_but(self.train.len(), &chosen)));
+            self.selection = Some(selection);
+        }
+        let unseen = self.absent(&self.train);
+        if !unseen.is_empty() {
+            let part = run.part.map_or(String::new(), |[part, of]| {
+                format!(" outside of part {part} of {of}, which is left out,")
+            });
+            self.warn_of_classes(format!(
+                "no training image{part} is of {}: the network can't learn it",
+                class_list(&unseen)
+            ));
         }
         Ok(self)
     }
 
     /// The indices of the training images in part `part` (from 1) of `of` parts. The parts are balanced over the classes, hold each
-    /// image exactly once, and are the same in every run.
+    /// image exactly once, and are the same in every run. A class of two images or more lies in no part alone.
     pub(crate) fn part(&self, part: usize, of: usize) -> Result<Vec<u32>> {
         let images = self.train.len();
         if of > images {
@@ -136,25 +158,77 @@ impl Data {
                 "{images} training images can't be cut into {of} parts; expected at most one part for each image"
             )));
         }
-        // With the same seed a smaller balanced subset is contained in each larger one.
-        let up_to = |part: usize| {
-            self.train.balanced_subset(images * part / of, self.classes.len(), PART_SEED)
-        };
-        let before = up_to(part - 1);
-        Ok(up_to(part).into_iter().filter(|i| before.binary_search(i).is_err()).collect())
+        let mut parts = self.train.balanced_parts(of, self.classes.len(), PART_SEED);
+        Ok(parts.swap_remove(part - 1))
+    }
+
+    /// Takes `count` images, balanced over the classes, out of the training images; each class keeps at least one. `setting` is what
+    /// asks for them.
+    fn take_out(&mut self, setting: &str, count: usize, seed: u64) -> Result<Arc<Split>> {
+        let (images, classes) = (self.train.len(), self.classes.len());
+        if count >= images {
+            return Err(Error::unfit(format!(
+                "{setting} is {count}; expected fewer than the {images} training images"
+            )));
+        }
+        let counts = self.train.class_counts(classes);
+        let unlimited = self.train.balanced_subset(count, classes, seed);
+        let unlimited = self.train.select(&unlimited).class_counts(classes);
+        let emptied =
+            (0..classes).filter(|&class| counts[class] > 0 && unlimited[class] == counts[class]);
+        let emptied: Vec<&str> = emptied.map(|class| self.classes[class].as_str()).collect();
+        let chosen = self.train.held_out_subset(count, classes, seed);
+        if chosen.len() < count {
+            return Err(Error::unfit(format!(
+                "{setting} is {count}, which would leave no training image of {}; expected at most {} of the {images} training images, so that each class keeps one",
+                class_list(&emptied),
+                chosen.len()
+            )));
+        }
+        if !emptied.is_empty() {
+            let note = format!(
+                "{setting} is {count}, which would take every image of {}: one of each stays in training",
+                class_list(&emptied)
+            );
+            self.warn_of_classes(note);
+        }
+        let taken = Arc::new(self.train.select(&chosen));
+        self.train = Arc::new(self.train.select(&all_but(images, &chosen)));
+        Ok(taken)
+    }
+
+    /// The names of the classes of which `split` has no image.
+    fn absent(&self, split: &Split) -> Vec<&str> {
+        let counts = split.class_counts(self.classes.len());
+        let named = self.classes.iter().zip(counts);
+        named.filter(|(_, count)| *count == 0).map(|(name, _)| name.as_str()).collect()
+    }
+
+    /// Adds a sentence to the warning.
+    fn warn(&mut self, sentence: String) {
+        self.warning = Some(match self.warning.take() {
+            Some(warning) => format!("{warning}; {sentence}"),
+            None => sentence,
+        });
+    }
+
+    /// Adds a sentence about classes to both warnings.
+    fn warn_of_classes(&mut self, sentence: String) {
+        self.class_warnings.push(sentence.clone());
+        self.warn(sentence);
     }
 }
 
-/// Splits the training images into those that remain and the `count` that are held out.
-fn hold_out(train: &Split, count: usize, classes: usize) -> Result<(Split, Split)> {
-    let images = train.len();
-    if count >= images {
-        return Err(Error::unfit(format!(
-            "data.held_out is {count}; expected fewer than the {images} training images"
-        )));
+/// These classes' names for a sentence: the first ten, and how many there are.
+fn class_list(names: &[&str]) -> String {
+    const NAMED: usize = 10;
+    let quoted = names.iter().take(NAMED).map(|name| format!("`{name}`"));
+    let listed = quoted.collect::<Vec<_>>().join(", ");
+    match names.len() {
+        0 | 1 => format!("class {listed}"),
+        2..=NAMED => format!("the classes {listed}"),
+        all => format!("{all} classes ({listed}, ...)"),
     }
-    let held_out = train.balanced_subset(count, classes, HELD_OUT_SEED);
-    Ok((train.select(&all_but(train.len(), &held_out)), train.select(&held_out)))
 }
 
 /// The indices below `len` that are not in `left_out`, whose indices must be in ascending order.
@@ -237,5 +311,99 @@ mod tests {
         assert!(data.warning.unwrap().contains("500 images held out"));
         let message = load_with(Some(whole.train.len()), None).unwrap_err().to_string();
         assert!(message.contains("expected fewer than the"), "{message}");
+    }
+
+    /// Classes `a`, `b`, ... of so many training images, and two test images of each.
+    fn of_counts(counts: &[usize]) -> Data {
+        let split = |counts: &[usize]| {
+            let labels: Vec<u8> =
+                (0..).zip(counts).flat_map(|(label, &count)| vec![label; count]).collect();
+            let images = labels.iter().flat_map(|&label| [label; 3]).collect();
+            Arc::new(Split { images, labels, coarse_labels: None, shape: [3, 1, 1] })
+        };
+        Data {
+            name: "folder".into(),
+            classes: ('a'..).take(counts.len()).map(String::from).collect(),
+            train: split(counts),
+            test: split(&vec![2; counts.len()]),
+            whole_train: counts.iter().sum(),
+            selection: None,
+            sha256: String::new(),
+            warning: None,
+            class_warnings: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_rare_class_stays_in_training_whatever_is_held_out() {
+        let mut data = of_counts(&[200, 20, 5]);
+        let held_out = data.take_out("data.held_out", 30, HELD_OUT_SEED).unwrap();
+        assert_eq!(held_out.class_counts(3), [13, 13, 4]);
+        assert_eq!(data.train.class_counts(3), [187, 7, 1]);
+        let [warning] = &data.class_warnings[..] else { panic!("{:?}", data.class_warnings) };
+        assert!(warning.contains("would take every image of class `c`"), "{warning}");
+        assert_eq!(data.warning.as_ref(), Some(warning));
+        let mut data = of_counts(&[200, 20, 5]);
+        let error = data.take_out("data.held_out", 224, HELD_OUT_SEED).unwrap_err().to_string();
+        assert!(error.contains("no training image of the classes `b`, `c`"), "{error}");
+        assert!(error.contains("expected at most 222 of the 225"), "{error}");
+    }
+
+    #[test]
+    fn the_images_to_select_on_leave_each_class_some_and_a_class_without_is_named() {
+        let mut run = RunConfig::on_labels("t", kd_models::Architecture::TUTORIAL_STUDENT);
+        run.select_on = Some(2);
+        let data = of_counts(&[30, 30, 1]).for_run(&run).unwrap();
+        assert_eq!(data.selection.unwrap().class_counts(3), [1, 1, 0]);
+        assert_eq!(data.train.class_counts(3), [29, 29, 1]);
+        let warnings = data.class_warnings.join("\n");
+        assert!(warnings.contains("selected on is of class `c`"), "{warnings}");
+        run.select_on = Some(60);
+        let error = of_counts(&[30, 30, 1]).for_run(&run).unwrap_err().to_string();
+        assert!(error.contains("run t: select_on is 60, which would leave"), "{error}");
+        assert!(error.contains("expected at most 58 of the 61"), "{error}");
+    }
+
+    #[test]
+    fn a_part_without_a_class_elsewhere_is_said() {
+        let mut run = RunConfig::on_labels("t", kd_models::Architecture::TUTORIAL_TEACHER);
+        let mut unseen = 0;
+        for part in 1..=3 {
+            run.part = Some([part, 3]);
+            let data = of_counts(&[60, 4, 1]).for_run(&run).unwrap();
+            let counts = data.train.class_counts(3);
+            assert!(counts[0] >= 39 && counts[1] >= 2, "{counts:?}");
+            let warned = data.class_warnings.iter().any(|warning| {
+                warning.contains("which is left out, is of class `c`: the network can't learn it")
+            });
+            assert_eq!(warned, counts[2] == 0);
+            unseen += usize::from(warned);
+        }
+        assert_eq!(unseen, 1);
+    }
+
+    #[test]
+    fn limits_below_the_number_of_classes_name_those_left_out() {
+        let config = DataConfig {
+            dataset: DatasetName::Synthetic,
+            train_limit: Some(8),
+            test_limit: Some(9),
+            ..DataConfig::default()
+        };
+        let run = RunConfig::on_labels("t", kd_models::Architecture::TUTORIAL_STUDENT);
+        let data = load(&config, Path::new("")).unwrap().for_run(&run).unwrap();
+        let [test, train] = &data.class_warnings[..] else { panic!("{:?}", data.class_warnings) };
+        let names = |classes: &[String]| {
+            class_list(&classes.iter().map(String::as_str).collect::<Vec<_>>())
+        };
+        assert!(
+            test.contains(&format!("no test image is of {}", names(&data.classes[9..]))),
+            "{test}"
+        );
+        assert!(
+            train.contains(&format!("no training image is of {}", names(&data.classes[8..]))),
+            "{train}"
+        );
+        assert!(load_with(Some(500), Some(200)).unwrap().class_warnings.is_empty());
     }
 }

@@ -29,7 +29,7 @@ struct Answered {
 /// Evaluates a network on all images of `split`, in f32.
 ///
 /// # Errors
-/// When the loss is not finite, or a batch can't be made or computed.
+/// When there is no image, the loss is not finite, or a batch can't be made or computed.
 pub fn evaluate(
     model: &dyn Classifier,
     split: &Arc<Split>,
@@ -37,6 +37,9 @@ pub fn evaluate(
     normalization: Normalization,
     device: &Device,
 ) -> Result<Evaluation> {
+    if split.is_empty() {
+        return Err(other!("there is no image to evaluate on; expected at least one"));
+    }
     let mut confusion = vec![vec![0u32; classes.len()]; classes.len()];
     let mut loss = 0.0;
     let mut add = |answered: Vec<Answered>| -> Result<()> {

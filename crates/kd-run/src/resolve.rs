@@ -108,7 +108,7 @@ impl Default for Choices {
 pub struct Resolved {
     /// For [`train`](crate::train::train).
     pub run: ResolvedRun,
-    /// Sentences for whoever starts the run: which weights it starts from, and what of them is new.
+    /// Sentences for whoever starts the run: which classes lack images, which weights it starts from, and what of them is new.
     pub notes: Vec<String>,
 }
 
@@ -140,7 +140,9 @@ pub fn resolve(recipe: &Recipe, run: &RunConfig, choices: &Choices) -> Result<Re
         (None, Some(name)) => Some(weights_path(recipe, choices, &out, name)),
         (None, None) => None,
     };
-    let mut notes = Vec::new();
+    let warnings = data.class_warnings.iter();
+    let mut notes: Vec<String> =
+        warnings.map(|warning| format!("{}: warning: {warning}", resolved.run.name)).collect();
     let initial = match &initial_path {
         Some(path) => Some(load_initial(path, &mut resolved, &data, &out, &mut notes)?),
         None => None,

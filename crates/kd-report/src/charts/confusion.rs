@@ -59,7 +59,9 @@ pub(crate) fn confusion_matrix(
                 continue;
             }
             let truth = &classes[row];
-            let title = if row == column {
+            let title = if values.iter().all(|count| *count == 0) {
+                format!("{truth}: no test image")
+            } else if row == column {
                 format!("{truth}: {count} correct ({:.1} %)", share * 100.0)
             } else {
                 let guess = &classes[column];

@@ -54,12 +54,26 @@ fn read(out: &Path) -> Result<Experiment> {
             expected: describe(expected),
         });
     }
-    let (dataset, device) = (expected.clone(), first.start.device.clone());
+    let dataset = DatasetRecord { warning: warnings(&runs), ..expected.clone() };
+    let device = first.start.device.clone();
     let mut seeds: Vec<u64> = runs.iter().map(|run| run.start.seed).collect();
     seeds.sort_unstable();
     seeds.dedup();
     let comparison = Comparison::read(&out.comparison())?;
     Ok(Experiment { label: String::new(), dataset, device, seeds, arms: arms(runs)?, comparison })
+}
+
+/// What the runs say about their images, each sentence once.
+fn warnings(runs: &[Run]) -> Option<String> {
+    let mut sentences: Vec<&str> = Vec::new();
+    for warning in runs.iter().filter_map(|run| run.start.dataset.warning.as_deref()) {
+        for sentence in warning.split("; ") {
+            if !sentences.contains(&sentence) {
+                sentences.push(sentence);
+            }
+        }
+    }
+    (!sentences.is_empty()).then(|| sentences.join("; "))
 }
 
 /// Groups runs by their names.

@@ -69,10 +69,10 @@ impl Counts {
         (self.both_right + self.same_mistake) as f64 / self.images()
     }
 
-    /// Of the teacher's mistakes, those that the student makes too.
-    fn mistakes_shared(&self) -> f64 {
+    /// Of the teacher's mistakes, those that the student makes too; `None` where the teacher makes none.
+    fn mistakes_shared(&self) -> Option<f64> {
         let all = self.same_mistake + self.other_mistakes + self.student_alone_right;
-        self.same_mistake as f64 / all.max(1) as f64
+        (all > 0).then(|| self.same_mistake as f64 / all as f64)
     }
 }
 
@@ -98,9 +98,10 @@ pub(crate) fn section(shown: &[Shown<'_>]) -> Option<Section> {
         if counts.is_empty() {
             continue;
         }
-        let spread = |scale: f64, decimals: usize, of: &dyn Fn(&Counts) -> f64| {
-            let values: Vec<f64> = counts.iter().map(|counts| scale * of(counts)).collect();
-            let mean = statistics::mean(&values).unwrap_or(f64::NAN);
+        let spread = |scale: f64, decimals: usize, of: &dyn Fn(&Counts) -> Option<f64>| {
+            let values: Vec<f64> =
+                counts.iter().filter_map(|counts| Some(scale * of(counts)?)).collect();
+            let Some(mean) = statistics::mean(&values) else { return "none".to_owned() };
             match statistics::standard_deviation(&values) {
                 Some(deviation) => format!("{mean:.decimals$} ± {deviation:.decimals$}"),
                 None => format!("{mean:.decimals$}"),
@@ -108,9 +109,9 @@ pub(crate) fn section(shown: &[Shown<'_>]) -> Option<Section> {
         };
         table.rows.push(vec![
             shown.label.clone(),
-            spread(100.0, 2, &Counts::agreement),
+            spread(100.0, 2, &|counts| Some(counts.agreement())),
             spread(100.0, 2, &Counts::mistakes_shared),
-            spread(1.0, 4, &|counts| counts.divergence / counts.images()),
+            spread(1.0, 4, &|counts| Some(counts.divergence / counts.images())),
         ]);
         let mut sums = [0; 5];
         for part in counts.iter().flat_map(|counts| counts.parts().into_iter().enumerate()) {

@@ -28,7 +28,7 @@ fn figure(shown: &[Shown<'_>]) -> Option<Figure> {
     let gain = |arm: &Arm, class: usize| {
         let value = |run: &Run| {
             let values = &run.evaluation.as_ref()?.per_class_accuracy;
-            values.get(class).copied()
+            values.get(class).copied().flatten()
         };
         let gains = arm.paired(experiment.alone(arm)?, value);
         Some(100.0 * statistics::mean(&gains)?)
@@ -36,7 +36,8 @@ fn figure(shown: &[Shown<'_>]) -> Option<Figure> {
     let headline = experiment.distilled()?;
     let mut order: Vec<usize> = (0..names.len()).collect();
     order.sort_by(|a, b| {
-        let of = |class| gain(headline, class).unwrap_or(0.0);
+        // Classes without test images come last.
+        let of = |class| gain(headline, class).unwrap_or(f64::NEG_INFINITY);
         of(*b).total_cmp(&of(*a))
     });
 
@@ -46,15 +47,16 @@ fn figure(shown: &[Shown<'_>]) -> Option<Figure> {
         numbers.head.push(format!("{} %", shown.arm.name));
         numbers.head.push("gain".to_owned());
     }
+    let tested = order.iter().filter(|class| accuracy(alone, **class).is_some()).count();
     let mut rows = Vec::new();
     for (place, class) in order.iter().copied().enumerate() {
-        let known = |value: Option<f64>| value.map_or_else(|| "–".to_owned(), percent);
+        let known = |value: Option<f64>| value.map_or_else(|| "none".to_owned(), percent);
         let mut row = vec![names[class].clone(), known(accuracy(alone, class))];
         let mut dots = Vec::new();
         for shown in &distilled {
             let points = gain(shown.arm, class);
             row.push(known(accuracy(shown.arm, class)));
-            row.push(points.map_or_else(|| "–".to_owned(), |points| signed(points, 2)));
+            row.push(points.map_or_else(|| "none".to_owned(), |points| signed(points, 2)));
             dots.extend(points.map(|points| Dot {
                 slot: shown.slot,
                 value: points,
@@ -64,7 +66,9 @@ fn figure(shown: &[Shown<'_>]) -> Option<Figure> {
             }));
         }
         numbers.rows.push(row);
-        if names.len() <= DRAWN || place < DRAWN / 2 || place >= names.len() - DRAWN / 2 {
+        // A class without test images has no gain to draw.
+        let at_an_end = place < DRAWN / 2 || place + DRAWN / 2 >= tested;
+        if place < tested && (names.len() <= DRAWN || at_an_end) {
             rows.push(DotRow { label: names[class].clone(), dots });
         }
     }
@@ -93,9 +97,9 @@ fn figure(shown: &[Shown<'_>]) -> Option<Figure> {
     })
 }
 
-/// Accuracy per class, mean over the seeds.
+/// Accuracy of a class, mean over the seeds; `None` without test images of it.
 fn accuracy(arm: &Arm, class: usize) -> Option<f64> {
-    let value = |evaluation: &Evaluation| evaluation.per_class_accuracy.get(class).copied();
+    let value = |evaluation: &Evaluation| evaluation.per_class_accuracy.get(class).copied()?;
     let evaluations = arm.runs.iter().filter_map(|run| run.evaluation.as_ref());
     let values: Vec<f64> = evaluations.filter_map(value).collect();
     statistics::mean(&values)

@@ -126,6 +126,48 @@ fn the_class_gains_are_differences_of_the_evaluations() {
 }
 
 #[test]
+fn a_class_without_test_images_has_no_figure_and_no_dot() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, per_mille) in [("student", 700), ("kd", 750)] {
+        let run = flat(name, per_mille, 0);
+        run.write(folder.path());
+        // No test image is a ship; as version 0.2 wrote it.
+        let mut evaluation = run.evaluation();
+        evaluation["confusion"][8] = vec![0; 10].into();
+        evaluation["per_class_accuracy"][8] = 0.0.into();
+        let path = folder.path().join(name).join("evaluation.json");
+        std::fs::write(path, evaluation.to_string()).unwrap();
+    }
+    let made = report_on(folder);
+    let section = html::section(&made.page, "gain");
+    let rows = html::rows(section);
+    let row = |class: &str| rows.iter().find(|row| row[0] == class).unwrap()[1..].join(" ");
+    assert_eq!(
+        (row("ship").as_str(), row("cat").as_str()),
+        ("none none none", "70.00 75.00 +5.00")
+    );
+    // A class that was not measured comes after those that were.
+    assert_eq!(rows.iter().rfind(|row| row.len() == 4).unwrap()[0], "ship");
+    assert!(!section.contains("ship, kd"), "a dot of a class without test images");
+    assert!(made.page.contains("ship: no test image") && !made.page.contains("ship: 0 correct"));
+}
+
+#[test]
+fn the_warnings_of_all_runs_are_shown_once_each() {
+    let with = |name, warning: &str| {
+        let mut run = flat(name, 700, 0);
+        run.dataset["warning"] = warning.into();
+        run
+    };
+    let made = make(&[
+        with("student", "the images come from the hub"),
+        with("teacher", "the images come from the hub; no training image is of class `cat`"),
+    ]);
+    let expected = "the images come from the hub; no training image is of class `cat`";
+    assert!(made.table.contains(&format!("Warning: {expected}\n")), "{}", made.table);
+}
+
+#[test]
 fn pages_are_well_formed_and_load_nothing() {
     let mut hundred = tutorial(1, &dataset("cifar100"));
     for run in &mut hundred {

@@ -28,6 +28,22 @@ fn evaluation_agrees_with_the_runs_own() {
 }
 
 #[test]
+fn a_class_without_test_images_has_no_accuracy() {
+    let dir = WorkDir::new();
+    weights(&dir.path("student.safetensors"), Architecture::TUTORIAL_STUDENT, 10, 0, true);
+    let line = "eval --weights student.safetensors --dataset synthetic --test-limit 7";
+    let output = dir.command(line).output().unwrap();
+    let (table, warning) =
+        (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    let none = table.lines().filter(|line| line.contains(" none ")).count();
+    assert_eq!((none, table.matches(" %").count()), (3, 1 + 7), "{table}");
+    assert!(warning.contains("no test image is of the classes `"), "{warning}");
+    let printed: Value = serde_json::from_str(&dir.stdout(&format!("{line} --json"))).unwrap();
+    let shares = printed["per_class_accuracy"].as_array().unwrap();
+    assert_eq!(shares.iter().filter(|share| share.is_null()).count(), 3, "{shares:?}");
+}
+
+#[test]
 fn weights_that_do_not_fit_are_refused() {
     let dir = WorkDir::new();
     weights(&dir.path("hundred.safetensors"), Architecture::TUTORIAL_STUDENT, 100, 0, true);

@@ -81,6 +81,9 @@ pub(crate) fn run(flags: &Eval) -> Result<(), Failure> {
     config.train_limit = Some(1);
     let device = flags.compute.device()?;
     let data = data::load(&config, &flags.data.data)?;
+    for warning in &data.class_warnings {
+        tracing::warn!("{warning}");
+    }
     let (classes, normalization) = (data.classes.len(), config.normalization());
     let weights = Pretrained::load(&flags.weights, flags.model, classes, normalization)?;
     let network = weights.network(&device)?;
@@ -126,7 +129,10 @@ fn table(evaluation: &Evaluation) -> String {
     let width = classes.iter().map(|name| name.chars().count()).max().unwrap_or(0);
     text += "class, accuracy, predictions (columns in the order of the rows)\n";
     for (index, name) in classes.iter().enumerate() {
-        text += &format!("{name:width$} {:6.2} %", 100.0 * evaluation.per_class_accuracy[index]);
+        text += &match evaluation.per_class_accuracy[index] {
+            Some(share) => format!("{name:width$} {:6.2} %", 100.0 * share),
+            None => format!("{name:width$}     none"),
+        };
         // A hundred columns would not fit on a screen.
         if classes.len() <= 20 {
             for count in &evaluation.confusion[index] {
