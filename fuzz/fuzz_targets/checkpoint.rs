@@ -21,8 +21,8 @@ fuzz_target!(|data: &[u8]| {
         check(&signed);
     }
     let config = ModelConfig::new(Architecture::TUTORIAL_STUDENT, 10);
-    if let Ok((tensors, _)) = kd_models::weights::parse(data, Path::new("fuzzed"), &config) {
-        assert_eq!(tensors.len(), config.graph().unwrap().parameters().count());
+    if let Ok(loaded) = kd_models::weights::parse(data, Path::new("fuzzed"), &config) {
+        assert_eq!(loaded.tensors.len(), config.graph().unwrap().parameters().count());
     }
 });
 

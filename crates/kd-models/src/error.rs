@@ -139,8 +139,52 @@ pub enum Error {
         /// The network's shape.
         expected: Vec<usize>,
     },
-    /// A tensor is not f32.
-    #[error("{}: tensor {name} is {found}; expected F32", path.display())]
+    /// The file is none that weights are read from, is damaged, or holds something else beside its tensors' names.
+    #[error("{}: can't be read as weights: {reason}", path.display())]
+    Unusable {
+        /// The path of the file concerned.
+        path: PathBuf,
+        /// What the file is or what is wrong with it, and what to do.
+        reason: String,
+    },
+    /// The weights of several networks in the file fit the one that is asked for.
+    #[error("{}: both {first} and {second} fit the {network}, so neither is taken; save those that are meant in a file of their own", path.display())]
+    SeveralFit {
+        /// The path of the weights file concerned.
+        path: PathBuf,
+        /// The name of the network concerned.
+        network: Box<str>,
+        /// Where the first ones lie in the file.
+        first: String,
+        /// Where others lie.
+        second: String,
+    },
+    /// The shortcuts of the file's network have weights, those of the network don't.
+    #[error("{}: {name} (shape {found:?}) belongs to a shortcut with weights (option B, as in RepDistiller's and chenyaofo's ResNets); the shortcuts of the {network} have none (option A), so the two compute different things; give weights of a ResNet with option A, or write that network: docs/new-network.md", path.display())]
+    ProjectionShortcut {
+        /// The path of the weights file concerned.
+        path: PathBuf,
+        /// The name of the network concerned.
+        network: Box<str>,
+        /// The shortcut's tensor.
+        name: String,
+        /// Its shape.
+        found: Vec<usize>,
+    },
+    /// A weight is finite but larger than any f32.
+    #[error("{}: tensor {name} has {value:e} at element {index}, which is beyond F32; weights are computed with as F32", path.display())]
+    BeyondF32 {
+        /// The path of the weights file concerned.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// The element's position, row-major.
+        index: usize,
+        /// The value there.
+        value: f64,
+    },
+    /// A tensor has a type that weights don't have.
+    #[error("{}: tensor {name} is {found}; expected {expected}", path.display())]
     TensorDtype {
         /// The path of the weights file concerned.
         path: PathBuf,
@@ -148,6 +192,8 @@ pub enum Error {
         name: String,
         /// Its type in the file.
         found: String,
+        /// The types that it may have.
+        expected: &'static str,
     },
     /// A weight is NaN or infinite.
     #[error("{}: tensor {name} has {value} at element {index}; weights must be finite", path.display())]

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use common::{bits, config, tensors};
-use kd_models::weights::{Metadata, load, load_start, save};
+use kd_models::weights::{Loaded, Metadata, load, load_start, save};
 use kd_models::{Architecture, Error, ModelConfig, init};
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -62,8 +62,9 @@ fn zeros(shape: &[usize]) -> Tensor {
 #[test]
 fn what_was_saved_is_loaded() {
     let (_folder, path) = saved();
-    let (loaded, description) = load(&path, &student()).unwrap();
+    let Loaded { tensors: loaded, metadata: description, notes } = load(&path, &student()).unwrap();
     assert_eq!(description, Some(metadata()));
+    assert_eq!(notes, [""; 0]);
     let expected = student_tensors();
     assert_eq!(loaded.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
     for (name, tensor) in &expected {
@@ -80,12 +81,12 @@ fn the_same_weights_give_the_same_bytes() {
     save(&again, &student_tensors(), &with_names).unwrap();
     assert_eq!(fs::read(&path).unwrap(), fs::read(&again).unwrap());
     // Through a load, too.
-    let (loaded, description) = load(&path, &student()).unwrap();
+    let Loaded { tensors: loaded, metadata: description, .. } = load(&path, &student()).unwrap();
     save(&again, &loaded, &description.unwrap()).unwrap();
     assert_eq!(fs::read(&path).unwrap(), fs::read(&again).unwrap());
     with_names.class_names = Some((0..10).map(|class| format!("class {class}")).collect());
     save(&again, &loaded, &with_names).unwrap();
-    assert_eq!(load(&again, &student()).unwrap().1, Some(with_names));
+    assert_eq!(load(&again, &student()).unwrap().metadata, Some(with_names));
 }
 
 #[test]
@@ -98,8 +99,9 @@ fn saving_leaves_nothing_else_in_the_folder() {
 #[test]
 fn a_file_without_this_crates_metadata_is_loaded() {
     let folder = TempDir::new().unwrap();
-    let (loaded, description) = load(&foreign(&folder, &student_tensors()), &student()).unwrap();
-    assert_eq!((loaded.len(), description), (8, None));
+    let loaded = load(&foreign(&folder, &student_tensors()), &student()).unwrap();
+    assert_eq!((loaded.tensors.len(), loaded.metadata), (8, None));
+    assert_eq!(loaded.notes, [""; 0]);
 }
 
 #[test]
@@ -138,10 +140,11 @@ fn a_wrong_shape_is_named_with_both_shapes() {
 #[test]
 fn a_wrong_type_is_named() {
     let error = error_of(|tensors| {
-        let half = tensors["features.0.bias"].to_dtype(DType::F16).unwrap();
-        tensors.insert("features.0.bias".into(), half);
+        let bytes = tensors["features.0.bias"].to_dtype(DType::U8).unwrap();
+        tensors.insert("features.0.bias".into(), bytes);
     });
-    assert!(error.to_string().ends_with("tensor features.0.bias is F16; expected F32"), "{error}");
+    let message = "tensor features.0.bias is U8; expected F32, F16, BF16 or F64";
+    assert!(error.to_string().ends_with(message), "{error}");
 }
 
 #[test]
@@ -343,7 +346,7 @@ fn pytorchs_counted_batches_are_passed_over() {
         let count = Tensor::new(7i64, &Device::Cpu).unwrap();
         with_counts.insert(format!("{norm}.num_batches_tracked"), count);
     }
-    let (loaded, _) = load(&foreign(&folder, &with_counts), &config).unwrap();
+    let loaded = load(&foreign(&folder, &with_counts), &config).unwrap().tensors;
     assert_eq!(loaded.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
     for (name, tensor) in &expected {
         assert_eq!(bits(tensor), bits(&loaded[name]), "{name}");

@@ -108,7 +108,8 @@ impl Default for Choices {
 pub struct Resolved {
     /// For [`train`](crate::train::train).
     pub run: ResolvedRun,
-    /// Sentences for whoever starts the run: which classes lack images, which weights it starts from, and what of them is new.
+    /// Sentences for whoever starts the run: which classes lack images, what was done to read weights that another program
+    /// wrote, which weights it starts from, and what of them is new.
     pub notes: Vec<String>,
 }
 
@@ -143,6 +144,7 @@ pub fn resolve(recipe: &Recipe, run: &RunConfig, choices: &Choices) -> Result<Re
     let warnings = data.class_warnings.iter();
     let mut notes: Vec<String> =
         warnings.map(|warning| format!("{}: warning: {warning}", resolved.run.name)).collect();
+    notes.extend(teacher.iter().flat_map(|teacher| teacher.notes.iter().cloned()));
     let initial = match &initial_path {
         Some(path) => Some(load_initial(path, &mut resolved, &data, &out, &mut notes)?),
         None => None,
@@ -356,6 +358,7 @@ fn load_initial(
             initial.sha256
         )));
     }
+    notes.extend(initial.start.notes.iter().cloned());
     notes.push(format!("{}: {}", run.name, initial.describe(path, &config)?));
     run.init = Some(OutFolder::new(out).from_a_run(path)?.display().to_string());
     run.init_sha256 = Some(initial.sha256.clone());

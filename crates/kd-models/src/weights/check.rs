@@ -1,33 +1,39 @@
 //! Whether a file's tensors are those of a network.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use safetensors::tensor::{Dtype, TensorInfo};
-
+use super::contents::{Stored, Type};
 use super::metadata::Metadata;
-use crate::graph::{Graph, TensorSpec};
+use crate::graph::Graph;
 use crate::{Error, Result};
 
-/// Compares the names, shapes and types that a file's header gives with the network's.
+/// The first tensor by name that the network lacks. A count of batches beside a normalisation's statistics is none of the
+/// network's, and is passed over.
+pub(super) fn extra<'a>(graph: &Graph, found: &'a BTreeMap<String, &Stored>) -> Option<&'a str> {
+    let expected: BTreeSet<&str> = graph.tensors().map(|spec| spec.name.as_str()).collect();
+    let counts_batches = |name: &str| {
+        let norm = name.strip_suffix(".num_batches_tracked");
+        norm.is_some_and(|norm| expected.contains(format!("{norm}.running_mean").as_str()))
+    };
+    let is_extra = |name: &&str| !expected.contains(name) && !counts_batches(name);
+    found.keys().map(String::as_str).find(is_extra)
+}
+
+/// Compares the names, shapes and types that a file gives with the network's.
 pub(super) fn check_tensors(
     path: &Path,
     graph: &Graph,
     metadata: Option<&Metadata>,
-    found: &HashMap<String, &TensorInfo>,
+    found: &BTreeMap<String, &Stored>,
 ) -> Result<()> {
     let network = graph.name().into();
-    let expected: BTreeMap<&str, &TensorSpec> =
-        graph.tensors().map(|spec| (spec.name.as_str(), spec)).collect();
-    let counts_batches = |name: &str| {
-        let norm = name.strip_suffix(".num_batches_tracked");
-        norm.is_some_and(|norm| expected.contains_key(format!("{norm}.running_mean").as_str()))
-    };
-    let is_extra = |name: &&String| !expected.contains_key(name.as_str()) && !counts_batches(name);
-    // The first by name, so that the same file always gives the same message.
-    if let Some(name) = found.keys().filter(is_extra).min() {
-        let (name, found) = (name.clone(), found[name].shape.clone());
-        return Err(Error::ExtraTensor { path: path.into(), network, name, found });
+    if let Some(name) = extra(graph, found) {
+        let (name, found) = (name.to_string(), found[name].shape.clone());
+        return Err(match name.contains(".downsample.") || name.contains(".shortcut.") {
+            true => Error::ProjectionShortcut { path: path.into(), network, name, found },
+            false => Error::ExtraTensor { path: path.into(), network, name, found },
+        });
     }
     for spec in graph.tensors() {
         if !found.contains_key(&spec.name) {
@@ -44,6 +50,11 @@ pub(super) fn check_tensors(
     }
     for spec in graph.tensors() {
         let info = found[&spec.name];
+        if let Type::Other(found) = &info.dtype {
+            let (name, found) = (spec.name.clone(), found.clone());
+            let expected = "F32, F16, BF16 or F64";
+            return Err(Error::TensorDtype { path: path.into(), name, found, expected });
+        }
         if info.shape != spec.shape {
             if let Some(input) = metadata.map(|metadata| metadata.input)
                 && input != graph.input()
@@ -59,10 +70,6 @@ pub(super) fn check_tensors(
                 expected: spec.shape.clone(),
             });
         }
-        if info.dtype != Dtype::F32 {
-            let (name, found) = (spec.name.clone(), info.dtype.to_string());
-            return Err(Error::TensorDtype { path: path.into(), name, found });
-        }
     }
     Ok(())
 }
@@ -71,7 +78,7 @@ pub(super) fn check_tensors(
 pub(super) fn classes(
     graph: &Graph,
     metadata: Option<&Metadata>,
-    found: &HashMap<String, &TensorInfo>,
+    found: &BTreeMap<String, &Stored>,
 ) -> Option<usize> {
     if let Some(metadata) = metadata {
         return Some(metadata.classes);

@@ -1,27 +1,26 @@
 //! Reading weights files.
 
-use std::collections::HashSet;
 use std::fs::File;
-use std::io::Read;
-use std::path::Path;
+use std::io::{BufReader, Cursor, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
+use zip::ZipArchive;
 
-use super::check::{self, check_finite, check_tensors, check_variance};
+use super::check::check_tensors;
+use super::contents::{Contents, Stored};
+use super::kind::{self, Kind};
 use super::metadata::Metadata;
+use super::{fit, header, torch, values};
 use crate::{Architecture, Error, ModelConfig, Result, Tensors};
-
-/// No network here needs a header near this size; a larger one is not read at all.
-const MAX_HEADER: u64 = 1 << 20;
 
 /// What a weights file says before its weights: its description, and the names and shapes of its tensors.
 #[derive(Debug)]
 pub struct Header {
     /// The file's own description, if it has one (PyTorch's files have none).
     pub metadata: Option<Metadata>,
-    tensors: safetensors::tensor::Metadata,
-    /// Where the weights start.
-    data_start: u64,
+    path: PathBuf,
+    contents: Contents,
 }
 
 impl Header {
@@ -29,7 +28,7 @@ impl Header {
     /// description is taken for the tutorial's teacher, with as many classes as its last layer has outputs.
     ///
     /// # Errors
-    /// When `classes` makes no sense.
+    /// When `classes` makes no sense, or tensors of several networks in the file fit.
     pub fn config(
         &self,
         architecture: Option<Architecture>,
@@ -44,7 +43,7 @@ impl Header {
             config.input = described.input;
         }
         if classes.is_none()
-            && let Some(found) = self.classes(&config)?
+            && let Some(found) = self.classes(&config, false)?
         {
             config.classes = found;
         }
@@ -52,35 +51,56 @@ impl Header {
     }
 
     /// The number of classes: what the description says, or the rows of the last layer of the network that `config`
-    /// describes; `None` when the file has no such layer.
-    fn classes(&self, config: &ModelConfig) -> Result<Option<usize>> {
-        let graph = config.graph()?;
-        Ok(check::classes(&graph, self.metadata.as_ref(), &self.tensors.tensors()))
+    /// describes; `None` when the file has no such layer. With `prefer`, weights for the classes of `config` come first where
+    /// the file has others as well.
+    fn classes(&self, config: &ModelConfig, prefer: bool) -> Result<Option<usize>> {
+        fit::classes(&self.path, &config.graph()?, &self.contents, prefer)
     }
 }
 
-/// Reads what a weights file says before its weights.
+/// The weights of a file.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The network's tensors by name, f32, on the CPU.
+    pub tensors: Tensors,
+    /// The file's own description, if it has one (PyTorch's files have none).
+    pub metadata: Option<Metadata>,
+    /// Sentences on what was done to read them: which dict of the file and which names were taken, what was converted. Empty
+    /// for a file that holds just the network's f32 tensors under its names.
+    pub notes: Vec<String>,
+}
+
+/// Reads what a weights file says before its weights. The formats are those of [`load`].
 ///
 /// # Errors
-/// When the file can't be read, is cut off or no safetensors file, or its description can't be understood.
+/// When the file can't be read, is cut off or no weights file, or its description can't be understood.
 pub fn peek(path: &Path) -> Result<Header> {
-    let (mut file, len) = open(path)?;
-    read_header(path, &mut file, len)
+    let (mut file, len) = open_file(path)?;
+    let (_, contents) = open(path, &mut file, len)?;
+    Ok(Header { metadata: contents.metadata.clone(), path: path.into(), contents })
 }
 
 /// Loads the weights of the network that `config` describes, onto the CPU, with the file's own
 /// description if it has one (PyTorch's files have none).
 ///
-/// The file must hold exactly the network's tensors. It is checked before its data is read, so
-/// a bad file never makes this allocate more than the network needs. The description's image shape is not compared: a
-/// network whose tensors don't depend on it takes images of other shapes, too.
+/// The file is a safetensors file or one of `torch.save` (`.pth`, `.pt`, `.bin`; PyTorch 1.6 or later), which its content
+/// decides. Of the latter tensors alone are read and no code is run. f16, bf16 and f64 become f32.
+///
+/// The tensors may lie in a dict of the file (`state_dict`, `model`) and have a prefix (`module.`, `_orig_mod.`,
+/// `teacher.`), and the last layer may be called `fc` instead of `linear`. What fits the network is taken, and
+/// [`Loaded::notes`] says so; of two things that fit, none is. Beside the prefix, a dict must hold exactly the network's
+/// tensors.
+///
+/// Names and shapes are checked before the data is read, so a bad file never makes this allocate more than it has bytes.
+/// The description's image shape is not compared: a network whose tensors don't depend on it takes images of other shapes,
+/// too.
 ///
 /// # Errors
-/// When the file can't be read, is cut off or no safetensors file; when it is another network's or
-/// for another number of classes; when a tensor is missing, extra, not f32, of another shape (both
-/// shapes are given) or not finite.
-pub fn load(path: &Path, config: &ModelConfig) -> Result<(Tensors, Option<Metadata>)> {
-    let (mut file, len) = open(path)?;
+/// When the file can't be read, is cut off or no weights file; when it is another network's or
+/// for another number of classes; when a tensor is missing, extra, of another type or another shape (both
+/// shapes are given), not finite, or beyond f32.
+pub fn load(path: &Path, config: &ModelConfig) -> Result<Loaded> {
+    let (mut file, len) = open_file(path)?;
     read(path, &mut file, len, config)
 }
 
@@ -88,13 +108,8 @@ pub fn load(path: &Path, config: &ModelConfig) -> Result<(Tensors, Option<Metada
 ///
 /// # Errors
 /// As for [`load`].
-pub fn parse(
-    mut contents: &[u8],
-    path: &Path,
-    config: &ModelConfig,
-) -> Result<(Tensors, Option<Metadata>)> {
-    let len = contents.len() as u64;
-    read(path, &mut contents, len, config)
+pub fn parse(contents: &[u8], path: &Path, config: &ModelConfig) -> Result<Loaded> {
+    read(path, &mut Cursor::new(contents), contents.len() as u64, config)
 }
 
 /// Weights that another training starts from.
@@ -106,6 +121,8 @@ pub struct Start {
     pub metadata: Option<Metadata>,
     /// The number of classes of the file where it is another one than the network's. The head is new then.
     pub other_classes: Option<usize>,
+    /// Sentences on what was done to read the tensors, as in [`Loaded::notes`].
+    pub notes: Vec<String>,
 }
 
 /// Loads weights to start from: as [`load`], but the file may be for another number of classes. Its head, the layer that
@@ -114,110 +131,110 @@ pub struct Start {
 /// # Errors
 /// As [`load`], except for another number of classes.
 pub fn load_start(path: &Path, config: &ModelConfig) -> Result<Start> {
-    let found = peek(path)?.classes(config)?.filter(|found| *found != config.classes);
-    let Some(classes) = found else {
-        let (tensors, metadata) = load(path, config)?;
-        return Ok(Start { tensors, metadata, other_classes: None });
-    };
-    let other = ModelConfig { classes, ..*config };
-    let (mut tensors, metadata) = load(path, &other)?;
-    for spec in &other.graph()?.head().parameters {
-        tensors.remove(&spec.name);
+    let found = peek(path)?.classes(config, true)?.filter(|found| *found != config.classes);
+    let other = ModelConfig { classes: found.unwrap_or(config.classes), ..*config };
+    let Loaded { mut tensors, metadata, notes } = load(path, &other)?;
+    if found.is_some() {
+        for spec in &other.graph()?.head().parameters {
+            tensors.remove(&spec.name);
+        }
     }
-    Ok(Start { tensors, metadata, other_classes: Some(classes) })
+    Ok(Start { tensors, metadata, other_classes: found, notes })
 }
 
 /// Opens a file; gives it and its length.
-fn open(path: &Path) -> Result<(File, u64)> {
+fn open_file(path: &Path) -> Result<(BufReader<File>, u64)> {
     let io = |source| Error::Io { path: path.into(), source };
     let file = File::open(path).map_err(io)?;
     let about = file.metadata().map_err(io)?;
     if !about.is_file() {
         let reason = "it is not a regular file".into();
-        return Err(Error::Malformed { path: path.into(), reason });
+        return Err(Error::Unusable { path: path.into(), reason });
     }
-    Ok((file, about.len()))
+    Ok((BufReader::new(file), about.len()))
 }
 
-fn read(
+/// Where a file's elements are read from.
+enum Elements<R> {
+    File(R),
+    Archive(ZipArchive<R>),
+}
+
+impl<R: Read + Seek> Elements<R> {
+    /// The bytes of a tensor's elements. The network's shape bounds their number; a file that lies about it ends early.
+    fn bytes(&mut self, path: &Path, name: &str, stored: &Stored) -> Result<Vec<u8>> {
+        let io = |source| Error::Io { path: path.into(), source };
+        let unusable = |reason: String| Error::Unusable { path: path.into(), reason };
+        let len = values::span(stored)
+            .ok_or_else(|| unusable(format!("the shape of its tensor {name} overflows")))?;
+        match self {
+            Self::File(file) => {
+                file.seek(SeekFrom::Start(stored.offset)).map_err(io)?;
+                let mut bytes = vec![0; len];
+                file.read_exact(&mut bytes).map_err(io)?;
+                Ok(bytes)
+            }
+            Self::Archive(archive) => torch::bytes(archive, &stored.member, stored.offset, len)
+                .map_err(|reason| unusable(format!("tensor {name}: {reason}"))),
+        }
+    }
+}
+
+/// Finds out what a file is and what it holds.
+fn open<R: Read + Seek>(
     path: &Path,
-    file: &mut impl Read,
+    mut file: R,
+    file_len: u64,
+) -> Result<(Elements<R>, Contents)> {
+    let io = |source| Error::Io { path: path.into(), source };
+    let unusable = |reason: String| Error::Unusable { path: path.into(), reason };
+    let mut start = Vec::new();
+    file.by_ref().take(kind::LOOKED_AT as u64).read_to_end(&mut start).map_err(io)?;
+    file.rewind().map_err(io)?;
+    match kind::kind(&start) {
+        Kind::Safetensors => {
+            let contents = header::read(path, &mut file, file_len)?;
+            Ok((Elements::File(file), contents))
+        }
+        Kind::Zip => {
+            let (archive, contents) = torch::open(file).map_err(unusable)?;
+            Ok((Elements::Archive(archive), contents))
+        }
+        Kind::Foreign(what) => Err(unusable(format!("it is {what}"))),
+    }
+}
+
+fn read<R: Read + Seek>(
+    path: &Path,
+    file: &mut R,
     file_len: u64,
     config: &ModelConfig,
-) -> Result<(Tensors, Option<Metadata>)> {
+) -> Result<Loaded> {
     let graph = config.graph()?;
-    let io = |source| Error::Io { path: path.into(), source };
-    let header = read_header(path, file, file_len)?;
-    let in_header = header.tensors.data_len() as u64;
-    let (data_start, in_file) = (header.data_start, file_len - header.data_start);
-    if in_header != in_file {
-        let reason = format!(
-            "its header announces {in_header} bytes of data from offset {data_start}, the file has {in_file}"
-        );
-        return Err(Error::Malformed { path: path.into(), reason });
-    }
-    if let Some(metadata) = &header.metadata
+    let (mut elements, contents) = open(path, file, file_len)?;
+    if let Some(metadata) = &contents.metadata
         && metadata.architecture != config.architecture
     {
         let (found, expected) =
             (metadata.architecture.to_string(), config.architecture.to_string());
         return Err(Error::WrongArchitecture { path: path.into(), found, expected });
     }
-    check_tensors(path, &graph, header.metadata.as_ref(), &header.tensors.tensors())?;
-    let known: HashSet<&str> = graph.tensors().map(|spec| spec.name.as_str()).collect();
+    let view = fit::choose(path, &graph, &contents)?;
+    check_tensors(path, &graph, contents.metadata.as_ref(), &view.tensors)?;
+    let notes = view.notes(path, &graph, &contents);
 
     // The file's order, so that it is read once from start to end.
+    let mut stored: Vec<_> = graph
+        .tensors()
+        .filter_map(|spec| Some((spec.name.as_str(), *view.tensors.get(&spec.name)?)))
+        .collect();
+    stored.sort_by_key(|(_, stored)| stored.offset);
     let mut tensors = Tensors::new();
-    for name in header.tensors.offset_keys() {
-        let Some(info) = header.tensors.info(&name) else { continue };
-        if !known.contains(name.as_str()) {
-            // Counted batches, wherever the file has them.
-            let len = (info.data_offsets.1 - info.data_offsets.0) as u64;
-            std::io::copy(&mut file.by_ref().take(len), &mut std::io::sink()).map_err(io)?;
-            continue;
-        }
-        // Its type and shape are the network's by now, so its size is known to be sane.
-        let mut bytes = vec![0; info.data_offsets.1 - info.data_offsets.0];
-        file.read_exact(&mut bytes).map_err(io)?;
-        let values: Vec<f32> = bytes
-            .chunks_exact(4)
-            .map(|bytes| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
-            .collect();
-        check_finite(path, &name, &values)?;
-        if name.ends_with(".running_var") {
-            check_variance(path, &name, &values)?;
-        }
-        let tensor = Tensor::from_vec(values, info.shape.as_slice(), &Device::Cpu)?;
-        tensors.insert(name, tensor);
+    for (name, stored) in stored {
+        let bytes = elements.bytes(path, name, stored)?;
+        let values = values::decode(path, name, stored, &bytes)?;
+        let tensor = Tensor::from_vec(values, stored.shape.as_slice(), &Device::Cpu)?;
+        tensors.insert(name.to_string(), tensor);
     }
-    Ok((tensors, header.metadata))
-}
-
-fn read_header(path: &Path, file: &mut impl Read, file_len: u64) -> Result<Header> {
-    let io = |source| Error::Io { path: path.into(), source };
-    let malformed = |reason: String| Error::Malformed { path: path.into(), reason };
-    if file_len < 8 {
-        return Err(malformed(format!(
-            "it has {file_len} bytes, fewer than the 8 of its header's length"
-        )));
-    }
-    let mut header_len = [0; 8];
-    file.read_exact(&mut header_len).map_err(io)?;
-    let header_len = u64::from_le_bytes(header_len);
-    if header_len > file_len - 8 {
-        return Err(malformed(format!(
-            "it announces a header of {header_len} bytes, but has {file_len} bytes in all"
-        )));
-    }
-    if header_len > MAX_HEADER {
-        return Err(malformed(format!(
-            "it announces a header of {header_len} bytes; no more than {MAX_HEADER} are expected"
-        )));
-    }
-    let mut header = vec![0; header_len as usize];
-    file.read_exact(&mut header).map_err(io)?;
-    let tensors: safetensors::tensor::Metadata = serde_json::from_slice(&header)
-        .map_err(|error| malformed(format!("its header can't be read: {error}")))?;
-    let metadata = Metadata::read(path, tensors.metadata())?;
-    Ok(Header { metadata, tensors, data_start: 8 + header_len })
+    Ok(Loaded { tensors, metadata: contents.metadata, notes })
 }

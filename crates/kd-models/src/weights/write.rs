@@ -21,7 +21,8 @@ pub fn save(path: &Path, tensors: &Tensors, metadata: &Metadata) -> Result<()> {
     for (name, tensor) in tensors {
         if tensor.dtype() != DType::F32 {
             let found = format!("{:?}", tensor.dtype());
-            return Err(Error::TensorDtype { path: path.into(), name: name.clone(), found });
+            let (name, expected) = (name.clone(), "F32");
+            return Err(Error::TensorDtype { path: path.into(), name, found, expected });
         }
         let values = tensor.flatten_all()?.to_vec1::<f32>()?;
         check_finite(path, name, &values)?;

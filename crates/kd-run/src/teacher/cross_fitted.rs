@@ -122,6 +122,7 @@ mod tests {
             tensors: tensors(0),
             left_out: None,
             parts: (0..3).map(tensors).collect(),
+            notes: Vec::new(),
         };
         let needs = Needs { teacher_logits: true, ..Needs::default() };
         let cross_fitted = CrossFitted::new(&teacher, &needs, &data, &Device::Cpu).unwrap();

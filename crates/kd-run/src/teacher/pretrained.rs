@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use kd_data::Normalization;
-use kd_models::weights::{self, LeftOut};
+use kd_models::weights::{self, LeftOut, Loaded};
 use kd_models::{Architecture, Classifier, ModelConfig};
 use sha2::{Digest, Sha256};
 
@@ -31,6 +31,8 @@ pub struct Pretrained {
     /// The weights of the network for each part, where the targets are cross-fitted; otherwise empty. `tensors` are the
     /// first part's.
     pub parts: Vec<BTreeMap<String, Tensor>>,
+    /// Sentences on what was done to read the file's weights, if anything.
+    pub notes: Vec<String>,
 }
 
 impl Pretrained {
@@ -48,12 +50,13 @@ impl Pretrained {
     ) -> Result<Self> {
         let sha256 = sha256(path)?;
         let config = weights::peek(path)?.config(architecture, Some(classes))?;
-        let (tensors, metadata) = weights::load(path, &config)?;
+        let Loaded { tensors, metadata, notes } = weights::load(path, &config)?;
         let left_out = metadata.as_ref().and_then(|metadata| metadata.left_out);
         if let Some(metadata) = metadata {
             metadata.check_normalization(path, normalization.mean, normalization.std)?;
         }
-        Ok(Self { path: path.to_owned(), sha256, config, tensors, left_out, parts: Vec::new() })
+        let (path, parts) = (path.to_owned(), Vec::new());
+        Ok(Self { path, sha256, config, tensors, left_out, parts, notes })
     }
 
     /// Several networks that together teach as one: each answers for the part of the images that it has not seen.
@@ -94,6 +97,7 @@ impl Pretrained {
                 config.architecture
             )));
         }
+        let notes = parts.iter().flat_map(|part| part.notes.clone()).collect();
         let parts: Vec<_> = parts.into_iter().map(|part| part.tensors).collect();
         Ok(Self {
             path: path.to_owned(),
@@ -102,6 +106,7 @@ impl Pretrained {
             tensors: parts[0].clone(),
             left_out: None,
             parts,
+            notes,
         })
     }
 

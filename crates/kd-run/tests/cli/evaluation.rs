@@ -1,5 +1,6 @@
 //! `kd eval` and `kd report`.
 
+use candle_core::Device;
 use kd_models::Architecture;
 use serde_json::Value;
 
@@ -56,6 +57,39 @@ fn weights_that_do_not_fit_are_refused() {
     assert!(message.contains("weights of a student, not of a teacher"), "{message}");
     let message = dir.fails(&format!("eval --weights none.safetensors {DATA}"), 1);
     assert!(message.contains("none.safetensors: can't be read"), "{message}");
+}
+
+#[test]
+fn what_was_done_to_read_anothers_weights_is_said() {
+    let dir = WorkDir::new();
+    let plain = dir.path("plain.safetensors");
+    weights(&plain, Architecture::TUTORIAL_STUDENT, 10, 0, false);
+    let tensors = candle_core::safetensors::load(&plain, &Device::Cpu).unwrap();
+    let wrapped = tensors.into_iter().map(|(name, tensor)| (format!("module.{name}"), tensor));
+    candle_core::safetensors::save(&wrapped.collect(), dir.path("wrapped.pth")).unwrap();
+    let said = |line: &str| {
+        let output = dir.command(line).output().unwrap();
+        assert!(output.status.success(), "{line}: {output:?}");
+        (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    for line in [
+        format!("eval --model student {DATA} --weights"),
+        "export --model student --onnx x.onnx --weights".to_string(),
+    ] {
+        let (same, nothing) = said(&format!("{line} plain.safetensors"));
+        assert!(!nothing.contains("module."), "{nothing}");
+        let (found, note) = said(&format!("{line} wrapped.pth"));
+        assert_eq!(found, same);
+        assert!(note.contains("wrapped.pth: kd takes the tensors under `module.`"), "{note}");
+    }
+    for line in [
+        "train --model student --init",
+        "distill --method kd --model student --teacher-model student --teacher",
+    ] {
+        let few = format!("--train-limit 40 --epochs 1 --out out {DATA}");
+        let (notes, _) = said(&format!("{line} wrapped.pth {few}"));
+        assert!(notes.contains("wrapped.pth: kd takes the tensors under `module.`"), "{notes}");
+    }
 }
 
 #[test]

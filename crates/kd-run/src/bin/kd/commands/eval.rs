@@ -14,6 +14,7 @@ use kd_run::teacher::Pretrained;
 use safetensors::tensor::{Dtype, TensorView};
 use serde::Serialize;
 
+use super::weights::say;
 use super::{print, read_recipe};
 use crate::args::{ComputeFlags, DataFlags, architecture};
 use crate::failure::Failure;
@@ -86,6 +87,7 @@ pub(crate) fn run(flags: &Eval) -> Result<(), Failure> {
     }
     let (classes, normalization) = (data.classes.len(), config.normalization());
     let weights = Pretrained::load(&flags.weights, flags.model, classes, normalization)?;
+    say(&weights.notes);
     let network = weights.network(&device)?;
     let evaluation = evaluate(&*network, &data.test, &data.classes, normalization, &device)?;
     if let Some(path) = &flags.logits {

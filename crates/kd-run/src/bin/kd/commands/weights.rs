@@ -2,10 +2,12 @@
 //! nothing.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::Path;
 
 use candle_core::Tensor;
 use kd_data::Normalization;
+use kd_models::weights::Loaded;
 use kd_models::{Architecture, ModelConfig, weights};
 
 /// A file's network, and what it was trained on.
@@ -17,15 +19,24 @@ pub(super) struct Weights {
     pub(super) class_names: Option<Vec<String>>,
 }
 
+/// Says on standard error what was done to read a weights file.
+pub(super) fn say(notes: &[String]) {
+    for note in notes {
+        // A note that can't be shown is no reason not to go on.
+        let _ = writeln!(std::io::stderr(), "{note}");
+    }
+}
+
 /// Loads a weights file. Where neither the file nor the caller says which network it is, it is taken for `teacher`; the number of
-/// classes is then that of its last layer.
+/// classes is then that of its last layer. What was done to read the file is said on standard error.
 pub(super) fn load(
     path: &Path,
     architecture: Option<Architecture>,
     classes: Option<usize>,
 ) -> anyhow::Result<Weights> {
     let config = weights::peek(path)?.config(architecture, classes)?;
-    let (tensors, metadata) = weights::load(path, &config)?;
+    let Loaded { tensors, metadata, notes } = weights::load(path, &config)?;
+    say(&notes);
     // A file from PyTorch doesn't say how its images were normalised; the tutorial's way is assumed.
     let mut normalization = Normalization::default();
     let mut class_names = None;
