@@ -148,7 +148,7 @@ pub enum Error {
         reason: String,
     },
     /// The weights of several networks in the file fit the one that is asked for.
-    #[error("{}: both {first} and {second} fit the {network}, so neither is taken; save those that are meant in a file of their own", path.display())]
+    #[error("{}: both {first} and {second} fit the {network}, so neither is taken; save the one that is meant in a file of its own", path.display())]
     SeveralFit {
         /// The path of the weights file concerned.
         path: PathBuf,

@@ -187,9 +187,14 @@ fn another_networks_weights_are_said() {
     let (folder, path) = saved();
     let error = load(&path, &config(Architecture::TUTORIAL_TEACHER)).unwrap_err().to_string();
     assert!(error.ends_with("these are the weights of a student, not of a teacher"), "{error}");
-    // Without metadata the first tensor that doesn't fit says it.
+    // Without metadata the tensors say it.
     let path = foreign(&folder, &student_tensors());
-    let error = load(&path, &config(Architecture::TUTORIAL_TEACHER)).unwrap_err();
+    let error = load(&path, &config(Architecture::TUTORIAL_TEACHER)).unwrap_err().to_string();
+    assert!(error.ends_with("these are the weights of a student, not of a teacher"), "{error}");
+    // Tensors of no listed network: the first one that doesn't fit.
+    let mut none = student_tensors();
+    none.insert("features.9.bias".into(), zeros(&[16]));
+    let error = load(&foreign(&folder, &none), &student()).unwrap_err();
     assert!(matches!(error, Error::ExtraTensor { .. }), "{error}");
 }
 

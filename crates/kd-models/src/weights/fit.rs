@@ -46,6 +46,11 @@ pub(super) fn choose<'a>(path: &Path, graph: &Graph, contents: &'a Contents) -> 
         .ok_or_else(|| Error::Unusable { path: path.into(), reason: "it holds no tensors".into() })
 }
 
+/// Whether tensors of the file are those of a network like this one, for any number of classes.
+pub(super) fn any_fits(graph: &Graph, contents: &Contents) -> bool {
+    views(graph, contents).iter().any(|view| view.fits(graph, true))
+}
+
 /// The number of classes of the file's tensors: that of the network where such ones are there, or that of the ones which
 /// otherwise fit; `None` when no last layer is there.
 ///

@@ -204,6 +204,17 @@ fn open<R: Read + Seek>(
     }
 }
 
+/// The listed network whose tensors a file holds, for any number of classes.
+fn another(config: &ModelConfig, contents: &Contents) -> Option<Architecture> {
+    // The network that is asked for comes first: if its tensors are there, something else is wrong with them.
+    let all = std::iter::once(config.architecture).chain(Architecture::all());
+    all.into_iter().find(|architecture| {
+        let new = ModelConfig::new(*architecture, config.classes);
+        let graph = ModelConfig { input: config.input, ..new }.graph();
+        graph.is_ok_and(|graph| fit::any_fits(&graph, contents))
+    })
+}
+
 fn read<R: Read + Seek>(
     path: &Path,
     file: &mut R,
@@ -220,7 +231,15 @@ fn read<R: Read + Seek>(
         return Err(Error::WrongArchitecture { path: path.into(), found, expected });
     }
     let view = fit::choose(path, &graph, &contents)?;
-    check_tensors(path, &graph, contents.metadata.as_ref(), &view.tensors)?;
+    check_tensors(path, &graph, contents.metadata.as_ref(), &view.tensors).map_err(|error| {
+        match another(config, &contents).filter(|other| *other != config.architecture) {
+            Some(other) => {
+                let (found, expected) = (other.to_string(), config.architecture.to_string());
+                Error::WrongArchitecture { path: path.into(), found, expected }
+            }
+            None => error,
+        }
+    })?;
     let notes = view.notes(path, &graph, &contents);
 
     // The file's order, so that it is read once from start to end.

@@ -4,8 +4,9 @@
 use std::collections::{BTreeMap, HashSet};
 use std::io::{Read, Seek};
 
-use zip::ZipArchive;
+use zip::read::ZipFile;
 use zip::result::ZipError;
+use zip::{CompressionMethod, ZipArchive};
 
 use super::contents::{Contents, Dict, Stored, Type};
 use super::pickle::{self, Id, Pickle, Value};
@@ -21,7 +22,7 @@ const MAX_DEPTH: usize = 8;
 /// What the file is instead, and what to do.
 pub(super) fn open<R: Read + Seek>(file: R) -> Result<(ZipArchive<R>, Contents), String> {
     let mut archive = ZipArchive::new(file).map_err(|error| {
-        format!("it begins as a zip archive, whose directory at the end can't be read ({error}): the file is cut off or damaged; copy or download it again")
+        format!("it begins as a zip archive, whose directory at the end can't be read ({error}): the file is cut off or damaged, or torch.export wrote it; copy or download it again, or save a program's weights alone: torch.save(program.state_dict, FILE)")
     })?;
     let names: Vec<String> =
         archive.file_names_raw().map(|name| String::from_utf8_lossy(name).into_owned()).collect();
@@ -59,10 +60,9 @@ fn member<R: Read + Seek>(
     name: &str,
     limit: u64,
 ) -> Result<Vec<u8>, String> {
-    let file = archive.by_name(name).map_err(|error| unreadable(name, &error))?;
+    let file = opened(archive, name)?;
     let mut bytes = Vec::new();
-    let damaged =
-        |error| format!("its member {name} is damaged ({error}); copy or download it again");
+    let damaged = |error| damaged(name, &error);
     file.take(limit + 1).read_to_end(&mut bytes).map_err(damaged)?;
     match bytes.len() as u64 > limit {
         true => Err(format!(
@@ -72,17 +72,29 @@ fn member<R: Read + Seek>(
     }
 }
 
-/// Why a member of an archive can't be read.
-fn unreadable(name: &str, error: &ZipError) -> String {
-    match error {
+/// A member that lies in the archive as it is, as torch.save leaves all of them.
+fn opened<'a, R: Read + Seek>(
+    archive: &'a mut ZipArchive<R>,
+    name: &str,
+) -> Result<ZipFile<'a, R>, String> {
+    let file = archive.by_name(name).map_err(|error| match error {
         ZipError::FileNotFound => format!(
             "it has no member {name}, where elements of a tensor are expected; copy or download it again"
         ),
-        ZipError::UnsupportedArchive(reason) => format!(
-            "its member {name} can't be read ({reason}): the archive was packed anew; save it with torch.save"
-        ),
         error => format!("its member {name} can't be read ({error}); copy or download it again"),
+    })?;
+    match file.compression() {
+        CompressionMethod::Stored => Ok(file),
+        method => Err(format!(
+            "its member {name} is compressed ({method}), so another program packed the archive anew; save the weights with torch.save, or pack without compression"
+        )),
     }
+}
+
+fn damaged(name: &str, error: &std::io::Error) -> String {
+    format!(
+        "its member {name} is damaged ({error}); copy or download it again, or save it anew if it was written without checksums (torch.serialization.set_crc32_options(False))"
+    )
 }
 
 /// Bytes of a member, once the archive's checksum of the whole member is found right.
@@ -95,9 +107,8 @@ pub(super) fn bytes<R: Read + Seek>(
     offset: u64,
     len: usize,
 ) -> Result<Vec<u8>, String> {
-    let mut file = archive.by_name(name).map_err(|error| unreadable(name, &error))?;
-    let damaged =
-        |error| format!("its member {name} is damaged ({error}); copy or download it again");
+    let mut file = opened(archive, name)?;
+    let damaged = |error| damaged(name, &error);
     std::io::copy(&mut file.by_ref().take(offset), &mut std::io::sink()).map_err(damaged)?;
     let mut bytes = Vec::new();
     file.by_ref().take(len as u64).read_to_end(&mut bytes).map_err(damaged)?;
