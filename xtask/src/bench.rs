@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use clap::ValueEnum;
+use kd_record::own::{Kind, Output};
 use kd_record::{DeviceChoice, Precision};
 use serde::Serialize;
 
@@ -89,6 +90,10 @@ pub fn command(args: &Args) -> anyhow::Result<()> {
         "--precision {} is for a GPU: add --device cuda",
         args.precision.name()
     );
+    if let Some(path) = &args.json {
+        let kind = Kind::Json(&["threads", "batch_size", "processor", "results"]);
+        Output { path, kind, others: &[], force: None }.check()?;
+    }
     let worker = workspace::build("kd-bench", "kd-bench", features)?;
     let python = args.against.map(|_| python(args.python.as_deref(), &worker)).transpose()?;
     let setup = Setup {

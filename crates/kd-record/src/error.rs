@@ -39,6 +39,24 @@ pub enum Error {
         /// What was found and what was expected.
         found: String,
     },
+    /// An output is a file that the same command reads or writes for another reason.
+    #[error("{}: this is also the file of {flag}; choose another name for what is written", path.display())]
+    OtherFile {
+        /// The output.
+        path: PathBuf,
+        /// The flag that names the same file.
+        flag: String,
+    },
+    /// What lies where a file is to be written is somebody else's.
+    #[error("{}: {found}; {cure}", path.display())]
+    NotOurs {
+        /// The file or folder.
+        path: PathBuf,
+        /// What it is: "exists and was not written by kd".
+        found: String,
+        /// What to do about it.
+        cure: &'static str,
+    },
     /// Another process holds the folder's lock.
     #[error(
         "{}: another kd process is using this folder; wait for it to end, or choose another --out",
@@ -61,7 +79,10 @@ impl Error {
         match self {
             Self::Io { cause, .. } => cause.kind() == std::io::ErrorKind::NotFound,
             Self::Missing { .. } => true,
-            Self::Corrupt { .. } | Self::InUse { .. } => false,
+            Self::Corrupt { .. }
+            | Self::OtherFile { .. }
+            | Self::NotOurs { .. }
+            | Self::InUse { .. } => false,
         }
     }
 

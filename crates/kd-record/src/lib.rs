@@ -12,6 +12,7 @@ pub mod hash;
 pub mod layout;
 pub mod lock;
 pub mod names;
+pub mod own;
 #[cfg(feature = "process")]
 pub mod process;
 pub mod read;

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use candle_core::Device;
 use kd_loss::{MethodConfig, Term};
 use kd_models::{Architecture, ModelConfig};
-use kd_record::OutFolder;
 use kd_record::layout::part_name;
+use kd_record::own;
 use kd_record::write::create_folder;
+use kd_record::{OutFolder, RunFolder};
 
 use crate::data::{self, Data};
 use crate::initial::Initial;
@@ -128,6 +129,8 @@ pub fn resolve(recipe: &Recipe, run: &RunConfig, choices: &Choices) -> Result<Re
     let out = choices.out.clone().unwrap_or_else(|| Path::new("runs").join(&recipe.name));
     let teacher_path = teacher_path(recipe, &resolved.run, choices, &out)?;
 
+    check_out(&resolved, &choices.data, &out)?;
+    let folder = OutFolder::new(&out).run(&resolved.run.name);
     let data = data::load(&resolved.data, &choices.data)?.for_run(&resolved.run)?;
     resolved.data.sha256 = Some(data.sha256.clone());
     create_folder(&out).map_err(anyhow::Error::from)?;
@@ -146,7 +149,10 @@ pub fn resolve(recipe: &Recipe, run: &RunConfig, choices: &Choices) -> Result<Re
         warnings.map(|warning| format!("{}: warning: {warning}", resolved.run.name)).collect();
     notes.extend(teacher.iter().flat_map(|teacher| teacher.notes.iter().cloned()));
     let initial = match &initial_path {
-        Some(path) => Some(load_initial(path, &mut resolved, &data, &out, &mut notes)?),
+        Some(path) => {
+            check_input(&folder, "the weights to start from", path)?;
+            Some(load_initial(path, &mut resolved, &data, &out, &mut notes)?)
+        }
         None => None,
     };
     fill_in_places(&mut resolved.run, teacher.as_ref(), &data)?;
@@ -269,6 +275,32 @@ fn weights_path(recipe: &Recipe, choices: &Choices, out: &Path, name: &str) -> P
     folder.map_or_else(|| PathBuf::from(name), |folder| folder.join(name))
 }
 
+/// Refuses an output folder among one's own pictures, where a run's folder would be read as a class.
+fn check_out(resolved: &RunRecipe, data: &Path, out: &Path) -> Result<()> {
+    let inside = ["train", "test"].map(|split| data.join(split));
+    match inside.iter().find(|split| own::lies_in(out, split)) {
+        Some(split) if resolved.data.dataset == DatasetName::Folder => Err(Error::Choice(format!(
+            "--out {}: this lies in {}, whose folders are the classes of the pictures; choose another --out",
+            out.display(),
+            split.display()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses weights to read that the run itself would write over.
+fn check_input(folder: &RunFolder, what: &str, path: &Path) -> Result<()> {
+    if !own::same_file(path, &folder.weights()) && !own::lies_in(path, &folder.path) {
+        return Ok(());
+    }
+    Err(Error::Choice(format!(
+        "{}: {what} can't be the file {} or lie in the folder {}, which this run writes; choose another --out or --name",
+        path.display(),
+        folder.weights().display(),
+        folder.path.display()
+    )))
+}
+
 /// Runs in one folder are compared, so they must have been tested on the same images.
 fn check_same_data(out: &Path, run: &RunRecipe) -> Result<()> {
     for folder in OutFolder::new(out).runs()? {
@@ -301,8 +333,10 @@ fn load_teacher(
     out: &Path,
 ) -> Result<Pretrained> {
     let normalization = resolved.data.normalization();
+    let folder = OutFolder::new(out).run(&resolved.run.name);
     let run = &mut resolved.run;
     let load = |path: &Path| {
+        check_input(&folder, "the teacher's weights", path)?;
         Pretrained::load(path, run.teacher_model, data.classes.len(), normalization)
             .map_err(|error| error.context("the teacher can't be used"))
     };

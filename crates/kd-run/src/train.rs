@@ -12,9 +12,10 @@ use kd_models::graph::TensorSpec;
 use kd_models::weights::{LeftOut, Metadata};
 use kd_record::event::has_ended;
 use kd_record::lock::try_lock;
+use kd_record::own::check_run;
 use kd_record::read::read_text;
 use kd_record::write::{create_folder, remove_partial, remove_partial_of, write_whole};
-use kd_record::{Compile, EpochRecord, Event, OutFolder, TeacherRecord};
+use kd_record::{Compile, EpochRecord, Event, OutFolder, RunFolder, TeacherRecord};
 use kd_report::tensorboard::TensorBoard;
 
 use crate::at::At;
@@ -94,7 +95,8 @@ pub enum Outcome {
 /// The result depends on recipe, data and teacher alone: interrupted or not, it is the same bit for bit.
 ///
 /// # Errors
-/// When the folder is in use, holds a run of another recipe or of another version, or can't be written; when the device
+/// When the folder is in use, holds a run of another recipe or of another version, or can't be written; when it or the weights'
+/// place holds what is not of this run; when the device
 /// lacks the precision; when a loss, a gradient or a weight is not finite (the last good checkpoint is kept): this is found in
 /// the very step on the CPU, and on a GPU when figures are next read.
 pub fn train(
@@ -104,6 +106,7 @@ pub fn train(
     check(run)?;
     let folder = run.folder();
     let checkpoints = folder.checkpoints();
+    check_run(&folder)?;
     create_folder(&checkpoints)?;
     let _lock = try_lock(&folder.path)?;
     remove_partial(&folder.path)?;
@@ -111,7 +114,7 @@ pub fn train(
     remove_partial_of(&folder.weights())?;
 
     let recipe = run.recipe.to_toml()?;
-    check_same_recipe(&folder.recipe(), &recipe)?;
+    check_same_recipe(&folder, &recipe)?;
     if let Some(evaluation) = finished_before(run)? {
         return Ok(Outcome::AlreadyFinished(evaluation));
     }
@@ -170,21 +173,28 @@ fn check(run: &ResolvedRun) -> Result<()> {
     }
 }
 
-/// A folder belongs to one recipe.
-fn check_same_recipe(path: &Path, recipe: &str) -> Result<()> {
+/// A folder belongs to one recipe. One in which no run has begun may hold only a recipe that kd wrote there: one's own with
+/// comments in it would be lost.
+fn check_same_recipe(folder: &RunFolder, recipe: &str) -> Result<()> {
+    let path = &folder.recipe();
     let there = match read_text(path, recipe::MAX_BYTES) {
         Ok(text) => text,
         Err(error) if error.is_absent() => return Ok(()),
         Err(error) => return Err(error.into()),
     };
     let differing = recipe::differences_in_text(&there, &path.display().to_string(), recipe)?;
-    match differing.is_empty() {
+    if !differing.is_empty() {
+        let differences = differing.join(", ");
+        return Err(Error::AnotherRecipe { path: path.to_owned(), what: "folder", differences });
+    }
+    match folder.has_begun() || there == recipe {
         true => Ok(()),
-        false => Err(Error::AnotherRecipe {
+        false => Err(kd_record::Error::NotOurs {
             path: path.to_owned(),
-            what: "folder",
-            differences: differing.join(", "),
-        }),
+            found: "exists and is not of this run, which has not begun".into(),
+            cure: "move it away, or choose another --out or --name",
+        }
+        .into()),
     }
 }
 

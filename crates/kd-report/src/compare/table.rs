@@ -236,6 +236,16 @@ mod tests {
     }
 
     #[test]
+    fn its_markdown_is_known_as_kds() {
+        let table = table(&figures(), &Baselines::default()).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = &folder.path().join("t.md");
+        std::fs::write(path, markdown(&table)).unwrap();
+        let kind = kd_record::own::MARKDOWN;
+        kd_record::own::Output { path, kind, others: &[], force: None }.check().unwrap();
+    }
+
+    #[test]
     fn every_figure_is_where_it_belongs() {
         let table = table(&figures(), &Baselines::default()).unwrap();
         let text = markdown(&table);

@@ -7,6 +7,7 @@ mod images;
 mod kills;
 mod methods;
 mod networks;
+mod own;
 mod pictures;
 mod recipes;
 mod resolve;

@@ -8,6 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::Context;
 use clap::Args;
 use clap::builder::RangedU64ValueParser;
+use kd_record::own::{self, Output};
 use kd_record::write::{create_folder, write_whole};
 use kd_record::{DeviceChoice, OutFolder};
 use kd_report::compare::{Arm, Baselines, Figures, Overrides, jobs, plan, statistics, table};
@@ -91,6 +92,9 @@ pub(crate) struct Compare {
     /// Most memory for the cache of the teacher's outputs in each run; what is not cached is computed in each step [default: 2048]
     #[arg(long, value_name = "MIB")]
     cache_memory: Option<u64>,
+    /// Replace tables and reports even if kd did not write them
+    #[arg(long)]
+    force: bool,
 }
 
 fn seeds() -> RangedU64ValueParser<u64> {
@@ -99,6 +103,9 @@ fn seeds() -> RangedU64ValueParser<u64> {
 
 pub(crate) fn run(flags: &Compare) -> Result<(), Failure> {
     if let Some(path) = &flags.from {
+        if let Some(markdown) = &flags.markdown {
+            check_markdown(flags, markdown, &[("--from", path)])?;
+        }
         let table = table::table(&Figures::read(path)?, &baselines(flags))?;
         if let Some(path) = &flags.markdown {
             write(path, &table::markdown(&table))?;
@@ -124,6 +131,8 @@ fn train_and_compare(flags: &Compare, kd: &Path) -> Result<(), Failure> {
     let plan = plan::plan(&resolved?, &overrides)?;
     let work = Work { kd: kd.to_owned(), out: out(flags), overrides, flags, plan: &plan };
     let json = flags.json.clone().unwrap_or_else(|| work.out.figures());
+    let markdown = flags.markdown.clone().unwrap_or_else(|| work.out.comparison_markdown());
+    check_places(flags, &work.out, &json, &markdown)?;
     let mut figures = Figures::read_or_new(&json)?;
     for planned in &plan {
         figures.add_arm(Arm::of(planned), &json)?;
@@ -158,17 +167,42 @@ fn train_and_compare(flags: &Compare, kd: &Path) -> Result<(), Failure> {
     let (figures, _) = progress.into_inner().unwrap_or_else(PoisonError::into_inner);
 
     let table = table::table(&figures, &baselines(flags))?;
-    let markdown = flags.markdown.clone().unwrap_or_else(|| work.out.comparison_markdown());
     write(&markdown, &table::markdown(&table))?;
     write(&work.out.comparison(), &table.to_json())?;
     // Without a folder of runs there are figures alone, and no report.
     if (0..flags.seeds).any(|seed| work.out.seed(seed).path.exists()) {
-        kd_report::write(std::slice::from_ref(&work.out.path))?;
+        kd_report::write_over(std::slice::from_ref(&work.out.path), Some(flags.force))?;
         print(&format!("\nReport: {}\n", work.out.report().display()))?;
     }
     print(&format!("\n{}\n", table::terminal(&table)))?;
     print(&format!("Raw figures: {}\nMarkdown: {}\n", json.display(), markdown.display()))?;
     Ok(())
+}
+
+/// Refuses, before anything is trained, to write over files that are inputs, that are each other, or that kd did not write. What
+/// lies in the place of the raw figures is read, and so is checked, anyway.
+fn check_places(
+    flags: &Compare,
+    out: &OutFolder,
+    json: &Path,
+    markdown: &Path,
+) -> Result<(), Failure> {
+    let (report, summary, comparison) = (out.report(), out.summary(), out.comparison());
+    let mut others: Vec<(&str, &Path)> =
+        flags.recipes.iter().map(|recipe| ("a recipe", recipe.as_path())).collect();
+    for path in [&report, &summary, &comparison] {
+        others.push(("--out", path));
+    }
+    own::check_others(json, &others)?;
+    others.push(("--json", json));
+    check_markdown(flags, markdown, &others)?;
+    let force = Some(flags.force);
+    Output { path: &comparison, kind: own::COMPARISON, others: &[], force }.check()?;
+    Ok(kd_report::check_places(std::slice::from_ref(&out.path), force)?)
+}
+
+fn check_markdown(flags: &Compare, path: &Path, others: &[(&str, &Path)]) -> Result<(), Failure> {
+    Ok(Output { path, kind: own::MARKDOWN, others, force: Some(flags.force) }.check()?)
 }
 
 fn baselines(flags: &Compare) -> Baselines<'_> {

@@ -7,6 +7,7 @@ use candle_core::Tensor;
 use clap::Args;
 use kd_data::Split;
 use kd_models::Architecture;
+use kd_record::own::{self, Output};
 use kd_record::write::write_whole;
 use kd_run::data;
 use kd_run::evaluate::{Evaluation, evaluate, logits};
@@ -45,6 +46,9 @@ pub(crate) struct Eval {
     /// Also write the logits and labels of all test images to this safetensors file
     #[arg(long, value_name = "FILE")]
     logits: Option<PathBuf>,
+    /// Replace the file of --logits even if kd did not write it
+    #[arg(long, requires = "logits")]
+    force: bool,
     #[command(flatten)]
     compute: ComputeFlags,
 }
@@ -68,6 +72,12 @@ struct Dataset<'a> {
 }
 
 pub(crate) fn run(flags: &Eval) -> Result<(), Failure> {
+    if let Some(path) = &flags.logits {
+        let mut others = vec![("--weights", flags.weights.as_path())];
+        others.extend(flags.recipe.as_deref().map(|recipe| ("--recipe", recipe)));
+        let force = Some(flags.force);
+        Output { path, kind: own::LOGITS, others: &others, force }.check()?;
+    }
     let mut config = read_recipe(flags.recipe.as_deref())?.data;
     if let Some(dataset) = flags.data.dataset {
         if dataset != config.dataset {
@@ -117,7 +127,9 @@ fn write_logits(path: &Path, logits: &Tensor, test: &Split) -> anyhow::Result<()
         ("logits", TensorView::new(Dtype::F32, logits.dims().to_vec(), &values)?),
         ("labels", TensorView::new(Dtype::I64, vec![test.len()], &labels)?),
     ];
-    Ok(write_whole(path, &safetensors::serialize(tensors, None)?)?)
+    // By this entry the file is known as kd's when it is to be replaced.
+    let metadata = [("kd-logits".to_owned(), env!("CARGO_PKG_VERSION").to_owned())].into();
+    Ok(write_whole(path, &safetensors::serialize(tensors, Some(metadata))?)?)
 }
 
 /// Accuracy and loss in a line.

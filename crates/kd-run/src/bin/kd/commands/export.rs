@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use kd_models::Architecture;
 use kd_models::onnx::{Input, OnnxConfig, onnx};
+use kd_record::own::{Kind, Output};
 use kd_record::write::write_whole;
 
 use super::{print, weights};
@@ -40,9 +41,19 @@ pub(crate) struct Export {
     /// Store weights as signed bytes, which makes the file a quarter of the size
     #[arg(long)]
     int8: bool,
+    /// Replace the ONNX file even if kd did not write it
+    #[arg(long)]
+    force: bool,
 }
 
 pub(crate) fn run(flags: &Export) -> Result<(), Failure> {
+    let output = Output {
+        path: &flags.onnx,
+        kind: Kind::Onnx,
+        others: &[("--weights", &flags.weights)],
+        force: Some(flags.force),
+    };
+    output.check()?;
     let weights = weights::load(&flags.weights, flags.model, flags.classes)?;
     let options = OnnxConfig {
         input: if flags.float { Input::Float } else { Input::Uint8 },

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::{Args, Command};
+use kd_record::own::{self, Output};
 use kd_record::write;
 
 use super::print;
@@ -20,6 +21,9 @@ pub(crate) struct Man {
     /// Write a page for `kd` and for each of its commands into this folder
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// Replace pages of these names even if kd did not write them
+    #[arg(long, requires = "out")]
+    force: bool,
 }
 
 /// `kd` is the description of the whole command line.
@@ -32,8 +36,13 @@ pub(crate) fn run(flags: &Man, kd: Command) -> Result<(), Failure> {
     };
     write::create_folder(out)?;
     let commands = kd.get_subcommands().cloned();
-    for man in std::iter::once(kd.clone()).chain(commands).map(clap_mangen::Man::new) {
-        let path = out.join(man.get_filename());
+    let pages = std::iter::once(kd.clone()).chain(commands).map(clap_mangen::Man::new);
+    let pages: Vec<_> = pages.map(|man| (out.join(man.get_filename()), man)).collect();
+    for (path, _) in &pages {
+        let force = Some(flags.force);
+        Output { path, kind: own::MANUAL_PAGE, others: &[], force }.check()?;
+    }
+    for (path, man) in pages {
         write::write_whole(&path, &page(&man)?)?;
         print(&format!("{}\n", path.display()))?;
     }

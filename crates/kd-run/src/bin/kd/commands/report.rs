@@ -24,10 +24,13 @@ pub(crate) struct Report {
     /// Print JSON: an array with each folder's summary.json
     #[arg(long)]
     json: bool,
+    /// Replace a report.html, summary.json or comparison.html that kd did not write
+    #[arg(long)]
+    force: bool,
 }
 
 pub(crate) fn run(flags: &Report) -> Result<(), Failure> {
-    let table = kd_report::write(&flags.out)?;
+    let table = kd_report::write_over(&flags.out, Some(flags.force))?;
     if flags.json {
         let summary = |out: &PathBuf| -> kd_record::Result<serde_json::Value> {
             read_json(&OutFolder::new(out).summary(), 256 << 20, "a summary")

@@ -61,6 +61,8 @@ pub(super) fn train(
     }
     let run = resolved.run;
     let name = &run.recipe.run.name;
+    kd_report::check_places(std::slice::from_ref(&run.out), None)
+        .context("the report of this output folder could not be written")?;
     let teacher = run.teacher.as_ref().map(|teacher| teacher.path.as_path());
     let mut display = Display::new(DisplayConfig {
         plain: flags.plain,
