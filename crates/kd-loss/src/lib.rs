@@ -12,6 +12,7 @@ mod list;
 mod logits;
 mod matching;
 mod method;
+mod numeric;
 mod objective;
 mod pairs;
 mod projection;

@@ -1,14 +1,12 @@
 //! Brings two networks' features to shapes that can be compared.
 
-use candle_core::{D, Tensor};
+use candle_core::Tensor;
 
+use crate::numeric::widened;
 use crate::{Error, Result};
 
-/// Added to squared lengths. PyTorch bounds the length itself below by 1e-12; this also gives the root a gradient at 0.
-pub(crate) const TINY: f64 = 1e-16;
-
 /// Two maps `[B, C, H, W]`, brought to the same height and width: the larger one is averaged over windows. Their channels may
-/// differ.
+/// differ. f16 and bf16 become f32.
 ///
 /// # Errors
 /// When the batches differ in size or are empty, or neither map's height and width are multiples of the other's.
@@ -29,7 +27,7 @@ pub(crate) fn match_size(student: &Tensor, teacher: &Tensor) -> Result<(Tensor, 
         return Err(Error::EmptyBatch);
     }
     let (h, w) = common_size((hs, ws), (ht, wt)).ok_or_else(mismatch)?;
-    Ok((average_to(student, h, w)?, average_to(teacher, h, w)?))
+    Ok((average_to(&widened(student)?, h, w)?, average_to(&widened(teacher)?, h, w)?))
 }
 
 /// The smaller of two sizes (height, width), if the other one is a multiple of it in both directions.
@@ -57,7 +55,7 @@ fn average_to(map: &Tensor, h: usize, w: usize) -> candle_core::Result<Tensor> {
     map.avg_pool2d((height / h, width / w))
 }
 
-/// Two batches of features `[B, ...]`, each flattened to rows `[B, F]`; F may differ. The teacher's have no gradient.
+/// Two batches of features `[B, ...]`, each flattened to rows `[B, F]`; F may differ. f16 and bf16 become f32. The teacher's have no gradient.
 ///
 /// # Errors
 /// When the batches differ in size or are empty, or an image has no features.
@@ -77,12 +75,7 @@ pub(crate) fn rows(student: &Tensor, teacher: &Tensor) -> Result<(Tensor, Tensor
     if student.dims()[0] == 0 {
         return Err(Error::EmptyBatch);
     }
-    Ok((student.flatten_from(1)?, teacher.detach().flatten_from(1)?))
-}
-
-/// `x` divided by its Euclidean length over the last dimension. Zeros stay zeros, with a finite gradient.
-pub(crate) fn normalized(x: &Tensor) -> candle_core::Result<Tensor> {
-    x.broadcast_div(&(x.sqr()?.sum_keepdim(D::Minus1)? + TINY)?.sqrt()?)
+    Ok((widened(student)?.flatten_from(1)?, widened(&teacher.detach())?.flatten_from(1)?))
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use candle_nn::VarBuilder;
 
 use crate::Result;
 use crate::method::{HelperInit, HelperParameter};
+use crate::numeric::widened;
 
 /// A linear layer of rows, which is also a 1x1 convolution of maps: weight `[outputs, inputs]` and bias `[outputs]`. Both are
 /// helper parameters of a method, trained with the student and no part of it.
@@ -28,16 +29,18 @@ impl Projection {
     /// # Errors
     /// When `vb` lacks one of them or its shape is another.
     pub(crate) fn new(inputs: usize, outputs: usize, vb: &VarBuilder<'_>) -> Result<Self> {
-        Ok(Self { weight: vb.get((outputs, inputs), "weight")?, bias: vb.get(outputs, "bias")? })
+        let weight = widened(&vb.get((outputs, inputs), "weight")?)?;
+        Ok(Self { weight, bias: widened(&vb.get(outputs, "bias")?)? })
     }
 
     /// `[B, inputs]` to `[B, outputs]`.
     pub(crate) fn rows(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        x.matmul(&self.weight.t()?)?.broadcast_add(&self.bias)
+        widened(x)?.matmul(&self.weight.t()?)?.broadcast_add(&self.bias)
     }
 
     /// The 1x1 convolution: `[B, inputs, H, W]` to `[B, outputs, H, W]`.
     pub(crate) fn map(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        let x = widened(x)?;
         let (batch, _, height, width) = x.dims4()?;
         let outputs = self.bias.dims1()?;
         // One matrix product an image, on the map as it lies in memory: reordering it to pixels and back takes longer than the

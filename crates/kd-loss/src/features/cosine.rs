@@ -4,11 +4,12 @@ use candle_core::{D, Tensor};
 use candle_nn::VarBuilder;
 
 use crate::method::{About, Definition, Kind, Method};
+use crate::numeric::{widened, without_zero_rows};
 use crate::pairs::{MAP_PAIR, Pair, PairConfig, compare};
 use crate::setup::DefaultPlace;
 use crate::{Error, Result, Setup};
 
-/// Added to each squared length, as in PyTorch, so that a vector of zeros gives a finite loss and gradient.
+/// Added to each squared length, as in PyTorch, so that a vector of zeros gives a finite loss.
 const EPSILON: f64 = 1e-12;
 
 /// `mean over images of 1 - cos(student, teacher)`, a scalar.
@@ -34,10 +35,11 @@ pub fn cosine(student: &Tensor, teacher: &Tensor) -> Result<Tensor> {
     if student.dims()[0] == 0 {
         return Err(Error::EmptyBatch);
     }
-    let student = student.flatten_from(1)?;
+    // At a student's row of zeros there is no derivative: its gradient is 0, where PyTorch's grows to 1e6.
+    let student = without_zero_rows(&widened(student)?.flatten_from(1)?)?;
     let pool = pooling(student.dims()[1], teacher.dims()[1..].iter().product());
     let pool = pool.ok_or_else(mismatch)?;
-    let mut teacher = teacher.detach().flatten_from(1)?;
+    let mut teacher = widened(&teacher.detach())?.flatten_from(1)?;
     if pool > 1 {
         teacher = teacher.reshape((student.dims()[0], student.dims()[1], pool))?.mean(D::Minus1)?;
     }

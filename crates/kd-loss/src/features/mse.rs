@@ -2,9 +2,10 @@
 
 use candle_core::Tensor;
 
+use crate::numeric::widened;
 use crate::{Error, Result};
 
-/// `mean over all elements of (student - teacher)²`, a scalar. The teacher gets no gradient.
+/// `mean over all elements of (student - teacher)²`, a scalar. f16 and bf16 are summed in f32. The teacher gets no gradient.
 ///
 /// # Errors
 /// When the shapes differ.
@@ -20,7 +21,7 @@ pub fn mse(student: &Tensor, teacher: &Tensor) -> Result<Tensor> {
     if student.elem_count() == 0 {
         return Err(Error::EmptyBatch);
     }
-    Ok((student - teacher.detach())?.sqr()?.mean_all()?)
+    Ok((widened(student)? - widened(&teacher.detach())?)?.sqr()?.mean_all()?)
 }
 
 #[cfg(test)]

@@ -3,8 +3,9 @@
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
-use crate::matching::{match_size, normalized};
+use crate::matching::match_size;
 use crate::method::{About, Definition, Kind, Method};
+use crate::numeric::normalized;
 use crate::pairs::{MAP_PAIRS, PairListConfig, compare};
 use crate::{Result, Setup};
 

@@ -5,6 +5,7 @@ use candle_nn::VarBuilder;
 
 use crate::matching::match_size;
 use crate::method::{About, Definition, HelperInit, HelperParameter, Kind, Method};
+use crate::numeric::{relu, widened};
 use crate::pairs::{MAP_PAIR, PairConfig, compare};
 use crate::projection::Projection;
 use crate::setup::DefaultPlace;
@@ -33,10 +34,11 @@ pub fn vid(mean: &Tensor, alpha: &Tensor, teacher: &Tensor) -> Result<Tensor> {
     if mean.elem_count() == 0 {
         return Err(Error::EmptyBatch);
     }
+    let (mean, alpha) = (widened(mean)?, widened(alpha)?);
     // log(1 + exp(a)) = max(a, 0) + log(1 + exp(-|a|)), finite for any a.
     let softplus = (alpha.relu()? + (alpha.abs()?.neg()?.exp()? + 1.0)?.log()?)?;
     let variance = (softplus + EPSILON)?.reshape((1, mean.dims()[1], 1, 1))?;
-    let error = (teacher.detach() - mean)?.sqr()?.broadcast_div(&variance)?;
+    let error = (widened(&teacher.detach())? - &mean)?.sqr()?.broadcast_div(&variance)?;
     Ok((error.broadcast_add(&variance.log()?)?.mean_all()? * 0.5)?)
 }
 
@@ -92,8 +94,8 @@ impl Definition for Vid {
         let alpha = vb.get(teacher, "alpha")?;
         Ok(compare(vec![pair], move |student, teacher| {
             let (student, teacher) = match_size(student, teacher)?;
-            let hidden = mean[0].map(&student)?.relu()?;
-            let hidden = mean[1].map(&hidden)?.relu()?;
+            let hidden = relu(&mean[0].map(&student)?)?;
+            let hidden = relu(&mean[1].map(&hidden)?)?;
             vid(&mean[2].map(&hidden)?, &alpha, &teacher)
         }))
     }

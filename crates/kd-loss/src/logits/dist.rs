@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::log_softmax::log_softmax;
 use crate::inputs::{Inputs, Needs};
 use crate::method::{About, Definition, Kind, Method};
+use crate::numeric::{centred, root, widened};
 use crate::{Result, Setup, check};
 
 /// `T² · (beta · inter + gamma · intra)`, a scalar.
@@ -15,7 +16,7 @@ use crate::{Result, Setup, check};
 /// - inter = mean over images of 1 - ρ(row of P, row of Q);
 /// - intra = mean over classes of 1 - ρ(column of P, column of Q).
 ///
-/// The teacher gets no gradient. For a row or column without variation ρ is 0.
+/// The teacher gets no gradient. For a row or column without variation ρ and its gradient are 0.
 ///
 /// Huang et al., "Knowledge Distillation from A Stronger Teacher" (2022), equations 8 to 10. The paper takes beta, gamma and
 /// tau 1. The factor T² is from the authors' published code.
@@ -30,8 +31,8 @@ pub fn dist(
     Dist::validate(config)?;
     check::same_logits(student_logits, teacher_logits)?;
     let temperature = config.temperature;
-    let p = log_softmax(&(student_logits / temperature)?)?.exp()?;
-    let q = log_softmax(&(teacher_logits.detach() / temperature)?)?.exp()?;
+    let probabilities = |z: &Tensor| log_softmax(&(widened(z)? / temperature)?)?.exp();
+    let (p, q) = (probabilities(student_logits)?, probabilities(&teacher_logits.detach())?);
     let inter = distance(&p, &q)?;
     let intra = distance(&p.t()?.contiguous()?, &q.t()?.contiguous()?)?;
     let sum = ((inter * config.beta)? + (intra * config.gamma)?)?;
@@ -40,17 +41,14 @@ pub fn dist(
 
 /// The mean over rows of 1 - ρ, ρ being Pearson's correlation of a row of `a` with the same row of `b`.
 fn distance(a: &Tensor, b: &Tensor) -> candle_core::Result<Tensor> {
-    let centred = |x: &Tensor| x.broadcast_sub(&x.mean_keepdim(D::Minus1)?);
-    let (a, b) = (centred(a)?, centred(b)?);
-    let length = |x: &Tensor| (x.sqr()?.sum(D::Minus1)? + TINY)?.sqrt();
+    let (a, b) = (centred(a)?.0, centred(b)?.0);
+    let length = |x: &Tensor| root(&x.sqr()?.sum(D::Minus1)?);
     let correlation = ((&a * &b)?.sum(D::Minus1)? / ((length(&a)? * length(&b)?)? + EPSILON)?)?;
     correlation.mean_all()?.affine(-1.0, 1.0)
 }
 
 /// Added to the product of the two lengths, as in the authors' code.
 const EPSILON: f64 = 1e-8;
-/// Added to squared lengths, so that the root has a gradient at 0.
-const TINY: f64 = 1e-30;
 
 /// Options of the method "dist": [`dist`] of the two networks' logits.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -8,6 +8,7 @@ use super::log_softmax::log_softmax;
 use super::standardize::both_logits;
 use crate::inputs::{Inputs, Needs};
 use crate::method::{About, Definition, Kind, Method};
+use crate::numeric::widened;
 use crate::{Result, Setup, check};
 
 /// `T² · (alpha · TCKD + beta · NCKD)`, averaged over the batch, a scalar.
@@ -33,12 +34,14 @@ pub fn dkd(
     let (_, classes) = check::same_logits(student_logits, teacher_logits)?;
     check::two_classes(student_logits, classes)?;
     check::labels(student_logits, labels)?;
+    let (student_logits, teacher_logits) =
+        (widened(student_logits)?, widened(&teacher_logits.detach())?);
     let temperature = config.temperature;
     let is_label = Tensor::arange(0u32, classes as u32, labels.device())?
         .broadcast_eq(&labels.unsqueeze(1)?)?
         .to_dtype(student_logits.dtype())?;
-    let s = Split::new(&(student_logits / temperature)?, &is_label)?;
-    let t = Split::new(&(teacher_logits.detach() / temperature)?, &is_label)?;
+    let s = Split::new(&(&student_logits / temperature)?, &is_label)?;
+    let t = Split::new(&(teacher_logits / temperature)?, &is_label)?;
 
     let kl = |log_q: &Tensor, log_p: &Tensor| log_q.exp()? * (log_q - log_p)?;
     let target = (kl(&t.log_label, &s.log_label)? + kl(&t.log_rest, &s.log_rest)?)?.mean_all()?;

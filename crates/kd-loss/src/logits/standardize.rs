@@ -3,12 +3,13 @@
 use candle_core::{D, Tensor};
 
 use crate::inputs::Inputs;
+use crate::numeric::{centred, or_one, widened};
 use crate::{Result, check};
 
 /// `(z - mean(z)) / (std(z) + 1e-7)` for each row of `[B, C]` logits, with the unbiased deviation (divided by C - 1).
 ///
 /// Applied before [`kd`](crate::kd) or [`dkd`](crate::dkd), it frees the student from matching the size of the teacher's logits: only their
-/// order and proportions count. A row of equal logits becomes zeros, with a finite gradient.
+/// order and proportions count. A row of equal logits becomes zeros, with gradient 0.
 ///
 /// Sun et al., "Logit Standardization in Knowledge Distillation" (2024), algorithm 1.
 ///
@@ -17,16 +18,14 @@ use crate::{Result, check};
 pub fn standardize(logits: &Tensor) -> Result<Tensor> {
     let (_, classes) = check::logits_shape("logits", logits)?;
     check::two_classes(logits, classes)?;
-    let centred = logits.broadcast_sub(&logits.mean_keepdim(D::Minus1)?)?;
+    let (centred, varies) = centred(&widened(logits)?)?;
     let variance = (centred.sqr()?.sum_keepdim(D::Minus1)? / (classes - 1) as f64)?;
-    let deviation = (variance.maximum(SMALLEST)?.sqrt()? + EPSILON)?;
+    let deviation = (or_one(&variance, &varies)?.sqrt()? + EPSILON)?;
     Ok(centred.broadcast_div(&deviation)?)
 }
 
 /// Added to the deviation, as in the authors' code.
 const EPSILON: f64 = 1e-7;
-/// The variance's lower bound: at 0 its root has no gradient.
-const SMALLEST: f64 = 1e-14;
 
 /// Both networks' logits, the teacher's without a gradient; standardised if a method's option says so.
 pub(super) fn both_logits(inputs: &Inputs<'_>, standardized: bool) -> Result<(Tensor, Tensor)> {

@@ -4,8 +4,9 @@ use candle_core::Tensor;
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
-use crate::matching::{normalized, rows};
+use crate::matching::rows;
 use crate::method::{About, Definition, Kind, Method};
+use crate::numeric::normalized;
 use crate::pairs::{Pair, VECTOR_PAIR, compare};
 use crate::setup::DefaultPlace;
 use crate::{Error, Result, Setup, check};

@@ -9,8 +9,9 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::inputs::{HostStep, Inputs, Needs};
-use crate::matching::{normalized, rows};
+use crate::matching::rows;
 use crate::method::{About, Definition, HelperInit, HelperParameter, Kind, Method};
+use crate::numeric::{normalized, widened};
 use crate::pairs::{Pair, VECTOR_PAIR};
 use crate::projection::Projection;
 use crate::setup::DefaultPlace;
@@ -248,7 +249,7 @@ impl Contrast {
     fn similarities(&self, embedded: &Tensor, memory: &Tensor, drawn: &[u32]) -> Result<Tensor> {
         let (batch, dim) = embedded.dims2()?;
         let others = memory.detach().index_select(&Tensor::new(drawn, memory.device())?, 0)?;
-        let others = others.reshape((batch, 1 + self.options.negatives, dim))?;
+        let others = widened(&others)?.reshape((batch, 1 + self.options.negatives, dim))?;
         let products = others.matmul(&embedded.unsqueeze(2)?)?.squeeze(2)?;
         Ok((products / self.options.temperature)?.exp()?)
     }
@@ -270,8 +271,9 @@ impl Contrast {
     /// Moves the memory of the batch's images towards their present embeddings.
     fn remember(&self, memory: &Tensor, embedded: &Tensor, indices: &Tensor) -> Result<()> {
         let keep = self.options.momentum;
-        let old = memory.detach().index_select(indices, 0)?;
+        let old = widened(&memory.detach().index_select(indices, 0)?)?;
         let new = normalized(&((old * keep)? + (embedded.detach() * (1.0 - keep))?)?)?;
+        let new = new.to_dtype(memory.dtype())?;
         for (row, index) in indices.to_vec1::<u32>()?.into_iter().enumerate() {
             memory.slice_set(&new.narrow(0, row, 1)?.contiguous()?, 0, index as usize)?;
         }

@@ -3,8 +3,9 @@
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
-use crate::matching::{normalized, rows};
+use crate::matching::rows;
 use crate::method::{About, Definition, Kind, Method};
+use crate::numeric::normalized;
 use crate::pairs::{PairConfig, VECTOR_PAIR, compare};
 use crate::setup::DefaultPlace;
 use crate::{Result, Setup};

@@ -1,6 +1,6 @@
-//! The loss of angles as one operation on the CPU, computed in f64.
+//! On the CPU and in f64: the squared distances between the images of a batch, and the loss of angles as one operation.
 //!
-//! It takes the images' squared distances q alone, by the law of cosines: with d_ij = sqrt(q_ij) the angle at j between the directions to i
+//! The loss takes the images' squared distances q alone, by the law of cosines: with d_ij = sqrt(q_ij) the angle at j between the directions to i
 //! and k has the cosine (q_ij + q_jk - q_ik) / (2 d_ij d_jk). Computed from directions, the loss moves B² vectors
 //! of features through memory several times: a step of the tutorial's student at batch 128 then took 240 ms on one core beside another run,
 //! nearly all of it here.
@@ -9,8 +9,6 @@ use std::sync::OnceLock;
 
 use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
-
-use crate::matching::TINY;
 
 /// The operation's name in candle's errors.
 const NAME: &str = "angles between images";
@@ -22,6 +20,36 @@ pub(super) fn angle(student: &Tensor, teacher: &Tensor) -> Result<Tensor> {
     let teacher: Vec<f64> = teacher.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?;
     let op = Angle { teacher, with_gradient: student.track_op(), gradient: OnceLock::new() };
     student.to_dtype(DType::F64)?.contiguous()?.apply_op1(op)?.to_dtype(student.dtype())
+}
+
+/// The squared distances of all pairs of rows `[B, F]` on the CPU: f64 `[B, B]`, whatever the type of `x`.
+pub(super) fn squared_distances(x: &Tensor) -> Result<Tensor> {
+    x.to_dtype(DType::F64)?.contiguous()?.apply_op1(SquaredDistances)
+}
+
+struct SquaredDistances;
+
+impl CustomOp1 for SquaredDistances {
+    fn name(&self) -> &'static str {
+        "squared distances between images"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (CpuStorage::F64(values), Some((from, to))) = (storage, layout.contiguous_offsets())
+        else {
+            bail!("{}: expected contiguous f64 features", self.name())
+        };
+        let (batch, _) = layout.shape().dims2()?;
+        let q = all_squared_distances(&values[from..to], batch);
+        Ok((CpuStorage::F64(q), Shape::from((batch, batch))))
+    }
+
+    fn bwd(&self, x: &Tensor, _q: &Tensor, upstream: &Tensor) -> Result<Option<Tensor>> {
+        let values: Vec<f64> = x.flatten_all()?.to_vec1()?;
+        let upstream: Vec<f64> = upstream.flatten_all()?.to_vec1()?;
+        let gradient = to_features(&values, &upstream, x.dims()[0], 1.0);
+        Ok(Some(Tensor::from_vec(gradient, x.shape(), &Device::Cpu)?))
+    }
 }
 
 struct Angle {
@@ -89,16 +117,10 @@ struct Distances {
 
 impl Distances {
     fn new(x: &[f64], batch: usize) -> Self {
-        let width = x.len() / batch;
-        let row = |i: usize| &x[i * width..][..width];
-        let mut q = vec![0.0; batch * batch];
-        q.par_chunks_mut(batch).enumerate().for_each(|(i, q)| {
-            for (j, q) in q.iter_mut().enumerate() {
-                *q = squared_distance(row(i), row(j));
-            }
-        });
-        // As in `normalized`.
-        let inverse = q.iter().map(|q| 1.0 / (q + TINY).sqrt()).collect();
+        let q = all_squared_distances(x, batch);
+        // As in `normalized`: an image has no direction to one that is equal to it.
+        let inverse = |q: &f64| if *q > 0.0 { 1.0 / q.sqrt() } else { 0.0 };
+        let inverse = q.iter().map(inverse).collect();
         Self { q, inverse, batch }
     }
 
@@ -107,6 +129,19 @@ impl Distances {
         let row = i * self.batch..(i + 1) * self.batch;
         (&self.q[row.clone()], &self.inverse[row])
     }
+}
+
+/// The squared distances of all pairs of rows, `[B, B]`.
+fn all_squared_distances(x: &[f64], batch: usize) -> Vec<f64> {
+    let width = x.len() / batch;
+    let row = |i: usize| &x[i * width..][..width];
+    let mut q = vec![0.0; batch * batch];
+    q.par_chunks_mut(batch).enumerate().for_each(|(i, q)| {
+        for (j, q) in q.iter_mut().enumerate() {
+            *q = squared_distance(row(i), row(j));
+        }
+    });
+    q
 }
 
 /// The squared distance of two rows, added up in eight sums so that the compiler can vectorise it.
