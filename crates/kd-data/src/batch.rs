@@ -11,6 +11,8 @@ use crate::{Augment, Error, Normalization, Result, View};
 pub struct BatchConfig {
     /// Images in a batch, at least 1; the last batch holds what is left.
     pub batch_size: usize,
+    /// Leave out the last batch where it would hold fewer images than the others.
+    pub drop_last: bool,
     /// Seed of the images' order and of their views. `None` keeps the images in the source's order, and then `augment`
     /// must be off.
     pub shuffle_seed: Option<u64>,
@@ -32,12 +34,26 @@ impl Default for BatchConfig {
     fn default() -> Self {
         Self {
             batch_size: 128,
+            drop_last: false,
             shuffle_seed: None,
             epoch: 0,
             first_batch: 0,
             augment: Augment::default(),
             normalization: Normalization::default(),
             prefetch: 2,
+        }
+    }
+}
+
+impl BatchConfig {
+    /// The number of batches in an epoch of so many images.
+    ///
+    /// # Panics
+    /// Where `batch_size` is 0.
+    pub fn count(&self, images: usize) -> usize {
+        match self.drop_last {
+            true => images / self.batch_size,
+            false => images.div_ceil(self.batch_size),
         }
     }
 }
@@ -86,7 +102,15 @@ pub(crate) fn check<S: Source + ?Sized>(source: &S, config: &BatchConfig) -> Res
     if config.batch_size == 0 {
         return wrong("batch_size", "0".into(), "at least 1".into());
     }
-    let count = source.len().div_ceil(config.batch_size);
+    let count = config.count(source.len());
+    if count == 0 && source.len() > 0 {
+        let images = source.len();
+        return wrong(
+            "batch_size",
+            config.batch_size.to_string(),
+            format!("at most {images}, the number of images, where drop_last is true"),
+        );
+    }
     if config.first_batch > count {
         return wrong(
             "first_batch",

@@ -61,7 +61,7 @@ pub fn batches<S: Source + ?Sized + 'static>(
     device: &Device,
 ) -> Result<Batches> {
     check(&**source, config)?;
-    let remaining = source.len().div_ceil(config.batch_size) - config.first_batch;
+    let remaining = config.count(source.len()) - config.first_batch;
     let feed = start(source, config, device)?;
     Ok(Batches { device: device.clone(), shape: source.shape(), remaining, feed })
 }
@@ -97,7 +97,8 @@ fn prepare_all<S: Source + ?Sized>(
     let seed = config.shuffle_seed.unwrap_or(0);
     let mut views = Views::new(config.augment, source.shape(), seed, config.epoch);
     let mut reader = Reader { source, block: source.block(), picture: Picture::default() };
-    for indices in order.chunks(config.batch_size).skip(config.first_batch) {
+    let count = config.count(source.len());
+    for indices in order.chunks(config.batch_size).take(count).skip(config.first_batch) {
         let views = indices.iter().map(|&index| views.view(index)).collect();
         let batch = prepare(&mut reader, indices, views, config.augment.cutout, &table);
         let failed = batch.is_err();

@@ -52,6 +52,28 @@ fn without_a_seed_images_come_in_order_and_the_last_partial_batch_is_kept() {
 }
 
 #[test]
+fn drop_last_leaves_out_a_batch_that_is_not_whole() {
+    let split = split(21);
+    let kept = BatchConfig { batch_size: 8, shuffle_seed: Some(4), ..BatchConfig::default() };
+    let config = BatchConfig { drop_last: true, ..kept };
+    let (with, without) = (all(&split, &kept), all(&split, &config));
+    assert_eq!((with.len(), without.len(), config.count(21)), (3, 2, 2));
+    assert!(with.iter().zip(&without).all(|(a, b)| same(a, b)));
+    let rest = all(&split, &BatchConfig { first_batch: 1, ..config });
+    assert!(rest.len() == 1 && same(&rest[0], &without[1]));
+    assert!(all(&split, &BatchConfig { first_batch: 2, ..config }).is_empty());
+    let beyond = BatchConfig { first_batch: 3, ..config };
+    let message = batches(&split, &beyond, &Device::Cpu).unwrap_err().to_string();
+    assert!(message.contains("first_batch is 3; expected at most 2"), "{message}");
+    // Of whole batches nothing is left out.
+    let whole = BatchConfig { batch_size: 7, ..config };
+    assert_eq!((whole.count(21), all(&split, &whole).len()), (3, 3));
+    let none = BatchConfig { batch_size: 22, ..config };
+    let message = batches(&split, &none, &Device::Cpu).unwrap_err().to_string();
+    assert!(message.contains("batch_size is 22; expected at most 21"), "{message}");
+}
+
+#[test]
 fn an_epochs_order_depends_on_seed_and_epoch_alone() {
     let split = split(100);
     let order = |seed, epoch, prefetch| {

@@ -141,7 +141,7 @@ pub struct TeacherQuality {
 pub struct EpochRecord {
     /// The epoch, counted from 1.
     pub epoch: usize,
-    /// Training loss, mean over the epoch's steps.
+    /// Training loss, mean over the epoch's images. Versions 0.1 and 0.2 took the mean over its steps.
     pub train_loss: f64,
     /// Share of correct predictions on the training images, with dropout, each before its step.
     pub train_accuracy: f64,
@@ -162,7 +162,7 @@ pub struct EpochRecord {
     /// The learning rate of the epoch's last step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub learning_rate: Option<f64>,
-    /// Parts of the training loss by name, each before its weight, mean over the steps.
+    /// Parts of the training loss by name, each before its weight, mean over the same.
     #[serde(default)]
     pub parts: BTreeMap<String, f64>,
 }

@@ -98,6 +98,7 @@ pub fn logits(
 pub(crate) fn in_order(normalization: Normalization) -> BatchConfig {
     BatchConfig {
         batch_size: BATCH,
+        drop_last: false,
         shuffle_seed: None,
         epoch: 0,
         first_batch: 0,

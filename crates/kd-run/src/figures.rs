@@ -55,13 +55,14 @@ impl Figures {
     }
 }
 
-/// Sums over the steps of an epoch.
+/// Sums over the images of an epoch's steps. A step's loss is a mean over its images, so it counts as often as the step has images:
+/// a small last batch weighs less than a whole one.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Sums {
-    /// The sum of the steps' losses.
+    /// The sum of the steps' losses, each times the step's images.
     pub loss: f64,
-    /// The sum of each part of the loss, by name, before its weight.
+    /// The same sum for each part of the loss, by name, before its weight.
     pub parts: BTreeMap<String, f64>,
     /// Images trained on.
     pub images: usize,
@@ -71,6 +72,33 @@ pub struct Sums {
     pub correct: usize,
     /// Wall-clock seconds spent on the steps.
     pub seconds: f64,
+    /// Whether loss and parts are summed over images. In checkpoints of versions 0.1 and 0.2, which lack this field, they are
+    /// summed over steps.
+    #[serde(default)]
+    pub over_images: bool,
+}
+
+impl Sums {
+    /// Turns sums over steps, each of `batch_size` images, into sums over images; such sums stay as they are.
+    pub(crate) fn turn_over_images(&mut self, batch_size: usize) {
+        if !self.over_images {
+            for sum in self.parts.values_mut().chain([&mut self.loss]) {
+                *sum *= batch_size as f64;
+            }
+            self.over_images = true;
+        }
+    }
+
+    /// The loss, mean over the images.
+    pub fn mean_loss(&self) -> f64 {
+        self.loss / self.images as f64
+    }
+
+    /// Each part of the loss by name, mean over the images.
+    pub(crate) fn mean_parts(&self) -> BTreeMap<String, f64> {
+        let mean = |(name, sum): (&String, &f64)| (name.clone(), sum / self.images as f64);
+        self.parts.iter().map(mean).collect()
+    }
 }
 
 /// Steps whose figures have not been read yet.
@@ -115,6 +143,7 @@ impl Unread {
         let values = Tensor::cat(&values, 0)?.to_vec1::<f64>()?;
         let mut rest = values.as_slice();
         let mut last = f64::NAN;
+        sums.over_images = true;
         for UnreadStep { step, indices, figures } in steps {
             let (own, behind) = rest.split_at(figures.values.elem_count());
             rest = behind;
@@ -126,11 +155,12 @@ impl Unread {
             if let Some(found) = not_finite(*loss, parts.clone(), &figures.names.gradients, norms) {
                 return Ok(Err(NotFinite { step, images: indices, found }));
             }
-            sums.loss += loss;
+            let images = indices.len() as f64;
+            sums.loss += loss * images;
             sums.correct += *correct as usize;
             sums.images += indices.len();
             for (name, value) in parts {
-                *sums.parts.entry(name).or_default() += value;
+                *sums.parts.entry(name).or_default() += value * images;
             }
             last = *loss;
         }
@@ -180,15 +210,26 @@ mod tests {
     }
 
     #[test]
-    fn figures_of_several_steps_are_summed() {
+    fn figures_of_several_steps_are_summed_over_their_images() {
         let mut unread = Unread::default();
         unread.push(4, &[7, 8], figures(&[2.0, 1.0, 0.5, 0.25, 0.125, 3.0, 4.0]));
         unread.push(5, &[9], figures(&[1.0, 1.0, 0.5, 0.25, 0.25, 3.0, 4.0]));
         let mut sums = Sums::default();
         assert_eq!(unread.read(&mut sums).unwrap(), Ok(1.0));
-        assert_eq!((sums.loss, sums.correct, sums.images), (3.0, 2, 3));
+        assert_eq!((sums.loss, sums.correct, sums.images), (2.0 * 2.0 + 1.0, 2, 3));
         let parts: Vec<_> = sums.parts.iter().map(|(name, sum)| (name.as_str(), *sum)).collect();
-        assert_eq!(parts, [("kd", 0.5), ("kd 2", 0.375), ("labels", 1.0)]);
+        assert_eq!(parts, [("kd", 0.75), ("kd 2", 0.5), ("labels", 1.5)]);
+        assert_eq!((sums.mean_loss(), sums.mean_parts()["labels"]), (5.0 / 3.0, 0.5));
+    }
+
+    #[test]
+    fn sums_over_steps_of_an_old_checkpoint_go_on_as_sums_over_images() {
+        let old = r#"{"loss":3.0,"parts":{"kd":0.5},"images":4,"right":1,"seconds":1.0}"#;
+        let mut sums: Sums = serde_json::from_str(old).unwrap();
+        for _ in 0..2 {
+            sums.turn_over_images(2);
+            assert_eq!((sums.loss, sums.parts["kd"], sums.mean_loss()), (6.0, 1.0, 1.5));
+        }
     }
 
     #[test]

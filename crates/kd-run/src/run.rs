@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 
 use candle_core::Device;
+use kd_data::BatchConfig;
 use kd_loss::Setup;
 use kd_models::ModelConfig;
 use kd_record::{Compile, OutFolder, RunFolder};
 
 use crate::data::Data;
 use crate::initial::Initial;
-use crate::recipe::RunRecipe;
+use crate::recipe::{RunRecipe, TrainingConfig};
 use crate::teacher::Pretrained;
 
 /// Everything that [`train`](crate::train::train) needs.
@@ -36,9 +37,10 @@ impl ResolvedRun {
         OutFolder::new(&self.out).run(&self.recipe.run.name)
     }
 
-    /// Steps of an epoch; the last one may have fewer images than the others.
+    /// Steps of an epoch; without `drop_last` the last one may have fewer images than the others.
     pub fn steps_per_epoch(&self) -> usize {
-        self.data.train.len().div_ceil(self.recipe.training.batch_size)
+        let TrainingConfig { batch_size, drop_last, .. } = self.recipe.training;
+        BatchConfig { batch_size, drop_last, ..BatchConfig::default() }.count(self.data.train.len())
     }
 
     /// The network that is trained.

@@ -126,7 +126,9 @@ pub fn train(
         Some(checkpoint) => {
             task.restore(checkpoint.state.step, &checkpoint.tensors)?;
             // The same, but the teacher's file may lie elsewhere now.
-            State { recipe: recipe.clone(), ..checkpoint.state }
+            let mut state = State { recipe: recipe.clone(), ..checkpoint.state };
+            state.sums.turn_over_images(run.recipe.training.batch_size);
+            state
         }
         None => State { recipe: recipe.clone(), ..State::default() },
     };
@@ -166,9 +168,14 @@ pub fn train(
 fn check(run: &ResolvedRun) -> Result<()> {
     run.recipe.validate()?;
     device::check(&run.device, run.recipe.training.precision, run.settings.compile)?;
-    match (run.data.train.is_empty(), run.data.test.is_empty()) {
-        (true, _) => Err(other!("there are no training images")),
-        (_, true) => Err(other!("there are no test images")),
+    let (images, batch_size) = (run.data.train.len(), run.recipe.training.batch_size);
+    match (images, run.data.test.len()) {
+        (0, _) => Err(other!("there are no training images")),
+        (_, 0) => Err(other!("there are no test images")),
+        _ if run.steps_per_epoch() == 0 => Err(Error::unfit(format!(
+            "run {}: training.drop_last is true and the {images} training images are no whole batch of {batch_size}, so an epoch has no step; expected training.batch_size at most {images}, or drop_last = false",
+            run.recipe.run.name
+        ))),
         _ => Ok(()),
     }
 }
@@ -266,6 +273,7 @@ fn batches(run: &ResolvedRun, epoch: usize, first_batch: usize) -> Result<kd_dat
     let recipe = &run.recipe;
     let config = BatchConfig {
         batch_size: recipe.training.batch_size,
+        drop_last: recipe.training.drop_last,
         shuffle_seed: Some(recipe.training.seed),
         epoch,
         first_batch,
@@ -435,12 +443,11 @@ impl Training<'_> {
         };
         let state = &mut self.state;
         let sums = std::mem::take(&mut state.sums);
-        let batches = state.batch as f64;
         let learning_rate = self.at(self.state.step - 1).learning_rate;
         let state = &mut self.state;
         let record = EpochRecord {
             epoch: state.epoch + 1,
-            train_loss: sums.loss / batches,
+            train_loss: sums.mean_loss(),
             train_accuracy: sums.correct as f64 / sums.images as f64,
             test_loss: evaluation.loss,
             test_accuracy: evaluation.accuracy,
@@ -449,7 +456,7 @@ impl Training<'_> {
             images_per_second: sums.images as f64 / sums.seconds.max(1e-9),
             selection_accuracy,
             learning_rate: Some(learning_rate),
-            parts: sums.parts.into_iter().map(|(name, sum)| (name, sum / batches)).collect(),
+            parts: sums.mean_parts(),
         };
         state.epoch += 1;
         state.batch = 0;

@@ -142,6 +142,9 @@ pub struct TrainingConfig {
     pub epochs: usize,
     /// Images in a step; the last step of an epoch may have fewer.
     pub batch_size: usize,
+    /// Leave out the last step of an epoch where it would have fewer images than the others.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub drop_last: bool,
     /// The seed of initial weights, batch order, augmentation and dropout.
     pub seed: u64,
     /// The largest norm of all gradients of a step together; larger ones are scaled down to it.
@@ -235,6 +238,7 @@ impl Default for TrainingConfig {
         Self {
             epochs: 10,
             batch_size: 128,
+            drop_last: false,
             seed: 0,
             clip_grad_norm: None,
             precision: Precision::default(),

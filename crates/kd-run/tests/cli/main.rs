@@ -3,6 +3,7 @@
 mod disk;
 mod errors;
 mod evaluation;
+mod figures;
 mod images;
 mod kills;
 mod methods;

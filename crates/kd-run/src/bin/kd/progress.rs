@@ -94,7 +94,7 @@ impl Display {
                 self.dashboard.count(batch, sums);
                 self.dashboard.stage = format!("epoch {epoch}/{}", self.epochs);
                 self.dashboard.done = step as f64 / (self.epochs * self.batches).max(1) as f64;
-                let figures = format!("{}, {} left", figures(sums, batch), self.time_left(step));
+                let figures = format!("{}, {} left", figures(sums), self.time_left(step));
                 let text = format!("{}: epoch {epoch}/{}", self.run, self.epochs);
                 self.moved(&text, batch, self.batches, &figures);
                 self.dashboard.figures = figures;
@@ -196,10 +196,10 @@ fn show(text: &str) {
     let _ = writeln!(Messages, "{text}");
 }
 
-fn figures(sums: &Sums, batches: usize) -> String {
+fn figures(sums: &Sums) -> String {
     format!(
         "loss {:.3}, accuracy {:.1} %, {:.0} images/s",
-        sums.loss / batches as f64,
+        sums.mean_loss(),
         100.0 * sums.correct as f64 / sums.images as f64,
         sums.images as f64 / sums.seconds.max(1e-9)
     )

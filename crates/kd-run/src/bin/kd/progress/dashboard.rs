@@ -45,8 +45,8 @@ pub(super) struct Dashboard {
     pub(super) teacher: Vec<EpochRecord>,
     /// The loss curve: epochs done, and the mean loss of the steps since the point before.
     pub(super) loss: Vec<(f64, f64)>,
-    /// Number of steps of this epoch, and the sum of their losses, when the last point of the loss curve was made.
-    pub(super) counted: (usize, f64),
+    /// Steps and images of this epoch, and the sum of their losses over the images, when the last point of the loss curve was made.
+    pub(super) counted: (usize, usize, f64),
 }
 
 impl Dashboard {
@@ -61,18 +61,18 @@ impl Dashboard {
     /// Takes note of a step: `batch` steps of the epoch are done, and `sums` is over them.
     pub(super) fn count(&mut self, batch: usize, sums: &Sums) {
         if batch < self.counted.0 {
-            self.counted = (0, 0.0);
+            self.counted = (0, 0, 0.0);
         }
-        let (steps, before) = self.counted;
+        let (steps, images, before) = self.counted;
         let all = self.epochs as u64 * self.batches as u64;
         if ((batch - steps) as u64) < all.div_ceil(POINTS) && batch < self.batches {
             return;
         }
         if batch > steps {
-            let mean = (sums.loss - before) / (batch - steps) as f64;
+            let mean = (sums.loss - before) / (sums.images - images) as f64;
             self.loss.push((self.step as f64 / self.batches.max(1) as f64, mean));
         }
-        self.counted = (batch, sums.loss);
+        self.counted = (batch, sums.images, sums.loss);
     }
 
     pub(super) fn draw(&self, area: Rect, buffer: &mut Buffer) {
@@ -318,13 +318,13 @@ mod tests {
     #[test]
     fn the_loss_curve_has_a_point_for_some_steps_and_one_at_each_epochs_end() {
         let mut dashboard = Dashboard { epochs: 10, batches: 100, ..Dashboard::default() };
-        let mut sums = Sums::default();
         for epoch in 0..2 {
-            sums.loss = 0.0;
+            let mut sums = Sums::default();
             for batch in 1..=100 {
                 dashboard.step += 1;
                 // 1 in the first epoch's steps, 2 in the second's.
-                sums.loss += f64::from(epoch + 1);
+                sums.loss += f64::from(epoch + 1) * 8.0;
+                sums.images += 8;
                 dashboard.count(batch, &sums);
             }
         }
