@@ -41,7 +41,7 @@ pub fn write(outs: &[PathBuf]) -> Result<String> {
 /// The same for a command with the flag `--force`: with `Some(true)` a file in a report's place is replaced, whoever wrote it.
 ///
 /// # Errors
-/// As [`write`]'s.
+/// As [`write()`]'s.
 pub fn write_over(outs: &[PathBuf], force: Option<bool>) -> Result<String> {
     let experiments = experiment::read_all(outs)?;
     check_places(outs, force)?;
