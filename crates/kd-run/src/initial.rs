@@ -8,7 +8,8 @@ use kd_data::Normalization;
 use kd_models::weights::{self, Start};
 use kd_models::{ModelConfig, Parameters};
 
-use crate::Result;
+use crate::classes::{ClassChoice, match_classes, select_rows};
+use crate::{Error, Result};
 use kd_record::hash::sha256;
 
 /// Weights of a file that a run starts from.
@@ -17,22 +18,52 @@ pub struct Initial {
     pub sha256: String,
     /// The tensors that are taken from the file, and what is known of it.
     pub start: Start,
+    /// A sentence about the file's classes, where they are mapped or don't have the data's names.
+    pub note: Option<String>,
 }
 
 impl Initial {
-    /// Loads a weights file of the network `config`. The file may classify another number of classes; its last layer is then left
-    /// out.
+    /// Loads a weights file of the network `config` for the classes `classes` of the data. The rows of its last layer are brought
+    /// into their order. The file may classify another number of classes; its last layer is then left out.
     ///
     /// # Errors
-    /// When the file is missing or damaged, holds another network's weights, or says that its network was trained on images that
-    /// were normalised otherwise.
-    pub fn load(path: &Path, config: &ModelConfig, normalization: Normalization) -> Result<Self> {
+    /// When the file is missing or damaged, holds another network's weights, names other classes, or says that its network was
+    /// trained on images that were normalised otherwise.
+    pub fn load(
+        path: &Path,
+        config: &ModelConfig,
+        classes: &[String],
+        choice: &ClassChoice,
+        normalization: Normalization,
+    ) -> Result<Self> {
         let sha256 = sha256(path)?;
-        let start = weights::load_start(path, config)?;
+        let mut start = weights::load_start(path, config)?;
         if let Some(metadata) = &start.metadata {
-            metadata.check_normalization(path, normalization.mean, normalization.std)?;
+            let cure = "the network trains on with the data's: set mean and std in the recipe's [data] table to the file's";
+            metadata
+                .check_normalization(path, normalization.mean, normalization.std)
+                .map_err(|error| Error::from(error).context(cure))?;
         }
-        Ok(Self { sha256, start })
+        let mut note = None;
+        match start.other_classes {
+            Some(other) if choice.map.is_some() || choice.ignore_names => {
+                return Err(Error::unfit(format!(
+                    "{}: the file classifies {other} classes and the data has {}, so the last layer starts fresh and no class of the file is used: leave out the class map and --ignore-class-names",
+                    path.display(),
+                    config.classes
+                )));
+            }
+            Some(_) => {}
+            None => {
+                let names = start.metadata.as_ref().and_then(|about| about.class_names.as_deref());
+                let matched = match_classes(path, names, config.classes, classes, choice)?;
+                if let Some(rows) = &matched.rows {
+                    select_rows(config, &mut start.tensors, rows)?;
+                }
+                note = matched.note;
+            }
+        }
+        Ok(Self { sha256, start, note })
     }
 
     /// A sentence about what the run takes from the file at `path` and which layer starts fresh.

@@ -7,6 +7,7 @@ pub mod at;
 #[cfg(feature = "cuda")]
 mod captured;
 pub mod checkpoint;
+pub mod classes;
 pub mod data;
 pub mod device;
 mod error;

@@ -11,11 +11,12 @@ use kd_record::own;
 use kd_record::write::create_folder;
 use kd_record::{OutFolder, RunFolder};
 
+use crate::classes::{ClassChoice, ClassMap};
 use crate::data::{self, Data};
 use crate::initial::Initial;
 use crate::recipe::{DataConfig, DatasetName, Precision, Recipe, RunConfig, RunRecipe, check_name};
 use crate::run::{ResolvedRun, Settings, shapes};
-use crate::teacher::Pretrained;
+use crate::teacher::{Pretrained, PretrainedConfig};
 use crate::{Error, Result, device};
 
 /// What somebody wants besides the recipe, such as the flags of a command line. A field left `None` means what the recipe says.
@@ -48,6 +49,10 @@ pub struct Choices {
     pub teacher: Option<PathBuf>,
     /// The teacher's network, where its file doesn't say.
     pub teacher_model: Option<Architecture>,
+    /// The class of the weights file for each class of the data: the teacher's file, or where there is no teacher that of `init`.
+    pub class_map: Option<ClassMap>,
+    /// Ignore the class names of weights files and take their classes in the data's order.
+    pub ignore_class_names: bool,
     /// The temperature of the methods that have one.
     pub temperature: Option<f64>,
     /// The labels' share of the loss, from 0 to 1, in a run with one method, which has the rest.
@@ -89,6 +94,8 @@ impl Default for Choices {
             part: None,
             teacher: None,
             teacher_model: None,
+            class_map: None,
+            ignore_class_names: false,
             temperature: None,
             alpha: None,
             init: None,
@@ -135,8 +142,11 @@ pub fn resolve(recipe: &Recipe, run: &RunConfig, choices: &Choices) -> Result<Re
     resolved.data.sha256 = Some(data.sha256.clone());
     create_folder(&out).map_err(anyhow::Error::from)?;
     check_same_data(&out, &resolved)?;
+    let warnings = data.class_warnings.iter();
+    let mut notes: Vec<String> =
+        warnings.map(|warning| format!("{}: warning: {warning}", resolved.run.name)).collect();
     let teacher = match &teacher_path {
-        Some(path) => Some(load_teacher(path, &mut resolved, &data, &out)?),
+        Some(path) => Some(load_teacher(path, &mut resolved, &data, &out, &mut notes)?),
         None => None,
     };
     let initial_path = match (&choices.init, &resolved.run.init) {
@@ -144,10 +154,14 @@ pub fn resolve(recipe: &Recipe, run: &RunConfig, choices: &Choices) -> Result<Re
         (None, Some(name)) => Some(weights_path(recipe, choices, &out, name)),
         (None, None) => None,
     };
-    let warnings = data.class_warnings.iter();
-    let mut notes: Vec<String> =
-        warnings.map(|warning| format!("{}: warning: {warning}", resolved.run.name)).collect();
-    notes.extend(teacher.iter().flat_map(|teacher| teacher.notes.iter().cloned()));
+    let run = &resolved.run;
+    let named = run.class_map.is_some() || run.ignore_class_names;
+    if named && teacher_path.is_none() && initial_path.is_none() {
+        return Err(Error::Choice(format!(
+            "run {:?} uses no weights file, so there are no classes to map: leave out --class-map and --ignore-class-names (class_map and ignore_class_names in a recipe)",
+            run.name
+        )));
+    }
     let initial = match &initial_path {
         Some(path) => {
             check_input(&folder, "the weights to start from", path)?;
@@ -192,6 +206,12 @@ fn with_choices(recipe: &Recipe, mut run: RunConfig, choices: &Choices) -> Resul
         set_alpha(&mut run, alpha)?;
     }
     run.teacher_model = choices.teacher_model.or(run.teacher_model);
+    if choices.ignore_class_names {
+        (run.class_map, run.ignore_class_names) = (None, true);
+    }
+    if let Some(map) = &choices.class_map {
+        (run.class_map, run.ignore_class_names) = (Some(map.clone()), false);
+    }
     if let Some(freeze) = &choices.freeze {
         run.freeze.clone_from(freeze);
     }
@@ -331,14 +351,22 @@ fn load_teacher(
     resolved: &mut RunRecipe,
     data: &Data,
     out: &Path,
+    notes: &mut Vec<String>,
 ) -> Result<Pretrained> {
     let normalization = resolved.data.normalization();
     let folder = OutFolder::new(out).run(&resolved.run.name);
     let run = &mut resolved.run;
+    let choice = ClassChoice { map: run.class_map.clone(), ignore_names: run.ignore_class_names };
+    let config = PretrainedConfig {
+        architecture: run.teacher_model,
+        classes: &data.classes,
+        choice: &choice,
+        normalization,
+        stated: run.teacher_normalization(),
+    };
     let load = |path: &Path| {
         check_input(&folder, "the teacher's weights", path)?;
-        Pretrained::load(path, run.teacher_model, data.classes.len(), normalization)
-            .map_err(|error| error.context("the teacher can't be used"))
+        Pretrained::load(path, &config).map_err(|error| error.context("the teacher can't be used"))
     };
     let part_path = |part, of| {
         let stem = path.file_stem().unwrap_or_default().to_string_lossy();
@@ -366,6 +394,7 @@ fn load_teacher(
     run.teacher = Some(recorded.display().to_string());
     run.teacher_model = Some(teacher.config.architecture);
     run.teacher_sha256 = Some(teacher.sha256.clone());
+    notes.extend(teacher.notes.iter().cloned());
     Ok(teacher)
 }
 
@@ -380,7 +409,11 @@ fn load_initial(
     let normalization = resolved.data.normalization();
     let run = &mut resolved.run;
     let config = ModelConfig::new(run.model, data.classes.len());
-    let initial = Initial::load(path, &config, normalization).map_err(|error| {
+    // A class map is for the teacher's file where there is one.
+    let map = run.class_map.clone().filter(|_| !run.needs_teacher());
+    let choice = ClassChoice { map, ignore_names: run.ignore_class_names };
+    let initial = Initial::load(path, &config, &data.classes, &choice, normalization);
+    let initial = initial.map_err(|error| {
         error.context(format!("run {} can't start from these weights", run.name))
     })?;
     if let Some(expected) = &run.init_sha256
@@ -394,6 +427,7 @@ fn load_initial(
     }
     notes.extend(initial.start.notes.iter().cloned());
     notes.push(format!("{}: {}", run.name, initial.describe(path, &config)?));
+    notes.extend(initial.note.iter().map(|note| format!("{}: {note}", run.name)));
     run.init = Some(OutFolder::new(out).from_a_run(path)?.display().to_string());
     run.init_sha256 = Some(initial.sha256.clone());
     Ok(initial)

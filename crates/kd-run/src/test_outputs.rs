@@ -6,7 +6,7 @@ use std::path::Path;
 use kd_record::{RunFolder, TestOutputs};
 
 use crate::run::ResolvedRun;
-use crate::teacher::Pretrained;
+use crate::teacher::{Pretrained, PretrainedConfig};
 use crate::{Error, Result, evaluate};
 
 /// Images whose pixels are kept, of which the report chooses: 300 KB.
@@ -18,12 +18,16 @@ const SAMPLE_SEED: u64 = 4;
 pub(crate) fn write(run: &ResolvedRun, weights: &Path) -> Result<()> {
     let test = &run.data.test;
     let (classes, normalization) = (run.data.classes.len(), run.recipe.data.normalization());
+    let config = PretrainedConfig {
+        architecture: Some(run.recipe.run.model),
+        ..PretrainedConfig::new(&run.data.classes, normalization)
+    };
     let logits_of = |network: &Pretrained| {
         let built = network.network(&run.device)?;
         let logits = evaluate::logits(&*built, test, normalization, &run.device)?;
         Ok::<_, Error>(logits.flatten_all()?.to_vec1::<f32>()?)
     };
-    let own = Pretrained::load(weights, Some(run.recipe.run.model), classes, normalization)?;
+    let own = Pretrained::load(weights, &config)?;
     // Cross-fitted teachers are several, of which none is the teacher of a test image.
     let alone = run.teacher.as_ref().filter(|teacher| teacher.parts.is_empty());
     let sample = test.balanced_subset(SAMPLE, classes, SAMPLE_SEED);
@@ -38,11 +42,13 @@ pub(crate) fn write(run: &ResolvedRun, weights: &Path) -> Result<()> {
         sample,
         weights_sha256: own.sha256.clone(),
     };
-    // The teacher may have been tested on other images.
+    // The teacher may have been tested on other images, with its classes in another order, or with another normalisation.
     let known = |teacher: &&Pretrained| {
         let found = TestOutputs::read(&RunFolder::of_weights(&teacher.path).test_outputs());
         found.ok().flatten().is_some_and(|found| {
-            found.weights_sha256 == teacher.sha256 && found.same_images(&outputs)
+            teacher.identity == teacher.sha256
+                && found.weights_sha256 == teacher.sha256
+                && found.same_images(&outputs)
         })
     };
     if let Some(teacher) = alone.filter(|teacher| !known(teacher)) {

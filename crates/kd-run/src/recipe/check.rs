@@ -134,6 +134,10 @@ impl RunConfig {
                 "none in a run with a teacher, where the student trains on all training images";
             require(!(set && self.needs_teacher()), &[Step::Key(key)], "set", expected)?;
         }
+        self.check_teachers_images()?;
+        let one = self.class_map.is_none() || !self.ignore_class_names;
+        let path = [Step::Key("ignore_class_names")];
+        require(one, &path, true, "false beside a class_map, which says what is meant")?;
         let teacher = self.teacher.as_deref().unwrap_or_default();
         let used = self.teacher.is_none() || self.needs_teacher();
         require(
@@ -142,6 +146,27 @@ impl RunConfig {
             teacher,
             "none: no method of this run needs a teacher",
         )
+    }
+
+    fn check_teachers_images(&self) -> Result<(), Invalid> {
+        let fields =
+            [("teacher_mean", self.teacher_mean, false), ("teacher_std", self.teacher_std, true)];
+        for (key, values, positive) in fields {
+            let path = [Step::Key(key)];
+            let Some(values) = values else {
+                let other = self.teacher_mean.or(self.teacher_std);
+                let expected = "both teacher_mean and teacher_std, or neither";
+                require(other.is_none(), &path, "not set", expected)?;
+                continue;
+            };
+            let found = format!("{values:?}");
+            let good = values.iter().all(|value| value.is_finite() && (!positive || *value > 0.0));
+            let expected = if positive { "three numbers above 0" } else { "three finite numbers" };
+            require(good, &path, &found, expected)?;
+            let expected = "none: no method of this run needs a teacher";
+            require(self.needs_teacher(), &path, &found, expected)?;
+        }
+        Ok(())
     }
 }
 

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::optimizer::OptimizerConfig;
 use super::schedule::LrSchedule;
+use crate::classes::ClassMap;
 use kd_record::Precision;
 
 /// The recipe format that this version reads and writes.
@@ -184,6 +185,12 @@ pub struct RunConfig {
     /// it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cross_fit: Option<usize>,
+    /// The mean of the images that the teacher was trained on, for a weights file that doesn't say it. Without it, the data's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub teacher_mean: Option<[f32; 3]>,
+    /// Their standard deviation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub teacher_std: Option<[f32; 3]>,
     /// Train without part i (from 1) of k of the training images, as `[i, k]`: a teacher for `cross_fit = k`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub part: Option<[usize; 2]>,
@@ -208,9 +215,20 @@ pub struct RunConfig {
     /// The weight of the cross-entropy with the labels in the loss.
     #[serde(default = "default_labels")]
     pub labels: f64,
+    /// For classes of the data, by name, the class of the weights file that stands for each: the teacher's file, or where the run
+    /// has no teacher that of `init`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class_map: Option<ClassMap>,
+    /// Whether the class names of the teacher's file and of that of `init` are ignored and the classes taken in the data's order.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub ignore_class_names: bool,
     /// The methods, whose weighted losses are added to it.
     #[serde(default, rename = "method", skip_serializing_if = "Vec::is_empty")]
     pub methods: Vec<Term>,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 fn default_labels() -> f64 {
@@ -271,6 +289,8 @@ impl RunConfig {
             teacher_model: None,
             teacher_sha256: None,
             cross_fit: None,
+            teacher_mean: None,
+            teacher_std: None,
             part: None,
             epochs: None,
             select_on: None,
@@ -278,6 +298,8 @@ impl RunConfig {
             init_sha256: None,
             freeze: Vec::new(),
             labels: default_labels(),
+            class_map: None,
+            ignore_class_names: false,
             methods: Vec::new(),
         }
     }
@@ -293,6 +315,11 @@ impl RunConfig {
     /// Whether any of its methods needs a teacher.
     pub fn needs_teacher(&self) -> bool {
         self.methods.iter().any(|term| needs_teacher(&term.method))
+    }
+
+    /// The stated normalisation of the images that the teacher was trained on.
+    pub fn teacher_normalization(&self) -> Option<Normalization> {
+        Some(Normalization { mean: self.teacher_mean?, std: self.teacher_std? })
     }
 
     /// The names of its methods, joined by "+"; `None` for a run without a method.

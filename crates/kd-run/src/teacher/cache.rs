@@ -2,7 +2,7 @@
 //!
 //! A file holds one output (the logits, or a feature place): `cache/<key>.safetensors` is one f32 tensor `[N, ...]`, a row for
 //! each training image in the data's order. The key is a hash of all that the values depend on: the teacher's weights, the
-//! data and its subset, the view (plain images, their normalisation) and the output. The folder can be deleted at any time.
+//! order of its classes and its own normalisation, the data and its subset, the view (plain images, their normalisation) and the output. The folder can be deleted at any time.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -122,14 +122,14 @@ impl CacheFile {
     pub(super) fn new(
         output: &str,
         shape: Vec<usize>,
-        teacher_sha256: &str,
+        teacher: &str,
         data: &Data,
         config: &CacheConfig<'_>,
     ) -> Self {
         let origin = Origin {
             format: FORMAT,
             kd: env!("CARGO_PKG_VERSION").into(),
-            teacher: teacher_sha256.into(),
+            teacher: teacher.into(),
             data: data.sha256.clone(),
             // The subset of this size is always the same.
             images: data.train.len(),

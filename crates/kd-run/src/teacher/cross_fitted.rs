@@ -122,6 +122,9 @@ mod tests {
             tensors: tensors(0),
             left_out: None,
             parts: (0..3).map(tensors).collect(),
+            normalization: config.normalization(),
+            renormalize: None,
+            identity: String::new(),
             notes: Vec::new(),
         };
         let needs = Needs { teacher_logits: true, ..Needs::default() };

@@ -4,6 +4,7 @@ mod cache;
 mod cross_fitted;
 mod network;
 mod pretrained;
+mod renormalize;
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -18,7 +19,8 @@ use kd_record::event::TeacherQuality;
 pub use cache::Cached;
 pub use cross_fitted::CrossFitted;
 pub use network::NetworkTeacher;
-pub use pretrained::{Network, Pretrained};
+pub use pretrained::{Network, Pretrained, PretrainedConfig};
+pub use renormalize::Renormalize;
 
 use crate::data::Data;
 use crate::recipe::DataConfig;
@@ -87,7 +89,7 @@ pub(crate) fn prepare(
 ) -> Result<ControlFlow<(), Prepared>> {
     let device = config.device;
     let (behind, parts): (Box<dyn Teacher>, _) = match pretrained.parts.is_empty() {
-        true => (Box::new(NetworkTeacher::new(pretrained.network(device)?)), Vec::new()),
+        true => (Box::new(NetworkTeacher::of(pretrained, device)?), Vec::new()),
         false => {
             let teacher = CrossFitted::new(pretrained, needs, data, device)?;
             let parts = teacher.parts();
@@ -110,7 +112,7 @@ pub(crate) fn prepare(
         match budget.checked_sub(4 * values) {
             Some(rest) if config.data.augment().is_off() => {
                 budget = rest;
-                let file = CacheFile::new(&output, shape, &pretrained.sha256, data, config);
+                let file = CacheFile::new(&output, shape, &pretrained.identity, data, config);
                 match file.read()? {
                     Some(tensor) => _ = outputs.insert(output, tensor.to_device(device)?),
                     None => missing.push(file),

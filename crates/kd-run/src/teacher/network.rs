@@ -1,22 +1,31 @@
 //! A teacher that is a network, computed for each batch.
 
+use candle_core::Device;
 use kd_data::Batch;
 use kd_loss::Needs;
 use kd_models::{Mode, Output};
 
-use super::{Answers, Network, Teacher};
+use super::{Answers, Network, Pretrained, Teacher};
 use crate::Result;
 
 /// A network that answers about each batch anew.
 pub struct NetworkTeacher {
     network: Network,
+    /// Whether the network changes the normalisation of its images first.
+    renormalizes: bool,
 }
 
 impl NetworkTeacher {
     /// A teacher of this network, whose weights should be [frozen](kd_models::frozen): a forward pass then keeps nothing for a
     /// gradient.
     pub fn new(network: Network) -> Self {
-        Self { network }
+        Self { network, renormalizes: false }
+    }
+
+    /// The teacher of a weights file.
+    pub(super) fn of(pretrained: &Pretrained, device: &Device) -> Result<Self> {
+        let network = pretrained.network(device)?;
+        Ok(Self { network, renormalizes: pretrained.renormalize.is_some() })
     }
 }
 
@@ -32,6 +41,7 @@ impl Teacher for NetworkTeacher {
     }
 
     fn not_to_be_captured(&self, _: &Needs) -> Option<&'static str> {
-        None
+        // Channel by channel operations of candle upload their strides.
+        self.renormalizes.then_some("the teacher changes the normalisation of its images")
     }
 }

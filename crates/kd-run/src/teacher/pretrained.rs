@@ -9,6 +9,8 @@ use kd_models::weights::{self, LeftOut, Loaded};
 use kd_models::{Architecture, Classifier, ModelConfig};
 use sha2::{Digest, Sha256};
 
+use super::Renormalize;
+use crate::classes::{ClassChoice, Matched, match_classes, select_rows};
 use crate::error::other;
 use crate::{Error, Result};
 use kd_record::hash::{hex, sha256};
@@ -31,32 +33,116 @@ pub struct Pretrained {
     /// The weights of the network for each part, where the targets are cross-fitted; otherwise empty. `tensors` are the
     /// first part's.
     pub parts: Vec<BTreeMap<String, Tensor>>,
-    /// Sentences on what was done to read the file's weights, if anything.
+    /// How the images were normalised that the network was trained on.
+    pub normalization: Normalization,
+    /// What the network does to the images that it is given, where those are normalised otherwise.
+    pub renormalize: Option<Renormalize>,
+    /// A text that tells these outputs from those of other weights, another order of classes or another normalisation: the
+    /// file's SHA-256 where the file is taken as it is.
+    pub identity: String,
+    /// Sentences about what was done to read the file, and about what was mapped, changed or assumed.
     pub notes: Vec<String>,
 }
 
+/// What [`Pretrained::load`] has to know besides the file.
+#[derive(Clone, Copy, Debug)]
+pub struct PretrainedConfig<'a> {
+    /// The network, for files that don't say theirs (PyTorch's); `None` then means `teacher`.
+    pub architecture: Option<Architecture>,
+    /// The names of the data's classes, by label.
+    pub classes: &'a [String],
+    /// What is known of the file's classes besides what the file says.
+    pub choice: &'a ClassChoice,
+    /// How the images are normalised that the network is given.
+    pub normalization: Normalization,
+    /// How those were normalised that it was trained on, for a file that doesn't say. Not given: like those that it is given.
+    pub stated: Option<Normalization>,
+}
+
+impl<'a> PretrainedConfig<'a> {
+    /// For weights of these classes that were trained on images of this normalisation.
+    pub fn new(classes: &'a [String], normalization: Normalization) -> Self {
+        const NOTHING: &ClassChoice = &ClassChoice { map: None, ignore_names: false };
+        Self { architecture: None, classes, choice: NOTHING, normalization, stated: None }
+    }
+}
+
+/// The normalisation of a network's own images: what its file says, what is stated for it, or that of the images it is given.
+fn own_normalization(
+    path: &Path,
+    said: Option<Normalization>,
+    stated: Option<Normalization>,
+    given: Normalization,
+    notes: &mut Vec<String>,
+) -> Result<Normalization> {
+    let path = path.display();
+    let shown = |n: Normalization| format!("mean {:?} and std {:?}", n.mean, n.std);
+    if let (Some(said), Some(stated)) = (said, stated)
+        && said != stated
+    {
+        return Err(Error::unfit(format!(
+            "{path}: the file says that its network was trained on images normalised with {}; the recipe's teacher_mean and teacher_std are {:?} and {:?}: remove them from the recipe, for the file's own are used",
+            shown(said),
+            stated.mean,
+            stated.std
+        )));
+    }
+    let Some(own) = said.or(stated) else {
+        notes.push(format!(
+            "{path}: the file does not say how the images of its network's training were normalised; the data's {} are taken, unless a recipe states others as teacher_mean and teacher_std",
+            shown(given)
+        ));
+        return Ok(given);
+    };
+    if own != given {
+        notes.push(format!(
+            "{path}: its network is given images normalised with {}, as in its own training; the data's are {}",
+            shown(own),
+            shown(given)
+        ));
+    }
+    Ok(own)
+}
+
 impl Pretrained {
-    /// Loads a weights file and checks that it fits the data: class count and, where the file records it, normalisation.
-    ///
-    /// `architecture` is needed for files that don't record theirs (PyTorch's); `None` then means `teacher`.
+    /// Loads a weights file for data of these classes and this normalisation. The rows of its last layer are brought into the order
+    /// of the data's classes, and a network that was trained with another normalisation changes that of its images.
     ///
     /// # Errors
-    /// When the file is missing, damaged, of another network, or doesn't fit the data.
-    pub fn load(
-        path: &Path,
-        architecture: Option<Architecture>,
-        classes: usize,
-        normalization: Normalization,
-    ) -> Result<Self> {
+    /// When the file is missing, damaged, of another network or for other classes, or contradicts `stated`.
+    pub fn load(path: &Path, config: &PretrainedConfig<'_>) -> Result<Self> {
+        let PretrainedConfig { architecture, classes, choice, normalization, stated } = *config;
         let sha256 = sha256(path)?;
-        let config = weights::peek(path)?.config(architecture, Some(classes))?;
-        let Loaded { tensors, metadata, notes } = weights::load(path, &config)?;
-        let left_out = metadata.as_ref().and_then(|metadata| metadata.left_out);
-        if let Some(metadata) = metadata {
-            metadata.check_normalization(path, normalization.mean, normalization.std)?;
+        // A class map may choose among more classes than the data's.
+        let count = choice.map.is_none().then_some(classes.len());
+        let mut network = weights::peek(path)?.config(architecture, count)?;
+        let Loaded { mut tensors, metadata, mut notes } = weights::load(path, &network)?;
+        let names = metadata.as_ref().and_then(|metadata| metadata.class_names.as_deref());
+        let Matched { rows, note } = match_classes(path, names, network.classes, classes, choice)?;
+        notes.extend(note);
+        if let Some(rows) = &rows {
+            select_rows(&network, &mut tensors, rows)?;
+            network.classes = classes.len();
         }
-        let (path, parts) = (path.to_owned(), Vec::new());
-        Ok(Self { path, sha256, config, tensors, left_out, parts, notes })
+        let said = metadata.as_ref().map(|m| Normalization { mean: m.mean, std: m.std });
+        let own = own_normalization(path, said, stated, normalization, &mut notes)?;
+        let renormalize = Renormalize::between(normalization, own);
+        let identity = match (&rows, renormalize) {
+            (None, None) => sha256.clone(),
+            changes => hex(Sha256::new_with_prefix(format!("{sha256} {changes:?}"))),
+        };
+        Ok(Self {
+            path: path.to_owned(),
+            sha256,
+            config: network,
+            tensors,
+            left_out: metadata.and_then(|metadata| metadata.left_out),
+            parts: Vec::new(),
+            normalization: own,
+            renormalize,
+            identity,
+            notes,
+        })
     }
 
     /// Several networks that together teach as one: each answers for the part of the images that it has not seen.
@@ -65,7 +151,7 @@ impl Pretrained {
     /// When one was not trained without its part of these `images` training images, or is of another architecture.
     pub fn cross_fitted(path: &Path, parts: Vec<Self>, images: usize) -> Result<Self> {
         let of = parts.len();
-        let mut hash = Sha256::new();
+        let (mut hash, mut identity) = (Sha256::new(), Sha256::new());
         for (index, part) in parts.iter().enumerate() {
             let expected = LeftOut { part: index + 1, of, images };
             if part.left_out != Some(expected) {
@@ -83,6 +169,7 @@ impl Pretrained {
                 )));
             }
             hash.update(&part.sha256);
+            identity.update(&part.identity);
         }
         let Some(first) = parts.first() else {
             return Err(other!("cross-fitted targets need at least one part"));
@@ -97,6 +184,17 @@ impl Pretrained {
                 config.architecture
             )));
         }
+        let (normalization, renormalize) = (first.normalization, first.renormalize);
+        if let Some(other) = parts.iter().find(|part| part.normalization != normalization) {
+            return Err(Error::unfit(format!(
+                "{}: this teacher was trained on images normalised with mean {:?} and std {:?}, that of the first part with mean {:?} and std {:?}; expected the same for all parts: train them with one recipe",
+                other.path.display(),
+                other.normalization.mean,
+                other.normalization.std,
+                normalization.mean,
+                normalization.std
+            )));
+        }
         let notes = parts.iter().flat_map(|part| part.notes.clone()).collect();
         let parts: Vec<_> = parts.into_iter().map(|part| part.tensors).collect();
         Ok(Self {
@@ -106,6 +204,9 @@ impl Pretrained {
             tensors: parts[0].clone(),
             left_out: None,
             parts,
+            normalization,
+            renormalize,
+            identity: hex(identity),
             notes,
         })
     }
@@ -127,6 +228,10 @@ impl Pretrained {
         let tensors = tensors.iter();
         let tensors = tensors.map(|(name, tensor)| Ok((name.clone(), tensor.to_device(device)?)));
         let tensors = tensors.collect::<candle_core::Result<BTreeMap<_, _>>>()?;
-        Ok(kd_models::build(&self.config, kd_models::frozen(&tensors))?)
+        let network = kd_models::build(&self.config, kd_models::frozen(&tensors))?;
+        match self.renormalize {
+            None => Ok(network),
+            Some(renormalize) => renormalize.before(network, device),
+        }
     }
 }

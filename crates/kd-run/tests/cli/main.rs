@@ -1,5 +1,6 @@
 //! `kd` as a process.
 
+mod classes;
 mod disk;
 mod errors;
 mod evaluation;

@@ -10,7 +10,7 @@ use kd_models::Architecture;
 use kd_run::data::Data;
 use kd_run::recipe::{DataConfig, DatasetName, Recipe, RunConfig, RunRecipe, TrainingConfig};
 use kd_run::run::{ResolvedRun, Settings};
-use kd_run::teacher::Pretrained;
+use kd_run::teacher::{Pretrained, PretrainedConfig};
 use kd_run::train::{Outcome, Progress, train};
 use safetensors::SafeTensors;
 use sha2::{Digest, Sha256};
@@ -145,7 +145,8 @@ fn data() -> DataConfig {
 /// The run with a single step.
 fn one_step(run: RunConfig, images: &Data, teacher: Option<&Path>, out: PathBuf) -> ResolvedRun {
     let normalization = data().normalization();
-    let load = |path: &Path| Pretrained::load(path, None, 10, normalization).unwrap();
+    let config = PretrainedConfig::new(&images.classes, normalization);
+    let load = |path: &Path| Pretrained::load(path, &config).unwrap();
     ResolvedRun {
         recipe: RunRecipe {
             name: "pair".into(),

@@ -59,7 +59,9 @@ fn choices_resolve_to_the_recipe_that_the_command_records_for_the_same_flags() {
     let resolved = resolve(&recipe, recipe.run("kd").unwrap(), &choices).unwrap();
     let recorded = dir.read("command/mine/recipe.toml");
     assert_eq!(resolved.run.recipe.to_toml().unwrap(), String::from_utf8(recorded).unwrap());
-    assert!(resolved.notes.is_empty());
+    // The teacher's file names no classes.
+    let [note] = &resolved.notes[..] else { panic!("{:?}", resolved.notes) };
+    assert!(note.contains("does not name its classes; its 10 classes are taken"), "{note}");
 }
 
 #[test]

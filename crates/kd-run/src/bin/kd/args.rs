@@ -4,5 +4,5 @@
 mod flags;
 mod values;
 
-pub(crate) use flags::{ComputeFlags, DataFlags, RunFlags};
+pub(crate) use flags::{ClassFlags, ComputeFlags, DataFlags, RunFlags};
 pub(crate) use values::{Part, architecture, at_least_one, one_of, part, positive, share};

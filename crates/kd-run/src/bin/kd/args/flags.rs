@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use candle_core::Device;
 use clap::Args;
 use kd_record::{Compile, DeviceChoice, Precision};
+use kd_run::classes::{ClassChoice, read_map};
 use kd_run::device;
 use kd_run::recipe::DatasetName;
 use kd_run::resolve::Choices;
@@ -32,6 +33,8 @@ pub(crate) struct RunFlags {
     /// A weights file to start from; the last layer starts fresh if the file classifies another number of classes
     #[arg(long, value_name = "FILE")]
     pub(crate) init: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) classes: ClassFlags,
     /// Layers to freeze, by name: "conv1,layer1"
     #[arg(long, value_name = "LAYERS", value_delimiter = ',')]
     pub(crate) freeze: Vec<String>,
@@ -92,6 +95,28 @@ pub(crate) struct DataFlags {
     pub(crate) test_limit: Option<usize>,
 }
 
+/// The flags that say what is meant where a weights file names other classes than the data.
+#[derive(Debug, Args)]
+pub(crate) struct ClassFlags {
+    /// A TOML file that says which class of the weights file (the teacher's, or that of --init) is meant by each class of the data, by name or number from 0: `boat = "ship"` or `boat = 8`
+    #[arg(long, value_name = "FILE", conflicts_with = "ignore_class_names")]
+    pub(crate) class_map: Option<PathBuf>,
+    /// Ignore the class names of weights files: take their classes in the data's order
+    #[arg(long)]
+    ignore_class_names: bool,
+}
+
+impl ClassFlags {
+    /// What the flags say.
+    ///
+    /// # Errors
+    /// When the file with the class map can't be read.
+    pub(crate) fn choice(&self) -> anyhow::Result<ClassChoice> {
+        let map = self.class_map.as_deref().map(read_map).transpose()?;
+        Ok(ClassChoice { map, ignore_names: self.ignore_class_names })
+    }
+}
+
 /// The flags that choose device and threads.
 #[derive(Debug, Args)]
 pub(crate) struct ComputeFlags {
@@ -121,7 +146,11 @@ impl ComputeFlags {
 impl RunFlags {
     /// The same as choices of the library. Only the device is left at its default: a command finds it with
     /// [`ComputeFlags::device`].
-    pub(crate) fn choices(&self) -> Choices {
+    ///
+    /// # Errors
+    /// When the file with the class map can't be read.
+    pub(crate) fn choices(&self) -> anyhow::Result<Choices> {
+        let ClassChoice { map, ignore_names } = self.classes.choice()?;
         let mut settings = Settings {
             keep_checkpoints: self.keep_checkpoints,
             tensorboard: self.tensorboard,
@@ -131,7 +160,7 @@ impl RunFlags {
         if let Some(every) = self.checkpoint_every {
             settings.checkpoint_every = every;
         }
-        Choices {
+        Ok(Choices {
             name: self.name.clone(),
             out: self.out.clone(),
             recipe_folder: self.recipe.as_deref().and_then(Path::parent).map(PathBuf::from),
@@ -149,7 +178,9 @@ impl RunFlags {
             precision: self.precision,
             seed: self.seed,
             settings,
+            class_map: map,
+            ignore_class_names: ignore_names,
             ..Choices::default()
-        }
+        })
     }
 }

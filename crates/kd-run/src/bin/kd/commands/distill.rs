@@ -59,7 +59,7 @@ pub(crate) fn run(flags: &Distill) -> Result<(), Failure> {
         model: flags.model,
         temperature: flags.temperature,
         alpha: flags.alpha,
-        ..flags.run.choices()
+        ..flags.run.choices()?
     };
     choices.settings.cache_memory = flags.cache_memory.saturating_mul(1 << 20);
     training::train(&flags.run, &recipe, &run, choices)

@@ -11,13 +11,13 @@ use kd_record::own::{self, Output};
 use kd_record::write::write_whole;
 use kd_run::data;
 use kd_run::evaluate::{Evaluation, evaluate, logits};
-use kd_run::teacher::Pretrained;
+use kd_run::teacher::{Pretrained, PretrainedConfig};
 use safetensors::tensor::{Dtype, TensorView};
 use serde::Serialize;
 
 use super::weights::say;
 use super::{print, read_recipe};
-use crate::args::{ComputeFlags, DataFlags, architecture};
+use crate::args::{ClassFlags, ComputeFlags, DataFlags, architecture};
 use crate::failure::Failure;
 
 const HELP: &str = "\
@@ -40,6 +40,8 @@ pub(crate) struct Eval {
     recipe: Option<PathBuf>,
     #[command(flatten)]
     data: DataFlags,
+    #[command(flatten)]
+    classes: ClassFlags,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -75,6 +77,7 @@ pub(crate) fn run(flags: &Eval) -> Result<(), Failure> {
     if let Some(path) = &flags.logits {
         let mut others = vec![("--weights", flags.weights.as_path())];
         others.extend(flags.recipe.as_deref().map(|recipe| ("--recipe", recipe)));
+        others.extend(flags.classes.class_map.as_deref().map(|map| ("--class-map", map)));
         let force = Some(flags.force);
         Output { path, kind: own::LOGITS, others: &others, force }.check()?;
     }
@@ -95,9 +98,17 @@ pub(crate) fn run(flags: &Eval) -> Result<(), Failure> {
     for warning in &data.class_warnings {
         tracing::warn!("{warning}");
     }
-    let (classes, normalization) = (data.classes.len(), config.normalization());
-    let weights = Pretrained::load(&flags.weights, flags.model, classes, normalization)?;
+    let choice = flags.classes.choice()?;
+    let about = PretrainedConfig {
+        architecture: flags.model,
+        choice: &choice,
+        ..PretrainedConfig::new(&data.classes, config.normalization())
+    };
+    let mut weights = Pretrained::load(&flags.weights, &about)?;
     say(&weights.notes);
+    // The images are made with the normalisation of the network's own training, so that nothing has to be changed.
+    let normalization = weights.normalization;
+    weights.renormalize = None;
     let network = weights.network(&device)?;
     let evaluation = evaluate(&*network, &data.test, &data.classes, normalization, &device)?;
     if let Some(path) = &flags.logits {

@@ -12,6 +12,7 @@ use kd_models::{Architecture, ModelConfig};
 use kd_record::hash::sha256;
 use kd_report::softmax::softmax;
 use kd_report::text::plain;
+use kd_run::classes::{ClassChoice, differing, match_classes, select_rows};
 use kd_run::evaluate::{answers, logits};
 use kd_run::teacher::Network;
 use rayon::prelude::*;
@@ -113,12 +114,16 @@ struct Ready {
 
 pub(crate) fn run(flags: &Predict) -> Result<(), Failure> {
     let device = flags.compute.device()?;
-    let model = Ready::load(&flags.weights, flags.model, &device)?;
-    let teacher = match &flags.teacher {
-        Some(path) => Some(Ready::load(path, flags.teacher_model, &device)?),
-        None => None,
-    };
-    let classes = class_names(&model.about, teacher.as_ref().map(|teacher| &teacher.about), flags)?;
+    let about = weights::load(&flags.weights, flags.model, None)?;
+    let mut teacher = None;
+    if let Some(path) = &flags.teacher {
+        let mut its = weights::load(path, flags.teacher_model, None)?;
+        in_the_order_of(&about, &mut its, flags, path)?;
+        teacher = Some(its);
+    }
+    let classes = class_names(&about, teacher.as_ref());
+    let model = Ready::new(about, &device)?;
+    let teacher = teacher.map(|teacher| Ready::new(teacher, &device)).transpose()?;
 
     let mut errors = Vec::new();
     let paths = pictures(&flags.images, &mut errors);
@@ -189,26 +194,46 @@ pub(crate) fn run(flags: &Predict) -> Result<(), Failure> {
     }
 }
 
-/// The classes' names, from whichever file has them; if neither has, the labels as numbers.
-fn class_names(
+/// Brings the teacher's logits into the order of the network's classes where both files name them.
+fn in_the_order_of(
     model: &Weights,
-    teacher: Option<&Weights>,
+    teacher: &mut Weights,
     flags: &Predict,
-) -> Result<Vec<String>, Failure> {
-    let ours = &model.class_names;
-    let theirs = teacher.and_then(|teacher| teacher.class_names.as_ref());
-    if let (Some(teacher), Some(file)) = (teacher, &flags.teacher) {
-        let other_names = ours.is_some() && theirs.is_some() && ours.as_ref() != theirs;
-        if teacher.config.classes != model.config.classes || other_names {
-            return Err(Failure::Usage(format!(
-                "{} and {} classify different classes; give two networks of the same data",
-                flags.weights.display(),
-                file.display()
-            )));
-        }
+    file: &Path,
+) -> Result<(), Failure> {
+    let different = |how: String| {
+        Failure::Usage(format!(
+            "{} and {} classify different classes: {how}; give two networks of the same data",
+            flags.weights.display(),
+            file.display()
+        ))
+    };
+    let (ours, theirs) = (model.config.classes, teacher.config.classes);
+    if ours != theirs {
+        return Err(different(format!("{ours} and {theirs}")));
     }
+    let (Some(ours), Some(theirs)) = (&model.class_names, &teacher.class_names) else {
+        return Ok(());
+    };
+    let matched = match_classes(file, Some(theirs), theirs.len(), ours, &ClassChoice::default())
+        .map_err(|_| {
+            let (ours, theirs) = differing(ours, theirs);
+            different(format!("{ours}, and {theirs}"))
+        })?;
+    if let Some(rows) = &matched.rows {
+        select_rows(&teacher.config, &mut teacher.tensors, rows).map_err(anyhow::Error::from)?;
+    }
+    if let Some(note) = matched.note {
+        weights::say(&[note]);
+    }
+    Ok(())
+}
+
+/// The classes' names, from whichever file has them; if neither has, the labels as numbers.
+fn class_names(model: &Weights, teacher: Option<&Weights>) -> Vec<String> {
+    let theirs = teacher.and_then(|teacher| teacher.class_names.as_ref());
     let numbers = || (0..model.config.classes).map(|label| label.to_string()).collect();
-    Ok(ours.as_ref().or(theirs).cloned().unwrap_or_else(numbers))
+    model.class_names.as_ref().or(theirs).cloned().unwrap_or_else(numbers)
 }
 
 /// The files to classify: those that are named, whatever their extensions, and the pictures in and below folders.
@@ -241,8 +266,7 @@ impl Unread {
 }
 
 impl Ready {
-    fn load(path: &Path, model: Option<Architecture>, device: &Device) -> anyhow::Result<Self> {
-        let about = weights::load(path, model, None)?;
+    fn new(about: Weights, device: &Device) -> anyhow::Result<Self> {
         let tensors = about
             .tensors
             .iter()

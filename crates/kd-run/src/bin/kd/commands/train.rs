@@ -39,7 +39,7 @@ pub(crate) fn run(flags: &Train) -> Result<(), Failure> {
     let choices = Choices {
         model: flags.model,
         part: flags.part.map(|Part(part, of)| [part, of]),
-        ..flags.run.choices()
+        ..flags.run.choices()?
     };
     training::train(&flags.run, &recipe, &run, choices)
 }

@@ -37,12 +37,20 @@ pub(super) fn load(
     let config = weights::peek(path)?.config(architecture, classes)?;
     let Loaded { tensors, metadata, notes } = weights::load(path, &config)?;
     say(&notes);
-    // A file from PyTorch doesn't say how its images were normalised; the tutorial's way is assumed.
     let mut normalization = Normalization::default();
     let mut class_names = None;
-    if let Some(metadata) = metadata {
-        normalization = Normalization { mean: metadata.mean, std: metadata.std };
-        class_names = metadata.class_names;
+    match metadata {
+        Some(metadata) => {
+            normalization = Normalization { mean: metadata.mean, std: metadata.std };
+            class_names = metadata.class_names;
+        }
+        // A file from PyTorch doesn't say it; the tutorial's way is assumed.
+        None => say(&[format!(
+            "{}: the file does not say how the images of its network's training were normalised; mean {:?} and std {:?} are taken",
+            path.display(),
+            normalization.mean,
+            normalization.std
+        )]),
     }
     Ok(Weights { config, tensors, normalization, class_names })
 }

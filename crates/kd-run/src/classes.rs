@@ -1,0 +1,316 @@
+//! Which class of a weights file stands for which class of the data.
+//!
+//! A file that names its classes is matched by name: the same names in another order are mapped, other names are an error unless
+//! a [`ClassChoice`] says what is meant. A file without names is matched by number.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::Context;
+use candle_core::Tensor;
+use kd_models::{ModelConfig, Tensors};
+use serde::{Deserialize, Serialize};
+
+use crate::error::other;
+use crate::{Error, Result};
+
+/// Lists of up to this many names are shown whole in messages; of longer ones, the first names that differ.
+const SHOWN: usize = 12;
+
+/// A class of a weights file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(
+    untagged,
+    expecting = "expected the name of a class of the weights file, or its number from 0"
+)]
+pub enum FileClass {
+    /// Its number, from 0: the row of the last layer.
+    Number(usize),
+    /// Its name, for a file that names its classes.
+    Name(String),
+}
+
+/// For classes of the data, by name, the file's class that stands for each. A class that is left out is the file's class of the
+/// same name.
+pub type ClassMap = BTreeMap<String, FileClass>;
+
+/// What is known of the classes of a weights file besides what the file says. The default is nothing.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ClassChoice {
+    /// The file's class for each class of the data.
+    pub map: Option<ClassMap>,
+    /// Whether the file's class names are ignored: its first class is then the data's first class, and so on.
+    pub ignore_names: bool,
+}
+
+/// How a file's classes stand for the data's.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Matched {
+    /// For each class of the data the file's class, by number; `None` when the file's classes are the data's, in the same order.
+    pub rows: Option<Vec<usize>>,
+    /// A sentence for whoever uses the file, where the match does not follow from equal lists of names.
+    pub note: Option<String>,
+}
+
+/// Reads a class map: a TOML file with a line such as `boat = "ship"` or `boat = 8` for each class of the data.
+///
+/// # Errors
+/// When the file can't be read or holds something else; the message says where.
+pub fn read_map(path: &Path) -> anyhow::Result<ClassMap> {
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("{}: the class map can't be read", path.display()))?;
+    toml::from_str(&text).with_context(|| {
+        format!(
+            "{}: this is no class map; expected lines such as `boat = \"ship\"`: a class of the data, and the file's class that stands for it, by name or by number from 0",
+            path.display()
+        )
+    })
+}
+
+/// Finds for each class of the data the class of the weights file at `path`, which has `count` classes, of the names `file` where it
+/// names them.
+///
+/// # Errors
+/// When the names differ and `choice` does not say what is meant, or when its map does not fit both lists.
+pub fn match_classes(
+    path: &Path,
+    file: Option<&[String]>,
+    count: usize,
+    data: &[String],
+    choice: &ClassChoice,
+) -> Result<Matched> {
+    let path = path.display();
+    if let Some(map) = &choice.map {
+        let rows = mapped(file, count, data, map).map_err(|reason| {
+            Error::unfit(format!("{path}: the class map does not fit: {reason}"))
+        })?;
+        let same = rows.iter().copied().eq(0..count);
+        let name = |row: usize| file.map_or_else(|| row.to_string(), |names| names[row].clone());
+        let pairs: Vec<_> =
+            data.iter().zip(&rows).map(|(d, &row)| format!("{d} = {}", name(row))).collect();
+        let note = Some(format!(
+            "{path}: classes are mapped as the class map says: {}",
+            shortened(&pairs)
+        ));
+        return Ok(Matched { rows: (!same).then_some(rows), note });
+    }
+    if count != data.len() {
+        return Err(Error::unfit(format!(
+            "{path}: these weights classify {count} classes; the data has {}: name the file's class for each class of the data with --class-map FILE (class_map in a recipe)",
+            data.len()
+        )));
+    }
+    let Some(file) = file else {
+        let note = Some(format!(
+            "{path}: the file does not name its classes; its {count} classes are taken for the data's, in the data's order"
+        ));
+        return Ok(Matched { rows: None, note });
+    };
+    if file == data {
+        return Ok(Matched::default());
+    }
+    if choice.ignore_names {
+        let note = Some(format!(
+            "{path}: its class names are ignored; its {count} classes ({}) are taken for the data's ({}), in this order",
+            shortened(file),
+            shortened(data)
+        ));
+        return Ok(Matched { rows: None, note });
+    }
+    let place = |name: &String| {
+        let mut found = (0..count).filter(|&row| file[row] == *name);
+        found.next().filter(|_| found.next().is_none())
+    };
+    let Some(rows) = data.iter().map(place).collect::<Option<Vec<_>>>() else {
+        let (file, data) = differing(file, data);
+        return Err(Error::unfit(format!(
+            "{path}: the file has the classes {file}; the data has the classes {data}: say which class of the file is meant by each class of the data with --class-map FILE (class_map in a recipe), or take them in the data's order with --ignore-class-names (ignore_class_names = true in a recipe)"
+        )));
+    };
+    let note = Some(format!(
+        "{path}: its classes have the data's names in another order ({}); they are brought into the data's ({})",
+        shortened(file),
+        shortened(data)
+    ));
+    Ok(Matched { rows: Some(rows), note })
+}
+
+/// The rows that a class map means, or why it does not fit.
+fn mapped(
+    file: Option<&[String]>,
+    count: usize,
+    data: &[String],
+    map: &ClassMap,
+) -> std::result::Result<Vec<usize>, String> {
+    if let Some(unknown) = map.keys().find(|name| !data.contains(name)) {
+        return Err(format!("the data has no class {unknown:?}; it has {}", shortened(data)));
+    }
+    let by_name = |name: &String| {
+        let names = file.ok_or_else(|| {
+            format!("the file does not name its classes, so {name:?} can't be found in it; expected a number from 0 to {}", count - 1)
+        })?;
+        let found = names.iter().position(|other| other == name);
+        found.ok_or_else(|| format!("the file has no class {name:?}; it has {}", shortened(names)))
+    };
+    let mut rows: Vec<usize> = Vec::with_capacity(data.len());
+    for name in data {
+        let row = match map.get(name) {
+            None => by_name(name).map_err(|reason| {
+                format!("it has no line for the data's class {name:?}, and {reason}")
+            })?,
+            Some(FileClass::Name(other)) => by_name(other)?,
+            Some(FileClass::Number(row)) if *row < count => *row,
+            Some(FileClass::Number(row)) => {
+                return Err(format!(
+                    "{name:?} is {row}; expected a number from 0 to {}",
+                    count - 1
+                ));
+            }
+        };
+        if let Some(other) = rows.iter().position(|other| *other == row) {
+            return Err(format!(
+                "the data's classes {:?} and {name:?} are both the file's class {row}; expected a class of its own for each",
+                data[other]
+            ));
+        }
+        rows.push(row);
+    }
+    Ok(rows)
+}
+
+/// Makes the head of a network's weights that of the classes `rows`: row i of its weight and bias becomes what row `rows[i]` was.
+/// Logits are exactly those of the file's own order, each at its new place.
+///
+/// # Errors
+/// When a tensor of the head is missing or has no such row.
+pub fn select_rows(config: &ModelConfig, tensors: &mut Tensors, rows: &[usize]) -> Result<()> {
+    let rows: Vec<u32> = rows.iter().map(|&row| row as u32).collect();
+    for spec in &config.graph()?.head().parameters {
+        let tensor = tensors.get(&spec.name);
+        let tensor = tensor.ok_or_else(|| other!("the weights have no tensor {}", spec.name))?;
+        let chosen = tensor.index_select(&Tensor::new(rows.as_slice(), tensor.device())?, 0)?;
+        tensors.insert(spec.name.clone(), chosen);
+    }
+    Ok(())
+}
+
+/// What to show of two lists of names that differ: each whole, or of long ones the names that the other lacks.
+pub fn differing(a: &[String], b: &[String]) -> (String, String) {
+    if a.len().max(b.len()) <= SHOWN {
+        return (a.join(", "), b.join(", "));
+    }
+    let only = |of: &[String], other: &[String]| {
+        let names: Vec<_> = of.iter().filter(|name| !other.contains(name)).cloned().collect();
+        let names = if names.is_empty() { "no others".into() } else { shortened(&names) };
+        format!("{} classes, of which only here {names}", of.len())
+    };
+    (only(a, b), only(b, a))
+}
+
+/// The names, or the first of many and the number of the rest.
+fn shortened(names: &[String]) -> String {
+    match names.len() <= SHOWN {
+        true => names.join(", "),
+        false => format!("{}, and {} more", names[..SHOWN / 2].join(", "), names.len() - SHOWN / 2),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+    use kd_models::{Architecture, Mode};
+
+    use super::*;
+
+    fn names(text: &str) -> Vec<String> {
+        text.split_whitespace().map(String::from).collect()
+    }
+
+    fn matched(file: &str, data: &str, choice: &ClassChoice) -> Result<Matched> {
+        let (file, data) = (names(file), names(data));
+        match_classes(Path::new("t.safetensors"), Some(&file), file.len(), &data, choice)
+    }
+
+    #[test]
+    fn the_same_names_are_found_wherever_they_stand() {
+        let none = ClassChoice::default();
+        assert_eq!(matched("a b c", "a b c", &none).unwrap(), Matched::default());
+        let turned = matched("c a b", "a b c", &none).unwrap();
+        assert_eq!(turned.rows, Some(vec![1, 2, 0]));
+        assert!(turned.note.unwrap().contains("in another order (c, a, b)"));
+        let data = names("a b");
+        let bare = match_classes(Path::new("t"), None, 2, &data, &none).unwrap();
+        assert!(bare.rows.is_none() && bare.note.unwrap().contains("does not name its classes"));
+        // A name that stands twice can't be matched.
+        assert!(matched("a a", "a b", &none).is_err());
+    }
+
+    #[test]
+    fn other_names_are_an_error_with_both_lists_unless_it_is_said_what_is_meant() {
+        let message =
+            matched("cat ship", "boat cat", &ClassChoice::default()).unwrap_err().to_string();
+        for part in
+            ["classes cat, ship", "classes boat, cat", "--class-map", "--ignore-class-names"]
+        {
+            assert!(message.contains(part), "{message}");
+        }
+        let ignore = ClassChoice { ignore_names: true, ..ClassChoice::default() };
+        let ignored = matched("cat ship", "boat cat", &ignore).unwrap();
+        assert!(ignored.rows.is_none() && ignored.note.unwrap().contains("ignored"));
+        let many: Vec<String> = (0..100).map(|class| format!("c{class}")).collect();
+        let other = many.join(" ").replace("c42", "x");
+        let message = matched(&other, &many.join(" "), &ClassChoice::default()).unwrap_err();
+        let message = message.to_string();
+        assert!(
+            message.contains(
+                "only here x; the data has the classes 100 classes, of which only here c42"
+            ),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn a_class_map_names_or_numbers_the_files_classes() {
+        let with = |text: &str| ClassChoice {
+            map: Some(toml::from_str(text).unwrap()),
+            ignore_names: false,
+        };
+        for map in ["boat = 'ship'", "boat = 1", "boat = 1\ncat = 0"] {
+            assert_eq!(matched("cat ship", "boat cat", &with(map)).unwrap().rows, Some(vec![1, 0]));
+        }
+        // Classes of the data may be some of the file's.
+        assert_eq!(matched("a b c", "c a", &with("")).unwrap().rows, Some(vec![2, 0]));
+        for (map, expected) in [
+            ("boot = 1", "the data has no class \"boot\"; it has boat, cat"),
+            ("boat = 'shop'", "the file has no class \"shop\"; it has cat, ship"),
+            ("boat = 2", "\"boat\" is 2; expected a number from 0 to 1"),
+            ("boat = 0", "are both the file's class 0"),
+            ("", "no line for the data's class \"boat\""),
+        ] {
+            let message = matched("cat ship", "boat cat", &with(map)).unwrap_err().to_string();
+            assert!(message.contains(expected), "{map}: {message}");
+        }
+        let wrong = toml::from_str::<ClassMap>("boat = -1").unwrap_err().to_string();
+        assert!(wrong.contains("its number from 0"), "{wrong}");
+    }
+
+    #[test]
+    fn chosen_rows_give_the_same_logits_at_other_places() {
+        let config = ModelConfig::new(Architecture::TUTORIAL_STUDENT, 4);
+        let parameters = kd_models::init(&config, 3, &Device::Cpu).unwrap();
+        let mut tensors: Tensors =
+            parameters.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor())).collect();
+        let images = Tensor::rand(-1f32, 1., (5, 3, 32, 32), &Device::Cpu).unwrap();
+        let logits = |tensors: &Tensors| {
+            let network = kd_models::build(&config, kd_models::frozen(tensors)).unwrap();
+            let logits = network.forward_t(&images, Mode::Eval, &[]).unwrap().logits;
+            logits.to_vec2::<f32>().unwrap()
+        };
+        let before = logits(&tensors);
+        let rows = [2, 0, 3, 1];
+        select_rows(&config, &mut tensors, &rows).unwrap();
+        for (before, after) in before.iter().zip(logits(&tensors)) {
+            assert_eq!(after, rows.map(|row| before[row]));
+        }
+    }
+}
