@@ -18,8 +18,9 @@ use crate::{Result, Setup, check};
 ///
 /// The teacher gets no gradient. For a row or column without variation ρ and its gradient are 0.
 ///
-/// Huang et al., "Knowledge Distillation from A Stronger Teacher" (2022), equations 8 to 10. The paper takes beta, gamma and
-/// tau 1. The factor T² is from the authors' published code.
+/// Huang et al., "Knowledge Distillation from A Stronger Teacher" (2022), equations 8 to 10. The authors' code
+/// (hunto/DIST_KD) has beta, gamma and tau 1 as defaults; its configuration for CIFAR-100 has tau 4 and a loss weight of 2, those for ImageNet tau 1 and
+/// a weight of 2. The factor T² is from there, too.
 ///
 /// # Errors
 /// When an option makes no sense or the shapes differ.
@@ -63,7 +64,7 @@ pub struct DistConfig {
 }
 
 impl Default for DistConfig {
-    /// The paper's options, all 1.
+    /// The defaults of the authors' code, all 1.
     fn default() -> Self {
         Self { temperature: 1.0, beta: 1.0, gamma: 1.0 }
     }
