@@ -49,6 +49,14 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// Several files of a folder can't be read as pictures.
+    #[error("{}: {} pictures can't be read; repair them or take them out:{}", dir.display(), broken.len(), listed(broken))]
+    Pictures {
+        /// The folder.
+        dir: PathBuf,
+        /// What is wrong with each.
+        broken: Vec<Error>,
+    },
     /// A folder of pictures is not laid out as it should be.
     #[error("{}: found {found}, expected {expected}", path.display())]
     Folder {
@@ -104,4 +112,17 @@ pub enum Error {
     /// candle refused an operation.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
+}
+
+/// The most pictures that an error lists; of more, the number is given.
+const LISTED: usize = 20;
+
+/// A line for each error.
+fn listed(errors: &[Error]) -> String {
+    let mut lines: String =
+        errors.iter().take(LISTED).map(|error| format!("\n  {error}")).collect();
+    if errors.len() > LISTED {
+        lines += &format!("\n  and {} more", errors.len() - LISTED);
+    }
+    lines
 }

@@ -21,14 +21,20 @@ const MAX_CLASSES: usize = 256;
 ///
 /// # Errors
 /// When `side` is zero or above 4096, a folder is missing or has no pictures, `train` and `test` have different classes,
-/// there are fewer than 2 classes or more than 256, or a picture can't be read; of several, the first in the names' order
-/// is reported.
+/// there are fewer than 2 classes or more than 256, or pictures can't be read: all of them are named.
 pub fn image_folder(dir: &Path, side: usize) -> Result<Dataset> {
     images::check_side(side)?;
     let classes = classes(&dir.join("train"))?;
     check_test_classes(&dir.join("test"), &classes)?;
-    let train = read(&dir.join("train"), &classes, side)?;
-    let test = read(&dir.join("test"), &classes, side)?;
+    let (train, mut broken) = read(&dir.join("train"), &classes, side)?;
+    let (test, broken_too) = read(&dir.join("test"), &classes, side)?;
+    broken.extend(broken_too);
+    if broken.len() > 1 {
+        return Err(Error::Pictures { dir: dir.into(), broken });
+    }
+    if let Some(broken) = broken.pop() {
+        return Err(broken);
+    }
     let mut hash = Sha256::new();
     for split in [&train, &test] {
         hash.update(&split.images);
@@ -100,8 +106,9 @@ fn check_test_classes(test: &Path, classes: &[String]) -> Result<()> {
     }
 }
 
-/// Reads the pictures of all classes in `folder`, class by class.
-fn read(folder: &Path, classes: &[String], side: usize) -> Result<Split> {
+/// Reads the pictures of all classes in `folder`, class by class, and what is wrong with those that can't be read, in the names'
+/// order.
+fn read(folder: &Path, classes: &[String], side: usize) -> Result<(Split, Vec<Error>)> {
     let mut files = Vec::new();
     for (label, class) in classes.iter().enumerate() {
         let folder = folder.join(class);
@@ -112,12 +119,15 @@ fn read(folder: &Path, classes: &[String], side: usize) -> Result<Split> {
         }
         files.extend(found.into_iter().map(|path| (path, label as u8)));
     }
-    // Collected before the first error is taken, so that it is the same one each time.
     let read: Vec<_> = files.par_iter().map(|(path, _)| images::read(path, side)).collect();
     let mut images = Vec::with_capacity(files.len() * 3 * side * side);
+    let mut broken = Vec::new();
     for picture in read {
-        images.extend(picture?.pixels);
+        match picture {
+            Ok(picture) => images.extend(picture.pixels),
+            Err(error) => broken.push(error),
+        }
     }
     let labels = files.iter().map(|(_, label)| *label).collect();
-    Ok(Split { images, labels, coarse_labels: None, shape: [3, side, side] })
+    Ok((Split { images, labels, coarse_labels: None, shape: [3, side, side] }, broken))
 }

@@ -44,8 +44,8 @@ pub enum Error {
     Choice(String),
     /// A loss or a gradient is not finite. The run has ended; its last good checkpoint is kept.
     #[error(
-        "run {run}, epoch {epoch}, step {step}: {found} on training images {images:?}; expected a finite number: a lower learning rate or --clip-grad-norm often helps; the last good checkpoint is kept in {}",
-        checkpoints.display()
+        "run {run}, epoch {epoch}, step {step}: {found} on training images {images:?}; expected a finite number: {}; the last good checkpoint is kept in {}",
+        cure(*step), checkpoints.display()
     )]
     NotFinite {
         /// The run's name.
@@ -64,6 +64,17 @@ pub enum Error {
     /// Anything else, such as a file that can't be read or a device that fails.
     #[error(transparent)]
     Other(anyhow::Error),
+}
+
+/// What to do about a figure that is not finite at this step, counted from 1.
+fn cure(step: u64) -> &'static str {
+    match step {
+        // No weight has been changed yet.
+        1 => {
+            "at the first step the learning rate is not the cause: look at the data's mean and std, at the weights of labels and methods, and with `kd eval` at the teacher's weights and those to start from"
+        }
+        _ => "a lower learning rate or --clip-grad-norm often helps",
+    }
 }
 
 impl Error {

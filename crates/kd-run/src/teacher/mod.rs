@@ -24,7 +24,7 @@ pub use renormalize::Renormalize;
 
 use crate::data::Data;
 use crate::recipe::DataConfig;
-use crate::{Result, evaluate};
+use crate::{Error, Result, evaluate};
 use cache::CacheFile;
 use kd_report::softmax::argmax;
 
@@ -123,7 +123,10 @@ pub(crate) fn prepare(
         }
     }
     if !missing.is_empty() {
-        match pass(&*behind, &parts, missing, data, config, progress)? {
+        let made = pass(&*behind, &parts, missing, data, config, progress).map_err(|error| {
+            error.context(format!("{}: the teacher can't be used", pretrained.path.display()))
+        });
+        match made? {
             ControlFlow::Continue(made) => outputs.extend(made),
             ControlFlow::Break(()) => return Ok(ControlFlow::Break(())),
         }
@@ -171,6 +174,12 @@ fn pass(
                 let rows = answers.get(&file.output)?.flatten_all()?.to_vec1::<f32>()?;
                 let len = rows.len() / batch.indices.len();
                 for (row, &image) in rows.chunks_exact(len).zip(&batch.indices) {
+                    if let Some(value) = row.iter().find(|value| !value.is_finite()) {
+                        return Err(Error::unfit(format!(
+                            "its {} for training image {image} are not finite ({value}); expected finite numbers: its weights are too large, or another network's; look at it with `kd eval`",
+                            file.output
+                        )));
+                    }
                     values[image as usize * len..][..len].copy_from_slice(row);
                 }
             }

@@ -122,6 +122,28 @@ fn a_file_that_cannot_be_read_is_named_and_the_others_are_answered() {
 }
 
 #[test]
+fn every_picture_of_a_folder_that_cannot_be_read_is_named() {
+    let dir = WorkDir::new();
+    let data = synthetic();
+    for (i, path) in
+        ["train/a/0.png", "train/b/1.png", "test/a/2.png", "test/b/3.png"].into_iter().enumerate()
+    {
+        let path = dir.path(&format!("pictures/{path}"));
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        save(&data.test, i, &path);
+    }
+    for path in ["train/b/1.png", "test/a/2.png"] {
+        damage(&dir.path(&format!("pictures/{path}")));
+    }
+    let line = "train --model student --dataset folder --data pictures --out out --epochs 1";
+    let message = dir.fails(line, 1);
+    assert!(message.contains("2 pictures can't be read"), "{message}");
+    for path in ["train/b/1.png", "test/a/2.png"] {
+        assert!(message.contains(&format!("{path}: expected a whole PNG")), "{message}");
+    }
+}
+
+#[test]
 fn control_characters_in_names_do_not_reach_the_terminal() {
     let dir = WorkDir::new();
     weights(&dir.path("student.safetensors"), Architecture::TUTORIAL_STUDENT, 10, 1, true);

@@ -1,6 +1,7 @@
 //! Distillation: the teacher's file, its cached outputs, and fair comparison.
 
-use kd_models::Architecture;
+use candle_core::{Device, Tensor};
+use kd_models::{Architecture, ModelConfig};
 
 use crate::workdir::{WorkDir, damage, weights};
 
@@ -169,4 +170,28 @@ fn a_student_can_teach_and_a_file_of_pytorchs_is_taken() {
     // Nobody says what it is: a teacher is expected.
     let message = dir.train_fails("distill --teacher bare.safetensors --method kd --out c", 1);
     assert!(message.contains("bare.safetensors: "), "{message}");
+}
+
+#[test]
+fn a_teacher_whose_outputs_are_not_finite_is_named() {
+    let dir = WorkDir::new();
+    // Finite weights whose products are not.
+    let config = ModelConfig::new(Architecture::TUTORIAL_STUDENT, 10);
+    let parameters = kd_models::init(&config, 1, &Device::Cpu).unwrap();
+    let huge = |(name, var): (&String, &candle_core::Var)| -> (String, Tensor) {
+        (name.clone(), (var.as_detached_tensor() * 1e30).unwrap())
+    };
+    let tensors = parameters.iter().map(huge).collect();
+    candle_core::safetensors::save(&tensors, dir.path("teacher.safetensors")).unwrap();
+    let line = format!("{KD} --teacher-model student --out out");
+    let message = dir.train_fails(&line, 1);
+    let expected = "teacher.safetensors: the teacher can't be used: its logits for training image";
+    assert!(message.contains(expected), "{message}");
+    // Computed in each step, they are found by the first step's loss.
+    let message = dir.train_fails(&format!("{line} --cache-memory 0 --name other"), 1);
+    assert!(
+        message.contains("step 1: the loss is") && message.contains("the teacher's weights"),
+        "{message}"
+    );
+    assert!(!message.contains("a lower learning rate"), "{message}");
 }
