@@ -33,15 +33,15 @@ pub(crate) fn root(squares: &Tensor) -> Result<Tensor> {
     only(&or_one(squares, &counts)?.sqrt()?, &counts)
 }
 
-/// `x` minus its mean over the last dimension, and a mask `[..., 1]` of the rows that vary. A row of equal values becomes zeros with gradient
-/// 0: what rounding would leave of it has no meaning, and divided by its own length it would look like a direction.
-pub(crate) fn centred(x: &Tensor) -> Result<(Tensor, Tensor)> {
+/// `x` minus its mean over the last dimension. A row of equal values becomes zeros with gradient 0: what rounding would leave of it has no
+/// meaning, and divided by its own length it would look like a direction.
+pub(crate) fn centred(x: &Tensor) -> Result<Tensor> {
     let fixed = x.detach();
     let range = (fixed.max_keepdim(D::Minus1)? - fixed.min_keepdim(D::Minus1)?)?;
     let unit = if x.dtype() == DType::F64 { f64::EPSILON } else { f64::from(f32::EPSILON) };
     let varies = range.gt(&(fixed.abs()?.max_keepdim(D::Minus1)? * (4.0 * unit))?)?;
     let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
-    Ok((only(&centred, &varies)?, varies))
+    only(&centred, &varies)
 }
 
 /// `x` where `mask` (of `x`'s shape, or with a last dimension of 1) is true, elsewhere 0 with gradient 0.

@@ -42,7 +42,7 @@ pub fn dist(
 
 /// The mean over rows of 1 - ρ, ρ being Pearson's correlation of a row of `a` with the same row of `b`.
 fn distance(a: &Tensor, b: &Tensor) -> candle_core::Result<Tensor> {
-    let (a, b) = (centred(a)?.0, centred(b)?.0);
+    let (a, b) = (centred(a)?, centred(b)?);
     let length = |x: &Tensor| root(&x.sqr()?.sum(D::Minus1)?);
     let correlation = ((&a * &b)?.sum(D::Minus1)? / ((length(&a)? * length(&b)?)? + EPSILON)?)?;
     correlation.mean_all()?.affine(-1.0, 1.0)

@@ -3,7 +3,7 @@
 use candle_core::{D, Tensor};
 
 use crate::inputs::Inputs;
-use crate::numeric::{centred, or_one, widened};
+use crate::numeric::{centred, root, widened};
 use crate::{Result, check};
 
 /// `(z - mean(z)) / (std(z) + 1e-7)` for each row of `[B, C]` logits, with the unbiased deviation (divided by C - 1).
@@ -18,9 +18,9 @@ use crate::{Result, check};
 pub fn standardize(logits: &Tensor) -> Result<Tensor> {
     let (_, classes) = check::logits_shape("logits", logits)?;
     check::two_classes(logits, classes)?;
-    let (centred, varies) = centred(&widened(logits)?)?;
+    let centred = centred(&widened(logits)?)?;
     let variance = (centred.sqr()?.sum_keepdim(D::Minus1)? / (classes - 1) as f64)?;
-    let deviation = (or_one(&variance, &varies)?.sqrt()? + EPSILON)?;
+    let deviation = (root(&variance)? + EPSILON)?;
     Ok(centred.broadcast_div(&deviation)?)
 }
 
