@@ -17,19 +17,24 @@ pub(crate) fn widened(x: &Tensor) -> Result<Tensor> {
 /// taken as 0, where PyTorch's `normalize` has 1e12 times what arrives: an image of dead ReLUs must not end a run.
 pub(crate) fn normalized(x: &Tensor) -> Result<Tensor> {
     let squares = x.sqr()?.sum_keepdim(D::Minus1)?;
-    let counts = squares.gt(&squares.zeros_like()?)?;
+    let counts = above_shortest(&squares)?;
     only(x, &counts)?.broadcast_div(&or_one(&squares, &counts)?.sqrt()?)
 }
 
 /// `x` where the last dimension's row has a value that is not 0; the gradient of the other rows is 0.
 pub(crate) fn without_zero_rows(x: &Tensor) -> Result<Tensor> {
     let squares = x.sqr()?.sum_keepdim(D::Minus1)?;
-    only(x, &squares.gt(&squares.zeros_like()?)?)
+    only(x, &above_shortest(&squares)?)
+}
+
+/// Which squared lengths are above 1e-32. Of shorter rows nothing is left in f32, where their squares underflow: they count as zeros.
+fn above_shortest(squares: &Tensor) -> Result<Tensor> {
+    squares.gt(&squares.zeros_like()?.affine(1.0, 1e-32)?)
 }
 
 /// The square root, with gradient 0 at 0, where it has no derivative.
 pub(crate) fn root(squares: &Tensor) -> Result<Tensor> {
-    let counts = squares.gt(&squares.zeros_like()?)?;
+    let counts = above_shortest(squares)?;
     only(&or_one(squares, &counts)?.sqrt()?, &counts)
 }
 
