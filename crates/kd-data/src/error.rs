@@ -52,7 +52,7 @@ pub enum Error {
     /// Several files of a folder can't be read as pictures.
     #[error("{}: {} pictures can't be read; repair them or take them out:{}", dir.display(), broken.len(), listed(broken))]
     Pictures {
-        /// The folder.
+        /// The data set's folder, with `train` and `test` in it.
         dir: PathBuf,
         /// What is wrong with each.
         broken: Vec<Error>,

@@ -28,9 +28,9 @@ pub enum Error {
     /// A tensor has not the shape that a loss takes.
     #[error("{what} has shape {found:?}; expected {expected}")]
     Shape {
-        /// The tensor.
+        /// What the tensor is, such as "logits".
         what: &'static str,
-        /// Its shape.
+        /// The shape that the tensor has.
         found: Vec<usize>,
         /// The shape it should have.
         expected: &'static str,

@@ -78,7 +78,7 @@ pub enum Error {
     WrongTensor {
         /// The name of the network concerned.
         network: Box<str>,
-        /// The tensor.
+        /// The name of the tensor in the weights file.
         name: String,
         /// The shape it should have.
         expected: Vec<usize>,
@@ -108,7 +108,7 @@ pub enum Error {
         path: PathBuf,
         /// The name of the network concerned.
         network: Box<str>,
-        /// The tensor.
+        /// The name of the tensor in the weights file.
         name: String,
         /// The shape it should have.
         expected: Vec<usize>,
@@ -120,9 +120,9 @@ pub enum Error {
         path: PathBuf,
         /// The name of the network concerned.
         network: Box<str>,
-        /// The tensor.
+        /// The name of the tensor in the weights file.
         name: String,
-        /// Its shape.
+        /// The shape that the tensor has in the file.
         found: Vec<usize>,
     },
     /// A tensor has another shape than the network's.
@@ -132,7 +132,7 @@ pub enum Error {
         path: PathBuf,
         /// The name of the network concerned.
         network: Box<str>,
-        /// The tensor.
+        /// The name of the tensor in the weights file.
         name: String,
         /// Its shape in the file.
         found: Vec<usize>,
@@ -168,7 +168,7 @@ pub enum Error {
         network: Box<str>,
         /// The shortcut's tensor.
         name: String,
-        /// Its shape.
+        /// The shape that the tensor has in the file.
         found: Vec<usize>,
     },
     /// A weight is finite but larger than any f32.
@@ -176,7 +176,7 @@ pub enum Error {
     BeyondF32 {
         /// The path of the weights file concerned.
         path: PathBuf,
-        /// The tensor.
+        /// The name of the tensor in the weights file.
         name: String,
         /// The element's position, row-major.
         index: usize,
@@ -188,7 +188,7 @@ pub enum Error {
     TensorDtype {
         /// The path of the weights file concerned.
         path: PathBuf,
-        /// The tensor.
+        /// The name of the tensor in the weights file.
         name: String,
         /// Its type in the file.
         found: String,
@@ -200,7 +200,7 @@ pub enum Error {
     NotFinite {
         /// The path of the weights file concerned.
         path: PathBuf,
-        /// The tensor.
+        /// The name of the tensor in the weights file.
         name: String,
         /// The element's position, row-major.
         index: usize,

@@ -42,7 +42,7 @@ pub enum Error {
     /// An output is a file that the same command reads or writes for another reason.
     #[error("{}: this is also the file of {flag}; choose another name for what is written", path.display())]
     OtherFile {
-        /// The output.
+        /// The path of the output that was refused.
         path: PathBuf,
         /// The flag that names the same file.
         flag: String,

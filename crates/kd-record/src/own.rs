@@ -36,9 +36,9 @@ pub const WEIGHTS: Kind = Kind::Safetensors("kd");
 pub const LOGITS: Kind = Kind::Safetensors("kd-logits");
 /// A report's page, of any version.
 pub const PAGE: Kind = Kind::Text(&["<title>Distillation", "<link rel=\"icon\" href=\"data:,\"/>"]);
-/// A [`Summary`](crate::Summary).
+/// The report for programs, `summary.json`, as [`Summary`](crate::Summary) describes it.
 pub const SUMMARY: Kind = Kind::Json(&["format", "dataset", "runs"]);
-/// A [`Comparison`](crate::Comparison).
+/// The JSON of `kd compare`, as [`Comparison`](crate::Comparison) describes it.
 pub const COMPARISON: Kind = Kind::Json(&["title", "head", "rows", "notes"]);
 /// A comparison's table in Markdown.
 pub const MARKDOWN: Kind =
