@@ -8,7 +8,6 @@ use kd_models::{Architecture, Mode, ModelConfig};
 use kd_record::{Compile, Precision};
 use kd_run::at::At;
 use kd_run::figures::{Sums, Unread};
-use kd_run::optimizer::Optimizer;
 use kd_run::recipe::OptimizerConfig;
 use kd_run::step::StepConfig;
 use kd_run::task::{Learner, Supervised};
@@ -96,7 +95,7 @@ fn training(
     };
     let optimizer = OptimizerConfig::default();
     let learning_rate = optimizer.lr();
-    let optimizer = Optimizer::new(&optimizer);
+    let optimizer = optimizer.optimizer();
     let task = Supervised::new(Learner { network, parameters, optimizer }, objective);
     let step_config = StepConfig { precision, ..StepConfig::default() };
     let mut trainer = Trainer::new(Box::new(task), teacher, step_config);

@@ -87,6 +87,12 @@ pub enum Error {
         /// What it should hold.
         expected: String,
     },
+    /// There are too few images for the [`Portions`](crate::Portions) that are asked for.
+    #[error("{reason}")]
+    TooFew {
+        /// What is asked for, what there is, and what is expected.
+        reason: String,
+    },
     /// A picture that its [`Source`](crate::Source) does not give as it should.
     #[error("picture {index} of the source: found {found}, expected {expected}")]
     Source {

@@ -18,6 +18,7 @@ pub mod hub;
 #[cfg(feature = "images")]
 pub mod images;
 mod normalize;
+mod portions;
 mod random;
 mod source;
 mod split;
@@ -30,7 +31,8 @@ pub use cifar::{cifar10, cifar10_records, cifar100, cifar100_records};
 pub use error::{Error, Result};
 #[cfg(feature = "images")]
 pub use folder::image_folder;
-pub use normalize::Normalization;
+pub use normalize::{Normalization, Renormalize};
+pub use portions::{Limits, Portions};
 pub use source::{Block, Picture, Source};
 pub use split::{Dataset, Split};
 pub use synthetic::{SyntheticConfig, synthetic};

@@ -48,6 +48,28 @@ impl Normalization {
     }
 }
 
+/// The change of each colour channel, `scale * x + shift`, from images of one normalisation to those of another.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Renormalize {
+    /// The factor of red, green and blue.
+    pub scale: [f32; 3],
+    /// What is then added.
+    pub shift: [f32; 3],
+}
+
+impl Renormalize {
+    /// From `x = (p - m) / s` to `(p - m') / s' = s / s' * x + (m - m') / s'`; `None` where both normalisations are the same.
+    pub fn between(from: Normalization, to: Normalization) -> Option<Self> {
+        if from == to {
+            return None;
+        }
+        let f = f64::from;
+        let scale = |c: usize| (f(from.std[c]) / f(to.std[c])) as f32;
+        let shift = |c: usize| ((f(from.mean[c]) - f(to.mean[c])) / f(to.std[c])) as f32;
+        Some(Self { scale: [0, 1, 2].map(scale), shift: [0, 1, 2].map(shift) })
+    }
+}
+
 /// The input of each byte, by channel.
 pub(crate) type Table = [[f32; 256]; 3];
 
@@ -86,5 +108,21 @@ mod tests {
         assert!(message.contains("normalization.std is [0.2, 0.0, 0.2]"), "{message}");
         assert!(Normalization { mean: [f32::NAN; 3], ..Normalization::default() }.check().is_err());
         assert!(Normalization::default().check().is_ok());
+    }
+
+    #[test]
+    fn every_byte_becomes_the_other_normalisations_input() {
+        let from = Normalization { mean: [0.4914, 0.4822, 0.4465], std: [0.2470, 0.2435, 0.2616] };
+        let to = Normalization::default();
+        let change = Renormalize::between(from, to).unwrap();
+        for channel in 0..3 {
+            for byte in 0..=255 {
+                let found =
+                    change.scale[channel] * from.apply(channel, byte) + change.shift[channel];
+                let expected = to.apply(channel, byte);
+                assert!((found - expected).abs() < 2e-6, "{channel} {byte}: {found} {expected}");
+            }
+        }
+        assert_eq!(Renormalize::between(to, to), None);
     }
 }

@@ -235,6 +235,14 @@ pub enum Error {
         /// The number asked for.
         expected: usize,
     },
+    /// The classes of the weights are not the data's, and it is not said which stands for which.
+    #[error("{}: {reason}", path.display())]
+    Classes {
+        /// The path of the weights file concerned.
+        path: PathBuf,
+        /// Both lists of classes, or what of a class map does not fit them, and what to do.
+        reason: String,
+    },
     /// The weights are for images of another shape, and not all of them fit.
     #[error("{}: these are the weights of a {network} for images of shape {found:?}; expected those for {expected:?}", path.display())]
     InputShape {

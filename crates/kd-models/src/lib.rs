@@ -4,6 +4,7 @@
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used))]
 
 mod architecture;
+pub mod classes;
 mod classifier;
 mod error;
 pub mod families;
@@ -13,6 +14,7 @@ mod network;
 #[cfg(feature = "onnx")]
 pub mod onnx;
 mod parameters;
+mod rescaled;
 pub mod weights;
 
 pub use architecture::{Architecture, ModelConfig, build, init};
@@ -22,6 +24,7 @@ pub use graph::{Graph, GraphBuilder};
 pub use init::{Fill, uniform};
 pub use network::GraphNetwork;
 pub use parameters::{Parameters, Tensors, frozen, partly_frozen, var_builder};
+pub use rescaled::rescaled;
 
 /// The guide's example is a test.
 #[cfg(doctest)]

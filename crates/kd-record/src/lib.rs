@@ -18,6 +18,7 @@ pub mod process;
 pub mod read;
 pub mod roles;
 pub mod summary;
+pub mod teacher_outputs;
 pub mod test_outputs;
 pub mod write;
 
@@ -29,4 +30,5 @@ pub use layout::{OutFolder, RunFolder};
 pub use names::{Compile, DeviceChoice, Precision};
 pub use roles::Roles;
 pub use summary::Summary;
+pub use teacher_outputs::TeacherOutput;
 pub use test_outputs::TestOutputs;

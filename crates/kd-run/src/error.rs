@@ -107,8 +107,18 @@ impl From<Models> for Error {
             | Models::ExtraTensor { .. }
             | Models::TensorShape { .. }
             | Models::ClassCount { .. }
+            | Models::Classes { .. }
             | Models::InputShape { .. }
             | Models::Normalization { .. } => Self::DoesNotFit(error.into()),
+            other => Self::Other(other.into()),
+        }
+    }
+}
+
+impl From<kd_data::Error> for Error {
+    fn from(error: kd_data::Error) -> Self {
+        match error {
+            kd_data::Error::TooFew { .. } => Self::DoesNotFit(error.into()),
             other => Self::Other(other.into()),
         }
     }
@@ -136,7 +146,7 @@ macro_rules! others {
     };
 }
 
-others!(candle_core::Error, kd_data::Error, kd_loss::Error, crate::recipe::RecipeError);
+others!(candle_core::Error, kd_loss::Error, crate::recipe::RecipeError);
 
 /// An [`Error::Other`] of a format string.
 macro_rules! other {

@@ -5,10 +5,10 @@ use std::path::Path;
 
 use anyhow::{Context, anyhow, ensure};
 use kd_data::Normalization;
+use kd_models::classes::{ClassChoice, match_classes, select_rows};
 use kd_models::weights::{self, Start};
 use kd_models::{ModelConfig, Parameters};
 
-use crate::classes::{ClassChoice, match_classes, select_rows};
 use crate::{Error, Result};
 use kd_record::hash::sha256;
 

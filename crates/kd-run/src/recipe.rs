@@ -1,6 +1,6 @@
 //! Recipes: what an experiment is, as a TOML file.
 //!
-//! `types` is what a recipe holds, with the tables of `optimizer` and `schedule`; `parse` reads its text, `check` looks at every
+//! `types` is what a recipe holds, with the table of `optimizer`; `parse` reads its text, `check` looks at every
 //! value (`invalid` says where a wrong one is), `write` gives its text, and `differences` compares two.
 
 mod check;
@@ -8,7 +8,6 @@ mod differences;
 mod invalid;
 mod optimizer;
 mod parse;
-mod schedule;
 #[cfg(test)]
 mod tests;
 mod types;
@@ -17,11 +16,11 @@ mod write;
 pub use check::check_name;
 pub use differences::differences;
 pub(crate) use differences::differences_in_text;
+pub use kd_ops::schedule::{Anneal, LrSchedule};
 pub use kd_record::Precision;
 pub use optimizer::OptimizerConfig;
 pub(crate) use parse::MAX_BYTES;
 pub use parse::{RecipeError, nearest};
-pub use schedule::{Anneal, LrSchedule};
 pub use types::{
     AugmentConfig, DataConfig, DatasetName, FORMAT, Recipe, RunConfig, RunRecipe, TrainingConfig,
     UnknownRun, needs_teacher,

@@ -4,15 +4,16 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
+use kd_data::Portions;
 use kd_loss::{MethodConfig, Term};
+use kd_models::classes::{ClassChoice, ClassMap};
 use kd_models::{Architecture, ModelConfig};
 use kd_record::layout::part_name;
 use kd_record::own;
 use kd_record::write::create_folder;
 use kd_record::{OutFolder, RunFolder};
 
-use crate::classes::{ClassChoice, ClassMap};
-use crate::data::{self, Data};
+use crate::data;
 use crate::initial::Initial;
 use crate::recipe::{DataConfig, DatasetName, Precision, Recipe, RunConfig, RunRecipe, check_name};
 use crate::run::{ResolvedRun, Settings, shapes};
@@ -138,7 +139,9 @@ pub fn resolve(recipe: &Recipe, run: &RunConfig, choices: &Choices) -> Result<Re
 
     check_out(&resolved, &choices.data, &out)?;
     let folder = OutFolder::new(&out).run(&resolved.run.name);
-    let data = data::load(&resolved.data, &choices.data)?.for_run(&resolved.run)?;
+    let RunConfig { part, select_on, .. } = resolved.run;
+    let data = data::load(&resolved.data, &choices.data)?;
+    let data = data.for_run(&resolved.run.name, part, select_on)?;
     resolved.data.sha256 = Some(data.sha256.clone());
     create_folder(&out).map_err(anyhow::Error::from)?;
     check_same_data(&out, &resolved)?;
@@ -349,7 +352,7 @@ fn check_same_data(out: &Path, run: &RunRecipe) -> Result<()> {
 fn load_teacher(
     path: &Path,
     resolved: &mut RunRecipe,
-    data: &Data,
+    data: &Portions,
     out: &Path,
     notes: &mut Vec<String>,
 ) -> Result<Pretrained> {
@@ -402,7 +405,7 @@ fn load_teacher(
 fn load_initial(
     path: &Path,
     resolved: &mut RunRecipe,
-    data: &Data,
+    data: &Portions,
     out: &Path,
     notes: &mut Vec<String>,
 ) -> Result<Initial> {
@@ -434,7 +437,11 @@ fn load_initial(
 }
 
 /// Fills in the feature places that the recipe leaves to the methods.
-fn fill_in_places(run: &mut RunConfig, teacher: Option<&Pretrained>, data: &Data) -> Result<()> {
+fn fill_in_places(
+    run: &mut RunConfig,
+    teacher: Option<&Pretrained>,
+    data: &Portions,
+) -> Result<()> {
     let student = ModelConfig::new(run.model, data.classes.len());
     let teacher = teacher.map(|teacher| &teacher.config);
     let shapes = shapes(&student, teacher, &data.train_labels())?;

@@ -3,12 +3,11 @@
 use std::path::PathBuf;
 
 use candle_core::Device;
-use kd_data::BatchConfig;
+use kd_data::{BatchConfig, Portions};
 use kd_loss::Setup;
 use kd_models::ModelConfig;
 use kd_record::{Compile, OutFolder, RunFolder};
 
-use crate::data::Data;
 use crate::initial::Initial;
 use crate::recipe::{RunRecipe, TrainingConfig};
 use crate::teacher::Pretrained;
@@ -20,7 +19,7 @@ pub struct ResolvedRun {
     /// The folder in which the run's own folder and its weights file are written.
     pub out: PathBuf,
     /// The training and test images, loaded.
-    pub data: Data,
+    pub data: Portions,
     /// The teacher, when a method of the run needs one.
     pub teacher: Option<Pretrained>,
     /// The weights to start from, when the run does not start from fresh ones.

@@ -15,9 +15,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::State;
-use crate::optimizer::KINDS;
 use crate::recipe;
 use crate::task::PARAMETER;
+use kd_ops::optimizer::KINDS;
 use kd_record::hash::hex;
 
 pub(super) const FORMAT: u32 = 1;

@@ -1,11 +1,11 @@
 //! Checks of every value of a recipe.
 
 use kd_ops::adam::AdamConfig;
+use kd_ops::schedule::LrSchedule;
 use kd_ops::sgd::SgdConfig;
 
 use super::invalid::{Invalid, Step, require};
 use super::optimizer::OptimizerConfig;
-use super::schedule::LrSchedule;
 use super::types::{DataConfig, Recipe, RunConfig, RunRecipe};
 use crate::error::other;
 
@@ -34,9 +34,7 @@ impl Recipe {
         let clip = training.clip_grad_norm.unwrap_or(1.0);
         let path = [Step::Key("training"), Step::Key("clip_grad_norm")];
         require(clip > 0.0 && clip.is_finite(), &path, clip, "a number above 0")?;
-        training
-            .schedule
-            .check()
+        check_schedule(&training.schedule)
             .map_err(|invalid| invalid.below(&[Step::Key("training"), Step::Key("schedule")]))?;
         self.optimizer.check().map_err(|invalid| invalid.below(&[Step::Key("optimizer")]))?;
         require(!self.runs.is_empty(), &[Step::Key("run")], "empty", "at least one [[run]]")?;
@@ -217,44 +215,36 @@ impl OptimizerConfig {
     }
 }
 
-impl LrSchedule {
-    pub(crate) fn check(&self) -> Result<(), Invalid> {
-        let check = |key: &'static str, value: f64, good: bool, expected: &str| {
-            require(good, &[Step::Key(key)], value, expected)
-        };
-        let warmup = |length: f64, from: f64| {
-            let good = length >= 0.0 && length.is_finite();
-            check("warmup_epochs", length, good, "a number that is not negative")?;
-            check("warmup_from", from, (0.0..=1.0).contains(&from), "a share from 0 to 1")
-        };
-        let above_0 = |key, value: f64| {
-            check(key, value, value > 0.0 && value.is_finite(), "a number above 0")
-        };
-        match *self {
-            Self::Constant { warmup_epochs, warmup_from } => warmup(warmup_epochs, warmup_from),
-            Self::Step { ref milestones, factor, warmup_epochs, warmup_from } => {
-                let rising = milestones.windows(2).all(|pair| pair[0] < pair[1]);
-                let good = rising && milestones.iter().all(|epoch| *epoch > 0.0);
-                let found = format!("{milestones:?}");
-                require(
-                    good,
-                    &[Step::Key("milestones")],
-                    found,
-                    "epochs above 0 in ascending order",
-                )?;
-                above_0("factor", factor)?;
-                warmup(warmup_epochs, warmup_from)
-            }
-            Self::Cosine { down_to, warmup_epochs, warmup_from } => {
-                let good = (0.0..=1.0).contains(&down_to);
-                check("down_to", down_to, good, "a share from 0 to 1")?;
-                warmup(warmup_epochs, warmup_from)
-            }
-            Self::OneCycle { rise, div_factor, final_div_factor, .. } => {
-                check("rise", rise, rise > 0.0 && rise < 1.0, "a share between 0 and 1")?;
-                above_0("div_factor", div_factor)?;
-                above_0("final_div_factor", final_div_factor)
-            }
+pub(super) fn check_schedule(schedule: &LrSchedule) -> Result<(), Invalid> {
+    let check = |key: &'static str, value: f64, good: bool, expected: &str| {
+        require(good, &[Step::Key(key)], value, expected)
+    };
+    let warmup = |length: f64, from: f64| {
+        let good = length >= 0.0 && length.is_finite();
+        check("warmup_epochs", length, good, "a number that is not negative")?;
+        check("warmup_from", from, (0.0..=1.0).contains(&from), "a share from 0 to 1")
+    };
+    let above_0 =
+        |key, value: f64| check(key, value, value > 0.0 && value.is_finite(), "a number above 0");
+    match *schedule {
+        LrSchedule::Constant { warmup_epochs, warmup_from } => warmup(warmup_epochs, warmup_from),
+        LrSchedule::Step { ref milestones, factor, warmup_epochs, warmup_from } => {
+            let rising = milestones.windows(2).all(|pair| pair[0] < pair[1]);
+            let good = rising && milestones.iter().all(|epoch| *epoch > 0.0);
+            let found = format!("{milestones:?}");
+            require(good, &[Step::Key("milestones")], found, "epochs above 0 in ascending order")?;
+            above_0("factor", factor)?;
+            warmup(warmup_epochs, warmup_from)
+        }
+        LrSchedule::Cosine { down_to, warmup_epochs, warmup_from } => {
+            let good = (0.0..=1.0).contains(&down_to);
+            check("down_to", down_to, good, "a share from 0 to 1")?;
+            warmup(warmup_epochs, warmup_from)
+        }
+        LrSchedule::OneCycle { rise, div_factor, final_div_factor, .. } => {
+            check("rise", rise, rise > 0.0 && rise < 1.0, "a share between 0 and 1")?;
+            above_0("div_factor", div_factor)?;
+            above_0("final_div_factor", final_div_factor)
         }
     }
 }

@@ -1,7 +1,8 @@
 //! A recipe's table `[optimizer]`: the settings of each optimiser, and how they are read and written.
 
-use kd_ops::adam::AdamConfig;
-use kd_ops::sgd::SgdConfig;
+use kd_ops::adam::{Adam, AdamConfig};
+use kd_ops::optimizer::Optimizer;
+use kd_ops::sgd::{Sgd, SgdConfig};
 use serde::{Deserialize, Serialize};
 
 /// An optimiser with its settings: a recipe's table `[optimizer]`.
@@ -117,6 +118,14 @@ impl From<OptimizerConfig> for Table {
 }
 
 impl OptimizerConfig {
+    /// An optimiser of these settings that has not taken a step.
+    pub fn optimizer(&self) -> Optimizer {
+        match *self {
+            Self::Adam(config) => Optimizer::Adam(Adam::new(config)),
+            Self::Sgd(config) => Optimizer::Sgd(Sgd::new(config)),
+        }
+    }
+
     /// The learning rate, before a schedule changes it.
     pub fn lr(&self) -> f64 {
         match self {

@@ -1,5 +1,6 @@
 use kd_models::Architecture;
 
+use super::check::check_schedule;
 use super::parse::line_of;
 use super::*;
 
@@ -205,6 +206,10 @@ fn differing_keys_are_named_with_both_values() {
 
 #[test]
 fn rates_that_make_no_sense_are_errors() {
+    let read = |line: &str| {
+        let table: toml::Table = format!("schedule = {line}").parse().unwrap();
+        table["schedule"].clone().try_into::<LrSchedule>()
+    };
     for (line, key) in [
         ("{ name = 'step', milestones = [3, 2] }", "milestones"),
         ("{ name = 'step', milestones = [], factor = 0 }", "factor"),
@@ -213,12 +218,16 @@ fn rates_that_make_no_sense_are_errors() {
         ("{ name = 'constant', warmup_from = -1 }", "warmup_from"),
         ("{ name = 'one-cycle', rise = 1 }", "rise"),
     ] {
-        let table: toml::Table = format!("schedule = {line}").parse().unwrap();
-        let schedule: LrSchedule = table["schedule"].clone().try_into().unwrap();
-        let message = schedule.check().unwrap_err().to_string();
+        let message = check_schedule(&read(line).unwrap()).unwrap_err().to_string();
         assert!(message.starts_with(&format!("{key}: is ")), "{message}");
     }
-    let table: toml::Table =
-        "schedule = { name = 'one-cycle', warmup_epochs = 1 }".parse().unwrap();
-    assert!(table["schedule"].clone().try_into::<LrSchedule>().is_err());
+    assert!(read("{ name = 'one-cycle', warmup_epochs = 1 }").is_err());
+    for line in [
+        "{ name = 'constant', warmup_epochs = 1.5, warmup_from = 0.1 }",
+        "{ name = 'step', milestones = [3, 5], warmup_epochs = 2 }",
+        "{ name = 'cosine', down_to = 0.05, warmup_epochs = 2 }",
+        "{ name = 'one-cycle', rise = 0.4, div_factor = 10, final_div_factor = 100, anneal = 'linear' }",
+    ] {
+        assert!(check_schedule(&read(line).unwrap()).is_ok(), "{line}");
+    }
 }

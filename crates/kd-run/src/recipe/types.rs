@@ -3,11 +3,11 @@
 use kd_data::{Augment, Normalization};
 use kd_loss::{Kind, MethodConfig, Term};
 use kd_models::Architecture;
+use kd_models::classes::ClassMap;
 use serde::{Deserialize, Serialize};
 
 use super::optimizer::OptimizerConfig;
-use super::schedule::LrSchedule;
-use crate::classes::ClassMap;
+use kd_ops::schedule::LrSchedule;
 use kd_record::Precision;
 
 /// The recipe format that this version reads and writes.

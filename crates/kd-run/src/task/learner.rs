@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor};
 use kd_models::{Classifier, Parameters};
+use kd_ops::optimizer::Optimizer;
 
 use crate::Result;
 use crate::error::other;
-use crate::optimizer::Optimizer;
 
 /// A network with its parameters and the optimiser that changes them.
 pub struct Learner {
@@ -60,6 +60,6 @@ impl Learner {
                 }
             }
         }
-        self.optimizer.restore(steps, remembered)
+        Ok(self.optimizer.restore(steps, remembered)?)
     }
 }

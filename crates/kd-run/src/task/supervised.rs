@@ -11,7 +11,6 @@ use kd_ops::DropoutKey;
 use super::{Learner, Task, TaskLoss};
 use crate::at::At;
 use crate::error::other;
-use crate::optimizer::Optimizer;
 use crate::run::{ResolvedRun, shapes};
 use crate::teacher::Answers;
 use crate::{Result, evaluate, initial};
@@ -58,7 +57,7 @@ impl Supervised {
             let (name, schedule) = (term.method.name(), term.schedule);
             methods.push(Weighted { name, weight: term.weight, schedule, method });
         }
-        let optimizer = Optimizer::new(&run.recipe.optimizer);
+        let optimizer = run.recipe.optimizer.optimizer();
         let objective = Objective::new(recipe.labels, methods)?;
         let task = Self::new(Learner { network, parameters, optimizer }, objective);
         if run.teacher.is_none() && task.needs.any_teacher() {

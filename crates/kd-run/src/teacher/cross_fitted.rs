@@ -2,13 +2,12 @@
 //! trained without one part of the images, of which each answers for the part that it has not seen.
 
 use candle_core::{Device, Tensor};
-use kd_data::Batch;
+use kd_data::{Batch, Portions};
 use kd_loss::Needs;
 use kd_models::Mode;
 
 use super::{Answers, Network, Pretrained, Teacher};
 use crate::Result;
-use crate::data::Data;
 use crate::error::other;
 
 /// A teacher of several networks, each of which answers for a part of the training images.
@@ -23,7 +22,12 @@ impl CrossFitted {
     ///
     /// # Errors
     /// When feature maps are needed, which are not comparable between networks, or the data can't be cut into so many parts.
-    pub fn new(teacher: &Pretrained, needs: &Needs, data: &Data, device: &Device) -> Result<Self> {
+    pub fn new(
+        teacher: &Pretrained,
+        needs: &Needs,
+        data: &Portions,
+        device: &Device,
+    ) -> Result<Self> {
         refuse_features(needs, teacher.parts.len())?;
         let mut networks = Vec::new();
         let mut part_of = vec![0; data.train.len()];

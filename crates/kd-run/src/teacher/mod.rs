@@ -4,7 +4,6 @@ mod cache;
 mod cross_fitted;
 mod network;
 mod pretrained;
-mod renormalize;
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -12,20 +11,18 @@ use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use kd_data::Batch;
+use kd_data::{Batch, Portions};
 use kd_loss::Needs;
 use kd_record::event::TeacherQuality;
+use kd_record::teacher_outputs::{self, Origin, TeacherOutput};
 
 pub use cache::Cached;
 pub use cross_fitted::CrossFitted;
 pub use network::NetworkTeacher;
 pub use pretrained::{Network, Pretrained, PretrainedConfig};
-pub use renormalize::Renormalize;
 
-use crate::data::Data;
 use crate::recipe::DataConfig;
 use crate::{Error, Result, evaluate};
-use cache::CacheFile;
 use kd_report::softmax::argmax;
 
 /// What a teacher says of a batch; plain tensors, which no gradient reaches.
@@ -83,7 +80,7 @@ pub(crate) struct Prepared {
 pub(crate) fn prepare(
     pretrained: &Pretrained,
     needs: &Needs,
-    data: &Data,
+    data: &Portions,
     config: &CacheConfig<'_>,
     progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
 ) -> Result<ControlFlow<(), Prepared>> {
@@ -112,9 +109,13 @@ pub(crate) fn prepare(
         match budget.checked_sub(4 * values) {
             Some(rest) if config.data.augment().is_off() => {
                 budget = rest;
-                let file = CacheFile::new(&output, shape, &pretrained.identity, data, config);
-                match file.read()? {
-                    Some(tensor) => _ = outputs.insert(output, tensor.to_device(device)?),
+                let origin = origin(&output, &pretrained.identity, data, config);
+                let file = TeacherOutput::new(config.folder, origin, &shape);
+                match read(&file)? {
+                    Some(values) => {
+                        let rows = Tensor::from_vec(values, &file.shape[..], device)?;
+                        outputs.insert(output, rows);
+                    }
                     None => missing.push(file),
                 }
             }
@@ -140,19 +141,46 @@ pub(crate) fn prepare(
     Ok(ControlFlow::Continue(Prepared { teacher, logits, cached, computed }))
 }
 
+/// What the cached values of `output` depend on, of the teacher with this [identity](Pretrained::identity).
+fn origin(output: &str, teacher: &str, data: &Portions, config: &CacheConfig<'_>) -> Origin {
+    Origin {
+        format: teacher_outputs::FORMAT,
+        kd: env!("CARGO_PKG_VERSION").into(),
+        teacher: teacher.into(),
+        data: data.sha256.clone(),
+        images: data.train.len(),
+        held_out: config.data.held_out,
+        mean: config.data.mean,
+        std: config.data.std,
+        view: "plain".into(),
+        output: output.into(),
+    }
+}
+
+/// The values of a file of the cache, if it is there and whole. A damaged one is reported, and its values are computed anew.
+fn read(file: &TeacherOutput) -> kd_record::Result<Option<Vec<f32>>> {
+    match file.read() {
+        Err(error @ kd_record::Error::Corrupt { .. }) => {
+            tracing::warn!("{error}; computing them anew");
+            Ok(None)
+        }
+        read => read,
+    }
+}
+
 /// Computes what is missing in the cache, all in one pass over the training images, and writes it there. With `parts` the
 /// images of each part make batches of their own, each of which one network answers whole.
 fn pass(
     teacher: &dyn Teacher,
     parts: &[Vec<u32>],
-    missing: Vec<CacheFile>,
-    data: &Data,
+    missing: Vec<TeacherOutput>,
+    data: &Portions,
     config: &CacheConfig<'_>,
     progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
 ) -> Result<ControlFlow<(), BTreeMap<String, Tensor>>> {
     let mut needs = Needs::default();
     for file in &missing {
-        match file.output.as_str() {
+        match file.origin.output.as_str() {
             LOGITS => needs.teacher_logits = true,
             place => needs.teacher.push(place.to_string()),
         }
@@ -171,13 +199,13 @@ fn pass(
             let batch = among_all(batch?, images)?;
             let answers = teacher.answer(&batch, &needs)?;
             for (file, values) in missing.iter().zip(&mut values) {
-                let rows = answers.get(&file.output)?.flatten_all()?.to_vec1::<f32>()?;
+                let rows = answers.get(&file.origin.output)?.flatten_all()?.to_vec1::<f32>()?;
                 let len = rows.len() / batch.indices.len();
                 for (row, &image) in rows.chunks_exact(len).zip(&batch.indices) {
                     if let Some(value) = row.iter().find(|value| !value.is_finite()) {
                         return Err(Error::unfit(format!(
                             "its {} for training image {image} are not finite ({value}); expected finite numbers: its weights are too large, or another network's; look at it with `kd eval`",
-                            file.output
+                            file.origin.output
                         )));
                     }
                     values[image as usize * len..][..len].copy_from_slice(row);
@@ -191,9 +219,12 @@ fn pass(
     }
     let mut outputs = BTreeMap::new();
     for (file, values) in missing.into_iter().zip(values) {
-        file.write(&values);
-        let tensor = Tensor::from_vec(values, file.full_shape(), config.device)?;
-        outputs.insert(file.output, tensor);
+        // The run has the values in memory, whether or not the file can be written.
+        if let Err(error) = file.write(&values) {
+            tracing::warn!("{error}; the next run computes the teacher's outputs anew");
+        }
+        let tensor = Tensor::from_vec(values, &file.shape[..], config.device)?;
+        outputs.insert(file.origin.output, tensor);
     }
     Ok(ControlFlow::Continue(outputs))
 }
@@ -221,7 +252,7 @@ impl Prepared {
     /// those of `sample`, batches as the student sees them.
     pub(crate) fn quality(
         &self,
-        data: &Data,
+        data: &Portions,
         sample: impl Iterator<Item = kd_data::Result<Batch>>,
     ) -> Result<TeacherQuality> {
         let mut sums = TeacherQuality { images: 0, accuracy: 0.0, entropy: 0.0 };

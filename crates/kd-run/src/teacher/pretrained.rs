@@ -4,13 +4,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
-use kd_data::Normalization;
+use kd_data::{Normalization, Renormalize};
+use kd_models::classes::{ClassChoice, Matched, match_classes, select_rows};
 use kd_models::weights::{self, LeftOut, Loaded};
 use kd_models::{Architecture, Classifier, ModelConfig};
 use sha2::{Digest, Sha256};
 
-use super::Renormalize;
-use crate::classes::{ClassChoice, Matched, match_classes, select_rows};
 use crate::error::other;
 use crate::{Error, Result};
 use kd_record::hash::{hex, sha256};
@@ -231,7 +230,9 @@ impl Pretrained {
         let network = kd_models::build(&self.config, kd_models::frozen(&tensors))?;
         match self.renormalize {
             None => Ok(network),
-            Some(renormalize) => renormalize.before(network, device),
+            Some(Renormalize { scale, shift }) => {
+                Ok(kd_models::rescaled(network, scale, shift, device)?)
+            }
         }
     }
 }

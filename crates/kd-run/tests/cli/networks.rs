@@ -5,9 +5,9 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
+use kd_data::Portions;
 use kd_loss::{METHODS, MethodConfig, Term};
 use kd_models::Architecture;
-use kd_run::data::Data;
 use kd_run::recipe::{DataConfig, DatasetName, Recipe, RunConfig, RunRecipe, TrainingConfig};
 use kd_run::run::{ResolvedRun, Settings};
 use kd_run::teacher::{Pretrained, PretrainedConfig};
@@ -143,7 +143,12 @@ fn data() -> DataConfig {
 }
 
 /// The run with a single step.
-fn one_step(run: RunConfig, images: &Data, teacher: Option<&Path>, out: PathBuf) -> ResolvedRun {
+fn one_step(
+    run: RunConfig,
+    images: &Portions,
+    teacher: Option<&Path>,
+    out: PathBuf,
+) -> ResolvedRun {
     let normalization = data().normalization();
     let config = PretrainedConfig::new(&images.classes, normalization);
     let load = |path: &Path| Pretrained::load(path, &config).unwrap();

@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use anyhow::Context;
 use candle_core::Device;
 use clap::Args;
+use kd_models::classes::{ClassChoice, ClassMap};
 use kd_record::{Compile, DeviceChoice, Precision};
-use kd_run::classes::{ClassChoice, read_map};
 use kd_run::device;
 use kd_run::recipe::DatasetName;
 use kd_run::resolve::Choices;
@@ -115,6 +116,18 @@ impl ClassFlags {
         let map = self.class_map.as_deref().map(read_map).transpose()?;
         Ok(ClassChoice { map, ignore_names: self.ignore_class_names })
     }
+}
+
+/// Reads a class map: a TOML file with a line such as `boat = "ship"` or `boat = 8` for each class of the data.
+fn read_map(path: &Path) -> anyhow::Result<ClassMap> {
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("{}: the class map can't be read", path.display()))?;
+    toml::from_str(&text).with_context(|| {
+        format!(
+            "{}: this is no class map; expected lines such as `boat = \"ship\"`: a class of the data, and the file's class that stands for it, by name or by number from 0",
+            path.display()
+        )
+    })
 }
 
 /// The flags that choose device and threads.

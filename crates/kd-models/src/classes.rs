@@ -6,13 +6,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::Context;
 use candle_core::Tensor;
-use kd_models::{ModelConfig, Tensors};
 use serde::{Deserialize, Serialize};
 
-use crate::error::other;
-use crate::{Error, Result};
+use crate::parameters::find;
+use crate::{Error, ModelConfig, Result, Tensors};
 
 /// Lists of up to this many names are shown whole in messages; of longer ones, the first names that differ.
 const SHOWN: usize = 12;
@@ -52,21 +50,6 @@ pub struct Matched {
     pub note: Option<String>,
 }
 
-/// Reads a class map: a TOML file with a line such as `boat = "ship"` or `boat = 8` for each class of the data.
-///
-/// # Errors
-/// When the file can't be read or holds something else; the message says where.
-pub fn read_map(path: &Path) -> anyhow::Result<ClassMap> {
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("{}: the class map can't be read", path.display()))?;
-    toml::from_str(&text).with_context(|| {
-        format!(
-            "{}: this is no class map; expected lines such as `boat = \"ship\"`: a class of the data, and the file's class that stands for it, by name or by number from 0",
-            path.display()
-        )
-    })
-}
-
 /// Finds for each class of the data the class of the weights file at `path`, which has `count` classes, of the names `file` where it
 /// names them.
 ///
@@ -79,11 +62,11 @@ pub fn match_classes(
     data: &[String],
     choice: &ClassChoice,
 ) -> Result<Matched> {
+    let unfit = |reason: String| Error::Classes { path: path.into(), reason };
     let path = path.display();
     if let Some(map) = &choice.map {
-        let rows = mapped(file, count, data, map).map_err(|reason| {
-            Error::unfit(format!("{path}: the class map does not fit: {reason}"))
-        })?;
+        let rows = mapped(file, count, data, map)
+            .map_err(|reason| unfit(format!("the class map does not fit: {reason}")))?;
         let same = rows.iter().copied().eq(0..count);
         let name = |row: usize| file.map_or_else(|| row.to_string(), |names| names[row].clone());
         let pairs: Vec<_> =
@@ -95,8 +78,8 @@ pub fn match_classes(
         return Ok(Matched { rows: (!same).then_some(rows), note });
     }
     if count != data.len() {
-        return Err(Error::unfit(format!(
-            "{path}: these weights classify {count} classes; the data has {}: name the file's class for each class of the data with --class-map FILE (class_map in a recipe)",
+        return Err(unfit(format!(
+            "these weights classify {count} classes; the data has {}: name the file's class for each class of the data with --class-map FILE (class_map in a recipe)",
             data.len()
         )));
     }
@@ -123,8 +106,8 @@ pub fn match_classes(
     };
     let Some(rows) = data.iter().map(place).collect::<Option<Vec<_>>>() else {
         let (file, data) = differing(file, data);
-        return Err(Error::unfit(format!(
-            "{path}: the file has the classes {file}; the data has the classes {data}: say which class of the file is meant by each class of the data with --class-map FILE (class_map in a recipe), or take them in the data's order with --ignore-class-names (ignore_class_names = true in a recipe)"
+        return Err(unfit(format!(
+            "the file has the classes {file}; the data has the classes {data}: say which class of the file is meant by each class of the data with --class-map FILE (class_map in a recipe), or take them in the data's order with --ignore-class-names (ignore_class_names = true in a recipe)"
         )));
     };
     let note = Some(format!(
@@ -185,9 +168,9 @@ fn mapped(
 /// When a tensor of the head is missing or has no such row.
 pub fn select_rows(config: &ModelConfig, tensors: &mut Tensors, rows: &[usize]) -> Result<()> {
     let rows: Vec<u32> = rows.iter().map(|&row| row as u32).collect();
-    for spec in &config.graph()?.head().parameters {
-        let tensor = tensors.get(&spec.name);
-        let tensor = tensor.ok_or_else(|| other!("the weights have no tensor {}", spec.name))?;
+    let graph = config.graph()?;
+    for spec in &graph.head().parameters {
+        let tensor = find(graph.name(), spec, tensors)?;
         let chosen = tensor.index_select(&Tensor::new(rows.as_slice(), tensor.device())?, 0)?;
         tensors.insert(spec.name.clone(), chosen);
     }
@@ -218,9 +201,9 @@ fn shortened(names: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use candle_core::Device;
-    use kd_models::{Architecture, Mode};
 
     use super::*;
+    use crate::{Architecture, Mode};
 
     fn names(text: &str) -> Vec<String> {
         text.split_whitespace().map(String::from).collect()
@@ -297,12 +280,12 @@ mod tests {
     #[test]
     fn chosen_rows_give_the_same_logits_at_other_places() {
         let config = ModelConfig::new(Architecture::TUTORIAL_STUDENT, 4);
-        let parameters = kd_models::init(&config, 3, &Device::Cpu).unwrap();
+        let parameters = crate::init(&config, 3, &Device::Cpu).unwrap();
         let mut tensors: Tensors =
             parameters.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor())).collect();
         let images = Tensor::rand(-1f32, 1., (5, 3, 32, 32), &Device::Cpu).unwrap();
         let logits = |tensors: &Tensors| {
-            let network = kd_models::build(&config, kd_models::frozen(tensors)).unwrap();
+            let network = crate::build(&config, crate::frozen(tensors)).unwrap();
             let logits = network.forward_t(&images, Mode::Eval, &[]).unwrap().logits;
             logits.to_vec2::<f32>().unwrap()
         };
