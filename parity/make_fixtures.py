@@ -74,31 +74,82 @@ def convolutions() -> dict[str, Tensor]:
     return tensors
 
 
-def max_pools() -> dict[str, Tensor]:
-    # name: x shape, kernel, stride
+def grouped_convolutions() -> dict[str, Tensor]:
+    # name: x shape, weight shape, groups, stride, padding (None: TensorFlow's "same"), dilation, relu
     cases = {
-        "k2_s2": ((2, 3, 8, 8), 2, 2),
-        "k2_s2_odd": ((2, 3, 7, 9), 2, 2),
-        "k2_s2_ties": ((2, 3, 8, 8), 2, 2),
-        "k2_s2_constant": ((1, 2, 4, 4), 2, 2),
-        "k3_s2": ((2, 2, 9, 8), 3, 2),
-        "k3_s1_ties": ((1, 2, 6, 6), 3, 1),
-        "k2_s3": ((1, 2, 8, 8), 2, 3),
-        "k1_s1": ((1, 2, 3, 3), 1, 1),
+        "depthwise": ((2, 19, 8, 9), (19, 1, 3, 3), 19, 1, 1, 1, False),
+        "depthwise_s2": ((2, 18, 9, 8), (18, 1, 3, 3), 18, 2, 1, 1, False),
+        "depthwise_k5": ((1, 4, 6, 21), (4, 1, 5, 5), 4, 1, 2, 1, True),
+        "depthwise_k5_s2": ((17, 3, 7, 6), (3, 1, 5, 5), 3, 2, 2, 1, False),
+        "depthwise_k7_s2": ((1, 17, 9, 10), (17, 1, 7, 7), 17, 2, 3, 1, False),
+        "depthwise_p0_d2": ((2, 4, 9, 8), (4, 1, 3, 3), 4, 1, 0, 2, False),
+        "depthwise_same_s2": ((2, 9, 8, 11), (9, 1, 3, 3), 9, 2, None, 1, False),
+        "depthwise_same_k5_s2": ((2, 9, 10, 10), (9, 1, 5, 5), 9, 2, None, 1, False),
+        "depthwise_same_s1": ((2, 4, 6, 7), (4, 1, 5, 5), 4, 1, None, 1, False),
+        "two_outputs_a_group": ((2, 5, 6, 7), (10, 1, 3, 3), 5, 1, 1, 1, False),
+        "groups": ((3, 8, 7, 9), (12, 2, 3, 3), 4, 1, 1, 1, True),
+        "groups_k1_s2": ((2, 6, 7, 6), (9, 2, 1, 1), 3, 2, 0, 1, False),
+        "one_group_same": ((2, 3, 10, 13), (5, 3, 3, 3), 1, 2, None, 1, True),
+        "one_group_same_k7_s2": ((2, 3, 12, 12), (4, 3, 7, 7), 1, 2, None, 1, False),
+        "one_channel": ((2, 1, 6, 6), (1, 1, 3, 3), 1, 2, None, 1, False),
     }
     tensors = {}
-    for tag, (name, (shape, kernel, stride)) in enumerate(cases.items()):
+    for tag, (name, case) in enumerate(cases.items()):
+        x_shape, w_shape, groups, stride, padding, dilation, relu = case
+        x = hashed(x_shape, 900 + 10 * tag).requires_grad_()
+        weight = hashed(w_shape, 901 + 10 * tag).requires_grad_()
+        bias = hashed(w_shape[:1], 902 + 10 * tag).requires_grad_()
+        padded = x
+        if padding is None:  # as TensorFlow's documentation of tf.nn has it: an odd zero stands behind the map
+            zeros = [max((-(-side // stride) - 1) * stride + w_shape[-1] - side, 0) for side in x_shape[2:]]
+            (top, left), (bottom, right) = ([z // 2 for z in zeros], [z - z // 2 for z in zeros])
+            padded = F.pad(x, (left, right, top, bottom))
+        y = F.conv2d(padded, weight, bias, stride, padding or 0, dilation, groups)
+        y = F.relu(y) if relu else y
+        dy = hashed(tuple(y.shape), 903 + 10 * tag)
+        y.backward(dy)
+        same = int(padding is None)
+        tensors |= {
+            f"{name}.config": torch.tensor([stride, padding or 0, dilation, int(relu), groups, same]),
+            f"{name}.x": x, f"{name}.weight": weight, f"{name}.bias": bias,
+            f"{name}.y": y, f"{name}.dy": dy,
+            f"{name}.dx": x.grad, f"{name}.dweight": weight.grad, f"{name}.dbias": bias.grad,
+        }
+    return tensors
+
+
+def max_pools() -> dict[str, Tensor]:
+    # name: x shape, kernel, stride, padding
+    cases = {
+        "k2_s2": ((2, 3, 8, 8), 2, 2, 0),
+        "k2_s2_odd": ((2, 3, 7, 9), 2, 2, 0),
+        "k2_s2_ties": ((2, 3, 8, 8), 2, 2, 0),
+        "k2_s2_constant": ((1, 2, 4, 4), 2, 2, 0),
+        "k3_s2": ((2, 2, 9, 8), 3, 2, 0),
+        "k3_s1_ties": ((1, 2, 6, 6), 3, 1, 0),
+        "k2_s3": ((1, 2, 8, 8), 2, 3, 0),
+        "k1_s1": ((1, 2, 3, 3), 1, 1, 0),
+        "k3_s2_p1": ((2, 2, 9, 8), 3, 2, 1),
+        "k3_s2_p1_ties": ((2, 2, 8, 7), 3, 2, 1),
+        "k3_s2_p1_negative": ((2, 2, 6, 7), 3, 2, 1),
+        "k5_s1_p2": ((1, 2, 3, 4), 5, 1, 2),
+        "k2_s1_p1": ((1, 2, 1, 2), 2, 1, 1),
+    }
+    tensors = {}
+    for tag, (name, (shape, kernel, stride, padding)) in enumerate(cases.items()):
         x = hashed(shape, 200 + 10 * tag)
         if "ties" in name:  # three values, so that most windows have equals
             x = torch.round(x)
         if "constant" in name:
             x = torch.zeros_like(x)
+        if "negative" in name:  # padding is no zero
+            x = x - 2
         x.requires_grad_()
-        y = F.max_pool2d(x, kernel, stride)
+        y = F.max_pool2d(x, kernel, stride, padding)
         dy = hashed(tuple(y.shape), 201 + 10 * tag)
         y.backward(dy)
         tensors |= {
-            f"{name}.config": torch.tensor([kernel, stride]),
+            f"{name}.config": torch.tensor([kernel, stride, padding]),
             f"{name}.x": x, f"{name}.y": y, f"{name}.dy": dy, f"{name}.dx": x.grad,
         }
     return tensors
@@ -151,7 +202,13 @@ def linears() -> dict[str, Tensor]:
     dy = hashed((6,), 450)
     y = F.relu(x)
     y.backward(dy)
-    return tensors | {"relu_only.x": x, "relu_only.y": y, "relu_only.dy": dy, "relu_only.dx": x.grad}
+    tensors |= {"relu_only.x": x, "relu_only.y": y, "relu_only.dy": dy, "relu_only.dx": x.grad}
+    below, above = np.nextafter(np.float32(6), np.float32([0, 7])).tolist()
+    x = torch.tensor([-2.0, -0.0, 0.0, 1e-30, 3.0, below, 6.0, above, 7.0, float("inf")]).requires_grad_()
+    dy = hashed((10,), 451)
+    y = F.relu6(x)
+    y.backward(dy)
+    return tensors | {"relu6_only.x": x, "relu6_only.y": y, "relu6_only.dy": dy, "relu6_only.dx": x.grad}
 
 
 def adam() -> dict[str, Tensor]:
@@ -525,6 +582,7 @@ def short_digest(name: str, tensor: Tensor) -> dict[str, Tensor]:
 
 FIXTURES = {
     "kd-ops/tests/fixtures/conv2d.safetensors": convolutions,
+    "kd-ops/tests/fixtures/conv2d_groups.safetensors": grouped_convolutions,
     "kd-ops/tests/fixtures/max_pool2d.safetensors": max_pools,
     "kd-ops/tests/fixtures/conv2d_relu_max_pool2.safetensors": conv_relu_pools,
     "kd-ops/tests/fixtures/linear.safetensors": linears,

@@ -21,11 +21,11 @@ mod shortcut;
 mod simd;
 
 pub use batch_norm::{BatchNorm, BatchNormConfig, Statistics};
-pub use conv::{Conv2d, Conv2dConfig, conv2d, conv2d_chain};
+pub use conv::{Conv2d, Conv2dConfig, Pads, conv2d, conv2d_chain};
 pub use dropout::{DropoutKey, dropout};
 pub use grad_norm::{GradNorms, clip_grad_norm, clip_grad_norm_on_device, grad_norms, total_norm};
 pub use linear::linear;
-pub use max_pool::max_pool2d;
+pub use max_pool::{max_pool2d, max_pool2d_padded};
 pub use process::{keep_candle_single_threaded, keep_freed_memory};
-pub use relu::relu;
+pub use relu::{relu, relu6};
 pub use shortcut::subsample_pad;

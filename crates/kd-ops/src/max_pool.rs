@@ -17,25 +17,64 @@ use crate::cpu;
 /// # Errors
 /// When `kernel` or `stride` is zero, the window is larger than the image, or `x` is not f32.
 pub fn max_pool2d(x: &Tensor, kernel: usize, stride: usize) -> Result<Tensor> {
+    max_pool2d_padded(x, kernel, stride, 0)
+}
+
+/// [`max_pool2d`] with `padding` pixels around the image that no window takes for its maximum, as
+/// `torch.nn.MaxPool2d(kernel, stride, padding)` has them.
+///
+/// # Errors
+/// As [`max_pool2d`], and when `padding` is more than half of `kernel`.
+pub fn max_pool2d_padded(
+    x: &Tensor,
+    kernel: usize,
+    stride: usize,
+    padding: usize,
+) -> Result<Tensor> {
     let Ok((_, _, height, width)) = x.dims4() else {
         bail!("max_pool2d: expected x [N, C, H, W], got {:?}", x.shape())
     };
     if kernel == 0 || stride == 0 {
         bail!("max_pool2d: kernel and stride must be at least 1, got {kernel} and {stride}");
     }
-    if kernel > height || kernel > width {
-        bail!("max_pool2d: a {kernel}x{kernel} window does not fit in {height}x{width}");
+    if padding > kernel / 2 {
+        bail!(
+            "max_pool2d: expected a padding of at most half the {kernel}x{kernel} window, got {padding}"
+        );
+    }
+    // Not more than `kernel`, as checked above.
+    let least = kernel - 2 * padding;
+    if least > height || least > width {
+        let around = if padding > 0 { format!(" with padding {padding}") } else { String::new() };
+        bail!("max_pool2d: a {kernel}x{kernel} window does not fit in {height}x{width}{around}");
     }
     #[cfg(feature = "cuda")]
     if x.device().is_cuda() {
-        return crate::cuda::max_pool::max_pool2d(x, kernel, stride);
+        return crate::cuda::max_pool::max_pool2d(&surrounded(x, padding)?, kernel, stride);
     }
-    x.contiguous()?.apply_op1(MaxPool2d { kernel, stride, argmax: OnceLock::new() })
+    x.contiguous()?.apply_op1(MaxPool2d { kernel, stride, padding, argmax: OnceLock::new() })
+}
+
+/// `x` with `padding` pixels of -infinity on each side.
+#[cfg(feature = "cuda")]
+fn surrounded(x: &Tensor, padding: usize) -> Result<Tensor> {
+    (2..4).filter(|_| padding > 0).try_fold(x.clone(), |x, dim| {
+        let mut dims = x.dims().to_vec();
+        dims[dim] = padding;
+        let edge = Tensor::full(f32::NEG_INFINITY, dims, x.device())?.to_dtype(x.dtype())?;
+        Tensor::cat(&[&edge, &x, &edge], dim)
+    })
+}
+
+/// The pixels of a side of `side` pixels that lie in the window which starts `padding` before pixel `start`.
+fn inside(start: usize, kernel: usize, padding: usize, side: usize) -> std::ops::Range<usize> {
+    start.saturating_sub(padding)..start.saturating_add(kernel - padding).min(side)
 }
 
 struct MaxPool2d {
     kernel: usize,
     stride: usize,
+    padding: usize,
     /// For each output element the position of its maximum in the input's plane, kept for the gradient.
     argmax: OnceLock<Vec<u32>>,
 }
@@ -48,8 +87,9 @@ impl CustomOp1 for MaxPool2d {
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (batch, channels, height, width) = layout.shape().dims4()?;
         let x = cpu::slice(self.name(), storage, layout)?;
-        let (out_height, out_width) =
-            ((height - self.kernel) / self.stride + 1, (width - self.kernel) / self.stride + 1);
+        let Self { kernel, stride, padding, .. } = *self;
+        let windows = |side: usize| (side - (kernel - 2 * padding)) / stride + 1;
+        let (out_height, out_width) = (windows(height), windows(width));
         let mut y = vec![0.0; batch * channels * out_height * out_width];
         let mut argmax = vec![0; y.len()];
         y.par_chunks_mut(out_height * out_width)
@@ -58,11 +98,12 @@ impl CustomOp1 for MaxPool2d {
             .with_min_len(16)
             .for_each(|((y, argmax), x)| {
                 for row in 0..out_height {
+                    let lines = inside(row * stride, kernel, padding, height);
                     for col in 0..out_width {
-                        let first = row * self.stride * width + col * self.stride;
-                        let mut best = first;
-                        for dy in 0..self.kernel {
-                            for at in first + dy * width..first + dy * width + self.kernel {
+                        let columns = inside(col * stride, kernel, padding, width);
+                        let mut best = lines.start * width + columns.start;
+                        for line in lines.clone() {
+                            for at in line * width + columns.start..line * width + columns.end {
                                 // Written so that a NaN wins and the first of equals stays.
                                 if x[at] > x[best] || (x[at].is_nan() && !x[best].is_nan()) {
                                     best = at;

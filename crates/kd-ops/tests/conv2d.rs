@@ -209,7 +209,8 @@ prop_compose! {
         max_pool2 in any::<bool>(),
         seed in any::<u64>(),
     ) -> Case {
-        let config = Conv2dConfig { stride, padding, dilation, relu, max_pool2 };
+        let config =
+            Conv2dConfig { stride, padding, dilation, relu, max_pool2, ..Default::default() };
         Case { batch, inputs, outputs, height, width, kernel, config, seed }
     }
 }

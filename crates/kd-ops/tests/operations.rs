@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use candle_core::{D, Device, Result, Tensor, Var};
 use kd_ops::adam::{Adam, Moments};
 use kd_ops::{
-    Conv2d, Conv2dConfig, DropoutKey, conv2d, conv2d_chain, dropout, linear, max_pool2d, relu,
+    Conv2d, Conv2dConfig, DropoutKey, conv2d, conv2d_chain, dropout, linear, max_pool2d,
+    max_pool2d_padded, relu, relu6,
 };
 
 const CPU: &Device = &Device::Cpu;
@@ -101,6 +102,36 @@ fn results_are_the_same_bit_for_bit_in_every_run_and_for_every_thread_count() ->
     Ok(())
 }
 
+/// Depthwise, with several channels a group, and a padded pool; 37 images, so that parts of a batch are uneven.
+fn grouped() -> Result<Vec<Vec<u32>>> {
+    let x = Var::from_tensor(&numbers(&[37, 19, 9, 8]))?;
+    let (depthwise, bias) =
+        (Var::from_tensor(&numbers(&[19, 1, 3, 3]))?, Var::from_tensor(&numbers(&[19]))?);
+    let groups = Var::from_tensor(&numbers(&[10, 4, 3, 3]))?;
+    let config = Conv2dConfig { padding: 1, groups: 19, ..Default::default() };
+    let y = conv2d(&x, &depthwise, Some(bias.as_tensor()), &config)?;
+    let y = relu6(&(y * 9.0)?)?.narrow(1, 0, 8)?;
+    let y = conv2d(&y, &groups, None, &Conv2dConfig { groups: 2, ..config })?;
+    let y = max_pool2d_padded(&y, 3, 2, 1)?;
+    let grads = y.sqr()?.mean_all()?.backward()?;
+    let mut all = vec![bits(&y)];
+    all.extend([&x, &depthwise, &bias, &groups].map(|var| bits(grads.get(var).unwrap())));
+    Ok(all)
+}
+
+#[test]
+fn grouped_convolutions_give_the_same_bits_for_every_thread_count() -> Result<()> {
+    let with = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(grouped)
+    };
+    let one = with(1)?;
+    for threads in [1, 2, 3] {
+        assert_eq!(one, with(threads)?, "{threads} threads");
+    }
+    Ok(())
+}
+
 #[test]
 fn no_data_gradient_is_computed_for_an_input_that_is_no_variable() -> Result<()> {
     let weight = Var::from_tensor(&numbers(&[4, 3, 3, 3]))?;
@@ -128,6 +159,8 @@ fn nan_is_never_hidden() -> Result<()> {
     let x = Tensor::new(&[[[[1f32, 2.0], [f32::NAN, 3.0]]]], CPU)?;
     assert!(max_pool2d(&x, 2, 2)?.flatten_all()?.to_vec1::<f32>()?[0].is_nan());
     assert!(relu(&x)?.flatten_all()?.to_vec1::<f32>()?[2].is_nan());
+    assert!(relu6(&x)?.flatten_all()?.to_vec1::<f32>()?[2].is_nan());
+    assert!(max_pool2d_padded(&x, 3, 2, 1)?.flatten_all()?.to_vec1::<f32>()?[0].is_nan());
     let weight = Tensor::ones((1, 1, 1, 1), candle_core::DType::F32, CPU)?;
     let config = Conv2dConfig { relu: true, max_pool2: true, ..Default::default() };
     assert!(conv2d(&x, &weight, None, &config)?.flatten_all()?.to_vec1::<f32>()?[0].is_nan());
@@ -144,6 +177,12 @@ fn a_batch_of_none_gives_an_empty_result() -> Result<()> {
     let y = conv2d(&x, &weight, None, &Conv2dConfig::default())?;
     assert_eq!(y.dims(), [0, 16, 6, 6]);
     assert_eq!(max_pool2d(&y, 2, 2)?.dims(), [0, 16, 3, 3]);
+    let weight = Var::from_tensor(&numbers(&[16, 1, 3, 3]))?;
+    let depthwise = Conv2dConfig { groups: 16, ..Default::default() };
+    let y = conv2d(&y, &weight, None, &depthwise)?;
+    assert_eq!(y.dims(), [0, 16, 4, 4]);
+    let grads = y.sum_all()?.backward()?;
+    assert!(bits(grads.get(&weight).unwrap()).iter().all(|&bits| bits == 0));
     Ok(())
 }
 
@@ -190,6 +229,33 @@ fn what_does_not_fit_together_is_an_error_that_says_so() -> Result<()> {
     assert!(error(conv2d_chain(&x, &[])).contains("at least one layer"));
     assert!(error(max_pool2d(&x, 9, 1)).contains("does not fit"));
     assert!(error(max_pool2d(&x, 0, 1)).contains("at least 1"));
+    assert!(error(max_pool2d_padded(&x, 3, 2, 2)).contains("at most half the 3x3 window, got 2"));
+    assert!(error(max_pool2d_padded(&x, 11, 1, 1)).contains("fit in 8x8 with padding 1"));
+    assert!(error(max_pool2d_padded(&x, usize::MAX, 1, usize::MAX)).contains("at most half"));
+    let widest = max_pool2d_padded(&x, usize::MAX, 1, usize::MAX / 2)?;
+    assert_eq!(widest.dims(), [2, 3, 8, 8]);
+    let grouped = |groups| Conv2dConfig { groups, ..default };
+    for groups in [0, 2, 5] {
+        let found = conv(&x, &weight, None, &grouped(groups));
+        let expected = format!("groups is {groups}; expected a number that divides the 3 channels");
+        assert!(found.contains(&expected), "{found}");
+    }
+    let found = conv(&x, &numbers(&[6, 2, 3, 3]), None, &grouped(3));
+    assert!(found.contains("each of the 3 groups has 1 of x's 3 channels"), "{found}");
+    let depthwise = numbers(&[3, 1, 3, 3]);
+    let found = conv(&x, &depthwise, Some(&numbers(&[4])), &grouped(3));
+    assert!(found.contains("bias of shape [3], got [4]"), "{found}");
+    let found = conv(&x, &numbers(&[3, 1, 9, 9]), None, &grouped(3));
+    assert!(found.contains("does not fit"), "{found}");
+    assert!(conv(&f64, &depthwise, None, &grouped(3)).contains("f32"));
+    for wrong in [
+        Conv2dConfig { padding: 1, ..default },
+        Conv2dConfig { dilation: 2, ..default },
+        Conv2dConfig { stride: 0, ..default },
+    ] {
+        let same = Conv2dConfig { same_padding: true, ..wrong };
+        assert!(conv(&x, &weight, None, &same).contains("\"same\" padding goes with"));
+    }
     assert!(error(dropout(&x, 1.0, KEY, 0)).contains("[0, 1)"));
     assert!(error(dropout(&x, f64::NAN, KEY, 0)).contains("[0, 1)"));
     assert!(error(linear(&numbers(&[2, 3]), &numbers(&[5, 4]), None, false)).contains("x has 3"));

@@ -8,7 +8,7 @@ use kd_ops::adam::{Adam, AdamConfig};
 use kd_ops::sgd::{Sgd, SgdConfig};
 use kd_ops::{
     BatchNorm, BatchNormConfig, Conv2dConfig, Statistics, clip_grad_norm, conv2d, grad_norms,
-    linear, max_pool2d, relu, subsample_pad, total_norm,
+    linear, max_pool2d, max_pool2d_padded, relu, relu6, subsample_pad, total_norm,
 };
 
 struct Fixture(HashMap<String, Tensor>);
@@ -76,6 +76,32 @@ fn conv2d_agrees() -> Result<()> {
 }
 
 #[test]
+fn grouped_depthwise_and_same_padded_conv2d_agree() -> Result<()> {
+    let fixture = Fixture::load("conv2d_groups")?;
+    assert!(fixture.cases().len() >= 15);
+    for case in &fixture.cases() {
+        let [stride, padding, dilation, relu, groups, same] = fixture.config(case)?[..] else {
+            panic!("{case}")
+        };
+        let (relu, same_padding) = (relu == 1, same == 1);
+        let config = Conv2dConfig {
+            stride,
+            padding,
+            same_padding,
+            groups,
+            dilation,
+            relu,
+            ..Default::default()
+        };
+        let x = fixture.var(case, "x")?;
+        let (weight, bias) = (fixture.var(case, "weight")?, fixture.var(case, "bias")?);
+        let y = conv2d(&x, &weight, Some(bias.as_tensor()), &config)?;
+        fixture.check(case, &y, &[("x", &x), ("weight", &weight), ("bias", &bias)])?;
+    }
+    Ok(())
+}
+
+#[test]
 fn conv2d_with_relu_and_pool_agrees() -> Result<()> {
     let fixture = Fixture::load("conv2d_relu_max_pool2")?;
     for case in &fixture.cases() {
@@ -92,9 +118,12 @@ fn conv2d_with_relu_and_pool_agrees() -> Result<()> {
 fn max_pool2d_agrees_also_on_ties() -> Result<()> {
     let fixture = Fixture::load("max_pool2d")?;
     for case in &fixture.cases() {
-        let [kernel, stride] = fixture.config(case)?[..] else { panic!("{case}") };
+        let [kernel, stride, padding] = fixture.config(case)?[..] else { panic!("{case}") };
         let x = fixture.var(case, "x")?;
-        fixture.check(case, &max_pool2d(&x, kernel, stride)?, &[("x", &x)])?;
+        fixture.check(case, &max_pool2d_padded(&x, kernel, stride, padding)?, &[("x", &x)])?;
+        if padding == 0 {
+            fixture.check(case, &max_pool2d(&x, kernel, stride)?, &[("x", &x)])?;
+        }
     }
     Ok(())
 }
@@ -102,7 +131,7 @@ fn max_pool2d_agrees_also_on_ties() -> Result<()> {
 #[test]
 fn linear_and_relu_agree() -> Result<()> {
     let fixture = Fixture::load("linear")?;
-    for case in fixture.cases().iter().filter(|case| *case != "relu_only") {
+    for case in fixture.cases().iter().filter(|case| !case.ends_with("_only")) {
         let with_relu = fixture.config(case)? == [1];
         let x = fixture.var(case, "x")?;
         let (weight, bias) = (fixture.var(case, "weight")?, fixture.var(case, "bias")?);
@@ -110,7 +139,9 @@ fn linear_and_relu_agree() -> Result<()> {
         fixture.check(case, &y, &[("x", &x), ("weight", &weight), ("bias", &bias)])?;
     }
     let x = fixture.var("relu_only", "x")?;
-    fixture.check("relu_only", &relu(&x)?, &[("x", &x)])
+    fixture.check("relu_only", &relu(&x)?, &[("x", &x)])?;
+    let x = fixture.var("relu6_only", "x")?;
+    fixture.check("relu6_only", &relu6(&x)?, &[("x", &x)])
 }
 
 #[test]

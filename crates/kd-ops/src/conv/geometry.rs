@@ -9,6 +9,13 @@ pub struct Conv2dConfig {
     pub stride: usize,
     /// Zeros added on each of the four sides, in pixels.
     pub padding: usize,
+    /// Whether TensorFlow's "same" padding ([`Pads::same`](crate::Pads::same)) takes the place of `padding`, which is 0 then:
+    /// where its zeros are uneven, `x` is copied with them around it. For square windows of dilation 1.
+    pub same_padding: bool,
+    /// Groups of channels, 1 for an ordinary convolution: each group of output channels sees a group of input channels of
+    /// its own, and the weight is `[O, I / groups, kh, kw]`. With as many as there are channels in and out the convolution is
+    /// depthwise.
+    pub groups: usize,
     /// Pixels between neighbouring entries of a window.
     pub dilation: usize,
     /// Whether `max(y, 0)` follows, fused in; its derivative at zero is 0.
@@ -20,7 +27,15 @@ pub struct Conv2dConfig {
 
 impl Default for Conv2dConfig {
     fn default() -> Self {
-        Self { stride: 1, padding: 0, dilation: 1, relu: false, max_pool2: false }
+        Self {
+            stride: 1,
+            padding: 0,
+            same_padding: false,
+            groups: 1,
+            dilation: 1,
+            relu: false,
+            max_pool2: false,
+        }
     }
 }
 

@@ -5,15 +5,19 @@
 //!
 //! From the outside in: this file has the public functions and candle's operations; `chain` runs a batch forward and
 //! `backward` runs it backward; `layer` is one convolution of one image, by `winograd` (formulas in `transforms`) or
-//! `direct`; both stand on the two matrix products of `products`.
+//! `direct`; both stand on the two matrix products of `products`. `groups` takes grouped convolutions apart, `depthwise` has
+//! kernels of its own, and `pads` resolves "same" padding.
 
 mod backward;
 mod chain;
+mod depthwise;
 mod direct;
 pub(crate) mod geometry;
+mod groups;
 mod images;
 mod layer;
 mod memory;
+mod pads;
 mod pointwise;
 mod products;
 mod transforms;
@@ -32,19 +36,30 @@ use chain::{Chain, Forward, Parameters};
 pub use geometry::Conv2dConfig;
 use geometry::Geometry;
 use layer::Layer;
+pub use pads::Pads;
 
-/// Cross-correlation of `x` `[N, I, H, W]` with `weight` `[O, I, kh, kw]`, plus `bias` `[O]`, as
+/// Cross-correlation of `x` `[N, I, H, W]` with `weight` `[O, I / groups, kh, kw]`, plus `bias` `[O]`, as
 /// `torch.nn.functional.conv2d` computes it; all f32, the result `[N, O, H', W']`.
+///
+/// Depthwise convolutions have kernels of their own; other groups are computed one after the other. On a GPU more than one
+/// group goes through candle's own operations, which are slow where there are many.
 ///
 /// # Errors
 /// When the shapes don't fit together, the window is larger than the padded image, stride or
-/// dilation is zero, or a tensor is not f32.
+/// dilation is zero, the groups don't divide the channels, or a tensor is not f32.
 pub fn conv2d(
     x: &Tensor,
     weight: &Tensor,
     bias: Option<&Tensor>,
     config: &Conv2dConfig,
 ) -> Result<Tensor> {
+    if config.same_padding {
+        let (x, config) = pads::resolve(x, weight.dims(), config)?;
+        return conv2d(&x, weight, bias, &config);
+    }
+    if config.groups != 1 {
+        return groups::conv2d(x, weight, bias, config);
+    }
     let geometry = check(x.dims(), weight, bias, config)?;
     #[cfg(feature = "cuda")]
     if x.device().is_cuda() {
@@ -59,29 +74,21 @@ pub fn conv2d(
 /// A convolution layer; drops in for `candle_nn::Conv2d` ([`Conv2d::from_candle`]).
 #[derive(Clone, Debug)]
 pub struct Conv2d {
-    /// `[O, I, kh, kw]`.
+    /// `[O, I / groups, kh, kw]`.
     pub weight: Tensor,
     /// What is added to each output channel, `[O]`.
     pub bias: Option<Tensor>,
-    /// Stride, padding, dilation, and whether ReLU and max-pool are fused in.
+    /// Stride, padding, groups, dilation, and whether ReLU and max-pool are fused in.
     pub config: Conv2dConfig,
 }
 
 impl Conv2d {
-    /// The same layer, on the same weights: `Conv2d::from_candle(&candle_nn::conv2d(in, out, kernel, config, vb)?)?` stands
+    /// The same layer, on the same weights: `Conv2d::from_candle(&candle_nn::conv2d(in, out, kernel, config, vb)?)` stands
     /// where `candle_nn::conv2d(in, out, kernel, config, vb)?` stood.
-    ///
-    /// # Errors
-    /// When the layer has more than one group.
-    pub fn from_candle(layer: &candle_nn::Conv2d) -> Result<Self> {
+    pub fn from_candle(layer: &candle_nn::Conv2d) -> Self {
         let candle_nn::Conv2dConfig { padding, stride, dilation, groups, .. } = *layer.config();
-        if groups != 1 {
-            bail!(
-                "conv2d: the layer has {groups} groups; expected 1, the only number that is supported"
-            );
-        }
-        let config = Conv2dConfig { stride, padding, dilation, ..Conv2dConfig::default() };
-        Ok(Self { weight: layer.weight().clone(), bias: layer.bias().cloned(), config })
+        let config = Conv2dConfig { stride, padding, groups, dilation, ..Conv2dConfig::default() };
+        Self { weight: layer.weight().clone(), bias: layer.bias().cloned(), config }
     }
 }
 
@@ -106,8 +113,9 @@ pub fn conv2d_chain(x: &Tensor, layers: &[&Conv2d]) -> Result<Tensor> {
         return layer.forward(x);
     }
     // On a GPU a map in between is written and read faster than it is computed again.
-    #[cfg(feature = "cuda")]
-    if x.device().is_cuda() && !layers.is_empty() {
+    // A chain has no groups and as many zeros on each side.
+    let alone = |layer: &&Conv2d| layer.config.groups != 1 || layer.config.same_padding;
+    if !layers.is_empty() && (x.device().is_cuda() || layers.iter().any(alone)) {
         return layers.iter().try_fold(x.clone(), |x, layer| layer.forward(&x));
     }
     let mut dims = x.dims().to_vec();
