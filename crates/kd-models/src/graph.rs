@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 use candle_core::Device;
 
 pub use builder::GraphBuilder;
-pub use op::{Conv, Op, WeightInit};
+pub use op::{Conv, LinearInit, Norm, Op, WeightInit};
 
 use crate::init::Fill;
 use crate::{Error, Parameters, Place, Result};
@@ -199,7 +199,11 @@ impl Graph {
         let head = self.head();
         let shapes: Vec<&[usize]> =
             head.inputs.iter().map(|id| self.node(*id).shape.as_slice()).collect();
-        let op = Op::Linear { outputs: classes };
+        let init = match head.op {
+            Op::Linear { init, .. } => init,
+            _ => unreachable!("a graph's head is a linear layer"),
+        };
+        let op = Op::Linear { outputs: classes, init };
         let new = Node::new(head.name.clone(), op, head.inputs.clone(), &shapes);
         let last = graph.nodes.len() - 1;
         graph.nodes[last] = new.map_err(|reason| self.layer_error(&head.name, reason))?;

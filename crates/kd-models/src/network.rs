@@ -8,10 +8,10 @@ use candle_core::Tensor;
 use candle_nn::VarBuilder;
 use kd_ops::{
     BatchNorm, BatchNormConfig, Conv2d, Conv2dConfig, Statistics, conv2d_chain, dropout, linear,
-    max_pool2d, relu, subsample_pad,
+    max_pool2d_padded, relu, relu6, subsample_pad,
 };
 
-use crate::graph::{Graph, Op};
+use crate::graph::{Graph, Norm, Op};
 use crate::{Classifier, Error, Mode, Output, Place, Result};
 use plan::{FusedConv, Step, Work, plan};
 
@@ -65,12 +65,15 @@ impl GraphNetwork {
                     Mode::Train(_) if weight.track_op() => Statistics::Batch,
                     _ => Statistics::Running,
                 };
+                let Op::BatchNorm(Norm { eps, momentum }) = self.graph.nodes()[*node].op else {
+                    unreachable!("the plan says that this node is a batch normalisation")
+                };
                 let norm = BatchNorm {
                     weight: weight.clone(),
                     bias: bias.clone(),
                     running_mean: running_mean.clone(),
                     running_var: running_var.clone(),
-                    config: BatchNormConfig { relu: *relu, ..BatchNormConfig::default() },
+                    config: BatchNormConfig { momentum, eps, relu: *relu },
                 };
                 Ok(norm.forward(x, inputs.get(1).copied(), statistics)?)
             }
@@ -95,6 +98,8 @@ impl GraphNetwork {
             config: Conv2dConfig {
                 stride: conv.stride,
                 padding: conv.padding,
+                same_padding: conv.same_padding,
+                groups: conv.groups,
                 relu: fused.relu,
                 max_pool2: fused.max_pool2,
                 ..Conv2dConfig::default()
@@ -121,7 +126,10 @@ fn single(op: &Op, inputs: &[&Tensor], mode: Mode) -> Result<Tensor> {
     let x = inputs[0];
     Ok(match op {
         Op::Relu => relu(x)?,
-        Op::MaxPool { kernel, stride } => max_pool2d(x, *kernel, *stride)?,
+        Op::Relu6 => relu6(x)?,
+        Op::MaxPool { kernel, stride, padding } => {
+            max_pool2d_padded(x, *kernel, *stride, *padding)?
+        }
         Op::Add => (x + inputs[1])?,
         Op::SubsamplePad { channels } => subsample_pad(x, *channels)?,
         Op::GlobalAveragePool => x.flatten_from(2)?.mean(2)?,
@@ -130,7 +138,7 @@ fn single(op: &Op, inputs: &[&Tensor], mode: Mode) -> Result<Tensor> {
             Mode::Train(key) => dropout(x, *share, key, *layer)?,
             Mode::Eval => x.clone(),
         },
-        Op::Images(_) | Op::Conv(_) | Op::BatchNorm | Op::Linear { .. } => {
+        Op::Images(_) | Op::Conv(_) | Op::BatchNorm(_) | Op::Linear { .. } => {
             unreachable!("the plan has steps of their own for {op:?}")
         }
     })

@@ -6,6 +6,8 @@ mod proto;
 #[rustfmt::skip]
 mod schema;
 
+use kd_ops::Pads;
+
 use crate::graph::{Graph, Node, Op, TensorSpec};
 use crate::parameters::find;
 use crate::{Error, Result, Tensors};
@@ -108,25 +110,29 @@ impl Export<'_> {
         let (operator, attributes) = match &node.op {
             Op::Images(_) => unreachable!("a graph's first node, and no other, is its images"),
             Op::Conv(conv) => {
-                let padding = conv.padding as i64;
-                let window = vec![
+                let map = &self.graph.node(node.inputs[0]).shape;
+                let Pads { top, bottom, left, right } = conv.pads([map[1], map[2]]);
+                let pads = [top, left, bottom, right].map(|zeros| zeros as i64);
+                let mut window = vec![
                     square("kernel_shape", conv.kernel),
-                    ints("pads", &[padding; 4]),
+                    ints("pads", &pads),
                     square("strides", conv.stride),
                 ];
+                if conv.groups != 1 {
+                    window.push(int("group", conv.groups as i64));
+                }
                 return self.layer("Conv", node, x, window);
             }
             Op::Linear { .. } => {
                 return self.layer("Gemm", node, x, vec![int("transB", 1)]);
             }
-            Op::BatchNorm => {
+            Op::BatchNorm(norm) => {
                 let mut inputs = vec![x.to_string()];
                 for spec in node.parameters.iter().chain(&node.buffers) {
                     inputs.push(self.floats(spec)?);
                 }
                 let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
-                let eps = kd_ops::BatchNormConfig::default().eps as f32;
-                let attributes = vec![float("epsilon", eps)];
+                let attributes = vec![float("epsilon", norm.eps as f32)];
                 return Ok(self.writer.node("BatchNormalization", &inputs, &node.name, attributes));
             }
             Op::SubsamplePad { channels } => {
@@ -139,8 +145,18 @@ impl Export<'_> {
                 return Ok(self.writer.node("Flatten", &[&map], &name, vec![int("axis", 1)]));
             }
             Op::Dropout { .. } => return Ok(x.to_string()),
-            Op::MaxPool { kernel, stride } => {
-                ("MaxPool", vec![square("kernel_shape", *kernel), square("strides", *stride)])
+            Op::MaxPool { kernel, stride, padding } => {
+                let mut window = vec![square("kernel_shape", *kernel), square("strides", *stride)];
+                if *padding != 0 {
+                    window.push(ints("pads", &[*padding as i64; 4]));
+                }
+                ("MaxPool", window)
+            }
+            Op::Relu6 => {
+                let [least, most] = [("least", 0.0), ("most", 6.0)].map(|(what, value)| {
+                    self.writer.floats(&format!("{}.{what}", node.name), &[], &[value])
+                });
+                return Ok(self.writer.node("Clip", &[x, &least, &most], &node.name, vec![]));
             }
             Op::Relu => ("Relu", vec![]),
             Op::Add => ("Add", vec![]),

@@ -4,7 +4,7 @@ mod common;
 
 use candle_core::{Device, Tensor, Var};
 use common::{config, hashed, tensors, values};
-use kd_models::graph::{Conv, Graph, GraphBuilder, NodeId, Op};
+use kd_models::graph::{Conv, Graph, GraphBuilder, NodeId, Norm, Op};
 use kd_models::{
     Architecture, Classifier, GraphNetwork, Mode, ModelConfig, Parameters, build, frozen, init,
     var_builder,
@@ -35,7 +35,7 @@ fn what_does_not_fit_is_refused_with_the_layers_name() {
     let wide = Conv::new(2, 9);
     let none = Conv { stride: 0, ..Conv::new(2, 3) };
     let huge = Conv::new(usize::MAX, 3);
-    let cases: [(String, &str); 14] = [
+    let cases: [(String, &str); 20] = [
         (
             built(|g, x| {
                 g.conv("c", x, wide)?;
@@ -105,6 +105,48 @@ fn what_does_not_fit_is_refused_with_the_layers_name() {
                 end(g, x)
             }),
             "an even number of channels to the 4 of its input, got 7",
+        ),
+        (
+            built(|g, x| {
+                g.conv("c", x, Conv { groups: 3, ..Conv::new(6, 3) })?;
+                end(g, x)
+            }),
+            "layer c: 3 groups; expected a number that divides the 4 channels of its input and the 6",
+        ),
+        (
+            built(|g, x| {
+                g.conv("c", x, Conv { groups: 0, ..Conv::new(4, 3) })?;
+                end(g, x)
+            }),
+            "layer c: 0 groups; expected a number that divides",
+        ),
+        (
+            built(|g, x| {
+                g.conv("c", x, Conv { padding: 1, same_padding: true, ..Conv::new(4, 3) })?;
+                end(g, x)
+            }),
+            "layer c: \"same\" padding takes the place of padding, got 1",
+        ),
+        (
+            built(|g, x| {
+                g.conv("c", x, Conv { stride: 0, same_padding: true, ..Conv::new(4, 3) })?;
+                end(g, x)
+            }),
+            "layer c: kernel and stride must be at least 1",
+        ),
+        (
+            built(|g, x| {
+                g.add("p", Op::MaxPool { kernel: 3, stride: 2, padding: 2 }, &[x])?;
+                end(g, x)
+            }),
+            "layer p: a max-pool's padding is at most half of its 3x3 window, got 2",
+        ),
+        (
+            built(|g, x| {
+                g.add("n", Op::BatchNorm(Norm { eps: 0.0, momentum: 0.1 }), &[x])?;
+                end(g, x)
+            }),
+            "layer n: a batch normalisation with eps 0 and momentum 0.1; expected an eps above 0",
         ),
         (
             built(|g, x| {
@@ -208,7 +250,7 @@ fn another_head_leaves_the_rest_as_it_is() {
 fn trained(graph: &Graph) -> Parameters {
     let mut parameters = graph.init(1, &Device::Cpu).unwrap();
     for (tag, node) in graph.nodes().iter().enumerate() {
-        if node.op == Op::BatchNorm {
+        if matches!(node.op, Op::BatchNorm(_)) {
             for (spec, one) in node.parameters.iter().chain(&node.buffers).zip([1.0, 0.0, 0.0, 1.5])
             {
                 let values = (hashed(&spec.shape, tag as u32, 0.5) + one).unwrap();
@@ -244,7 +286,7 @@ fn folded_normalisations_give_the_same_outputs_without_their_tensors() {
         let weights = tensors(&trained(&graph));
         let (folded, folded_weights) = graph.fold(&weights).unwrap();
         assert_eq!(folded.buffers().count(), 0);
-        assert!(folded.nodes().iter().all(|node| node.op != Op::BatchNorm));
+        assert!(folded.nodes().iter().all(|node| !matches!(node.op, Op::BatchNorm(_))));
         assert_eq!(folded.tensors().count(), folded_weights.len());
         assert_eq!(folded.places(), graph.places());
         let images = hashed(&[3, 3, 32, 32], 5, 2.0);
@@ -277,8 +319,15 @@ fn random(input: [usize; 3], choices: &[(u8, usize, bool)]) -> Graph {
             bias: size.is_multiple_of(3),
             ..Conv::new(2 + size, 1)
         };
-        let next = match kind % 9 {
+        let grouped = Conv { outputs: 6, groups: 1 + size % 3, ..conv };
+        let same = Conv { same_padding: true, padding: 0, kernel: 1 + size, ..conv };
+        let next = match kind % 14 {
             0..3 => g.conv(&name, x, conv),
+            9 => g.conv(&name, x, grouped),
+            10 => g.conv(&name, x, same),
+            11 => g.relu6(&name, x),
+            12 => g.add(&name, Op::MaxPool { kernel: 3, stride: 1 + size % 2, padding: 1 }, &[x]),
+            13 => g.add(&name, Op::BatchNorm(Norm { eps: 0.1, momentum: 0.5 }), &[x]),
             3 => g.batch_norm(&name, x),
             4 => g.relu(&name, x),
             5 => g.max_pool(&name, x, 2, 2),

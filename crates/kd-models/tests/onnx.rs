@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 use candle_core::{DType, Device, Tensor};
 use common::{config, hashed, tensors, values};
-use kd_models::graph::{Conv, GraphBuilder};
+use kd_models::graph::{Conv, GraphBuilder, Norm, Op};
 use kd_models::onnx::{Input, OnnxConfig, onnx};
 use kd_models::{
     Architecture, Classifier, Graph, GraphNetwork, Mode, ModelConfig, Tensors, frozen,
@@ -100,10 +100,19 @@ fn run(file: &[u8], images: &Tensor) -> Vec<f32> {
     values(&known["logits"])
 }
 
+/// A map with zeros around it: as many as ONNX's `pads` say, top, left, bottom, right.
+fn around(x: &Tensor, pads: &[usize]) -> Tensor {
+    let x = x.pad_with_zeros(2, pads[0], pads[2]).unwrap();
+    x.pad_with_zeros(3, pads[1], pads[3]).unwrap()
+}
+
 fn compute(node: &Node, inputs: &[&Tensor]) -> Tensor {
     let x = inputs[0];
     let attribute = |name: &str| node.attributes.iter().find(|a| a.name == name).unwrap();
     let first = |name: &str| attribute(name).ints[0] as usize;
+    let integer = |name: &str| node.attributes.iter().find(|a| a.name == name).map(|a| a.i);
+    let pads = node.attributes.iter().find(|a| a.name == "pads");
+    let pads = pads.map_or(vec![0; 4], |a| a.ints.iter().map(|&pad| pad as usize).collect());
     let column = |t: &Tensor| t.reshape((1, (), 1, 1)).unwrap();
     match node.operator.as_str() {
         "Cast" => x.to_dtype(DType::F32),
@@ -113,9 +122,17 @@ fn compute(node: &Node, inputs: &[&Tensor]) -> Tensor {
         "Relu" => x.relu(),
         "Flatten" => x.flatten_from(1),
         "GlobalAveragePool" => x.mean_keepdim((2, 3)),
-        "MaxPool" => x.max_pool2d_with_stride(first("kernel_shape"), first("strides")),
+        "Clip" => {
+            let [least, most] = [1, 2].map(|input| f64::from(values(inputs[input])[0]));
+            x.maximum(least).unwrap().minimum(most)
+        }
+        // The edge must not win; the values of these tests are above -1000.
+        "MaxPool" => ((around(&(x + 1000.0).unwrap(), &pads) - 1000.0).unwrap())
+            .max_pool2d_with_stride(first("kernel_shape"), first("strides")),
         "Conv" => {
-            let y = x.conv2d(inputs[1], first("pads"), first("strides"), 1, 1).unwrap();
+            let groups = integer("group").map_or(1, |group| group as usize);
+            let x = around(x, &pads);
+            let y = x.conv2d(inputs[1], 0, first("strides"), 1, groups).unwrap();
             inputs.get(2).map_or(Ok(y.clone()), |bias| y.broadcast_add(&column(bias)))
         }
         "Gemm" => {
@@ -229,6 +246,35 @@ fn a_graph_of_ones_own_is_exported_whatever_its_names() {
     let file = onnx(&graph, &weights, &options(Input::Uint8, false)).unwrap();
     let off = largest_difference(&run(&file, &bytes), &logits);
     assert!(off < 1e-4, "{off}");
+}
+
+/// Groups, uneven zeros, ReLU6, a padded pool, and an eps of its own, folded and not.
+#[test]
+fn the_operations_of_mobile_networks_are_exported() {
+    for shown in [false, true] {
+        let mut g = GraphBuilder::new("mobile", [3, 12, 9]).unwrap();
+        let same = |conv: Conv| Conv { same_padding: true, stride: 2, ..conv };
+        let x = g.conv("stem", g.images(), same(Conv::new(6, 3))).unwrap();
+        // What a place shows can't be folded away.
+        if shown {
+            g.place("stem", x).unwrap();
+        }
+        let x = g.add("norm", Op::BatchNorm(Norm { eps: 0.3, momentum: 0.5 }), &[x]).unwrap();
+        let x = g.relu6("act", x).unwrap();
+        let x = g.conv("dw", x, Conv { groups: 6, padding: 2, ..Conv::new(6, 5) }).unwrap();
+        let x = g.add("pool", Op::MaxPool { kernel: 3, stride: 2, padding: 1 }, &[x]).unwrap();
+        let x = g.conv("groups", x, same(Conv { groups: 3, ..Conv::new(9, 2) })).unwrap();
+        let x = g.flatten("flat", x).unwrap();
+        let x = g.linear("head", x, 3).unwrap();
+        let graph = g.finish(x).unwrap();
+        let mut weights = tensors(&graph.init(1, &Device::Cpu).unwrap());
+        // Values that ReLU6 cuts off on both sides.
+        weights.insert("norm.weight".into(), (hashed(&[6], 7, 5.0) + 9.0).unwrap());
+        let (bytes, logits) = expected(&graph, &weights);
+        let file = onnx(&graph, &weights, &options(Input::Uint8, false)).unwrap();
+        let off = largest_difference(&run(&file, &bytes), &logits);
+        assert!(off < 1e-4, "{off}");
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::{Conv, Graph, Node, NodeId, Op};
+use super::{Conv, Graph, LinearInit, Node, NodeId, Norm, Op};
 use crate::{Error, Result};
 
 /// The name of the first node.
@@ -62,12 +62,13 @@ impl GraphBuilder {
         self.add(name, Op::Conv(conv), &[x])
     }
 
-    /// Batch normalisation of the map `x`.
+    /// Batch normalisation of the map `x` with PyTorch's momentum (0.1) and eps (1e-5); other ones go through
+    /// [`GraphBuilder::add`].
     ///
     /// # Errors
     /// As [`GraphBuilder::add`].
     pub fn batch_norm(&mut self, name: &str, x: NodeId) -> Result<NodeId> {
-        self.add(name, Op::BatchNorm, &[x])
+        self.add(name, Op::BatchNorm(Norm::default()), &[x])
     }
 
     /// `max(x, 0)`.
@@ -78,7 +79,15 @@ impl GraphBuilder {
         self.add(name, Op::Relu, &[x])
     }
 
-    /// The maximum of each `kernel` x `kernel` window of the map `x`, windows `stride` apart.
+    /// `min(max(x, 0), 6)`.
+    ///
+    /// # Errors
+    /// As [`GraphBuilder::add`].
+    pub fn relu6(&mut self, name: &str, x: NodeId) -> Result<NodeId> {
+        self.add(name, Op::Relu6, &[x])
+    }
+
+    /// The maximum of each `kernel` x `kernel` window of the map `x`, windows `stride` apart, no padding.
     ///
     /// # Errors
     /// As [`GraphBuilder::add`].
@@ -89,7 +98,7 @@ impl GraphBuilder {
         kernel: usize,
         stride: usize,
     ) -> Result<NodeId> {
-        self.add(name, Op::MaxPool { kernel, stride }, &[x])
+        self.add(name, Op::MaxPool { kernel, stride, padding: 0 }, &[x])
     }
 
     /// `a + b`.
@@ -125,12 +134,12 @@ impl GraphBuilder {
         self.add(name, Op::Flatten, &[x])
     }
 
-    /// A linear layer of the vector `x`.
+    /// A linear layer of the vector `x` that starts as PyTorch's do.
     ///
     /// # Errors
     /// As [`GraphBuilder::add`].
     pub fn linear(&mut self, name: &str, x: NodeId, outputs: usize) -> Result<NodeId> {
-        self.add(name, Op::Linear { outputs }, &[x])
+        self.add(name, Op::Linear { outputs, init: LinearInit::PyTorch }, &[x])
     }
 
     /// Dropout of the share `share` of `x` in training. Dropout layers are numbered as they come.

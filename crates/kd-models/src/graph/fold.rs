@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 
 use candle_core::Tensor;
-use kd_ops::BatchNormConfig;
 
-use super::{Conv, Graph, Node, NodeId, Op};
+use super::{Conv, Graph, Node, NodeId, Norm, Op};
 use crate::parameters::find;
 use crate::{Result, Tensors};
 
@@ -60,7 +59,7 @@ impl Graph {
 
     /// The convolution into which a node can be folded.
     fn conv_before(&self, norm: usize) -> Option<usize> {
-        let Node { op: Op::BatchNorm, inputs, .. } = &self.nodes[norm] else { return None };
+        let Node { op: Op::BatchNorm(_), inputs, .. } = &self.nodes[norm] else { return None };
         let conv = *inputs.first()?;
         let readers = self.nodes.iter().flat_map(|node| &node.inputs).filter(|id| **id == conv);
         let shown = self.places.iter().any(|(_, id)| *id == conv);
@@ -91,7 +90,9 @@ fn folded_weights(
     let (mut values, shape, device) = (values(weight)?, weight.dims(), weight.device());
     let [scale, shift, mean, var] = [scale, shift, mean, var].map(|tensor| tensor.to_vec1::<f32>());
     let (scale, shift, mean, var) = (scale?, shift?, mean?, var?);
-    let eps = BatchNormConfig::default().eps;
+    let Op::BatchNorm(Norm { eps, .. }) = norm.op else {
+        unreachable!("what is folded is a batch normalisation")
+    };
     let mut bias = Vec::with_capacity(scale.len());
     let window = shape[1..].iter().product();
     for (channel, weight) in values.chunks_exact_mut(window).enumerate() {

@@ -1,6 +1,8 @@
 //! The operations that a graph's nodes may have: what each makes of the shapes of its inputs, which tensors it needs
 //! and what it costs.
 
+use kd_ops::{BatchNormConfig, Pads};
+
 use crate::init::Fill;
 
 /// What a node computes from its inputs. Shapes are those of one image's values, without the batch.
@@ -11,18 +13,22 @@ pub enum Op {
     Images([usize; 3]),
     /// A convolution.
     Conv(Conv),
-    /// Batch normalisation of each channel of a map with PyTorch's momentum (0.1) and eps (1e-5): parameters `weight`
-    /// and `bias`, buffers `running_mean` and `running_var`.
-    BatchNorm,
+    /// Batch normalisation of each channel of a map: parameters `weight` and `bias`, buffers `running_mean` and
+    /// `running_var`.
+    BatchNorm(Norm),
     /// `max(x, 0)` of values of any shape; its derivative at zero is 0.
     Relu,
-    /// The maximum of each `kernel` x `kernel` window of a map, windows `stride` apart, no padding. Rows and columns that
-    /// fill no window are left out, as in PyTorch.
+    /// `min(max(x, 0), 6)` of values of any shape; its derivative at 0 and at 6 is 0.
+    Relu6,
+    /// The maximum of each `kernel` x `kernel` window of a map, windows `stride` apart. Rows and columns that fill no window
+    /// are left out, as in PyTorch.
     MaxPool {
         /// Height and width of a window.
         kernel: usize,
         /// Pixels between neighbouring windows.
         stride: usize,
+        /// Pixels on each of the four sides that no window takes for its maximum; at most half of `kernel`.
+        padding: usize,
     },
     /// The sum of two values of the same shape.
     Add,
@@ -40,6 +46,8 @@ pub enum Op {
     Linear {
         /// Values of the result.
         outputs: usize,
+        /// How weight and bias start.
+        init: LinearInit,
     },
     /// Dropout: in training each value is zero with probability `share`, the others are divided by `1 - share`. In
     /// evaluation it does nothing.
@@ -51,7 +59,7 @@ pub enum Op {
     },
 }
 
-/// A convolution with a square window, `weight` `[outputs, inputs, kernel, kernel]`, as `torch.nn.Conv2d` has it.
+/// A convolution with a square window, `weight` `[outputs, inputs / groups, kernel, kernel]`, as `torch.nn.Conv2d` has it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Conv {
     /// Channels of the result.
@@ -62,6 +70,12 @@ pub struct Conv {
     pub stride: usize,
     /// Zeros added on each of the four sides, in pixels.
     pub padding: usize,
+    /// Whether TensorFlow's "same" padding takes the place of `padding`, which is 0 then: as many zeros as make a side
+    /// ceil(side / stride) long, the odd one below and on the right. [`Conv::pads`] gives them.
+    pub same_padding: bool,
+    /// Groups of channels: each group of outputs sees a group of inputs of its own. With as many groups as there are inputs
+    /// and outputs the convolution is depthwise.
+    pub groups: usize,
     /// Whether a `bias` `[outputs]` is added.
     pub bias: bool,
     /// How the weight starts.
@@ -69,14 +83,50 @@ pub struct Conv {
 }
 
 impl Conv {
-    /// A convolution as `torch.nn.Conv2d(inputs, outputs, kernel)` makes it: stride 1, no padding, with a bias and
+    /// A convolution as `torch.nn.Conv2d(inputs, outputs, kernel)` makes it: stride 1, no padding, one group, with a bias and
     /// PyTorch's initialisation.
     pub fn new(outputs: usize, kernel: usize) -> Self {
-        Self { outputs, kernel, stride: 1, padding: 0, bias: true, init: WeightInit::PyTorch }
+        Self {
+            outputs,
+            kernel,
+            stride: 1,
+            padding: 0,
+            same_padding: false,
+            groups: 1,
+            bias: true,
+            init: WeightInit::PyTorch,
+        }
+    }
+
+    /// The zeros that the convolution adds around a map of `[height, width]` pixels.
+    pub fn pads(&self, map: [usize; 2]) -> Pads {
+        let padding = self.padding;
+        match self.same_padding {
+            true => Pads::same(map, self.kernel, self.stride),
+            false => Pads { top: padding, bottom: padding, left: padding, right: padding },
+        }
     }
 }
 
-/// How the weight of a layer starts; `fan_in` is the number of inputs of one output: input channels times window.
+/// The settings of a batch normalisation, as `torch.nn.BatchNorm2d` has them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Norm {
+    /// Added to the variance before its root is taken.
+    pub eps: f64,
+    /// The share of a batch's statistics in the new running statistics, from 0 to 1.
+    pub momentum: f64,
+}
+
+impl Default for Norm {
+    /// PyTorch's: eps 1e-5, momentum 0.1.
+    fn default() -> Self {
+        let BatchNormConfig { eps, momentum, .. } = BatchNormConfig::default();
+        Self { eps, momentum }
+    }
+}
+
+/// How the weight of a convolution starts; `fan_in` is the number of inputs of one output: a group's input channels times
+/// window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WeightInit {
     /// PyTorch's default for convolutions and linear layers: uniform in ±1/sqrt(fan_in). PyTorch calls it
@@ -84,13 +134,53 @@ pub enum WeightInit {
     PyTorch,
     /// Normal with variance 2/fan_in: He et al., "Delving Deep into Rectifiers" (2015), equation 10; `kaiming_normal_`.
     HeNormal,
+    /// Normal with variance 2/fan_out, where fan_out is all output channels times window, whatever the groups: torchvision's
+    /// `kaiming_normal_(mode="fan_out")`, equation 14 of the same paper for one group.
+    HeFanOut,
+    /// Normal with variance 2/fan_out, where fan_out is a group's output channels times window: EfficientNet's in TensorFlow
+    /// and in timm (`_init_weight_goog`).
+    HeFanOutOfGroup,
 }
 
 impl WeightInit {
-    fn fill(self, fan_in: usize) -> Fill {
+    /// The values of a convolution with these fans; `fan_out` counts all groups.
+    fn fill(self, fan_in: usize, fan_out: usize, groups: usize) -> Fill {
+        let he = |fan: f64| Fill::Normal { std: (2.0 / fan).sqrt() };
         match self {
-            Self::PyTorch => Fill::Uniform { bound: 1.0 / (fan_in as f64).sqrt() },
-            Self::HeNormal => Fill::Normal { std: (2.0 / fan_in as f64).sqrt() },
+            Self::PyTorch => uniform(fan_in),
+            Self::HeNormal => he(fan_in as f64),
+            Self::HeFanOut => he(fan_out as f64),
+            Self::HeFanOutOfGroup => he(fan_out as f64 / groups as f64),
+        }
+    }
+}
+
+/// Uniform in ±1/sqrt(fan).
+fn uniform(fan: usize) -> Fill {
+    Fill::Uniform { bound: 1.0 / (fan as f64).sqrt() }
+}
+
+/// How weight and bias of a linear layer start.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum LinearInit {
+    /// PyTorch's default: both uniform in ±1/sqrt(inputs).
+    PyTorch,
+    /// Normal, the bias zero: torchvision's MobileNetV2 with a standard deviation of 0.01.
+    Normal {
+        /// The standard deviation of the weight.
+        std: f64,
+    },
+    /// Uniform in ±1/sqrt(outputs), the bias zero: EfficientNet's in TensorFlow and in timm (`_init_weight_goog`).
+    UniformFanOut,
+}
+
+impl LinearInit {
+    /// First values of the weight and of the bias.
+    fn fill(self, inputs: usize, outputs: usize) -> [Fill; 2] {
+        match self {
+            Self::PyTorch => [uniform(inputs); 2],
+            Self::Normal { std } => [Fill::Normal { std }, Fill::Constant(0.0)],
+            Self::UniformFanOut => [uniform(outputs), Fill::Constant(0.0)],
         }
     }
 }
@@ -139,8 +229,13 @@ impl Op {
         match self {
             Self::Images(shape) => Ok(Inferred::plain(shape.to_vec())),
             Self::Conv(conv) => conv.infer(map(inputs)?),
-            Self::BatchNorm => {
+            Self::BatchNorm(Norm { eps, momentum }) => {
                 let shape = map(inputs)?;
+                if !(eps.is_finite() && *eps > 0.0 && (0.0..=1.0).contains(momentum)) {
+                    return Err(format!(
+                        "a batch normalisation with eps {eps} and momentum {momentum}; expected an eps above 0 and a momentum from 0 to 1"
+                    ));
+                }
                 let tensor = |name, value| (name, vec![shape[0]], Fill::Constant(value));
                 Ok(Inferred {
                     parameters: vec![tensor("weight", 1.0), tensor("bias", 0.0)],
@@ -148,10 +243,15 @@ impl Op {
                     ..Inferred::plain(shape.to_vec())
                 })
             }
-            Self::Relu => Ok(Inferred::plain(one(inputs)?.to_vec())),
-            Self::MaxPool { kernel, stride } => {
+            Self::Relu | Self::Relu6 => Ok(Inferred::plain(one(inputs)?.to_vec())),
+            Self::MaxPool { kernel, stride, padding } => {
                 let [channels, height, width] = map(inputs)?;
-                let sides = [height, width].map(|side| windows(side, *kernel, *stride, 0));
+                if *padding > kernel / 2 {
+                    return Err(format!(
+                        "a max-pool's padding is at most half of its {kernel}x{kernel} window, got {padding}"
+                    ));
+                }
+                let sides = [height, width].map(|side| windows(side, *kernel, *stride, *padding));
                 let [height, width] = sides;
                 Ok(Inferred::plain(vec![channels, height?, width?]))
             }
@@ -173,15 +273,15 @@ impl Op {
             Self::GlobalAveragePool => Ok(Inferred::plain(vec![map(inputs)?[0]])),
             // No overflow: the values of an input are few enough.
             Self::Flatten => Ok(Inferred::plain(vec![one(inputs)?.iter().product()])),
-            Self::Linear { outputs } => {
+            Self::Linear { outputs, init } => {
                 let &[inputs] = one(inputs)? else {
                     return Err(format!("a linear layer takes a vector, got {:?}", inputs[0]));
                 };
-                let fill = WeightInit::PyTorch.fill(inputs);
+                let [weight, bias] = init.fill(inputs, *outputs);
                 Ok(Inferred {
                     parameters: vec![
-                        ("weight", vec![*outputs, inputs], fill),
-                        ("bias", vec![*outputs], fill),
+                        ("weight", vec![*outputs, inputs], weight),
+                        ("bias", vec![*outputs], bias),
                     ],
                     multiply_adds: product(&[*outputs, inputs]),
                     ..Inferred::plain(vec![*outputs])
@@ -197,15 +297,26 @@ impl Op {
 
 impl Conv {
     fn infer(&self, [inputs, height, width]: [usize; 3]) -> Result<Inferred, String> {
-        let Self { outputs, kernel, stride, padding, bias, init } = *self;
-        let sides = [height, width].map(|side| windows(side, kernel, stride, padding));
-        let [height, width] = sides;
-        let shape = vec![outputs, height?, width?];
-        let weight = vec![outputs, inputs, kernel, kernel];
-        let fan_in = inputs.saturating_mul(kernel).saturating_mul(kernel);
-        let mut parameters = vec![("weight", weight.clone(), init.fill(fan_in))];
+        let Self { outputs, kernel, stride, padding, same_padding, groups, bias, init } = *self;
+        if groups == 0 || !inputs.is_multiple_of(groups) || !outputs.is_multiple_of(groups) {
+            return Err(format!(
+                "{groups} groups; expected a number that divides the {inputs} channels of its input and the {outputs} of its result"
+            ));
+        }
+        if same_padding && padding != 0 {
+            return Err(format!("\"same\" padding takes the place of padding, got {padding}"));
+        }
+        let side = |side: usize| match same_padding && kernel > 0 && stride > 0 {
+            true => Ok(side.div_ceil(stride)),
+            false => windows(side, kernel, stride, padding),
+        };
+        let shape = vec![outputs, side(height)?, side(width)?];
+        let weight = vec![outputs, inputs / groups, kernel, kernel];
+        let fan = |channels: usize| channels.saturating_mul(kernel).saturating_mul(kernel);
+        let (fan_in, fan_out) = (fan(inputs / groups), fan(outputs));
+        let mut parameters = vec![("weight", weight.clone(), init.fill(fan_in, fan_out, groups))];
         if bias {
-            parameters.push(("bias", vec![outputs], WeightInit::PyTorch.fill(fan_in)));
+            parameters.push(("bias", vec![outputs], uniform(fan_in)));
         }
         let multiply_adds = product(&weight).saturating_mul(product(&shape[1..]));
         Ok(Inferred { parameters, multiply_adds, ..Inferred::plain(shape) })

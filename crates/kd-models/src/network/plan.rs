@@ -81,7 +81,7 @@ impl Planner<'_> {
                 }
                 Work::Convs(convs)
             }
-            Op::BatchNorm => {
+            Op::BatchNorm(_) => {
                 if let Some(sum) = self.fused(&nodes, |op| *op == Op::Add)
                     && !done[sum]
                 {
@@ -122,7 +122,8 @@ impl Planner<'_> {
     fn conv(&self, nodes: &mut Vec<usize>) -> FusedConv {
         let node = nodes[nodes.len() - 1];
         let relu = self.relu(nodes);
-        let pool = self.fused(nodes, |op| *op == Op::MaxPool { kernel: 2, stride: 2 });
+        let halves = Op::MaxPool { kernel: 2, stride: 2, padding: 0 };
+        let pool = self.fused(nodes, |op| *op == halves);
         nodes.extend(pool);
         FusedConv { node, relu, max_pool2: pool.is_some() }
     }
