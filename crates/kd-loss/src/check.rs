@@ -4,8 +4,17 @@ use candle_core::{DType, Tensor};
 
 use crate::{Error, Result};
 
+/// That a tensor's numbers are of a type that losses compute with. `what` names the tensor in the error.
+pub(crate) fn float(what: &'static str, x: &Tensor) -> Result<()> {
+    match x.dtype() {
+        DType::F64 | DType::F32 | DType::BF16 | DType::F16 => Ok(()),
+        found => Err(Error::NumberType { what, found }),
+    }
+}
+
 /// The batch and the classes of logits `[B, C]`; there must be at least one of each. `what` names the tensor in the error.
 pub(crate) fn logits_shape(what: &'static str, logits: &Tensor) -> Result<(usize, usize)> {
+    float(what, logits)?;
     let expected = "[B, C] with at least one class";
     match *logits.dims() {
         [0, _] => Err(Error::EmptyBatch),
@@ -54,6 +63,7 @@ pub(crate) fn labels(logits: &Tensor, labels: &Tensor) -> Result<()> {
 /// The batch and the classes that both networks' logits have in common.
 pub(crate) fn same_logits(student: &Tensor, teacher: &Tensor) -> Result<(usize, usize)> {
     let shape = logits_shape("student logits", student)?;
+    float("the teacher's logits", teacher)?;
     if student.dims() != teacher.dims() {
         return Err(Error::ShapeMismatch {
             what: "logits".into(),

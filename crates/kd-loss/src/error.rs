@@ -66,6 +66,14 @@ pub enum Error {
         /// Their type.
         found: candle_core::DType,
     },
+    /// Logits or features are of a type that losses don't compute with.
+    #[error("{what} are {found:?}; expected F32, F64, BF16 or F16")]
+    NumberType {
+        /// What the tensor is, such as "student features".
+        what: &'static str,
+        /// Its type.
+        found: candle_core::DType,
+    },
     /// A method needs the teacher's logits and was given none.
     #[error("the teacher's logits are needed and were not given")]
     MissingTeacherLogits,

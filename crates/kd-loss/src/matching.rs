@@ -2,11 +2,11 @@
 
 use candle_core::Tensor;
 
-use crate::numeric::widened;
-use crate::{Error, Result};
+use crate::numeric::widened_both;
+use crate::{Error, Result, check};
 
 /// Two maps `[B, C, H, W]`, brought to the same height and width: the larger one is averaged over windows. Their channels may
-/// differ. f16 and bf16 become f32.
+/// differ. Both become f32, or f64 where one of them is.
 ///
 /// # Errors
 /// When the batches differ in size or are empty, or neither map's height and width are multiples of the other's.
@@ -27,7 +27,9 @@ pub(crate) fn match_size(student: &Tensor, teacher: &Tensor) -> Result<(Tensor, 
         return Err(Error::EmptyBatch);
     }
     let (h, w) = common_size((hs, ws), (ht, wt)).ok_or_else(mismatch)?;
-    Ok((average_to(&widened(student)?, h, w)?, average_to(&widened(teacher)?, h, w)?))
+    check_types(student, teacher)?;
+    let (student, teacher) = widened_both(student, teacher)?;
+    Ok((average_to(&student, h, w)?, average_to(&teacher, h, w)?))
 }
 
 /// The smaller of two sizes (height, width), if the other one is a multiple of it in both directions.
@@ -55,7 +57,8 @@ fn average_to(map: &Tensor, h: usize, w: usize) -> candle_core::Result<Tensor> {
     map.avg_pool2d((height / h, width / w))
 }
 
-/// Two batches of features `[B, ...]`, each flattened to rows `[B, F]`; F may differ. f16 and bf16 become f32. The teacher's have no gradient.
+/// Two batches of features `[B, ...]`, each flattened to rows `[B, F]`; F may differ. Both become f32, or f64 where one of them is. The teacher's
+/// have no gradient.
 ///
 /// # Errors
 /// When the batches differ in size or are empty, or an image has no features.
@@ -75,7 +78,18 @@ pub(crate) fn rows(student: &Tensor, teacher: &Tensor) -> Result<(Tensor, Tensor
     if student.dims()[0] == 0 {
         return Err(Error::EmptyBatch);
     }
-    Ok((widened(student)?.flatten_from(1)?, widened(&teacher.detach())?.flatten_from(1)?))
+    check_types(student, teacher)?;
+    let (student, teacher) = widened_both(student, &teacher.detach())?;
+    Ok((student.flatten_from(1)?, teacher.flatten_from(1)?))
+}
+
+/// That both networks' features are of types that losses compute with.
+///
+/// # Errors
+/// When one is not; the error names the network.
+pub(crate) fn check_types(student: &Tensor, teacher: &Tensor) -> Result<()> {
+    check::float("the student's features", student)?;
+    check::float("the teacher's features", teacher)
 }
 
 #[cfg(test)]

@@ -1,12 +1,13 @@
 //! The sum that training minimises.
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use crate::inputs::{Inputs, Needs, RunStep};
 use crate::list::MethodConfig;
 use crate::logits::{FusedLoss, FusedTerms, fused_with_labels};
 use crate::method::Method;
+use crate::numeric::{in_one_type, widened};
 use crate::schedule::Schedule;
 use crate::{Error, Result, check, cross_entropy};
 
@@ -168,7 +169,7 @@ impl Objective {
             let part = method.loss(&Inputs { host, ..*inputs });
             let part = part.map_err(|error| error.in_method(name))?;
             let factor = schedule.factor(at)?;
-            weighted.push((at_least_f32(&part)? * (*weight * factor))?);
+            weighted.push((widened(&part)? * (*weight * factor))?);
             parts.push((name, part));
         }
         let mut terms = weighted.into_iter();
@@ -176,7 +177,8 @@ impl Objective {
             unreachable!("an objective has a label weight or a method")
         };
         for term in terms {
-            total = (total + term)?;
+            let (sum, term) = in_one_type(&total, &term)?;
+            total = (sum + term)?;
         }
         // The parts are only read: they must not keep the batch's graph of operations alive.
         let parts = parts.into_iter().map(|(name, part)| (name, part.detach())).collect();
@@ -205,13 +207,5 @@ impl Objective {
         let value = fused_with_labels(inputs.student_logits, teacher, inputs.labels, terms)
             .map_err(|error| error.in_method(term.name))?;
         Ok(value.map(|value| (index, value)))
-    }
-}
-
-/// A bf16 or f16 loss as f32: losses are added in f32, whatever type the features have.
-fn at_least_f32(loss: &Tensor) -> candle_core::Result<Tensor> {
-    match loss.dtype() {
-        DType::BF16 | DType::F16 => loss.to_dtype(DType::F32),
-        _ => Ok(loss.clone()),
     }
 }

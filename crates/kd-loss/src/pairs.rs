@@ -5,8 +5,9 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use crate::inputs::{Inputs, Needs};
-use crate::matching::common_size;
+use crate::matching::{check_types, common_size};
 use crate::method::Method;
+use crate::numeric::in_one_type;
 use crate::setup::{DefaultPlace, Setup, Side, unknown_place};
 use crate::{Error, Result};
 
@@ -127,7 +128,7 @@ impl Pair {
     /// The values `[B, ...]` of both networks, the teacher's without a gradient.
     ///
     /// # Errors
-    /// When the inputs lack one of the places.
+    /// When the inputs lack one of the places, or hold other numbers than floats there.
     pub(crate) fn features(&self, inputs: &Inputs<'_>) -> Result<(Tensor, Tensor)> {
         let (ours, theirs) = (inputs.student_features, inputs.teacher_features);
         let student = ours.get(&self.student);
@@ -136,6 +137,7 @@ impl Pair {
         let teacher = theirs.get(&self.teacher);
         let teacher =
             teacher.ok_or_else(|| unknown_place(Side::Teacher, &self.teacher, theirs.keys()))?;
+        check_types(student, teacher)?;
         Ok((student.clone(), teacher.detach()))
     }
 }
@@ -233,7 +235,8 @@ where
         };
         let mut total = loss(first)?;
         for pair in others {
-            total = (total + loss(pair)?)?;
+            let (sum, loss) = in_one_type(&total, &loss(pair)?)?;
+            total = (sum + loss)?;
         }
         Ok(total)
     }

@@ -5,10 +5,10 @@ use candle_nn::VarBuilder;
 
 use crate::Result;
 use crate::method::{HelperInit, HelperParameter};
-use crate::numeric::widened;
+use crate::numeric::widened_both;
 
 /// A linear layer of rows, which is also a 1x1 convolution of maps: weight `[outputs, inputs]` and bias `[outputs]`. Both are
-/// helper parameters of a method, trained with the student and no part of it.
+/// helper parameters of a method, trained with the student and no part of it. Features of another type than theirs are widened, and so are they.
 pub(crate) struct Projection {
     weight: Tensor,
     bias: Tensor,
@@ -29,25 +29,27 @@ impl Projection {
     /// # Errors
     /// When `vb` lacks one of them or its shape is another.
     pub(crate) fn new(inputs: usize, outputs: usize, vb: &VarBuilder<'_>) -> Result<Self> {
-        let weight = widened(&vb.get((outputs, inputs), "weight")?)?;
-        Ok(Self { weight, bias: widened(&vb.get(outputs, "bias")?)? })
+        let weight = vb.get((outputs, inputs), "weight")?;
+        Ok(Self { weight, bias: vb.get(outputs, "bias")? })
     }
 
     /// `[B, inputs]` to `[B, outputs]`.
     pub(crate) fn rows(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        widened(x)?.matmul(&self.weight.t()?)?.broadcast_add(&self.bias)
+        let (x, weight) = widened_both(x, &self.weight)?;
+        x.matmul(&weight.t()?)?.broadcast_add(&self.bias.to_dtype(x.dtype())?)
     }
 
     /// The 1x1 convolution: `[B, inputs, H, W]` to `[B, outputs, H, W]`.
     pub(crate) fn map(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        let x = widened(x)?;
+        let (x, weight) = widened_both(x, &self.weight)?;
+        let bias = self.bias.to_dtype(x.dtype())?;
         let (batch, _, height, width) = x.dims4()?;
-        let outputs = self.bias.dims1()?;
+        let outputs = bias.dims1()?;
         // One matrix product an image, on the map as it lies in memory: reordering it to pixels and back takes longer than the
         // products.
-        let weight = self.weight.broadcast_left(batch)?.contiguous()?;
+        let weight = weight.broadcast_left(batch)?.contiguous()?;
         let y = weight.matmul(&x.flatten_from(2)?.contiguous()?)?;
-        let y = y.broadcast_add(&self.bias.reshape((1, outputs, 1))?)?;
+        let y = y.broadcast_add(&bias.reshape((1, outputs, 1))?)?;
         y.reshape((batch, outputs, height, width))
     }
 }

@@ -130,8 +130,7 @@ fn configs() -> Vec<MethodConfig> {
 /// Along a direction, the loss changes as its gradient says: for logits, features and helpers.
 #[test]
 fn gradients_are_finite_differences() {
-    let skip = ["regressor"]; // its convolution is f32; pytorch.rs has its gradient
-    for config in configs().into_iter().filter(|config| !skip.contains(&config.name())) {
+    for config in configs() {
         let mut world = World::new(&config, DType::F64);
         let names: Vec<String> = world.variables().into_iter().map(|(name, _)| name).collect();
         let grads = World::new(&config, DType::F64);

@@ -124,7 +124,7 @@ fn the_teacher_gets_no_gradient_from_the_sum() {
     assert!(gradients.get(&teacher).is_none() && gradients.get(&case.student).is_some());
 }
 
-/// A teacher of another type is taken in the student's.
+/// A teacher in bf16 is widened to the student's f32.
 #[test]
 fn a_teachers_logits_may_be_bf16() {
     let case = case(4, 9, 4.0, DType::F32);

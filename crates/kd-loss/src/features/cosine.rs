@@ -3,8 +3,9 @@
 use candle_core::{D, Tensor};
 use candle_nn::VarBuilder;
 
+use crate::matching::check_types;
 use crate::method::{About, Definition, Kind, Method};
-use crate::numeric::{widened, without_zero_rows};
+use crate::numeric::{widened_both, without_zero_rows};
 use crate::pairs::{MAP_PAIR, Pair, PairConfig, compare};
 use crate::setup::DefaultPlace;
 use crate::{Error, Result, Setup};
@@ -18,7 +19,9 @@ const EPSILON: f64 = 1e-12;
 /// the student's values is average-pooled over `k` neighbours first. The teacher gets no gradient.
 ///
 /// It is `torch.nn.CosineEmbeddingLoss` with targets of 1 (after `avg_pool1d(teacher, k)`), as in the
-/// PyTorch tutorial on knowledge distillation, where features of 1024 and 2048 meet.
+/// PyTorch tutorial on knowledge distillation, where features of 1024 and 2048 meet. As there, 1e-12 is added to each squared length: from
+/// lengths of about 1e-5 down the cosine becomes smaller than that of the directions. PyTorch's value is kept, as it is the tutorial's; the gradient
+/// departs from it at the student's rows up to 1e-16 long alone: it is 0, where PyTorch's reaches 1e6.
 ///
 /// # Errors
 /// When the batch sizes differ or the teacher's size is no multiple of the student's.
@@ -35,11 +38,13 @@ pub fn cosine(student: &Tensor, teacher: &Tensor) -> Result<Tensor> {
     if student.dims()[0] == 0 {
         return Err(Error::EmptyBatch);
     }
+    check_types(student, teacher)?;
+    let (student, teacher) = widened_both(student, &teacher.detach())?;
     // At a student's row of zeros there is no derivative: its gradient is 0, where PyTorch's grows to 1e6.
-    let student = without_zero_rows(&widened(student)?.flatten_from(1)?)?;
+    let student = without_zero_rows(&student.flatten_from(1)?)?;
     let pool = pooling(student.dims()[1], teacher.dims()[1..].iter().product());
     let pool = pool.ok_or_else(mismatch)?;
-    let mut teacher = widened(&teacher.detach())?.flatten_from(1)?;
+    let mut teacher = teacher.flatten_from(1)?;
     if pool > 1 {
         teacher = teacher.reshape((student.dims()[0], student.dims()[1], pool))?.mean(D::Minus1)?;
     }

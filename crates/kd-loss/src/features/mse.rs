@@ -2,10 +2,11 @@
 
 use candle_core::Tensor;
 
-use crate::numeric::widened;
+use crate::matching::check_types;
+use crate::numeric::widened_both;
 use crate::{Error, Result};
 
-/// `mean over all elements of (student - teacher)²`, a scalar. f16 and bf16 are summed in f32. The teacher gets no gradient.
+/// `mean over all elements of (student - teacher)²`, a scalar. It is computed in f32, or in f64 where one of them is. The teacher gets no gradient.
 ///
 /// # Errors
 /// When the shapes differ.
@@ -21,7 +22,9 @@ pub fn mse(student: &Tensor, teacher: &Tensor) -> Result<Tensor> {
     if student.elem_count() == 0 {
         return Err(Error::EmptyBatch);
     }
-    Ok((widened(student)? - widened(&teacher.detach())?)?.sqr()?.mean_all()?)
+    check_types(student, teacher)?;
+    let (student, teacher) = widened_both(student, &teacher.detach())?;
+    Ok((student - teacher)?.sqr()?.mean_all()?)
 }
 
 #[cfg(test)]

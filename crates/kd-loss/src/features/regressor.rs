@@ -6,7 +6,7 @@ use kd_ops::{Conv2dConfig, conv2d};
 
 use super::mse::mse;
 use crate::method::{About, Definition, HelperInit, HelperParameter, Kind, Method};
-use crate::numeric::widened;
+use crate::numeric::widened_both;
 use crate::pairs::{MAP_PAIR, Pair, PairConfig, compare};
 use crate::setup::DefaultPlace;
 use crate::{Result, Setup};
@@ -43,16 +43,18 @@ impl Definition for Regressor {
     fn build(options: &PairConfig, setup: &Setup, vb: VarBuilder<'_>) -> Result<Box<dyn Method>> {
         let pair = options.find(setup, DefaultPlace::Map)?;
         let (inputs, outputs) = channels(&pair)?;
-        let weight = widened(&vb.get((outputs, inputs, 3, 3), "regressor.0.weight")?)?;
-        let bias = widened(&vb.get(outputs, "regressor.0.bias")?)?;
+        let weight = vb.get((outputs, inputs, 3, 3), "regressor.0.weight")?;
+        let bias = vb.get(outputs, "regressor.0.bias")?;
         Ok(compare(vec![pair], move |student, teacher| {
-            mse(&convolution(&widened(student)?, &weight, &bias)?, teacher)
+            mse(&convolution(student, &weight, &bias)?, teacher)
         }))
     }
 }
 
 /// The 3x3 convolution with padding 1. kd-ops' own is for f32; f64 goes through candle's.
 fn convolution(x: &Tensor, weight: &Tensor, bias: &Tensor) -> candle_core::Result<Tensor> {
+    let (x, weight) = &widened_both(x, weight)?;
+    let bias = &bias.to_dtype(x.dtype())?;
     if x.dtype() == DType::F32 {
         let config = Conv2dConfig { padding: 1, ..Conv2dConfig::default() };
         return conv2d(x, weight, Some(bias), &config);

@@ -3,9 +3,9 @@
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
-use crate::matching::match_size;
+use crate::matching::{check_types, match_size};
 use crate::method::{About, Definition, HelperInit, HelperParameter, Kind, Method};
-use crate::numeric::{relu, widened};
+use crate::numeric::{relu, widened_both};
 use crate::pairs::{MAP_PAIR, PairConfig, compare};
 use crate::projection::Projection;
 use crate::setup::DefaultPlace;
@@ -34,11 +34,13 @@ pub fn vid(mean: &Tensor, alpha: &Tensor, teacher: &Tensor) -> Result<Tensor> {
     if mean.elem_count() == 0 {
         return Err(Error::EmptyBatch);
     }
-    let (mean, alpha) = (widened(mean)?, widened(alpha)?);
+    check_types(mean, teacher)?;
+    let (mean, teacher) = widened_both(mean, &teacher.detach())?;
+    let alpha = alpha.to_dtype(mean.dtype())?;
     // log(1 + exp(a)) = max(a, 0) + log(1 + exp(-|a|)), finite for any a.
     let softplus = (alpha.relu()? + (alpha.abs()?.neg()?.exp()? + 1.0)?.log()?)?;
     let variance = (softplus + EPSILON)?.reshape((1, mean.dims()[1], 1, 1))?;
-    let error = (widened(&teacher.detach())? - &mean)?.sqr()?.broadcast_div(&variance)?;
+    let error = (teacher - &mean)?.sqr()?.broadcast_div(&variance)?;
     Ok((error.broadcast_add(&variance.log()?)?.mean_all()? * 0.5)?)
 }
 

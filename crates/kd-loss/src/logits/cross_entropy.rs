@@ -4,6 +4,7 @@ use candle_core::{D, Tensor};
 
 use super::fused::{self, FusedTerms, fused};
 use super::log_softmax::log_softmax;
+use crate::numeric::widened;
 use crate::{Result, check};
 
 /// `mean over images of -log softmax(z)_label`, a scalar.
@@ -42,7 +43,7 @@ fn with_candle_ops(
     smoothing: f64,
 ) -> candle_core::Result<Tensor> {
     let classes = logits.dim(1)? as u32;
-    let log_p = log_softmax(logits)?;
+    let log_p = log_softmax(&widened(logits)?)?;
     // A label out of range must not reach `gather`; it marks the loss instead.
     let in_range = labels.lt(classes)?;
     let labels = labels.minimum(classes - 1)?;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::log_softmax::log_softmax;
 use crate::inputs::{Inputs, Needs};
 use crate::method::{About, Definition, Kind, Method};
-use crate::numeric::{centred, root, widened};
+use crate::numeric::{centred, finest, root, widened_both};
 use crate::{Result, Setup, check};
 
 /// `T² · (beta · inter + gamma · intra)`, a scalar.
@@ -32,12 +32,13 @@ pub fn dist(
     Dist::validate(config)?;
     check::same_logits(student_logits, teacher_logits)?;
     let temperature = config.temperature;
-    let probabilities = |z: &Tensor| log_softmax(&(widened(z)? / temperature)?)?.exp();
-    let (p, q) = (probabilities(student_logits)?, probabilities(&teacher_logits.detach())?);
+    let (student, teacher) = widened_both(student_logits, &teacher_logits.detach())?;
+    let probabilities = |z: &Tensor| log_softmax(&(finest(z)? / temperature)?)?.exp();
+    let (p, q) = (probabilities(&student)?, probabilities(&teacher)?);
     let inter = distance(&p, &q)?;
     let intra = distance(&p.t()?.contiguous()?, &q.t()?.contiguous()?)?;
     let sum = ((inter * config.beta)? + (intra * config.gamma)?)?;
-    Ok((sum * (temperature * temperature))?)
+    Ok((sum * (temperature * temperature))?.to_dtype(student.dtype())?)
 }
 
 /// The mean over rows of 1 - ρ, ρ being Pearson's correlation of a row of `a` with the same row of `b`.

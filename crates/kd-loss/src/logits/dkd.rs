@@ -8,7 +8,7 @@ use super::log_softmax::log_softmax;
 use super::standardize::both_logits;
 use crate::inputs::{Inputs, Needs};
 use crate::method::{About, Definition, Kind, Method};
-use crate::numeric::widened;
+use crate::numeric::{finest, widened_both};
 use crate::{Result, Setup, check};
 
 /// `T² · (alpha · TCKD + beta · NCKD)`, averaged over the batch, a scalar.
@@ -34,20 +34,19 @@ pub fn dkd(
     let (_, classes) = check::same_logits(student_logits, teacher_logits)?;
     check::two_classes(student_logits, classes)?;
     check::labels(student_logits, labels)?;
-    let (student_logits, teacher_logits) =
-        (widened(student_logits)?, widened(&teacher_logits.detach())?);
+    let (student_logits, teacher_logits) = widened_both(student_logits, &teacher_logits.detach())?;
     let temperature = config.temperature;
     let is_label = Tensor::arange(0u32, classes as u32, labels.device())?
         .broadcast_eq(&labels.unsqueeze(1)?)?
-        .to_dtype(student_logits.dtype())?;
-    let s = Split::new(&(&student_logits / temperature)?, &is_label)?;
-    let t = Split::new(&(teacher_logits / temperature)?, &is_label)?;
+        .to_dtype(finest(&student_logits)?.dtype())?;
+    let split = |z: &Tensor| Split::new(&(finest(z)? / temperature)?, &is_label);
+    let (s, t) = (split(&student_logits)?, split(&teacher_logits)?);
 
     let kl = |log_q: &Tensor, log_p: &Tensor| log_q.exp()? * (log_q - log_p)?;
     let target = (kl(&t.log_label, &s.log_label)? + kl(&t.log_rest, &s.log_rest)?)?.mean_all()?;
     let others = kl(&t.log_others, &s.log_others)?.sum(D::Minus1)?.mean_all()?;
     let sum = ((target * config.alpha)? + (others * config.beta)?)?;
-    Ok((sum * (temperature * temperature))?)
+    Ok((sum * (temperature * temperature))?.to_dtype(student_logits.dtype())?)
 }
 
 /// The logarithms of a softmax, split into the label and the other classes.
@@ -65,6 +64,8 @@ const FAR: f64 = 1e30;
 
 impl Split {
     fn new(z: &Tensor, is_label: &Tensor) -> candle_core::Result<Self> {
+        // Nothing below depends on what all of an image's logits have in common, and without it nothing is rounded at its size.
+        let z = &z.broadcast_sub(&z.max_keepdim(D::Minus1)?.detach())?;
         let others = (z - (is_label * FAR)?)?;
         let log_others = log_softmax(&others)?;
         let log_p = log_softmax(z)?;

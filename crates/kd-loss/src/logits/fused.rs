@@ -44,7 +44,7 @@ pub(crate) fn takes(logits: &Tensor) -> bool {
     device && matches!(logits.dtype(), DType::F32 | DType::BF16 | DType::F16)
 }
 
-/// The losses of the student's logits `[B, C]` (f32, bf16 or f16) against the teacher's of the same shape, against u32 labels `[B]`, or
+/// The losses of the student's logits `[B, C]` (f32, bf16 or f16) against the teacher's of the same shape and type, against u32 labels `[B]`, or
 /// against both. The teacher gets no gradient. Labels on the CPU must be classes, which the caller has checked; on a GPU a label that is
 /// no class makes its row's loss and gradient NaN.
 pub(crate) fn fused(
@@ -59,7 +59,7 @@ pub(crate) fn fused(
             bail!("{NAME}: the student's logits are on {a:?}, what they are compared with on {b:?}")
         }
     }
-    let teacher = teacher.map(|t| t.detach().to_dtype(student.dtype())?.contiguous());
+    let teacher = teacher.map(|t| t.detach().contiguous());
     let made = Arc::new(OnceLock::new());
     let operands = Operands {
         terms,

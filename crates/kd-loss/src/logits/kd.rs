@@ -10,6 +10,7 @@ use super::log_softmax::log_softmax;
 use super::standardize::both_logits;
 use crate::inputs::{Inputs, Needs};
 use crate::method::{About, Definition, Kind, Method};
+use crate::numeric::{in_one_type, widened_both};
 use crate::{Result, Setup, check};
 
 /// `T² · mean over images of KL(softmax(teacher / T) ‖ softmax(student / T))`, a scalar.
@@ -18,7 +19,8 @@ use crate::{Result, Setup, check};
 /// KL = Σ_j q_j (log q_j - log p_j): summed over classes, averaged over the batch. T² keeps the size
 /// of the gradient the same as T changes. The teacher gets no gradient. Value and gradient are
 /// finite for any finite logits. For f32, bf16 and f16 logits of the student it is one operation with its gradient and the loss is
-/// f32, on the CPU and, with the feature `cuda`, on a GPU.
+/// f32, on the CPU and, with the feature `cuda`, on a GPU. Logits of two types are both widened to f32, or to f64 where one is f64: a teacher
+/// in f32 is not rounded to a student in half precision.
 ///
 /// Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network" (2015), section 2. PyTorch:
 /// `T*T * kl_div(log_softmax(s/T), log_softmax(t/T), reduction="batchmean", log_target=True)`.
@@ -28,11 +30,12 @@ use crate::{Result, Setup, check};
 pub fn kd(student_logits: &Tensor, teacher_logits: &Tensor, temperature: f64) -> Result<Tensor> {
     check::temperature(temperature)?;
     check::same_logits(student_logits, teacher_logits)?;
-    if fused::takes(student_logits) {
+    let (student, teacher) = in_one_type(student_logits, teacher_logits)?;
+    if fused::takes(&student) {
         let terms = FusedTerms::kd(temperature);
-        return Ok(fused(student_logits, Some(teacher_logits), None, terms)?.total);
+        return Ok(fused(&student, Some(&teacher), None, terms)?.total);
     }
-    Ok(with_candle_ops(student_logits, teacher_logits, temperature)?)
+    Ok(with_candle_ops(&student, &teacher, temperature)?)
 }
 
 /// The same loss by candle's operations, for any float type and device.
@@ -41,8 +44,9 @@ fn with_candle_ops(
     teacher: &Tensor,
     temperature: f64,
 ) -> candle_core::Result<Tensor> {
+    let (student, teacher) = widened_both(student, &teacher.detach())?;
     let log_p = log_softmax(&(student / temperature)?)?;
-    let log_q = log_softmax(&(teacher.detach() / temperature)?)?;
+    let log_q = log_softmax(&(teacher / temperature)?)?;
     let kl = (log_q.exp()? * (log_q - log_p)?)?.sum(D::Minus1)?;
     kl.mean_all()? * (temperature * temperature)
 }
@@ -68,8 +72,9 @@ pub fn kd_with_labels(
     if let Some(value) = fused_with_labels(student_logits, teacher_logits, labels, terms)? {
         return Ok(value.total);
     }
-    let kd = kd(student_logits, teacher_logits, temperature)?;
-    let labels = cross_entropy(student_logits, labels)?;
+    let (student, teacher) = widened_both(student_logits, teacher_logits)?;
+    let kd = kd(&student, &teacher, temperature)?;
+    let labels = cross_entropy(&student, labels)?;
     Ok(((labels * labels_weight)? + (kd * kd_weight)?)?)
 }
 
@@ -84,10 +89,11 @@ pub(crate) fn fused_with_labels(
     check::temperature(terms.temperature)?;
     check::same_logits(student, teacher)?;
     check::labels(student, labels)?;
-    if !fused::takes(student) {
+    let (student, teacher) = in_one_type(student, teacher)?;
+    if !fused::takes(&student) {
         return Ok(None);
     }
-    Ok(Some(fused(student, Some(teacher), Some(labels), terms)?))
+    Ok(Some(fused(&student, Some(&teacher), Some(labels), terms)?))
 }
 
 /// Options of the method "kd": [`kd`] of the two networks' logits.

@@ -30,6 +30,8 @@ const EPSILON: f64 = 1e-7;
 /// Both networks' logits, the teacher's without a gradient; standardised if a method's option says so.
 pub(super) fn both_logits(inputs: &Inputs<'_>, standardized: bool) -> Result<(Tensor, Tensor)> {
     let (student, teacher) = (inputs.student_logits, inputs.require_teacher_logits()?);
+    check::float("the student's logits", student)?;
+    check::float("the teacher's logits", &teacher)?;
     if standardized {
         return Ok((standardize(student)?, standardize(&teacher)?));
     }

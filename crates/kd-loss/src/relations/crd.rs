@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::inputs::{HostStep, Inputs, Needs};
 use crate::matching::rows;
 use crate::method::{About, Definition, HelperInit, HelperParameter, Kind, Method};
-use crate::numeric::{normalized, widened};
+use crate::numeric::{normalized, widened, widened_both};
 use crate::pairs::{Pair, VECTOR_PAIR};
 use crate::projection::Projection;
 use crate::setup::DefaultPlace;
@@ -24,6 +24,7 @@ use crate::{Error, Result, Setup, check};
 ///
 /// Tian, Krishnan, Isola, "Contrastive Representation Distillation" (2020), equations 10, 11 and 19; Z as in Wu et al.,
 /// "Unsupervised Feature Learning via Non-Parametric Instance Discrimination" (2018), section 3.2, whose memory the paper uses.
+/// f16 and bf16 are summed in f32.
 ///
 /// # Errors
 /// When the shape doesn't fit, or a number is not above 0.
@@ -33,7 +34,7 @@ pub fn crd_nce(similarities: &Tensor, normalizer: f64, images: usize) -> Result<
     check::positive("normalizer", normalizer)?;
     check::positive("images", images as f64)?;
     let noise = (columns - 1) as f64 / images as f64;
-    let p = (similarities / normalizer)?;
+    let p = (widened(similarities)? / normalizer)?;
     let log_sum = (&p + noise)?.log()?;
     // log h = log P - log(P + N/M) of the positive, log(1 - h) = log(N/M) - log(P + N/M) of the negatives
     let positive = p.narrow(1, 0, 1)?.log()?;
@@ -249,7 +250,8 @@ impl Contrast {
     fn similarities(&self, embedded: &Tensor, memory: &Tensor, drawn: &[u32]) -> Result<Tensor> {
         let (batch, dim) = embedded.dims2()?;
         let others = memory.detach().index_select(&Tensor::new(drawn, memory.device())?, 0)?;
-        let others = widened(&others)?.reshape((batch, 1 + self.options.negatives, dim))?;
+        let (embedded, others) = widened_both(embedded, &others)?;
+        let others = others.reshape((batch, 1 + self.options.negatives, dim))?;
         let products = others.matmul(&embedded.unsqueeze(2)?)?.squeeze(2)?;
         Ok((products / self.options.temperature)?.exp()?)
     }
@@ -271,8 +273,9 @@ impl Contrast {
     /// Moves the memory of the batch's images towards their present embeddings.
     fn remember(&self, memory: &Tensor, embedded: &Tensor, indices: &Tensor) -> Result<()> {
         let keep = self.options.momentum;
-        let old = widened(&memory.detach().index_select(indices, 0)?)?;
-        let new = normalized(&((old * keep)? + (embedded.detach() * (1.0 - keep))?)?)?;
+        let old = memory.detach().index_select(indices, 0)?;
+        let (embedded, old) = widened_both(&embedded.detach(), &old)?;
+        let new = normalized(&((old * keep)? + (embedded * (1.0 - keep))?)?)?;
         let new = new.to_dtype(memory.dtype())?;
         for (row, index) in indices.to_vec1::<u32>()?.into_iter().enumerate() {
             memory.slice_set(&new.narrow(0, row, 1)?.contiguous()?, 0, index as usize)?;

@@ -4,8 +4,9 @@ use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
 use crate::inputs::{Inputs, Needs};
-use crate::matching::match_size;
+use crate::matching::{check_types, match_size};
 use crate::method::{About, Definition, HelperParameter, Kind, Method};
+use crate::numeric::widened_both;
 use crate::pairs::{Pair, PairListConfig};
 use crate::projection::Projection;
 use crate::{Error, Result, Setup};
@@ -22,6 +23,8 @@ use crate::{Error, Result, Setup};
 /// # Errors
 /// When the maps don't fit.
 pub fn fsp(student: (&Tensor, &Tensor), teacher: (&Tensor, &Tensor)) -> Result<Tensor> {
+    check_types(student.0, teacher.0)?;
+    check_types(student.1, teacher.1)?;
     let s = flow(student.0, student.1)?;
     let t = flow(&teacher.0.detach(), &teacher.1.detach())?;
     if s.dims() != t.dims() {
@@ -32,6 +35,7 @@ pub fn fsp(student: (&Tensor, &Tensor), teacher: (&Tensor, &Tensor)) -> Result<T
             expected: "both must be [B, C1, C2]",
         });
     }
+    let (s, t) = widened_both(&s, &t)?;
     Ok((s - t)?.sqr()?.mean_all()?)
 }
 

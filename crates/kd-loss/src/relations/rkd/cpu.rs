@@ -10,6 +10,8 @@ use std::sync::OnceLock;
 use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+use crate::numeric::SHORTEST;
+
 /// The operation's name in candle's errors.
 const NAME: &str = "angles between images";
 /// How many images' angles one thread adds up. The order of the sums depends on this and on the batch size alone.
@@ -119,7 +121,7 @@ impl Distances {
     fn new(x: &[f64], batch: usize) -> Self {
         let q = all_squared_distances(x, batch);
         // As in `normalized`: an image has no direction to one that is equal to it.
-        let inverse = |q: &f64| if *q > 0.0 { 1.0 / q.sqrt() } else { 0.0 };
+        let inverse = |q: &f64| if *q > SHORTEST * SHORTEST { 1.0 / q.sqrt() } else { 0.0 };
         let inverse = q.iter().map(inverse).collect();
         Self { q, inverse, batch }
     }
