@@ -41,8 +41,7 @@ pub const SUMMARY: Kind = Kind::Json(&["format", "dataset", "runs"]);
 /// The JSON of `kd compare`, as [`Comparison`](crate::Comparison) describes it.
 pub const COMPARISON: Kind = Kind::Json(&["title", "head", "rows", "notes"]);
 /// A comparison's table in Markdown.
-pub const MARKDOWN: Kind =
-    Kind::Text(&["\n| arm | seeds | accuracy, % |", "\nGap closed: (arm - "]);
+pub const MARKDOWN: Kind = Kind::Text(&["\n| arm | seeds | ", "\nGap closed: (arm - "]);
 /// A manual page of kd or of one of its commands.
 pub const MANUAL_PAGE: Kind = Kind::Text(&["\n.TH kd"]);
 

@@ -54,6 +54,12 @@ pub struct RunSummary {
     pub test_accuracy: f64,
     /// The same after the best epoch.
     pub best_test_accuracy: f64,
+    /// [Balanced accuracy](crate::Evaluation::balanced_accuracy) of the weights that the run ended with; absent before its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test_balanced_accuracy: Option<f64>,
+    /// [Macro F1](crate::Evaluation::macro_f1) of the same weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test_macro_f1: Option<f64>,
     /// Cross-entropy on the test images of the weights that the run ended with.
     pub test_loss: f64,
     /// Training loss of each epoch.
@@ -87,6 +93,12 @@ pub struct OverSeeds {
     pub test_accuracy: Spread,
     /// After each run's best epoch.
     pub best_test_accuracy: Spread,
+    /// Balanced accuracy of the weights that the runs ended with; absent until all have ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test_balanced_accuracy: Option<Spread>,
+    /// Macro F1 of the same weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test_macro_f1: Option<Spread>,
     /// Of the weights that the runs ended with.
     pub test_loss: Spread,
     /// Wall-clock seconds spent training.

@@ -2,12 +2,14 @@
 //! figures of every run ([`document`]), and what they say ([`statistics`], [`table`]). `kd compare` trains the runs.
 
 pub mod document;
+mod figure;
 pub mod jobs;
 pub mod plan;
 pub mod statistics;
 pub mod table;
 
 pub use document::{Arm, Figures};
+pub use figure::Figure;
 pub use jobs::Job;
 pub use plan::{Overrides, Planned};
 pub use table::Baselines;

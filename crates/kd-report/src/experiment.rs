@@ -4,7 +4,7 @@ mod read;
 mod roles;
 mod run;
 
-use kd_record::{Comparison, DatasetRecord};
+use kd_record::{Comparison, DatasetRecord, Evaluation};
 
 use crate::statistics;
 pub(crate) use read::read_all;
@@ -26,6 +26,14 @@ pub(crate) struct Experiment {
     pub(crate) comparison: Option<Comparison>,
 }
 
+impl Experiment {
+    /// The test figures of the runs that have ended.
+    pub(crate) fn evaluations(&self) -> impl Iterator<Item = &Evaluation> {
+        let runs = self.arms.iter().flat_map(|arm| &arm.runs);
+        runs.filter_map(|run| run.evaluation.as_ref())
+    }
+}
+
 /// The runs of one name, over the seeds.
 pub(crate) struct Arm {
     /// The runs' name.
@@ -45,6 +53,11 @@ impl Arm {
 
     /// One value of each run.
     pub(crate) fn values(&self, of: impl Fn(&Run) -> f64) -> Vec<f64> {
+        self.runs.iter().map(of).collect()
+    }
+
+    /// One value of each run; `None` where a run has none.
+    pub(crate) fn known(&self, of: impl Fn(&Run) -> Option<f64>) -> Option<Vec<f64>> {
         self.runs.iter().map(of).collect()
     }
 

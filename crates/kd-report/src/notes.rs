@@ -1,8 +1,10 @@
 //! The sentences below a table of runs, on the page and on the terminal.
 
+use kd_record::Evaluation;
+
 use crate::experiment::{Experiment, Run};
 use crate::format::grouped;
-use crate::statistics;
+use crate::{statistics, text};
 
 /// Sentences below the table: what the columns mean and how far chance goes.
 pub(crate) fn notes(experiment: &Experiment) -> Vec<String> {
@@ -37,6 +39,17 @@ pub(crate) fn notes(experiment: &Experiment) -> Vec<String> {
                 grouped(experiment.dataset.test as u64)
             ));
         }
+    }
+    if experiment.evaluations().any(Evaluation::is_uneven) {
+        notes.push("The classes have different numbers of test images. Balanced accuracy (mean of the classes' accuracies) and macro F1 (mean of the classes' F1 scores) count each class the same.".to_owned());
+    }
+    let untested =
+        experiment.evaluations().map(Evaluation::untested).find(|names| !names.is_empty());
+    if let Some(untested) = untested {
+        notes.push(format!(
+            "Balanced accuracy leaves out the classes without test images: {}.",
+            text::plain(&untested.join(", "))
+        ));
     }
     if experiment.dataset.name == "cifar10" {
         notes.push("Lecture and tutorial: accuracies in % that the source printed; the tutorial's from two releases, one seed each.".to_owned());

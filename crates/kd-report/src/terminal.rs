@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use kd_record::Evaluation;
+
 use crate::experiment::{Arm, Experiment, Run};
 use crate::format::{dataset_title, duration, grouped, percent_spread, points_spread, seeds};
 use crate::notes::notes;
@@ -42,14 +44,20 @@ fn block(text: &mut String, experiment: &Experiment) {
     text.push('\n');
 
     let with_source = dataset.name == "cifar10";
-    let mut header = vec!["run", "accuracy %", "gain"];
+    // Of evenly many test images the balanced accuracy is the accuracy.
+    let uneven = experiment.evaluations().any(Evaluation::is_uneven);
+    let mut header = vec!["run", "accuracy %"];
+    if uneven {
+        header.extend(["balanced %", "macro F1 %"]);
+    }
+    header.push("gain");
     if with_source {
         header.extend(["lecture", "tutorial"]);
     }
     header.extend(["parameters", "epochs", "time"]);
     let mut rows = vec![header.into_iter().map(str::to_owned).collect()];
     for arm in &experiment.arms {
-        rows.push(row(experiment, arm, with_source));
+        rows.push(row(experiment, arm, uneven, with_source));
     }
     align(text, &rows);
 
@@ -59,13 +67,15 @@ fn block(text: &mut String, experiment: &Experiment) {
     }
 }
 
-fn row(experiment: &Experiment, arm: &Arm, with_source: bool) -> Vec<String> {
+fn row(experiment: &Experiment, arm: &Arm, uneven: bool, with_source: bool) -> Vec<String> {
     let dash = || "-".to_owned();
-    let mut row = vec![
-        plain(&arm.name),
-        percent_spread(&arm.values(Run::test_accuracy)),
-        experiment.gain(arm).map_or_else(dash, |gain| points_spread(&gain)),
-    ];
+    let mut row = vec![plain(&arm.name), percent_spread(&arm.values(Run::test_accuracy))];
+    if uneven {
+        for values in [arm.known(Run::balanced_accuracy), arm.known(Run::macro_f1)] {
+            row.push(values.map_or_else(dash, |values| percent_spread(&values)));
+        }
+    }
+    row.push(experiment.gain(arm).map_or_else(dash, |gain| points_spread(&gain)));
     if with_source {
         let figures = published::figures(&arm.name);
         let lecture = figures.as_ref().and_then(|figures| figures.lecture);

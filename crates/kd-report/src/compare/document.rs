@@ -8,6 +8,7 @@ use kd_record::{Evaluation, Events, RunFolder};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::figure::Figure;
 use super::plan::{Planned, stem};
 use crate::{Error, Result};
 
@@ -73,6 +74,12 @@ pub struct Run {
     pub seed: u64,
     /// Share of correct predictions on the test images, of the weights that the run ended with.
     pub accuracy: f64,
+    /// [Balanced accuracy](Evaluation::balanced_accuracy) of the same weights; versions before 0.3 did not record it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balanced_accuracy: Option<f64>,
+    /// [Macro F1](Evaluation::macro_f1) of the same weights; versions before 0.3 did not record it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub macro_f1: Option<f64>,
     /// Cross-entropy on the test images, of the same weights.
     pub loss: f64,
     /// Test accuracy after each epoch.
@@ -142,6 +149,8 @@ impl Run {
             arm: arm.to_owned(),
             seed,
             accuracy: evaluation.accuracy,
+            balanced_accuracy: Some(evaluation.balanced_accuracy),
+            macro_f1: Some(evaluation.macro_f1),
             loss: evaluation.loss,
             test_accuracy: epochs().map(|epoch| short(epoch.test_accuracy)).collect(),
             train_loss: epochs().map(|epoch| short(epoch.train_loss)).collect(),
@@ -189,11 +198,16 @@ impl Figures {
             if !figures.arms.iter().any(|arm| arm.name == run.arm) {
                 return bad(format!("a run of {:?}, which is no arm", run.arm));
             }
-            if !(0.0..=1.0).contains(&run.accuracy) {
-                return bad(format!(
-                    "{} with seed {} has accuracy {}; expected 0 to 1",
-                    run.arm, run.seed, run.accuracy
-                ));
+            for figure in Figure::ALL {
+                let value = figure.of(run).filter(|value| !(0.0..=1.0).contains(value));
+                if let Some(value) = value {
+                    return bad(format!(
+                        "{} with seed {} has {} {value}; expected 0 to 1",
+                        run.arm,
+                        run.seed,
+                        figure.title()
+                    ));
+                }
             }
         }
         Ok(figures)
@@ -330,6 +344,8 @@ pub(super) mod tests {
             arm: arm.into(),
             seed,
             accuracy,
+            balanced_accuracy: Some(accuracy - 0.1),
+            macro_f1: None,
             loss: 1.0,
             test_accuracy: vec![accuracy],
             train_loss: vec![1.5],

@@ -3,6 +3,7 @@
 use kd_record::Comparison;
 
 use super::document::{Arm, Figures};
+use super::figure::Figure;
 use super::statistics::{Sample, gap_closed, sample, sign_flip_p};
 use crate::{Error, Result};
 
@@ -17,11 +18,19 @@ pub struct Baselines<'a> {
     pub teacher: Option<&'a str>,
 }
 
-/// Makes the table. Arms come in the document's order, teachers first.
+/// Makes the table of one figure of the runs. Arms come in the document's order, teachers first.
 ///
 /// # Errors
-/// When a baseline that was asked for is no arm.
-pub fn table(figures: &Figures, baselines: &Baselines<'_>) -> Result<Comparison> {
+/// When a baseline that was asked for is no arm, or a run has no such figure.
+pub fn table(figures: &Figures, baselines: &Baselines<'_>, figure: Figure) -> Result<Comparison> {
+    if let Some(run) = figures.runs.iter().find(|run| figure.of(run).is_none()) {
+        return Err(Error::Comparison(format!(
+            "{} with seed {} has no {}, which versions of kd before 0.3 did not record; give the recipes and another --json: the figures of runs that are at hand are then read anew from their folders",
+            run.arm,
+            run.seed,
+            figure.title()
+        )));
+    }
     let named = |name: Option<&str>, found: Option<&'_ Arm>| match name {
         Some(name) => match figures.arms.iter().find(|arm| arm.name == name) {
             Some(arm) => Ok(Some(arm.name.clone())),
@@ -43,7 +52,7 @@ pub fn table(figures: &Figures, baselines: &Baselines<'_>) -> Result<Comparison>
 
     let by_seed = |name: &str| -> Vec<(u64, f64)> {
         let runs = figures.runs.iter().filter(|run| run.arm == name);
-        runs.map(|run| (run.seed, 100.0 * run.accuracy)).collect()
+        runs.filter_map(|run| Some((run.seed, 100.0 * figure.of(run)?))).collect()
     };
     let mean_on = |name: &Option<String>, seeds: &[u64]| {
         let values = by_seed(name.as_deref()?);
@@ -104,14 +113,14 @@ pub fn table(figures: &Figures, baselines: &Baselines<'_>) -> Result<Comparison>
         name.as_deref().map_or(otherwise.to_owned(), str::to_owned)
     };
     let (alone_title, kd_title) = (beside(&alone, "labels alone"), beside(&kd, "kd"));
-    let mut head: Vec<String> =
-        ["arm", "seeds", "accuracy, %", "95 % interval"].map(str::to_owned).into();
+    let value = format!("{}, %", figure.title());
+    let mut head: Vec<String> = ["arm", "seeds", &value, "95 % interval"].map(str::to_owned).into();
     head.extend([format!("− {alone_title}"), "p".into(), format!("− {kd_title}"), "p".into()]);
     head.push("gap closed".into());
     if says {
         head.push("teacher right, entropy".into());
     }
-    Ok(Comparison { title: title(figures), head, rows, notes: notes(figures, says) })
+    Ok(Comparison { title: title(figures), head, rows, notes: notes(figures, figure, says) })
 }
 
 /// `[69.12, 70.02]`
@@ -150,12 +159,17 @@ fn title(figures: &Figures) -> String {
     }
 }
 
-fn notes(figures: &Figures, says: bool) -> Vec<String> {
+fn notes(figures: &Figures, figure: Figure, says: bool) -> Vec<String> {
     let mut notes = vec![
         "Mean and standard deviation over the seeds, each at the end of its run; intervals by Student's t.".to_owned(),
         "Differences are paired: with one seed all arms start from the same weights, see the same batches and drop the same units, and have the same teacher. p is of the exact two-sided sign-flip test (at least 2/2^n with n seeds), not corrected for the number of arms.".to_owned(),
         "Gap closed: (arm - labels alone) / (teacher - labels alone), of the means over the arm's seeds.".to_owned(),
     ];
+    match figure {
+        Figure::Accuracy => {}
+        Figure::BalancedAccuracy => notes.push("Balanced accuracy: mean of the classes' accuracies, each class counting the same; classes without test images are left out.".into()),
+        Figure::MacroF1 => notes.push("Macro F1: mean of the classes' F1 scores, each class counting the same; classes without test images that nothing is predicted to be are left out.".into()),
+    }
     if says {
         notes.push("Teacher right, entropy: its share of right answers and the mean entropy of its softmax (nats) on the images that it teaches with.".into());
     }
@@ -237,7 +251,7 @@ mod tests {
 
     #[test]
     fn its_markdown_is_known_as_kds() {
-        let table = table(&figures(), &Baselines::default()).unwrap();
+        let table = table(&figures(), &Baselines::default(), Figure::Accuracy).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let path = &folder.path().join("t.md");
         std::fs::write(path, markdown(&table)).unwrap();
@@ -247,7 +261,7 @@ mod tests {
 
     #[test]
     fn every_figure_is_where_it_belongs() {
-        let table = table(&figures(), &Baselines::default()).unwrap();
+        let table = table(&figures(), &Baselines::default(), Figure::Accuracy).unwrap();
         let text = markdown(&table);
         let expected = [
             "| arm | seeds | accuracy, % | 95 % interval | − student | p | − kd | p | gap closed |",
@@ -267,7 +281,7 @@ mod tests {
 
     #[test]
     fn the_terminals_columns_line_up() {
-        let table = table(&figures(), &Baselines::default()).unwrap();
+        let table = table(&figures(), &Baselines::default(), Figure::Accuracy).unwrap();
         let text = terminal(&table);
         let lines: Vec<&str> = text.lines().skip(2).take(5).collect();
         let end = |line: &str| line.find("0.").or(line.find("accuracy")).is_some();
@@ -279,9 +293,28 @@ mod tests {
     fn baselines_can_be_named_and_must_exist() {
         let figures = figures();
         let other = Baselines { kd: Some("dkd"), ..Baselines::default() };
-        assert_eq!(table(&figures, &other).unwrap().head[6], "− dkd");
+        assert_eq!(table(&figures, &other, Figure::Accuracy).unwrap().head[6], "− dkd");
         let wrong = Baselines { alone: Some("nobody"), ..Baselines::default() };
-        let message = table(&figures, &wrong).unwrap_err().to_string();
+        let message = table(&figures, &wrong, Figure::Accuracy).unwrap_err().to_string();
         assert!(message.contains("the arms are student, kd, dkd, teacher"), "{message}");
+    }
+
+    #[test]
+    fn another_figure_takes_the_place_of_the_accuracy() {
+        let figures = figures();
+        let table_of = |figure| table(&figures, &Baselines::default(), figure);
+        let balanced = markdown(&table_of(Figure::BalancedAccuracy).unwrap());
+        // Ten points below the accuracy, with the same differences.
+        for line in [
+            "| arm | seeds | balanced accuracy, % | 95 % interval | − student |",
+            "| kd | 3 | 58.80 ± 0.30 | [58.05, 59.55] | +0.70 [+0.20, +1.20] | 0.250 |",
+            "Balanced accuracy: mean of the classes' accuracies",
+        ] {
+            assert!(balanced.contains(line), "{line}\n{balanced}");
+        }
+        let message = table_of(Figure::MacroF1).unwrap_err().to_string();
+        assert!(message.contains("student with seed 0 has no macro F1"), "{message}");
+        assert_eq!("macro-f1".parse(), Ok(Figure::MacroF1));
+        assert!("f1".parse::<Figure>().unwrap_err().contains("accuracy, balanced-accuracy"));
     }
 }

@@ -104,6 +104,16 @@ impl Run {
         self.evaluation.as_ref().map_or(self.last().test_accuracy, |found| found.accuracy)
     }
 
+    /// Balanced accuracy of the same weights; `None` before the run ends.
+    pub(crate) fn balanced_accuracy(&self) -> Option<f64> {
+        Some(self.evaluation.as_ref()?.balanced_accuracy)
+    }
+
+    /// Macro F1 of the same weights; `None` before the run ends.
+    pub(crate) fn macro_f1(&self) -> Option<f64> {
+        Some(self.evaluation.as_ref()?.macro_f1)
+    }
+
     /// Test loss of the same weights.
     pub(crate) fn test_loss(&self) -> f64 {
         self.evaluation.as_ref().map_or(self.last().test_loss, |found| found.loss)

@@ -7,18 +7,29 @@ use crate::published;
 
 pub(crate) fn table(shown: &[Shown<'_>]) -> Table {
     let with_source = shown.iter().any(|shown| shown.experiment.dataset.name == "cifar10");
-    let mut head = vec!["Run", "Accuracy\u{a0}%", "Best epoch\u{a0}%", "Gain, points"];
+    let mut head = vec![
+        "Run",
+        "Accuracy\u{a0}%",
+        "Best epoch\u{a0}%",
+        "Balanced\u{a0}%",
+        "Macro F1\u{a0}%",
+        "Gain, points",
+    ];
     if with_source {
         head.extend(["Lecture\u{a0}%", "Tutorial\u{a0}%"]);
     }
     head.extend(["Test loss", "Parameters", "Epochs", "Time", "Images/s"]);
     let dash = || "–".to_owned();
+    let known =
+        |values: Option<Vec<f64>>| values.map_or_else(dash, |values| percent_spread(&values));
     let row = |shown: &Shown<'_>| {
         let arm = shown.arm;
         let mut row = vec![
             shown.label.clone(),
             percent_spread(&arm.values(Run::test_accuracy)),
             percent_spread(&arm.values(Run::best_test_accuracy)),
+            known(arm.known(Run::balanced_accuracy)),
+            known(arm.known(Run::macro_f1)),
             shown.experiment.gain(arm).map_or_else(dash, |gain| points_spread(&gain)),
         ];
         if with_source {

@@ -288,7 +288,9 @@ fn the_summary_of_one_seed_has_the_agreed_fields() {
                 "parameters",
                 "seconds",
                 "test_accuracy",
+                "test_balanced_accuracy",
                 "test_loss",
+                "test_macro_f1",
                 "train_loss"
             ]
         );
@@ -553,4 +555,33 @@ fn a_comparisons_table_stands_on_the_page() {
     FakeRun::new("student", 690).write(folder.path());
     std::fs::write(folder.path().join("comparison.json"), "{").unwrap();
     assert!(error(folder.path()).contains("comparison.json: not a comparison"));
+}
+
+/// Two classes of 100 and 5 test images and one without; scikit-learn 1.9.1's figures of these predictions.
+#[test]
+fn uneven_classes_have_balanced_accuracy_and_macro_f1() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut run = flat("student", 600, 0);
+    run.classes = ["common", "rare", "absent"].map(str::to_owned).to_vec();
+    run.right = vec![600; 3];
+    run.write(folder.path());
+    let evaluation = serde_json::json!({
+        "format": 1, "accuracy": 93.0 / 105.0, "loss": 0.5, "classes": run.classes,
+        "confusion": [[90, 5, 5], [2, 3, 0], [0, 0, 0]], "per_class_accuracy": [0.9, 0.6, null],
+    });
+    let path = folder.path().join("student/evaluation.json");
+    std::fs::write(path, evaluation.to_string()).unwrap();
+    let made = report_on(folder);
+    let found = &made.summary["runs"][0];
+    close(&found["test_balanced_accuracy"], 0.75);
+    close(&found["test_macro_f1"], 0.4663461538461539);
+    let line = made.table.lines().find(|line| line.starts_with("student")).unwrap();
+    assert!(line.contains("88.57       75.00       46.63"), "{}", made.table);
+    assert!(made.table.contains("balanced %  macro F1 %  gain"), "{}", made.table);
+    assert!(made.table.contains("classes without test images: absent."), "{}", made.table);
+    for part in [">Balanced\u{a0}%<", ">Macro F1\u{a0}%<", ">75.00<", ">46.63<"] {
+        assert!(made.page.contains(part), "{part}");
+    }
+    // Evenly many images of each class need no further column in the terminal.
+    assert!(!make(&[flat("student", 600, 0)]).table.contains("balanced"));
 }

@@ -40,14 +40,7 @@ fn made(folder: &Path, step: u64) -> (State, Tensors, PathBuf) {
 }
 
 fn evaluation() -> Evaluation {
-    Evaluation {
-        format: 1,
-        accuracy: 0.5,
-        loss: 1.0,
-        classes: Vec::new(),
-        confusion: Vec::new(),
-        per_class_accuracy: Vec::new(),
-    }
+    Evaluation::new(&["a".into(), "b".into()], vec![vec![1, 0], vec![1, 0]], 1.0)
 }
 
 fn expected(recipe: &str) -> Expected<'_> {

@@ -16,8 +16,14 @@ fn evaluation_agrees_with_the_runs_own() {
         .stdout(&format!("eval --model student --weights out/student.safetensors {DATA} --json"));
     let printed: Value = serde_json::from_str(&text).unwrap();
     let own = dir.json("out/student/evaluation.json");
-    for key in ["accuracy", "loss", "classes", "confusion", "per_class_accuracy"] {
+    let figures = ["accuracy", "loss", "balanced_accuracy", "macro_f1"];
+    for key in figures.into_iter().chain(["classes", "confusion", "per_class_accuracy"]) {
         assert_eq!(printed[key], own[key], "{key}");
+        assert!(!own[key].is_null(), "{key}");
+    }
+    let summary = dir.json("out/summary.json");
+    for key in ["accuracy", "balanced_accuracy", "macro_f1"] {
+        assert_eq!(summary["runs"][0][format!("test_{key}")], own[key], "{key}");
     }
     assert_eq!(printed["model"], "student");
     assert_eq!(printed["dataset"]["test"], 40);
@@ -25,6 +31,10 @@ fn evaluation_agrees_with_the_runs_own() {
     let table = dir.stdout(&format!("eval --weights out/student.safetensors {DATA}"));
     let accuracy = 100.0 * own["accuracy"].as_f64().unwrap();
     assert!(table.contains(&format!("test accuracy {accuracy:.2} %")), "{table}");
+    let f1 = 100.0 * own["macro_f1"].as_f64().unwrap();
+    // The test images are even over the classes.
+    let both = format!("balanced accuracy {accuracy:.2} %, macro F1 {f1:.2} %, test loss");
+    assert!(table.contains(&both), "{table}");
     assert_eq!(table.lines().count(), 3 + 10, "{table}");
 }
 
@@ -37,7 +47,8 @@ fn a_class_without_test_images_has_no_accuracy() {
     let (table, warning) =
         (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
     let none = table.lines().filter(|line| line.contains(" none ")).count();
-    assert_eq!((none, table.matches(" %").count()), (3, 1 + 7), "{table}");
+    assert_eq!((none, table.matches(" %").count()), (3, 3 + 7), "{table}");
+    assert!(table.contains("% (of the 7 of 10 classes with test images), macro F1"), "{table}");
     assert!(warning.contains("no test image is of the classes `"), "{warning}");
     let printed: Value = serde_json::from_str(&dir.stdout(&format!("{line} --json"))).unwrap();
     let shares = printed["per_class_accuracy"].as_array().unwrap();

@@ -11,7 +11,9 @@ use clap::builder::RangedU64ValueParser;
 use kd_record::own::{self, Output};
 use kd_record::write::{create_folder, write_whole};
 use kd_record::{DeviceChoice, OutFolder};
-use kd_report::compare::{Arm, Baselines, Figures, Overrides, jobs, plan, statistics, table};
+use kd_report::compare::{
+    Arm, Baselines, Figure, Figures, Overrides, jobs, plan, statistics, table,
+};
 use kd_run::recipe::{DatasetName, Recipe};
 
 use super::print;
@@ -53,6 +55,9 @@ pub(crate) struct Compare {
     /// To choose settings: hold this many training images out, and test on them instead of the test images
     #[arg(long, value_name = "IMAGES", value_parser = at_least_one)]
     held_out: Option<usize>,
+    /// The figure to compare
+    #[arg(long, default_value = Figure::default().name(), value_parser = one_of::<Figure>(Figure::ALL.map(Figure::name)))]
+    figure: Figure,
     /// The arm of the student on the labels alone [default: the first without a method]
     #[arg(long, value_name = "ARM")]
     alone: Option<String>,
@@ -106,7 +111,7 @@ pub(crate) fn run(flags: &Compare) -> Result<(), Failure> {
         if let Some(markdown) = &flags.markdown {
             check_markdown(flags, markdown, &[("--from", path)])?;
         }
-        let table = table::table(&Figures::read(path)?, &baselines(flags))?;
+        let table = table::table(&Figures::read(path)?, &baselines(flags), flags.figure)?;
         if let Some(path) = &flags.markdown {
             write(path, &table::markdown(&table))?;
         }
@@ -166,7 +171,7 @@ fn train_and_compare(flags: &Compare, kd: &Path) -> Result<(), Failure> {
     })?;
     let (figures, _) = progress.into_inner().unwrap_or_else(PoisonError::into_inner);
 
-    let table = table::table(&figures, &baselines(flags))?;
+    let table = table::table(&figures, &baselines(flags), flags.figure)?;
     write(&markdown, &table::markdown(&table))?;
     write(&work.out.comparison(), &table.to_json())?;
     // Without a folder of runs there are figures alone, and no report.

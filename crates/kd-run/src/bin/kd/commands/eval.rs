@@ -143,9 +143,20 @@ fn write_logits(path: &Path, logits: &Tensor, test: &Split) -> anyhow::Result<()
     Ok(write_whole(path, &safetensors::serialize(tensors, Some(metadata))?)?)
 }
 
-/// Accuracy and loss in a line.
+/// Accuracy, balanced accuracy, macro F1 and loss in a line.
 pub(super) fn one_line(evaluation: &Evaluation) -> String {
-    format!("test accuracy {:.2} %, test loss {:.4}", 100.0 * evaluation.accuracy, evaluation.loss)
+    let (classes, untested) = (evaluation.classes.len(), evaluation.untested().len());
+    let of = match untested {
+        0 => String::new(),
+        _ => format!(" (of the {} of {classes} classes with test images)", classes - untested),
+    };
+    format!(
+        "test accuracy {:.2} %, balanced accuracy {:.2} %{of}, macro F1 {:.2} %, test loss {:.4}",
+        100.0 * evaluation.accuracy,
+        100.0 * evaluation.balanced_accuracy,
+        100.0 * evaluation.macro_f1,
+        evaluation.loss
+    )
 }
 
 fn table(evaluation: &Evaluation) -> String {
