@@ -338,6 +338,9 @@ def losses() -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     labels = torch.tensor([3, 0, 9, 9, 1, 5, 2, 7])
     tensors["labels"] = labels
+    # Some rare classes, one that no label has (8) and one that several have (9).
+    class_weights = torch.tensor([0.5, 3.0, 1.0, 0.1, 2.0, 7.5, 1.0, 0.25, 20.0, 0.75], dtype=torch.float64)
+    tensors["class_weights"] = class_weights
     logits = {
         "small": (hashed((8, 10), 600, 3.0), hashed((8, 10), 601, 5.0)),
         "equal": (hashed((8, 10), 602, 3.0), hashed((8, 10), 602, 3.0)),
@@ -364,6 +367,9 @@ def losses() -> dict[str, Tensor]:
                 lambda z: F.cross_entropy(z, labels, label_smoothing=smoothing),
                 student,
             )
+        for smoothing in (0.0, 0.1, 1.0):
+            weighted = nn.CrossEntropyLoss(weight=class_weights, label_smoothing=smoothing)
+            record(f"{name}.weighted_{smoothing}", lambda z: weighted(z, labels), student)
         for temperature in (0.5, 1.0, 2.0, 4.0, 20.0):
             t = teacher.double()
 

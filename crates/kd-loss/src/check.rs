@@ -60,6 +60,35 @@ pub(crate) fn labels(logits: &Tensor, labels: &Tensor) -> Result<()> {
     }
 }
 
+/// That class weights are `[C]` and, on the CPU, that each is a number above 0.
+pub(crate) fn class_weights(logits: &Tensor, weights: &Tensor) -> Result<()> {
+    let what = "class weights";
+    if weights.dims() != [logits.dim(1)?] {
+        let found = weights.dims().to_vec();
+        return Err(Error::Shape { what, found, expected: "[C], one for each class" });
+    }
+    if !weights.device().is_cpu() {
+        return Ok(());
+    }
+    let weights = weights.to_dtype(DType::F64)?.to_vec1::<f64>()?;
+    match weights.iter().position(|weight| !is_class_weight(*weight)) {
+        Some(class) => Err(Error::Option {
+            field: what,
+            found: format!("{} for class {class}", weights[class]),
+            expected: CLASS_WEIGHTS,
+        }),
+        None => Ok(()),
+    }
+}
+
+/// What class weights are, for messages.
+pub(crate) const CLASS_WEIGHTS: &str = "numbers above 0";
+
+/// Whether a class can have this weight. PyTorch takes 0, too, and gives NaN for a batch that is of classes of weight 0 alone.
+pub(crate) fn is_class_weight(weight: f64) -> bool {
+    weight > 0.0 && weight.is_finite()
+}
+
 /// The batch and the classes that both networks' logits have in common.
 pub(crate) fn same_logits(student: &Tensor, teacher: &Tensor) -> Result<(usize, usize)> {
     let shape = logits_shape("student logits", student)?;

@@ -29,6 +29,9 @@ pub struct Inputs<'a> {
     pub student_logits: &'a Tensor,
     /// The images' classes, u32 `[B]`.
     pub labels: &'a Tensor,
+    /// What each class counts in the labels' cross-entropy, a float tensor `[C]` of numbers above 0 on the logits' device; `None`
+    /// where all count the same. See [`cross_entropy_weighted`](crate::cross_entropy_weighted).
+    pub class_weights: Option<&'a Tensor>,
     /// The teacher's logits `[B, C]`, present when a method [needs](Needs::teacher_logits) them.
     pub teacher_logits: Option<&'a Tensor>,
     /// The student's values at the feature places that the methods [need](Needs::student), by place.
@@ -41,11 +44,12 @@ pub struct Inputs<'a> {
 }
 
 impl<'a> Inputs<'a> {
-    /// Logits and labels alone: no teacher, no features, nothing from the host.
+    /// Logits and labels alone: no class weights, no teacher, no features, nothing from the host.
     pub fn new(student_logits: &'a Tensor, labels: &'a Tensor) -> Self {
         Self {
             student_logits,
             labels,
+            class_weights: None,
             teacher_logits: None,
             student_features: &NO_FEATURES,
             teacher_features: &NO_FEATURES,

@@ -4,6 +4,7 @@
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used))]
 
 mod check;
+mod class_weights;
 mod control;
 mod error;
 mod features;
@@ -22,14 +23,15 @@ mod setup;
 #[cfg(test)]
 mod testing;
 
+pub use class_weights::{ClassWeightRule, ClassWeights};
 pub use control::LabelSmoothingConfig;
 pub use error::{Error, Result};
 pub use features::{attention_transfer, cosine, mse, nst, vid};
 pub use inputs::{HostStep, Inputs, Needs, RunStep};
 pub use list::{METHODS, MethodConfig, MethodInfo, build, helper_parameters};
 pub use logits::{
-    DistConfig, DkdConfig, KdConfig, cross_entropy, cross_entropy_smoothed, dist, dkd, kd,
-    kd_with_labels, standardize,
+    DistConfig, DkdConfig, KdConfig, cross_entropy, cross_entropy_smoothed, cross_entropy_weighted,
+    dist, dkd, kd, kd_with_labels, standardize,
 };
 pub use method::{About, Definition, HelperInit, HelperParameter, Kind, Method};
 pub use objective::{Loss, Objective, Term, Weighted, alpha_weights};

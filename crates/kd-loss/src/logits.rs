@@ -8,12 +8,13 @@ mod kd;
 mod log_softmax;
 mod standardize;
 
-pub use cross_entropy::{cross_entropy, cross_entropy_smoothed};
+pub use cross_entropy::{cross_entropy, cross_entropy_smoothed, cross_entropy_weighted};
 pub use dist::{DistConfig, dist};
 pub use dkd::{DkdConfig, dkd};
 pub use kd::{KdConfig, kd, kd_with_labels};
 pub use standardize::standardize;
 
+pub(crate) use cross_entropy::labels_cross_entropy;
 pub(crate) use dist::Dist;
 pub(crate) use dkd::Dkd;
 pub(crate) use fused::{FusedLoss, FusedTerms};

@@ -5,11 +5,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::inputs::{Inputs, Needs, RunStep};
 use crate::list::MethodConfig;
-use crate::logits::{FusedLoss, FusedTerms, fused_with_labels};
+use crate::logits::{FusedLoss, FusedTerms, fused_with_labels, labels_cross_entropy};
 use crate::method::Method;
 use crate::numeric::{in_one_type, widened};
 use crate::schedule::Schedule;
-use crate::{Error, Result, check, cross_entropy};
+use crate::{Error, Result, check};
 
 /// A method with its weight, as a recipe's `[[run.method]]` table gives them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -142,10 +142,10 @@ impl Objective {
     }
 
     /// The loss of a batch; `at` gives the factors of the weights. The labels' cross-entropy and the first plain
-    /// [`kd`](crate::kd) are one operation.
+    /// [`kd`](crate::kd) are one operation, unless the classes have [weights](Inputs::class_weights).
     ///
     /// # Errors
-    /// As the methods' and [`cross_entropy`]'s, and when the step is past the end of the run.
+    /// As the methods' and [`cross_entropy_weighted`](crate::cross_entropy_weighted)'s, and when the step is past the end of the run.
     pub fn loss(&self, inputs: &Inputs<'_>, at: RunStep) -> Result<Loss> {
         let mut parts = Vec::with_capacity(1 + self.methods.len());
         let mut weighted = Vec::with_capacity(parts.capacity());
@@ -154,7 +154,7 @@ impl Objective {
             weighted.push(value.total.clone());
             parts.push(("labels", value.labels.clone()));
         } else if self.labels_weight > 0.0 {
-            let part = cross_entropy(inputs.student_logits, inputs.labels)?;
+            let part = labels_cross_entropy(inputs, 0.0)?;
             weighted.push((&part * self.labels_weight)?);
             parts.push(("labels", part));
         }
@@ -193,8 +193,9 @@ impl Objective {
     ) -> Result<Option<(usize, FusedLoss)>> {
         let mut methods = self.methods.iter().enumerate();
         let found = methods.find_map(|(index, term)| Some((index, term, term.method.plain_kd()?)));
+        let takes_labels = self.labels_weight > 0.0 && inputs.class_weights.is_none();
         let (Some((index, term, temperature)), Some(teacher), true) =
-            (found, inputs.teacher_logits, self.labels_weight > 0.0)
+            (found, inputs.teacher_logits, takes_labels)
         else {
             return Ok(None);
         };

@@ -78,6 +78,37 @@ fn an_objective_sums_its_parts_and_reaches_every_variable() {
     }
 }
 
+/// Class weights reach every cross-entropy with the labels, the control's among them, and no other loss.
+#[test]
+fn class_weights_are_for_the_labels_cross_entropies() {
+    let student = ramp(&[3, 10]);
+    let teacher = student.sqr().unwrap();
+    let weights: Vec<f32> = (1..=10).map(|i| i as f32 / 4.0).collect();
+    let weights = Tensor::new(weights, &Device::Cpu).unwrap();
+    let labels = labels(&[3, 9, 3]);
+    let inputs = Inputs { teacher_logits: Some(&teacher), ..Inputs::new(&student, &labels) };
+    let weighted = Inputs { class_weights: Some(&weights), ..inputs };
+    let method = |name: &'static str| {
+        let method = MethodConfig::from_name(name).unwrap();
+        Weighted::new(name, 0.5, build(&method, &setup(), no_helpers()).unwrap())
+    };
+    let objective = Objective::new(2.0, vec![method("kd"), method("label-smoothing")]).unwrap();
+    let value = |tensor: &Tensor| f64::from(tensor.to_scalar::<f32>().unwrap());
+    let of = |inputs: &Inputs<'_>| {
+        let loss = objective.loss(inputs, RunStep::default()).unwrap();
+        let parts: Vec<f64> = loss.parts.iter().map(|(_, part)| value(part)).collect();
+        (value(&loss.total), parts)
+    };
+    let ((_, plain), (total, parts)) = (of(&inputs), of(&weighted));
+    let cross_entropy = |smoothing| {
+        value(&kd_loss::cross_entropy_weighted(&student, &labels, &weights, smoothing).unwrap())
+    };
+    assert_eq!(parts, [cross_entropy(0.0), plain[1], cross_entropy(0.1)]);
+    assert!(parts[0] != plain[0] && parts[2] != plain[2], "{parts:?} {plain:?}");
+    let sum = 2.0 * parts[0] + 0.5 * parts[1] + 0.5 * parts[2];
+    assert!((total - sum).abs() < 1e-6 * sum, "{total} {sum}");
+}
+
 #[test]
 fn a_label_weight_of_zero_leaves_the_labels_out() {
     let config = MethodConfig::from_name("kd").unwrap();

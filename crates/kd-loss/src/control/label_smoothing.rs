@@ -5,10 +5,11 @@ use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
 use crate::inputs::{Inputs, Needs};
+use crate::logits::labels_cross_entropy;
 use crate::method::{About, Definition, Kind, Method};
-use crate::{Result, Setup, check, cross_entropy_smoothed};
+use crate::{Result, Setup, check};
 
-/// Options of the method "label-smoothing": [`cross_entropy_smoothed`] as a control that has no teacher. It takes the place of
+/// Options of the method "label-smoothing": [`cross_entropy_smoothed`](crate::cross_entropy_smoothed) as a control that has no teacher. It takes the place of
 /// the labels' own cross-entropy, whose weight is then 0.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -57,13 +58,13 @@ impl Method for LabelSmoothingConfig {
     }
 
     fn loss(&self, inputs: &Inputs<'_>) -> Result<Tensor> {
-        cross_entropy_smoothed(inputs.student_logits, inputs.labels, self.smoothing)
+        labels_cross_entropy(inputs, self.smoothing)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::cross_entropy_smoothed;
     use crate::testing::agree;
 
     #[test]

@@ -1,9 +1,10 @@
-//! Cross-entropy with the labels, plain and smoothed.
+//! Cross-entropy with the labels: plain, smoothed, with a weight for each class.
 
 use candle_core::{D, Tensor};
 
 use super::fused::{self, FusedTerms, fused};
 use super::log_softmax::log_softmax;
+use crate::inputs::Inputs;
 use crate::numeric::widened;
 use crate::{Result, check};
 
@@ -36,7 +37,63 @@ pub fn cross_entropy_smoothed(logits: &Tensor, labels: &Tensor, smoothing: f64) 
     Ok(with_candle_ops(logits, labels, smoothing)?)
 }
 
-/// The same loss by candle's operations, for any float type and device.
+/// Cross-entropy in which each class has a weight w, as `torch.nn.CrossEntropyLoss(weight=..., label_smoothing=...)` has it, mean
+/// included. With s the smoothing, y the label and C classes, summed over images i:
+///
+/// `Σ_i [(1 - s) · w_y · -log p_y + s / C · Σ_c w_c · -log p_c] / Σ_i w_y`, a scalar.
+///
+/// `logits` is `[B, C]`, `labels` u32 `[B]`, `class_weights` a float tensor `[C]` of numbers above 0, on the logits' device, which gets
+/// no gradient. The loss of f16 and bf16 logits is computed in f32. It is made of candle's operations on every device.
+///
+/// # Errors
+/// As [`cross_entropy_smoothed`], and when the weights are not `[C]` or, on the CPU, one is not above 0. On a GPU neither labels nor
+/// weights are read back: there a label out of range makes the loss NaN.
+pub fn cross_entropy_weighted(
+    logits: &Tensor,
+    labels: &Tensor,
+    class_weights: &Tensor,
+    smoothing: f64,
+) -> Result<Tensor> {
+    check::share("smoothing", smoothing)?;
+    check::labels(logits, labels)?;
+    check::class_weights(logits, class_weights)?;
+    Ok(weighted(logits, labels, class_weights, smoothing)?)
+}
+
+/// The weighted loss of what has been checked, as far as it could be.
+fn weighted(
+    logits: &Tensor,
+    labels: &Tensor,
+    class_weights: &Tensor,
+    smoothing: f64,
+) -> candle_core::Result<Tensor> {
+    let log_p = log_softmax(&widened(logits)?)?;
+    let classes = logits.dim(1)? as u32;
+    let weights = class_weights.detach().to_dtype(log_p.dtype())?;
+    let is_label =
+        Tensor::arange(0, classes, labels.device())?.broadcast_eq(&labels.unsqueeze(1)?)?;
+    // The weight of the label's class at the label, elsewhere 0.
+    let at_label = is_label.to_dtype(log_p.dtype())?.broadcast_mul(&weights)?;
+    let of_image = at_label.sum(D::Minus1)?;
+    // A label out of range has no weight; the image must not be left out without a word.
+    let nan = of_image.ones_like()?.affine(f64::NAN, 0.0)?;
+    let is_class = of_image.gt(&of_image.zeros_like()?)?;
+    let whole = is_class.where_cond(&of_image, &nan)?.sum_all()?;
+    let even = (weights * (smoothing / f64::from(classes)))?;
+    let targets = (at_label * (1.0 - smoothing))?.broadcast_add(&even)?;
+    (log_p * targets)?.sum_all()?.neg()? / whole
+}
+
+/// The cross-entropy of a batch with its labels, with the weights of the classes where it has them.
+pub(crate) fn labels_cross_entropy(inputs: &Inputs<'_>, smoothing: f64) -> Result<Tensor> {
+    let (logits, labels) = (inputs.student_logits, inputs.labels);
+    match inputs.class_weights {
+        Some(weights) => cross_entropy_weighted(logits, labels, weights, smoothing),
+        None => cross_entropy_smoothed(logits, labels, smoothing),
+    }
+}
+
+/// The smoothed loss by candle's operations, for any float type and device.
 fn with_candle_ops(
     logits: &Tensor,
     labels: &Tensor,
@@ -88,6 +145,11 @@ mod tests {
         let z = Tensor::zeros((2, 3), DType::F32, &Device::Cpu)?;
         let labels = Tensor::new(&[2u32, 3], &Device::Cpu)?;
         assert!(with_candle_ops(&z, &labels, 0.0)?.to_scalar::<f32>()?.is_nan());
+        let weights = Tensor::new(&[0.5f32, 4.0, 1.0], &Device::Cpu)?;
+        for smoothing in [0.0, 0.1] {
+            let loss = weighted(&z, &labels, &weights, smoothing)?;
+            assert!(loss.to_scalar::<f32>()?.is_nan());
+        }
         Ok(())
     }
 
@@ -114,13 +176,59 @@ mod tests {
         });
     }
 
-    fn cross_entropy_formula(z: &[Vec<f64>], labels: &[u32], smoothing: f64) -> f64 {
+    #[test]
+    fn weighted_cross_entropy_agrees_with_pytorch() {
+        for_each_logits(|fixture, name, student, _| {
+            for smoothing in [0.0, 0.1, 1.0] {
+                let weights = &fixture["class_weights"];
+                let loss = cross_entropy_weighted(student, &labels(fixture), weights, smoothing);
+                let case = format!("{name}.weighted_{smoothing:.1}");
+                assert_agrees(fixture, &case, &loss.unwrap(), &[student]);
+            }
+        });
+    }
+
+    /// The loss of a bf16 or f16 row is that of the same numbers in f32, and f64 stays f64.
+    #[test]
+    fn every_float_type_has_class_weights() -> Result<()> {
+        let z = Tensor::new(&[[0.25f32, -1.25, 4.0], [2.0, 2.0, -7.5]], &Device::Cpu)?;
+        let labels = Tensor::new(&[2u32, 1], &Device::Cpu)?;
+        let weights = Tensor::new(&[0.5f32, 4.0, 1.0], &Device::Cpu)?;
+        let of = |z: &Tensor| cross_entropy_weighted(z, &labels, &weights, 0.1);
+        let expected = of(&z)?.to_scalar::<f32>()?;
+        for dtype in [DType::BF16, DType::F16] {
+            assert_eq!(of(&z.to_dtype(dtype)?)?.to_scalar::<f32>()?, expected);
+        }
+        let wide = of(&z.to_dtype(DType::F64)?)?.to_scalar::<f64>()?;
+        assert!((wide - f64::from(expected)).abs() < 1e-6);
+        Ok(())
+    }
+
+    #[test]
+    fn class_weights_that_make_no_sense_are_refused() -> Result<()> {
+        let z = Tensor::zeros((2, 3), DType::F32, &Device::Cpu)?;
+        let labels = Tensor::new(&[2u32, 1], &Device::Cpu)?;
+        for (weights, expected) in [
+            (vec![1f32, 1.0], "class weights has shape [2]; expected [C], one for each class"),
+            (vec![1.0, -1.0, 1.0], "class weights is -1 for class 1; expected numbers above 0"),
+            (vec![1.0, 0.0, 1.0], "class weights is 0 for class 1; expected numbers above 0"),
+            (vec![1.0, 1.0, f32::NAN], "class weights is NaN for class 2"),
+        ] {
+            let weights = Tensor::new(weights, &Device::Cpu)?;
+            let message = cross_entropy_weighted(&z, &labels, &weights, 0.0).unwrap_err();
+            assert!(message.to_string().contains(expected), "{message}");
+        }
+        Ok(())
+    }
+
+    fn cross_entropy_formula(z: &[Vec<f64>], labels: &[u32], w: &[f64; 5], smoothing: f64) -> f64 {
         let row = |(z, &label): (&Vec<f64>, &u32)| {
             let p = softmax(z, 1.0);
-            let even = p.iter().map(|p| p.ln()).sum::<f64>() / p.len() as f64;
-            -(1.0 - smoothing) * p[label as usize].ln() - smoothing * even
+            let even = p.iter().zip(w).map(|(p, w)| w * p.ln()).sum::<f64>() / p.len() as f64;
+            -(1.0 - smoothing) * w[label as usize] * p[label as usize].ln() - smoothing * even
         };
-        z.iter().zip(labels).map(row).sum::<f64>() / z.len() as f64
+        let whole = labels.iter().map(|&label| w[label as usize]).sum::<f64>();
+        z.iter().zip(labels).map(row).sum::<f64>() / whole
     }
 
     proptest! {
@@ -129,13 +237,25 @@ mod tests {
         #[test]
         fn cross_entropy_has_the_formulas_value_and_gradient(
             z in any_rows(3, 5, 8.0), labels in prop::collection::vec(0u32..5, 3), smoothing in 0.0..=1.0,
+            weights in prop::array::uniform5(0.1..10.0),
         ) {
             let tensor = Tensor::new(labels.clone(), &Device::Cpu).unwrap();
-            check_formula(&z, |z| cross_entropy(z, &tensor).unwrap(), |z| cross_entropy_formula(z, &labels, 0.0));
+            let even = [1.0; 5];
+            check_formula(
+                &z,
+                |z| cross_entropy(z, &tensor).unwrap(),
+                |z| cross_entropy_formula(z, &labels, &even, 0.0),
+            );
             check_formula(
                 &z,
                 |z| cross_entropy_smoothed(z, &tensor, smoothing).unwrap(),
-                |z| cross_entropy_formula(z, &labels, smoothing),
+                |z| cross_entropy_formula(z, &labels, &even, smoothing),
+            );
+            let w = Tensor::new(&weights, &Device::Cpu).unwrap();
+            check_formula(
+                &z,
+                |z| cross_entropy_weighted(z, &tensor, &w, smoothing).unwrap(),
+                |z| cross_entropy_formula(z, &labels, &weights, smoothing),
             );
         }
     }
