@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use crate::random::{Purpose, generator, shuffle};
+use crate::sampler::Sampler;
 use crate::source::Source;
 use crate::{Augment, Error, Normalization, Result, View};
 
@@ -13,8 +13,10 @@ pub struct BatchConfig {
     pub batch_size: usize,
     /// Leave out the last batch where it would hold fewer images than the others.
     pub drop_last: bool,
+    /// Which images an epoch has: each once, or as many draws that are balanced over the classes.
+    pub sampler: Sampler,
     /// Seed of the images' order and of their views. `None` keeps the images in the source's order, and then `augment`
-    /// must be off.
+    /// must be off and `sampler` [`Sampler::Shuffle`].
     pub shuffle_seed: Option<u64>,
     /// Number of the epoch, from 0: each has an order and views of its own.
     pub epoch: usize,
@@ -35,6 +37,7 @@ impl Default for BatchConfig {
         Self {
             batch_size: 128,
             drop_last: false,
+            sampler: Sampler::default(),
             shuffle_seed: None,
             epoch: 0,
             first_batch: 0,
@@ -66,7 +69,7 @@ pub struct Batch {
     pub images: Tensor,
     /// The classes: u32 `[B]`.
     pub labels: Tensor,
-    /// Each image's number in its source: `B` of them.
+    /// Each image's number in its source: `B` of them. A [balanced](Sampler::Balanced) epoch may have an image several times.
     pub indices: Vec<u32>,
     /// The same numbers as a tensor on the batch's device, u32 `[B]`. With `index_select` they pick the batch's rows out of
     /// a table that has a row for each image of the source, such as a teacher's cached logits.
@@ -121,15 +124,9 @@ pub(crate) fn check<S: Source + ?Sized>(source: &S, config: &BatchConfig) -> Res
     if config.shuffle_seed.is_none() && !config.augment.is_off() {
         return wrong("shuffle_seed", "none".into(), "a seed where augment is on".into());
     }
+    if config.shuffle_seed.is_none() && !config.sampler.is_shuffle() {
+        return wrong("shuffle_seed", "none".into(), "a seed where sampler is balanced".into());
+    }
     config.augment.check(shape)?;
     config.normalization.check()
-}
-
-/// The numbers of an epoch's images, in the order in which they come.
-pub(crate) fn order(count: usize, config: &BatchConfig) -> Vec<u32> {
-    let mut order: Vec<u32> = (0..count as u32).collect();
-    if let Some(seed) = config.shuffle_seed {
-        shuffle(&mut generator(seed, Purpose::Shuffle, config.epoch as u64), &mut order);
-    }
-    order
 }

@@ -7,8 +7,9 @@ use std::thread::JoinHandle;
 use candle_core::{Device, Tensor};
 
 use crate::augment::{Views, apply};
-use crate::batch::{Batch, BatchConfig, check, order};
+use crate::batch::{Batch, BatchConfig, check};
 use crate::normalize::Table;
+use crate::sampler::order;
 use crate::source::{Block, Picture, Source};
 use crate::{Error, Result, View};
 
@@ -44,7 +45,7 @@ struct Prepared {
 
 /// The batches of one epoch of `source`, on `device`.
 ///
-/// Order and views are functions of seed and epoch alone: neither the thread's timing, `prefetch`
+/// Order and views are functions of seed, epoch and sampler alone: neither the thread's timing, `prefetch`
 /// nor `first_batch` changes them, and an image's view is the same whatever the batch size. With
 /// `first_batch` at the number of batches, none is left.
 ///
@@ -92,14 +93,26 @@ fn prepare_all<S: Source + ?Sized>(
     config: &BatchConfig,
     sender: &SyncSender<Result<Prepared>>,
 ) {
-    let order = order(source.len(), config);
+    let order = match order(source, config) {
+        Ok(order) => order,
+        Err(error) => {
+            // Nobody may take batches any more.
+            let _ = sender.send(Err(error));
+            return;
+        }
+    };
     let table = config.normalization.table();
     let seed = config.shuffle_seed.unwrap_or(0);
     let mut views = Views::new(config.augment, source.shape(), seed, config.epoch);
     let mut reader = Reader { source, block: source.block(), picture: Picture::default() };
     let count = config.count(source.len());
-    for indices in order.chunks(config.batch_size).take(count).skip(config.first_batch) {
-        let views = indices.iter().map(|&index| views.view(index)).collect();
+    let chunks = order.chunks(config.batch_size).enumerate();
+    for (batch, indices) in chunks.take(count).skip(config.first_batch) {
+        let positions = batch * config.batch_size..;
+        let drawn = positions
+            .zip(indices)
+            .map(|(position, &index)| views.view(config.sampler.view_number(position, index)));
+        let views = drawn.collect();
         let batch = prepare(&mut reader, indices, views, config.augment.cutout, &table);
         let failed = batch.is_err();
         if sender.send(batch).is_err() || failed {
@@ -128,11 +141,7 @@ impl<S: Source + ?Sized> Reader<'_, S> {
     }
 
     fn label(&self, index: u32) -> Result<u32> {
-        self.source.label(index).ok_or_else(|| Error::Source {
-            index,
-            found: "no label".into(),
-            expected: "the picture's class".into(),
-        })
+        self.source.label(index).ok_or_else(|| Error::no_label(index))
     }
 }
 

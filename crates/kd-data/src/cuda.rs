@@ -13,7 +13,8 @@ use candle_core::{CudaDevice, CudaStorage, Shape, Storage, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::augment::Views;
-use crate::batch::{Batch, BatchConfig, order};
+use crate::batch::{Batch, BatchConfig};
+use crate::sampler::order;
 use crate::source::{Block, Source};
 use crate::{Result, View};
 
@@ -99,11 +100,13 @@ pub(crate) fn gather<S: Source + ?Sized + 'static>(
     device: &CudaDevice,
 ) -> Result<Gathered> {
     let copy = on_gpu(source, block, device)?;
-    let (order, shape) = (order(source.len(), config), source.shape());
-    let seed = config.shuffle_seed.unwrap_or(0);
-    let drawn = order.par_chunks(1024).flat_map_iter(|indices| {
+    const CHUNK: usize = 1024;
+    let (order, shape) = (order(&**source, config)?, source.shape());
+    let (seed, sampler) = (config.shuffle_seed.unwrap_or(0), config.sampler);
+    let drawn = order.par_chunks(CHUNK).enumerate().flat_map_iter(|(chunk, indices)| {
         let mut views = Views::new(config.augment, shape, seed, config.epoch);
-        indices.iter().map(move |&index| views.view(index))
+        let positions = (chunk * CHUNK..).zip(indices);
+        positions.map(move |(position, &index)| views.view(sampler.view_number(position, index)))
     });
     let views: Vec<View> = drawn.collect();
     let views_on_gpu = match config.augment.is_off() {

@@ -120,6 +120,14 @@ pub enum Error {
     Candle(#[from] candle_core::Error),
 }
 
+impl Error {
+    /// The error of a picture without a label where there has to be one.
+    pub(crate) fn no_label(index: u32) -> Self {
+        let (found, expected) = ("no label".into(), "the picture's class".into());
+        Self::Source { index, found, expected }
+    }
+}
+
 /// The most pictures that an error lists; of more, the number is given.
 const LISTED: usize = 20;
 

@@ -14,6 +14,8 @@ use rand_chacha::{
 pub(crate) enum Purpose {
     /// The order of an epoch; the number is the epoch.
     Shuffle,
+    /// The images of a balanced epoch; the number is the epoch.
+    Balance,
     /// Crops, flips and cutouts; the number is the epoch.
     Augment,
     /// Which images are in a subset; the number is 0.
@@ -32,6 +34,7 @@ pub(crate) fn generator(seed: u64, purpose: Purpose, number: u64) -> ChaCha8Rng 
         Purpose::Subset => 0xd003,
         Purpose::SyntheticTrain => 0xd004,
         Purpose::SyntheticTest => 0xd005u64,
+        Purpose::Balance => 0xd006,
     };
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(tag << 48 | number);

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use candle_core::Device;
 use kd_data::{
-    Augment, Batch, BatchConfig, Error, Normalization, Split, SyntheticConfig, View, batches,
-    synthetic,
+    Augment, Batch, BatchConfig, Error, Normalization, Sampler, Split, SyntheticConfig, View,
+    batches, synthetic,
 };
 use proptest::prelude::*;
 
@@ -133,6 +133,91 @@ fn an_images_view_does_not_depend_on_the_batch_size() {
     };
     assert_eq!(views(7, 0), views(30, 0));
     assert_ne!(views(30, 0), views(30, 1));
+}
+
+/// Classes 0, 1, 2 and 5 of 3, 60, 17 and 1 pictures.
+fn uneven() -> Arc<Split> {
+    let counts = [(0u8, 3), (1, 60), (2, 17), (5, 1)];
+    let labels: Vec<u8> = counts.into_iter().flat_map(|(l, n)| vec![l; n]).collect();
+    let images = (0..labels.len() * 3 * 32 * 32).map(|i| (i % 251) as u8).collect();
+    Arc::new(Split { images, labels, coarse_labels: None, shape: [3, 32, 32] })
+}
+
+fn balanced() -> BatchConfig {
+    let sampler = Sampler::Balanced;
+    BatchConfig { batch_size: 16, sampler, shuffle_seed: Some(7), ..BatchConfig::default() }
+}
+
+/// Expected counts are those of a weighted sampler with the weights 1 / (images of the class).
+#[test]
+fn balanced_draws_are_even_over_classes_and_over_each_classs_images() {
+    let split = uneven();
+    let mut of_image = vec![0f64; 81];
+    let epochs = 200;
+    for epoch in 0..epochs {
+        let batches = all(&split, &BatchConfig { epoch, ..balanced() });
+        assert_eq!(
+            batches.iter().map(|b| b.indices.len()).collect::<Vec<_>>(),
+            [16, 16, 16, 16, 16, 1]
+        );
+        for batch in batches {
+            let labels = batch.indices.iter().map(|&i| u32::from(split.labels[i as usize]));
+            assert!(labels.eq(batch.labels.to_vec1::<u32>().unwrap()));
+            batch.indices.iter().for_each(|&index| of_image[index as usize] += 1.0);
+        }
+    }
+    // Each of the four classes has a quarter of the draws, in equal shares for its images. Pearson's statistic of 80 degrees of
+    // freedom has mean 80 and standard deviation 12.6.
+    let counts = [3.0, 60.0, 17.0, 1.0];
+    let class = [0, 1, 2, 2, 2, 3];
+    let draws = f64::from(epochs as u32) * 81.0;
+    let statistic: f64 = of_image
+        .iter()
+        .zip(&split.labels)
+        .map(|(found, label)| {
+            let expected = draws / 4.0 / counts[class[usize::from(*label)]];
+            (found - expected).powi(2) / expected
+        })
+        .sum();
+    assert!((40.0..140.0).contains(&statistic), "{statistic}");
+}
+
+#[test]
+fn a_balanced_epoch_depends_on_seed_and_epoch_and_can_be_taken_up_anywhere() {
+    let split = uneven();
+    let config = BatchConfig { augment: AUGMENT, epoch: 3, ..balanced() };
+    let whole = all(&split, &config);
+    for first_batch in 0..=whole.len() {
+        let rest = all(&split, &BatchConfig { first_batch, ..config });
+        assert_eq!(rest.len(), whole.len() - first_batch);
+        assert!(rest.iter().zip(&whole[first_batch..]).all(|(a, b)| same(a, b)));
+    }
+    // The draw at a place does not depend on the batch size, nor does its view.
+    let views = |batches: &[Batch]| -> Vec<(u32, View)> {
+        let of = |b: &Batch| b.indices.iter().copied().zip(b.views.clone()).collect::<Vec<_>>();
+        batches.iter().flat_map(of).collect()
+    };
+    assert_eq!(views(&whole), views(&all(&split, &BatchConfig { batch_size: 5, ..config })));
+    // The one picture of its class comes often, each time with a view of its own.
+    let of_one: std::collections::BTreeSet<View> =
+        views(&whole).into_iter().filter(|(index, _)| *index == 80).map(|(_, view)| view).collect();
+    assert!(of_one.len() > 10, "{of_one:?}");
+    let other = |config| indices(&all(&split, &config)) != indices(&whole);
+    assert!(other(BatchConfig { epoch: 4, ..config }));
+    assert!(other(BatchConfig { shuffle_seed: Some(8), ..config }));
+    let short = BatchConfig { drop_last: true, ..config };
+    assert_eq!(indices(&all(&split, &short)), indices(&whole)[..80]);
+    // Pinned: a seed means the same on every machine and in every release.
+    assert_eq!(indices(&whole)[..8], [73, 1, 64, 80, 69, 80, 1, 80]);
+    let message = batches(&split, &BatchConfig { shuffle_seed: None, ..balanced() }, &Device::Cpu);
+    let message = message.unwrap_err().to_string();
+    assert!(
+        message.contains("shuffle_seed is none; expected a seed where sampler is"),
+        "{message}"
+    );
+    assert!(
+        all(&Arc::new(Split { shape: [3, 32, 32], ..Split::default() }), &balanced()).is_empty()
+    );
 }
 
 #[test]

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use candle_core::Device;
-use kd_data::{Augment, Batch, BatchConfig, Result, Split, batches};
+use kd_data::{Augment, Batch, BatchConfig, Result, Sampler, Split, batches};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 type Test = fn(&Device) -> Result<()>;
@@ -84,6 +84,7 @@ fn batches_are_those_of_the_cpu(gpu: &Device) -> Result<()> {
                     ..BatchConfig::default()
                 };
                 same(&split, &config, gpu)?;
+                same(&split, &BatchConfig { sampler: Sampler::Balanced, ..config }, gpu)?;
             }
         }
         same(&split, &BatchConfig { batch_size: 7, ..BatchConfig::default() }, gpu)?;
