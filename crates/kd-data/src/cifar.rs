@@ -172,6 +172,7 @@ fn read(dir: &Path, layout: &Layout) -> Result<Dataset> {
         train,
         test,
         sha256,
+        skipped: Vec::new(),
     })
 }
 

@@ -1,13 +1,13 @@
 //! Pictures of one's own, in a folder for each class.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::hash::hex;
 use crate::images;
-use crate::{Dataset, Error, Result, Split};
+use crate::{Dataset, Error, Result, Skipped, Split};
 
 /// The most classes: labels are bytes.
 const MAX_CLASSES: usize = 256;
@@ -23,18 +23,64 @@ const MAX_CLASSES: usize = 256;
 /// When `side` is zero or above 4096, a folder is missing or has no pictures, `train` and `test` have different classes,
 /// there are fewer than 2 classes or more than 256, or pictures can't be read: all of them are named.
 pub fn image_folder(dir: &Path, side: usize) -> Result<Dataset> {
+    let (dataset, mut broken) = read_both(dir, side)?;
+    match broken.len() {
+        0 => Ok(dataset),
+        1 => Err(broken.remove(0).1),
+        _ => {
+            let broken = broken.into_iter().map(|(_, error)| error).collect();
+            Err(Error::Pictures { dir: dir.into(), broken })
+        }
+    }
+}
+
+/// As [`image_folder`], without the pictures that can't be read: [`Dataset::skipped`] names them, in the order of split, class and
+/// name.
+///
+/// The data set's hash then covers the paths of the skipped pictures, too. Without any it is that of [`image_folder`].
+///
+/// # Errors
+/// As [`image_folder`]'s, except for pictures that can't be read: they are an error only where a class has no other in `train` or
+/// in `test`.
+pub fn image_folder_without_broken(dir: &Path, side: usize) -> Result<Dataset> {
+    let (dataset, broken) = read_both(dir, side)?;
+    let mut emptied = Vec::new();
+    for (name, split) in [("train", &dataset.train), ("test", &dataset.test)] {
+        let counts = split.class_counts(dataset.classes.len()).into_iter().zip(&dataset.classes);
+        let none = counts.filter(|(count, _)| *count == 0);
+        emptied.extend(none.map(|(_, class)| dir.join(name).join(class)));
+    }
+    if let [first, others @ ..] = &emptied[..] {
+        let error = broken.iter().find(|(path, _)| path.starts_with(first));
+        let error =
+            error.map_or(String::new(), |(_, error)| format!(", the first because of {error}"));
+        let others: String =
+            others.iter().map(|path| format!(", nor in {}", path.display())).collect();
+        return Err(Error::Folder {
+            path: first.clone(),
+            found: format!("no picture that can be read{others}{error}"),
+            expected: "at least one of each class in train and in test".into(),
+        });
+    }
+    let skipped = broken.into_iter().map(|(path, error)| Skipped {
+        path: path.strip_prefix(dir).map_or(path.clone(), Path::to_path_buf),
+        reason: match error {
+            Error::Picture { reason, .. } => reason,
+            Error::Io { source, .. } => source.to_string(),
+            other => other.to_string(),
+        },
+    });
+    Ok(Dataset { skipped: skipped.collect(), ..dataset })
+}
+
+/// Reads both splits without the pictures that can't be read, each of which is returned with what is wrong with it.
+fn read_both(dir: &Path, side: usize) -> Result<(Dataset, Vec<(PathBuf, Error)>)> {
     images::check_side(side)?;
     let classes = classes(&dir.join("train"))?;
     check_test_classes(&dir.join("test"), &classes)?;
     let (train, mut broken) = read(&dir.join("train"), &classes, side)?;
     let (test, broken_too) = read(&dir.join("test"), &classes, side)?;
     broken.extend(broken_too);
-    if broken.len() > 1 {
-        return Err(Error::Pictures { dir: dir.into(), broken });
-    }
-    if let Some(broken) = broken.pop() {
-        return Err(broken);
-    }
     let mut hash = Sha256::new();
     for split in [&train, &test] {
         hash.update(&split.images);
@@ -44,7 +90,16 @@ pub fn image_folder(dir: &Path, side: usize) -> Result<Dataset> {
         hash.update(class);
         hash.update(b"\n");
     }
-    Ok(Dataset { name: "folder".into(), classes, train, test, sha256: hex(hash) })
+    for (path, _) in &broken {
+        // No name holds the byte that ends a path here, and no class's name the one between its parts.
+        for part in path.strip_prefix(dir).unwrap_or(path) {
+            hash.update(b"/");
+            hash.update(part.as_encoded_bytes());
+        }
+        hash.update(b"\0");
+    }
+    let (name, sha256, skipped) = ("folder".into(), hex(hash), Vec::new());
+    Ok((Dataset { name, classes, train, test, sha256, skipped }, broken))
 }
 
 /// The names of the folders in `folder`, sorted.
@@ -106,9 +161,9 @@ fn check_test_classes(test: &Path, classes: &[String]) -> Result<()> {
     }
 }
 
-/// Reads the pictures of all classes in `folder`, class by class, and what is wrong with those that can't be read, in the names'
-/// order.
-fn read(folder: &Path, classes: &[String], side: usize) -> Result<(Split, Vec<Error>)> {
+/// Reads the pictures of all classes in `folder`, class by class and in the order of their names. Those that can't be read are left out
+/// and returned with what is wrong with them.
+fn read(folder: &Path, classes: &[String], side: usize) -> Result<(Split, Vec<(PathBuf, Error)>)> {
     let mut files = Vec::new();
     for (label, class) in classes.iter().enumerate() {
         let folder = folder.join(class);
@@ -121,13 +176,15 @@ fn read(folder: &Path, classes: &[String], side: usize) -> Result<(Split, Vec<Er
     }
     let read: Vec<_> = files.par_iter().map(|(path, _)| images::read(path, side)).collect();
     let mut images = Vec::with_capacity(files.len() * 3 * side * side);
-    let mut broken = Vec::new();
-    for picture in read {
+    let (mut labels, mut broken) = (Vec::with_capacity(files.len()), Vec::new());
+    for ((path, label), picture) in files.into_iter().zip(read) {
         match picture {
-            Ok(picture) => images.extend(picture.pixels),
-            Err(error) => broken.push(error),
+            Ok(picture) => {
+                images.extend(picture.pixels);
+                labels.push(label);
+            }
+            Err(error) => broken.push((path, error)),
         }
     }
-    let labels = files.iter().map(|(_, label)| *label).collect();
     Ok((Split { images, labels, coarse_labels: None, shape: [3, side, side] }, broken))
 }

@@ -48,6 +48,7 @@ pub fn from_loaded(loaded: &vision::Dataset) -> Result<Dataset> {
         train,
         test,
         sha256: hex(hash),
+        skipped: Vec::new(),
     })
 }
 

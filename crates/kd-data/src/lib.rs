@@ -31,10 +31,10 @@ pub use batches::{Batches, batches};
 pub use cifar::{cifar10, cifar10_records, cifar100, cifar100_records};
 pub use error::{Error, Result};
 #[cfg(feature = "images")]
-pub use folder::image_folder;
+pub use folder::{image_folder, image_folder_without_broken};
 pub use normalize::{Normalization, Renormalize};
 pub use portions::{Limits, Portions};
-pub use source::{Block, Picture, Source};
 pub use sampler::Sampler;
-pub use split::{Dataset, Split};
+pub use source::{Block, Picture, Source};
+pub use split::{Dataset, Skipped, Split};
 pub use synthetic::{SyntheticConfig, synthetic};

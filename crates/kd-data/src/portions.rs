@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::{Dataset, Error, Result, Split};
+use crate::{Dataset, Error, Result, Skipped, Split};
 
 /// Seed of the subsets that [`Limits`] take. Like the three seeds below it is a constant, so that the choice is the same in every run,
 /// whatever the run's own seed.
@@ -45,6 +45,8 @@ pub struct Portions {
     /// Why the images may differ from the published ones, and the [class warnings](Self::class_warnings), for the report; `None`
     /// when there is nothing to say.
     pub warning: Option<String>,
+    /// The pictures that can't be read and were left out.
+    pub skipped: Vec<Skipped>,
     /// A sentence for each way in which the limits leave a class short of images: without one to train on, to select an epoch on or
     /// to test on.
     pub class_warnings: Vec<String>,
@@ -72,8 +74,12 @@ impl Portions {
             classes: dataset.classes,
             sha256: dataset.sha256,
             warning,
+            skipped: dataset.skipped,
             class_warnings: Vec::new(),
         };
+        if let Some(sentence) = data.skipped_sentence() {
+            data.warn(sentence);
+        }
         if let Some(held_out) = limits.held_out {
             data.warn(format!(
                 "the test images are {held_out} images held out of the training set; the data set's own test images were not used"
@@ -133,6 +139,23 @@ impl Portions {
             ));
         }
         Ok(self)
+    }
+
+    /// How many pictures were left out because they can't be read, and the first of them; `None` where none was.
+    pub fn skipped_sentence(&self) -> Option<String> {
+        const NAMED: usize = 5;
+        let skipped = self.skipped.iter().take(NAMED);
+        let named: Vec<_> = skipped.map(|skipped| skipped.path.display().to_string()).collect();
+        let more = match self.skipped.len() {
+            0 => return None,
+            all if all > NAMED => format!(" and {} more", all - NAMED),
+            _ => String::new(),
+        };
+        let which = match self.skipped.len() {
+            1 => "1 picture that can't be read is".into(),
+            all => format!("{all} pictures that can't be read are"),
+        };
+        Some(format!("{which} left out: {}{more}", named.join(", ")))
     }
 
     /// The labels of the training images, in the data's order.
@@ -302,6 +325,7 @@ mod tests {
             selection: None,
             sha256: String::new(),
             warning: None,
+            skipped: Vec::new(),
             class_warnings: Vec::new(),
         }
     }

@@ -1,5 +1,7 @@
 //! Labelled images in memory: every data set that this crate reads is two of these.
 
+use std::path::PathBuf;
+
 use candle_core::{Device, Tensor};
 use sha2::{Digest, Sha256};
 
@@ -34,8 +36,19 @@ pub struct Dataset {
     pub test: Split,
     /// SHA-256 in hex. Of CIFAR's files it is that of their contents, in the files' order; of any other data set that of
     /// training images, training labels, test images and test labels, and, of a folder of pictures, of the classes'
-    /// names.
+    /// names and the paths of the pictures that were left out.
     pub sha256: String,
+    /// The pictures that can't be read and were left out; none but of a folder of pictures.
+    pub skipped: Vec<Skipped>,
+}
+
+/// A picture of a folder that can't be read and was left out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Skipped {
+    /// Its file, as seen from the data set's folder.
+    pub path: PathBuf,
+    /// Why it can't be read.
+    pub reason: String,
 }
 
 impl Split {

@@ -91,6 +91,7 @@ pub fn synthetic(config: &SyntheticConfig) -> Dataset {
         train,
         test,
         sha256: hex(hash),
+        skipped: Vec::new(),
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use image::RgbImage;
 use kd_data::images::SIDE;
-use kd_data::{Error, Result, image_folder, images};
+use kd_data::{Error, Result, image_folder, image_folder_without_broken, images};
 use tempfile::TempDir;
 
 fn fixtures() -> PathBuf {
@@ -168,6 +168,49 @@ fn classes_are_the_folders_by_name() {
             .unwrap();
     }
     assert_ne!(image_folder(dir.path(), SIDE).unwrap().sha256, data.sha256);
+}
+
+#[test]
+fn broken_pictures_are_left_out_where_it_is_asked_for_and_named() {
+    let dir = picture_folder(&FILES);
+    let whole = image_folder(dir.path(), SIDE).unwrap();
+    let same = image_folder_without_broken(dir.path(), SIDE).unwrap();
+    assert_eq!(same, whole);
+    fs::write(dir.path().join("train/ant/more.jpg"), "no picture").unwrap();
+    fs::write(dir.path().join("test/zebra/a.png"), "").unwrap();
+    assert!(image_folder(dir.path(), SIDE).is_err());
+    let found = image_folder_without_broken(dir.path(), SIDE).unwrap();
+    let named: Vec<_> =
+        found.skipped.iter().map(|s| (s.path.to_str().unwrap(), &*s.reason)).collect();
+    assert_eq!(
+        named,
+        [
+            ("train/ant/more.jpg", "its contents are neither"),
+            ("test/zebra/a.png", "the file is empty")
+        ]
+    );
+    assert_eq!((&found.train, &found.test), (&whole.train, &whole.test));
+    // The hash covers what was skipped: by name, wherever the folder lies.
+    assert_ne!(found.sha256, whole.sha256);
+    fs::rename(dir.path().join("train/ant/more.jpg"), dir.path().join("train/ant/most.jpg"))
+        .unwrap();
+    let other = image_folder_without_broken(dir.path(), SIDE).unwrap();
+    assert_ne!(other.sha256, found.sha256);
+    let elsewhere = picture_folder(&FILES);
+    for name in ["train/ant/more.jpg", "test/zebra/a.png"] {
+        fs::write(elsewhere.path().join(name), "broken in another way").unwrap();
+    }
+    let again = image_folder_without_broken(elsewhere.path(), SIDE).unwrap();
+    assert_eq!(again.sha256, found.sha256);
+    // A class that loses all its pictures is an error.
+    for name in ["train/zebra/a.png", "train/zebra/b.png", "test/ant/x.png"] {
+        fs::write(dir.path().join(name), "broken").unwrap();
+    }
+    let text =
+        message(image_folder_without_broken(dir.path(), SIDE), &dir.path().join("train/zebra"));
+    assert!(text.contains("found no picture that can be read, nor in "), "{text}");
+    assert!(text.contains("test/ant, the first because of "), "{text}");
+    assert!(text.contains("train/zebra/a.png: "), "{text}");
 }
 
 #[test]
