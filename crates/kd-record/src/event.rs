@@ -106,6 +106,18 @@ pub struct DatasetRecord {
     /// Why the images may not be the published ones, e.g. an archive whose checksum is not the published one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warning: Option<String>,
+    /// The pictures of a folder that could not be read and were left out of training and test images.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub skipped: Vec<SkippedPicture>,
+}
+
+/// A picture that could not be read and was left out.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SkippedPicture {
+    /// Its file, as seen from the data set's folder.
+    pub path: String,
+    /// Why it could not be read.
+    pub reason: String,
 }
 
 /// How a run's teacher is asked, and how it does on images that it teaches with.

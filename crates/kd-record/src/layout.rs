@@ -7,6 +7,7 @@
 //!     events.jsonl               one measurement a line
 //!     evaluation.json            accuracy, loss and confusion matrix of the finished network
 //!     test-outputs.safetensors   the finished network's logits of every test image
+//!     skipped-pictures.txt         of a folder of pictures: those that could not be read and were left out, where there are any
 //!     checkpoints/               what an interrupted run goes on from
 //!     best.safetensors           while it runs: the weights of the best epoch, where it chooses one
 //!   teacher.safetensors          the run's weights, beside its folder
@@ -26,6 +27,7 @@ use crate::{Error, Result};
 const RECIPE: &str = "recipe.toml";
 const EVENTS: &str = "events.jsonl";
 const EVALUATION: &str = "evaluation.json";
+const SKIPPED_PICTURES: &str = "skipped-pictures.txt";
 const TEST_OUTPUTS: &str = "test-outputs.safetensors";
 const CHECKPOINTS: &str = "checkpoints";
 const BEST_WEIGHTS: &str = "best.safetensors";
@@ -178,6 +180,11 @@ impl RunFolder {
     /// The finished network's logits of every test image: [`TestOutputs`](crate::TestOutputs).
     pub fn test_outputs(&self) -> PathBuf {
         self.path.join(TEST_OUTPUTS)
+    }
+
+    /// The list of the pictures that could not be read and were left out, a line each with the reason.
+    pub fn skipped_pictures(&self) -> PathBuf {
+        self.path.join(SKIPPED_PICTURES)
     }
 
     /// The folder of what an interrupted run goes on from.

@@ -13,7 +13,7 @@ use crate::format::dataset_title;
 use crate::notes;
 use crate::sections::{
     agreement, calibration, comparison, confusion, curves, gain, headline, loss_parts, machine,
-    recipe, runs, soft_targets, teachers,
+    recipe, runs, skipped, soft_targets, teachers,
 };
 use parts::{Section, Shown, Table, unique};
 
@@ -67,6 +67,7 @@ pub(crate) fn render(experiments: &[Experiment]) -> Result<String> {
         loss_parts::section(&shown),
         teachers::section(&shown),
         recipe::section(&shown),
+        skipped::section(experiments),
         machine::section(&shown),
     ];
     let first = experiments.first();

@@ -12,5 +12,6 @@ pub(crate) mod loss_parts;
 pub(crate) mod machine;
 pub(crate) mod recipe;
 pub(crate) mod runs;
+pub(crate) mod skipped;
 pub(crate) mod soft_targets;
 pub(crate) mod teachers;

@@ -585,3 +585,24 @@ fn uneven_classes_have_balanced_accuracy_and_macro_f1() {
     // Evenly many images of each class need no further column in the terminal.
     assert!(!make(&[flat("student", 600, 0)]).table.contains("balanced"));
 }
+
+#[test]
+fn pictures_that_were_left_out_are_listed() {
+    let mut runs = tutorial(0, &dataset("folder"));
+    let skipped: Vec<Value> = (0..250)
+        .map(|i| serde_json::json!({"path": format!("train/a<b/{i}.png"), "reason": "the file is empty"}))
+        .collect();
+    for run in &mut runs {
+        run.dataset["skipped"] = skipped.clone().into();
+    }
+    let made = make(&runs);
+    assert!(made.page.contains(">Pictures left out<"));
+    assert!(
+        made.page.contains(">250 pictures, the first 200; skipped-pictures.txt in a run&#x27;s")
+    );
+    assert_eq!(made.page.matches(">the file is empty<").count(), 200);
+    assert!(made.page.contains("train&#x2f;a&lt;b&#x2f;199.png") && !made.page.contains("a<b"));
+    assert_eq!(made.summary["dataset"]["skipped"].as_array().unwrap().len(), 250);
+    // Folders of versions before 0.3 name none.
+    assert!(!make(&tutorial(0, &dataset("folder"))).page.contains("Pictures left out"));
+}
