@@ -191,7 +191,7 @@ pub fn differing(a: &[String], b: &[String]) -> (String, String) {
 }
 
 /// The names, or the first of many and the number of the rest.
-fn shortened(names: &[String]) -> String {
+pub fn shortened(names: &[String]) -> String {
     match names.len() <= SHOWN {
         true => names.join(", "),
         false => format!("{}, and {} more", names[..SHOWN / 2].join(", "), names.len() - SHOWN / 2),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::{D, DType, Device, Tensor};
-use kd_data::{Augment, BatchConfig, Normalization, Split};
+use kd_data::{BatchConfig, Normalization, Split};
 use kd_models::{Classifier, Mode};
 
 pub use kd_record::Evaluation;
@@ -96,16 +96,7 @@ pub fn logits(
 
 /// Batches of every image once, not augmented, in the data's order.
 pub(crate) fn in_order(normalization: Normalization) -> BatchConfig {
-    BatchConfig {
-        batch_size: BATCH,
-        drop_last: false,
-        shuffle_seed: None,
-        epoch: 0,
-        first_batch: 0,
-        augment: Augment::default(),
-        normalization,
-        prefetch: PREFETCH,
-    }
+    BatchConfig { batch_size: BATCH, normalization, prefetch: PREFETCH, ..BatchConfig::default() }
 }
 
 /// The predicted class of each row of logits (f32 `[N, classes]`): the one with the largest logit, of equal ones the first.

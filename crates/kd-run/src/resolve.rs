@@ -4,9 +4,9 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
-use kd_data::Portions;
-use kd_loss::{MethodConfig, Term};
-use kd_models::classes::{ClassChoice, ClassMap};
+use kd_data::{Portions, Sampler};
+use kd_loss::{ClassWeightRule, ClassWeights, MethodConfig, Term};
+use kd_models::classes::{ClassChoice, ClassMap, shortened};
 use kd_models::{Architecture, ModelConfig};
 use kd_record::layout::part_name;
 use kd_record::own;
@@ -34,8 +34,10 @@ pub struct Choices {
     pub recipe_folder: Option<PathBuf>,
     /// The folder with the data set's files, or its parent.
     pub data: PathBuf,
-    /// The data set. With another than the recipe's, the recipe's `data.sha256` does not count.
+    /// The data set. With another than the recipe's, the recipe's `data.sha256` and `data.skip_broken` do not count.
     pub dataset: Option<DatasetName>,
+    /// Leave out pictures of one's own that can't be read.
+    pub skip_broken: bool,
     /// Train on at most this many images.
     pub train_limit: Option<usize>,
     /// Test on at most this many images.
@@ -50,12 +52,18 @@ pub struct Choices {
     pub teacher: Option<PathBuf>,
     /// The teacher's network, where its file doesn't say.
     pub teacher_model: Option<Architecture>,
+    /// The mean of the images that the teacher was trained on, where its file doesn't say.
+    pub teacher_mean: Option<[f32; 3]>,
+    /// Their standard deviation.
+    pub teacher_std: Option<[f32; 3]>,
     /// The class of the weights file for each class of the data: the teacher's file, or where there is no teacher that of `init`.
     pub class_map: Option<ClassMap>,
     /// Ignore the class names of weights files and take their classes in the data's order.
     pub ignore_class_names: bool,
     /// The temperature of the methods that have one.
     pub temperature: Option<f64>,
+    /// What each class counts in the labels' cross-entropy.
+    pub class_weights: Option<ClassWeights>,
     /// The labels' share of the loss, from 0 to 1, in a run with one method, which has the rest.
     pub alpha: Option<f64>,
     /// The weights file to start from.
@@ -66,6 +74,8 @@ pub struct Choices {
     pub epochs: Option<usize>,
     /// Images in a step.
     pub batch_size: Option<usize>,
+    /// Which images an epoch has.
+    pub sampler: Option<Sampler>,
     /// Learning rate.
     pub lr: Option<f64>,
     /// The largest norm of a step's gradients; larger ones are scaled down to it.
@@ -88,6 +98,7 @@ impl Default for Choices {
             recipe_folder: None,
             data: "data".into(),
             dataset: None,
+            skip_broken: false,
             train_limit: None,
             test_limit: None,
             held_out: None,
@@ -95,14 +106,18 @@ impl Default for Choices {
             part: None,
             teacher: None,
             teacher_model: None,
+            teacher_mean: None,
+            teacher_std: None,
             class_map: None,
             ignore_class_names: false,
             temperature: None,
+            class_weights: None,
             alpha: None,
             init: None,
             freeze: None,
             epochs: None,
             batch_size: None,
+            sampler: None,
             lr: None,
             clip_grad_norm: None,
             precision: None,
@@ -117,9 +132,11 @@ impl Default for Choices {
 pub struct Resolved {
     /// For [`train`](crate::train::train).
     pub run: ResolvedRun,
-    /// Sentences for whoever starts the run: which classes lack images, what was done to read weights that another program
+    /// Sentences for whoever starts the run: what the classes count, what was done to read weights that another program
     /// wrote, which weights it starts from, and what of them is new.
     pub notes: Vec<String>,
+    /// Sentences about what may not be meant: which pictures are left out, which classes lack images.
+    pub warnings: Vec<String>,
 }
 
 /// Resolves a run of `recipe`: lays the choices over it, loads data, teacher and initial weights, checks that they fit each other
@@ -145,9 +162,17 @@ pub fn resolve(recipe: &Recipe, run: &RunConfig, choices: &Choices) -> Result<Re
     resolved.data.sha256 = Some(data.sha256.clone());
     create_folder(&out).map_err(anyhow::Error::from)?;
     check_same_data(&out, &resolved)?;
-    let warnings = data.class_warnings.iter();
-    let mut notes: Vec<String> =
-        warnings.map(|warning| format!("{}: warning: {warning}", resolved.run.name)).collect();
+    let warnings = warnings(&data, &resolved, &folder);
+    let mut notes = Vec::new();
+    if let Some(weights) = data::class_weights(&resolved.run, &data)? {
+        let named = data.classes.iter().zip(&weights);
+        let named: Vec<_> = named.map(|(class, weight)| format!("{class} {weight:.4}")).collect();
+        notes.push(format!(
+            "{}: the labels' cross-entropy weighs the classes: {}",
+            resolved.run.name,
+            shortened(&named)
+        ));
+    }
     let teacher = match &teacher_path {
         Some(path) => Some(load_teacher(path, &mut resolved, &data, &out, &mut notes)?),
         None => None,
@@ -175,7 +200,23 @@ pub fn resolve(recipe: &Recipe, run: &RunConfig, choices: &Choices) -> Result<Re
     fill_in_places(&mut resolved.run, teacher.as_ref(), &data)?;
     let (device, settings) = (choices.device.clone(), choices.settings.clone());
     let run = ResolvedRun { recipe: resolved, out, data, teacher, initial, device, settings };
-    Ok(Resolved { run, notes })
+    Ok(Resolved { run, notes, warnings })
+}
+
+/// What may not be meant in the data of a run.
+fn warnings(data: &Portions, resolved: &RunRecipe, folder: &RunFolder) -> Vec<String> {
+    let mut found = Vec::new();
+    if let Some(sentence) = data.skipped_sentence() {
+        found
+            .push(format!("{sentence}; all are listed in {}", folder.skipped_pictures().display()));
+    }
+    found.extend(data.class_warnings.iter().cloned());
+    let balanced = Some(ClassWeights::Rule(ClassWeightRule::Balanced));
+    if resolved.training.sampler == Sampler::Balanced && resolved.run.class_weights == balanced {
+        let twice = "sampler and class_weights are both \"balanced\": rare classes count more twice over, by the square of how rare they are";
+        found.push(twice.into());
+    }
+    found.iter().map(|warning| format!("{}: {warning}", resolved.run.name)).collect()
 }
 
 /// The recipe of one run, with the choices laid over it.
@@ -184,9 +225,11 @@ fn with_choices(recipe: &Recipe, mut run: RunConfig, choices: &Choices) -> Resul
     if let Some(dataset) = choices.dataset {
         if dataset != data.dataset {
             data.sha256 = None;
+            data.skip_broken = false;
         }
         data.dataset = dataset;
     }
+    data.skip_broken |= choices.skip_broken;
     data.train_limit = choices.train_limit.or(data.train_limit);
     data.test_limit = choices.test_limit.or(data.test_limit);
     data.held_out = choices.held_out.or(data.held_out);
@@ -194,6 +237,7 @@ fn with_choices(recipe: &Recipe, mut run: RunConfig, choices: &Choices) -> Resul
     let own_epochs = run.epochs.take();
     training.epochs = choices.epochs.or(own_epochs).unwrap_or(training.epochs);
     training.batch_size = choices.batch_size.unwrap_or(training.batch_size);
+    training.sampler = choices.sampler.unwrap_or(training.sampler);
     training.seed = choices.seed.unwrap_or(training.seed);
     training.clip_grad_norm = choices.clip_grad_norm.or(training.clip_grad_norm);
     training.precision = choices.precision.unwrap_or(training.precision);
@@ -208,7 +252,12 @@ fn with_choices(recipe: &Recipe, mut run: RunConfig, choices: &Choices) -> Resul
     if let Some(alpha) = choices.alpha {
         set_alpha(&mut run, alpha)?;
     }
+    if let Some(weights) = &choices.class_weights {
+        run.class_weights = Some(weights.clone());
+    }
     run.teacher_model = choices.teacher_model.or(run.teacher_model);
+    run.teacher_mean = choices.teacher_mean.or(run.teacher_mean);
+    run.teacher_std = choices.teacher_std.or(run.teacher_std);
     if choices.ignore_class_names {
         (run.class_map, run.ignore_class_names) = (None, true);
     }

@@ -1,5 +1,7 @@
 //! A run's first event: what is trained on what, and what it learns from.
 
+use kd_data::Skipped;
+use kd_record::event::SkippedPicture;
 use kd_record::roles::{MethodRole, WeightsSource};
 use kd_record::{DatasetRecord, OutFolder, Roles, Start};
 
@@ -28,9 +30,14 @@ pub(crate) fn start(run: &ResolvedRun) -> Result<Start> {
             test: run.data.test.len(),
             sha256: run.data.sha256.clone(),
             warning: run.data.warning.clone(),
+            skipped: run.data.skipped.iter().map(skipped).collect(),
         },
         roles: Some(roles(run)),
     })
+}
+
+fn skipped(picture: &Skipped) -> SkippedPicture {
+    SkippedPicture { path: picture.path.display().to_string(), reason: picture.reason.clone() }
 }
 
 fn roles(run: &ResolvedRun) -> Roles {

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use candle_core::Tensor;
-use kd_data::BatchConfig;
+use kd_data::{BatchConfig, Skipped};
 use kd_models::graph::TensorSpec;
 use kd_models::weights::{LeftOut, Metadata};
 use kd_record::event::has_ended;
@@ -133,6 +133,7 @@ pub fn train(
         None => State { recipe: recipe.clone(), ..State::default() },
     };
     write_whole(&folder.recipe(), recipe.as_bytes())?;
+    write_skipped(&folder, &run.data.skipped)?;
     let earlier = std::mem::take(&mut state.events);
     let mut log = RunLog::restore(&folder, earlier, run.settings.tensorboard)?;
 
@@ -205,6 +206,16 @@ fn check_same_recipe(folder: &RunFolder, recipe: &str) -> Result<()> {
     }
 }
 
+/// Lists the pictures that were left out because they can't be read, a line each with the reason. Without any there is no file.
+fn write_skipped(folder: &RunFolder, skipped: &[Skipped]) -> Result<()> {
+    if skipped.is_empty() {
+        return Ok(());
+    }
+    let line = |skipped: &Skipped| format!("{}: {}\n", skipped.path.display(), skipped.reason);
+    let text: String = skipped.iter().map(line).collect();
+    Ok(write_whole(&folder.skipped_pictures(), text.as_bytes())?)
+}
+
 /// The evaluation of a run that an earlier process finished.
 fn finished_before(run: &ResolvedRun) -> Result<Option<Evaluation>> {
     let folder = run.folder();
@@ -274,6 +285,7 @@ fn batches(run: &ResolvedRun, epoch: usize, first_batch: usize) -> Result<kd_dat
     let config = BatchConfig {
         batch_size: recipe.training.batch_size,
         drop_last: recipe.training.drop_last,
+        sampler: recipe.training.sampler,
         shuffle_seed: Some(recipe.training.seed),
         epoch,
         first_batch,

@@ -1,12 +1,13 @@
 //! Checks of every value of a recipe.
 
+use kd_loss::{MethodConfig, Term};
 use kd_ops::adam::AdamConfig;
 use kd_ops::schedule::LrSchedule;
 use kd_ops::sgd::SgdConfig;
 
 use super::invalid::{Invalid, Step, require};
 use super::optimizer::OptimizerConfig;
-use super::types::{DataConfig, Recipe, RunConfig, RunRecipe};
+use super::types::{DataConfig, DatasetName, Recipe, RunConfig, RunRecipe};
 use crate::error::other;
 
 /// The largest number of epochs, and of images in a step, that is accepted: far more than anybody trains with.
@@ -56,7 +57,10 @@ impl Recipe {
 }
 
 impl DataConfig {
-    pub(super) fn check(&self) -> Result<(), Invalid> {
+    pub(crate) fn check(&self) -> Result<(), Invalid> {
+        let skips = !self.skip_broken || self.dataset == DatasetName::Folder;
+        let expected = "false: only in a folder of pictures can some be broken";
+        require(skips, &[Step::Key("skip_broken")], true, expected)?;
         let finite = self.mean.iter().all(|mean| mean.is_finite());
         let mean = format!("{:?}", self.mean);
         require(finite, &[Step::Key("mean")], mean, "three finite numbers")?;
@@ -103,6 +107,7 @@ impl RunConfig {
             term.validate()
                 .map_err(|error| Invalid { path: place.to_vec(), message: error.to_string() })?;
         }
+        self.check_class_weights()?;
         let something = self.labels > 0.0 || self.methods.iter().any(|term| term.weight > 0.0);
         require(something, &[Step::Key("labels")], 0, "a weight above 0 here or in a method")?;
         if let Some(parts) = self.cross_fit {
@@ -144,6 +149,21 @@ impl RunConfig {
             teacher,
             "none: no method of this run needs a teacher",
         )
+    }
+
+    fn check_class_weights(&self) -> Result<(), Invalid> {
+        let Some(weights) = &self.class_weights else { return Ok(()) };
+        let path = [Step::Key("class_weights")];
+        match weights.validate() {
+            Ok(()) => {}
+            Err(kd_loss::Error::Option { found, expected, .. }) => {
+                require(false, &path, found, expected)?;
+            }
+            Err(other) => return Err(Invalid { path: path.to_vec(), message: other.to_string() }),
+        }
+        let smooths = |term: &Term| matches!(term.method, MethodConfig::LabelSmoothing(_));
+        let weighs = self.labels > 0.0 || self.methods.iter().any(smooths);
+        require(weighs, &path, "set", "none in a run whose labels have the weight 0")
     }
 
     fn check_teachers_images(&self) -> Result<(), Invalid> {

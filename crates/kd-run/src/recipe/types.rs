@@ -1,7 +1,7 @@
 //! What a recipe holds.
 
-use kd_data::{Augment, Normalization};
-use kd_loss::{Kind, MethodConfig, Term};
+use kd_data::{Augment, Normalization, Sampler};
+use kd_loss::{ClassWeights, Kind, MethodConfig, Term};
 use kd_models::Architecture;
 use kd_models::classes::ClassMap;
 use serde::{Deserialize, Serialize};
@@ -67,6 +67,9 @@ pub struct DataConfig {
     pub mean: [f32; 3],
     /// What each colour channel is then divided by.
     pub std: [f32; 3],
+    /// Whether pictures of one's own that can't be read are left out, and listed, instead of being an error.
+    #[serde(skip_serializing_if = "is_false")]
+    pub skip_broken: bool,
     /// Train on at most this many images, balanced over the classes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub train_limit: Option<usize>,
@@ -144,8 +147,11 @@ pub struct TrainingConfig {
     /// Images in a step; the last step of an epoch may have fewer.
     pub batch_size: usize,
     /// Leave out the last step of an epoch where it would have fewer images than the others.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[serde(skip_serializing_if = "is_false")]
     pub drop_last: bool,
+    /// Which images an epoch has: each once, or as many draws in which each class is equally likely.
+    #[serde(skip_serializing_if = "Sampler::is_shuffle")]
+    pub sampler: Sampler,
     /// The seed of initial weights, batch order, augmentation and dropout.
     pub seed: u64,
     /// The largest norm of all gradients of a step together; larger ones are scaled down to it.
@@ -215,6 +221,9 @@ pub struct RunConfig {
     /// The weight of the cross-entropy with the labels in the loss.
     #[serde(default = "default_labels")]
     pub labels: f64,
+    /// What each class counts in the cross-entropy with the labels, smoothed labels included; without it, all the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class_weights: Option<ClassWeights>,
     /// For classes of the data, by name, the class of the weights file that stands for each: the teacher's file, or where the run
     /// has no teacher that of `init`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -242,6 +251,7 @@ impl Default for DataConfig {
             dataset: DatasetName::Cifar10,
             mean,
             std,
+            skip_broken: false,
             train_limit: None,
             test_limit: None,
             held_out: None,
@@ -257,6 +267,7 @@ impl Default for TrainingConfig {
             epochs: 10,
             batch_size: 128,
             drop_last: false,
+            sampler: Sampler::default(),
             seed: 0,
             clip_grad_norm: None,
             precision: Precision::default(),
@@ -298,6 +309,7 @@ impl RunConfig {
             init_sha256: None,
             freeze: Vec::new(),
             labels: default_labels(),
+            class_weights: None,
             class_map: None,
             ignore_class_names: false,
             methods: Vec::new(),

@@ -10,6 +10,7 @@ use kd_ops::DropoutKey;
 
 use super::{Learner, Task, TaskLoss};
 use crate::at::At;
+use crate::data::class_weights;
 use crate::error::other;
 use crate::run::{ResolvedRun, shapes};
 use crate::teacher::Answers;
@@ -20,13 +21,15 @@ pub struct Supervised {
     learner: [Learner; 1],
     objective: Objective,
     needs: Needs,
+    /// What each class counts in the labels' cross-entropy: f32 `[C]` on the learner's device.
+    class_weights: Option<Tensor>,
 }
 
 impl Supervised {
-    /// A learner and its loss.
+    /// A learner and its loss, in which all classes count the same.
     pub fn new(learner: Learner, objective: Objective) -> Self {
         let needs = objective.needs();
-        Self { learner: [learner], objective, needs }
+        Self { learner: [learner], objective, needs, class_weights: None }
     }
 
     /// The task of a run: its network with fresh or initial weights, its methods with what they learn, and its optimiser.
@@ -59,7 +62,11 @@ impl Supervised {
         }
         let optimizer = run.recipe.optimizer.optimizer();
         let objective = Objective::new(recipe.labels, methods)?;
-        let task = Self::new(Learner { network, parameters, optimizer }, objective);
+        let mut task = Self::new(Learner { network, parameters, optimizer }, objective);
+        if let Some(weights) = class_weights(recipe, &run.data)? {
+            let weights = Tensor::new(weights, &run.device)?.to_dtype(DType::F32)?;
+            task.class_weights = Some(weights);
+        }
         if run.teacher.is_none() && task.needs.any_teacher() {
             return Err(other!("run {:?} needs a teacher's weights file", recipe.name));
         }
@@ -120,6 +127,7 @@ impl Task for Supervised {
             at: at.run_step(),
         });
         let inputs = Inputs {
+            class_weights: self.class_weights.as_ref(),
             teacher_logits: taught.logits.as_ref(),
             student_features: &output.features,
             teacher_features: &taught.features,

@@ -80,7 +80,7 @@ fn own_normalization(
         && said != stated
     {
         return Err(Error::unfit(format!(
-            "{path}: the file says that its network was trained on images normalised with {}; the recipe's teacher_mean and teacher_std are {:?} and {:?}: remove them from the recipe, for the file's own are used",
+            "{path}: the file says that its network was trained on images normalised with {}; teacher_mean and teacher_std (--teacher-mean, --teacher-std) are {:?} and {:?}: remove them from the recipe or the command line, for the file's own are used",
             shown(said),
             stated.mean,
             stated.std

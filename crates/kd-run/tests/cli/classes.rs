@@ -162,6 +162,24 @@ fn a_teacher_beside_a_network_answers_in_the_networks_order() {
     let images =
         |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap()["images"].clone();
     assert_eq!(images(&same), images(&turned));
+    // Where a file doesn't name its classes, it is said how they are taken.
+    network(&dir.path("bare.safetensors"), [1, 0], None, Normalization::default());
+    for (model, teacher, expected) in [
+        ("right", "bare", "bare.safetensors does not name its classes; both files' classes are"),
+        ("bare", "right", "bare.safetensors does not name its classes; both files' classes are"),
+        ("bare", "bare", "bare.safetensors and bare.safetensors do not name their classes; both"),
+    ] {
+        let line = format!(
+            "predict --json --weights {model}.safetensors --teacher {teacher}.safetensors pictures/test"
+        );
+        let output = dir.command(&line).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.contains(expected), "{said}");
+        assert_eq!(
+            images(&same)[0]["teacher"]["label"],
+            images(&String::from_utf8(output.stdout).unwrap())[0]["teacher"]["label"]
+        );
+    }
     let message = dir.fails(&format!("{line} ship.safetensors pictures/test"), 2);
     assert!(message.contains("boat, cat, and cat, ship"), "{message}");
 }
@@ -205,6 +223,10 @@ fn a_file_with_another_normalisation_sees_its_own() {
     dir.stdout(&line(&format!("{bare} --recipe stated.toml --name stated")));
     assert!(dir.read("out/own.safetensors") == dir.read("out/stated.safetensors"));
     assert_eq!(cached("own"), cached("stated"));
+    let flags = "--teacher-mean 0.4914,0.4822,0.4465 --teacher-std 0.247,0.2435,0.2616";
+    dir.stdout(&line(&format!("{bare} {flags} --name flags")));
+    assert!(dir.read("out/own.safetensors") == dir.read("out/flags.safetensors"));
+    assert!(dir.fails(&line(&format!("{bare} --teacher-mean 1,1,1")), 2).contains("--teacher-std"));
     let said = dir.stdout(&line(&format!("{bare} --name assumed")));
     assert!(
         said.contains("does not say how") && said.contains("does not name its classes"),

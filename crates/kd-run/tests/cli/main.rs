@@ -20,5 +20,6 @@ mod targets;
 mod teacher;
 mod tensorboard;
 mod training;
+mod uneven;
 mod usage;
 mod workdir;

@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::workdir::{WorkDir, damage, weights};
 
 /// Saves image `i` of a split.
-fn save(split: &kd_data::Split, i: usize, path: &Path) {
+pub(crate) fn save(split: &kd_data::Split, i: usize, path: &Path) {
     let pixels = split.image(i);
     let pixel = |x, y| image::Rgb([0, 1, 2].map(|c| pixels[c * 1024 + (y * 32 + x) as usize]));
     fs::create_dir_all(path.parent().unwrap()).unwrap();

@@ -5,4 +5,6 @@ mod flags;
 mod values;
 
 pub(crate) use flags::{ClassFlags, ComputeFlags, DataFlags, RunFlags};
-pub(crate) use values::{Part, architecture, at_least_one, one_of, part, positive, share};
+pub(crate) use values::{
+    Part, architecture, at_least_one, channels, one_of, part, positive, share,
+};

@@ -5,14 +5,16 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use candle_core::Device;
 use clap::Args;
+use kd_data::Sampler;
+use kd_loss::ClassWeights;
 use kd_models::classes::{ClassChoice, ClassMap};
 use kd_record::{Compile, DeviceChoice, Precision};
 use kd_run::device;
-use kd_run::recipe::DatasetName;
+use kd_run::recipe::{DataConfig, DatasetName};
 use kd_run::resolve::Choices;
 use kd_run::run::{Every, Settings};
 
-use super::values::{at_least_one, every, one_of, positive, seed, threads};
+use super::values::{at_least_one, class_weights, every, one_of, positive, seed, threads};
 
 /// The flags that `kd train` and `kd distill` share.
 #[derive(Debug, Args)]
@@ -45,6 +47,12 @@ pub(crate) struct RunFlags {
     /// Number of images in a step
     #[arg(long, value_name = "IMAGES", value_parser = at_least_one)]
     pub(crate) batch_size: Option<usize>,
+    /// Which images an epoch has: each once ("shuffle"), or as many draws in which each class is equally likely ("balanced")
+    #[arg(long, value_parser = one_of::<Sampler>(Sampler::ALL.map(Sampler::name)))]
+    pub(crate) sampler: Option<Sampler>,
+    /// What each class counts in the labels' cross-entropy: "balanced" (the rarer, the more), numbers in the classes' order ("1,2.5"), or by name ("cat=1,dog=2.5")
+    #[arg(long, value_name = "WEIGHTS", value_parser = class_weights)]
+    pub(crate) class_weights: Option<ClassWeights>,
     /// Learning rate
     #[arg(long, value_parser = positive)]
     pub(crate) lr: Option<f64>,
@@ -91,9 +99,27 @@ pub(crate) struct DataFlags {
     /// The data set [default: that of the recipe]
     #[arg(long, value_parser = one_of::<DatasetName>(DatasetName::ALL.map(DatasetName::name)))]
     pub(crate) dataset: Option<DatasetName>,
+    /// Leave out pictures that can't be read, and list them (data set "folder")
+    #[arg(long)]
+    pub(crate) skip_broken: bool,
     /// Test on this many images, balanced over the classes
     #[arg(long, value_name = "IMAGES", value_parser = at_least_one)]
     pub(crate) test_limit: Option<usize>,
+}
+
+impl DataFlags {
+    /// Lays what the flags say of the data set over a recipe's data.
+    pub(crate) fn lay_over(&self, config: &mut DataConfig) {
+        if let Some(dataset) = self.dataset {
+            if dataset != config.dataset {
+                config.sha256 = None;
+                config.skip_broken = false;
+            }
+            config.dataset = dataset;
+        }
+        config.skip_broken |= self.skip_broken;
+        config.test_limit = self.test_limit.or(config.test_limit);
+    }
 }
 
 /// The flags that say what is meant where a weights file names other classes than the data.
@@ -179,6 +205,7 @@ impl RunFlags {
             recipe_folder: self.recipe.as_deref().and_then(Path::parent).map(PathBuf::from),
             data: self.data.data.clone(),
             dataset: self.data.dataset,
+            skip_broken: self.data.skip_broken,
             train_limit: self.train_limit,
             test_limit: self.data.test_limit,
             held_out: self.held_out,
@@ -186,6 +213,8 @@ impl RunFlags {
             freeze: (!self.freeze.is_empty()).then(|| self.freeze.clone()),
             epochs: self.epochs,
             batch_size: self.batch_size,
+            sampler: self.sampler,
+            class_weights: self.class_weights.clone(),
             lr: self.lr,
             clip_grad_norm: self.clip_grad_norm,
             precision: self.precision,

@@ -1,9 +1,11 @@
 //! How a flag's value is read from its text. A message says what is expected; clap names the flag and what was found.
 
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::str::FromStr;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
+use kd_loss::{ClassWeightRule, ClassWeights};
 use kd_models::Architecture;
 use kd_run::run::Every;
 
@@ -67,6 +69,35 @@ pub(crate) fn share(text: &str) -> Result<f64, String> {
     }
 }
 
+/// "balanced", numbers ("1,2.5") or classes with numbers ("cat=1,dog=2.5"). Whether the classes are the data's shows later.
+pub(super) fn class_weights(text: &str) -> Result<ClassWeights, String> {
+    const EXPECTED: &str = "expected \"balanced\", a number above 0 for each class (\"1,2.5\"), or each class with its number (\"cat=1,dog=2.5\")";
+    if text == "balanced" {
+        return Ok(ClassWeights::Rule(ClassWeightRule::Balanced));
+    }
+    let entries = || text.split(',').map(str::trim);
+    if !text.contains('=') {
+        let weights: Result<_, String> = entries().map(positive).collect();
+        return weights.map(ClassWeights::List).map_err(|_| EXPECTED.into());
+    }
+    let mut weights = BTreeMap::new();
+    for entry in entries() {
+        let pair = entry.rsplit_once('=').and_then(|(class, n)| Some((class, positive(n).ok()?)));
+        let (class, weight) = pair.ok_or(EXPECTED)?;
+        if weights.insert(class.to_owned(), weight).is_some() {
+            return Err(format!("class `{class}` has two numbers; expected one"));
+        }
+    }
+    Ok(ClassWeights::Table(weights))
+}
+
+/// Three numbers, one for each colour channel: "0.5,0.5,0.5".
+pub(crate) fn channels(text: &str) -> Result<[f32; 3], String> {
+    let values: Option<Vec<f32>> = text.split(',').map(|value| value.trim().parse().ok()).collect();
+    let values: Option<[f32; 3]> = values.and_then(|values| values.try_into().ok());
+    values.ok_or_else(|| "expected three numbers, for red, green and blue: \"0.5,0.5,0.5\"".into())
+}
+
 pub(super) fn every(text: &str) -> Result<Every, String> {
     let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
     let number: u64 = at_least_one(digits)? as u64;
@@ -80,6 +111,30 @@ pub(super) fn every(text: &str) -> Result<Every, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn class_weights_are_a_rule_a_list_or_a_table() {
+        let table = BTreeMap::from([("a dog".to_owned(), 2.5), ("c=t".to_owned(), 1.0)]);
+        for (text, expected) in [
+            ("balanced", ClassWeights::Rule(ClassWeightRule::Balanced)),
+            ("1, 2.5", ClassWeights::List(vec![1.0, 2.5])),
+            ("a dog=2.5, c=t=1", ClassWeights::Table(table)),
+        ] {
+            assert_eq!(class_weights(text), Ok(expected));
+        }
+        for wrong in ["", "Balanced", "1,", "1,-2", "0", "a=1,b", "a=x", "nan"] {
+            assert!(class_weights(wrong).unwrap_err().contains("cat=1,dog=2.5"), "{wrong}");
+        }
+        assert!(class_weights("a=1,a=2").unwrap_err().contains("class `a` has two numbers"));
+    }
+
+    #[test]
+    fn colour_channels_are_three_numbers() {
+        assert_eq!(channels("0.5, 0,1e-1"), Ok([0.5, 0.0, 0.1]));
+        for wrong in ["", "1,2", "1,2,3,4", "a,b,c"] {
+            assert!(channels(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn checkpoints_come_every_so_many_steps_or_epochs() {

@@ -11,7 +11,7 @@ use kd_run::run::Settings;
 
 use super::training::{named, only};
 use super::{did_you_mean, read_recipe, training};
-use crate::args::{RunFlags, architecture, positive, share};
+use crate::args::{RunFlags, architecture, channels, positive, share};
 use crate::failure::Failure;
 
 const HELP: &str = "\
@@ -31,6 +31,12 @@ pub(crate) struct Distill {
     /// The teacher's network, if its weights file doesn't name it [default: teacher]
     #[arg(long, value_name = "MODEL", value_parser = architecture)]
     teacher_model: Option<Architecture>,
+    /// The mean of the images that the teacher was trained on, where its weights file doesn't say, for red, green and blue: "0.5,0.5,0.5" [default: the data's]
+    #[arg(long, value_name = "MEAN", value_parser = channels, requires = "teacher_std", allow_hyphen_values = true)]
+    teacher_mean: Option<[f32; 3]>,
+    /// Their standard deviation
+    #[arg(long, value_name = "STD", value_parser = channels, requires = "teacher_mean", allow_hyphen_values = true)]
+    teacher_std: Option<[f32; 3]>,
     /// The distillation method; `kd methods` lists them
     #[arg(long)]
     method: Option<String>,
@@ -56,6 +62,8 @@ pub(crate) fn run(flags: &Distill) -> Result<(), Failure> {
     let mut choices = Choices {
         teacher: flags.teacher.clone(),
         teacher_model: flags.teacher_model,
+        teacher_mean: flags.teacher_mean,
+        teacher_std: flags.teacher_std,
         model: flags.model,
         temperature: flags.temperature,
         alpha: flags.alpha,

@@ -71,6 +71,9 @@ struct Dataset<'a> {
     name: &'a str,
     test: usize,
     sha256: &'a str,
+    /// The files of pictures that could not be read and were left out, those among the training images included.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    skipped: Vec<String>,
 }
 
 pub(crate) fn run(flags: &Eval) -> Result<(), Failure> {
@@ -82,20 +85,14 @@ pub(crate) fn run(flags: &Eval) -> Result<(), Failure> {
         Output { path, kind: own::LOGITS, others: &others, force }.check()?;
     }
     let mut config = read_recipe(flags.recipe.as_deref())?.data;
-    if let Some(dataset) = flags.data.dataset {
-        if dataset != config.dataset {
-            config.sha256 = None;
-        }
-        config.dataset = dataset;
-    }
-    config.test_limit = flags.data.test_limit.or(config.test_limit);
+    flags.data.lay_over(&mut config);
     // What weights are worth is measured on the test images, even where a recipe holds training images out.
     config.held_out = None;
     // No training image is looked at, so one is enough to hold in memory.
     config.train_limit = Some(1);
     let device = flags.compute.device()?;
     let data = data::load(&config, &flags.data.data)?;
-    for warning in &data.class_warnings {
+    for warning in data.skipped_sentence().iter().chain(&data.class_warnings) {
         tracing::warn!("{warning}");
     }
     let choice = flags.classes.choice()?;
@@ -121,7 +118,16 @@ pub(crate) fn run(flags: &Eval) -> Result<(), Failure> {
         model: weights.config.architecture.name(),
         weights: flags.weights.display().to_string(),
         sha256: &weights.sha256,
-        dataset: Dataset { name: &data.name, test: data.test.len(), sha256: &data.sha256 },
+        dataset: Dataset {
+            name: &data.name,
+            test: data.test.len(),
+            sha256: &data.sha256,
+            skipped: data
+                .skipped
+                .iter()
+                .map(|skipped| skipped.path.display().to_string())
+                .collect(),
+        },
         evaluation: &evaluation,
     };
     let json = serde_json::to_string(&printed).context("the result can't be written as JSON")?;

@@ -213,6 +213,15 @@ fn in_the_order_of(
         return Err(different(format!("{ours} and {theirs}")));
     }
     let (Some(ours), Some(theirs)) = (&model.class_names, &teacher.class_names) else {
+        let (ours, theirs) = (flags.weights.display(), file.display());
+        let who = match (&model.class_names, &teacher.class_names) {
+            (None, None) => format!("{ours} and {theirs} do not name their classes"),
+            (None, _) => format!("{ours} does not name its classes"),
+            (_, _) => format!("{theirs} does not name its classes"),
+        };
+        weights::say(&[format!(
+            "{who}; both files' classes are taken to be the same, in the same order"
+        )]);
         return Ok(());
     };
     let matched = match_classes(file, Some(theirs), theirs.len(), ours, &ClassChoice::default())

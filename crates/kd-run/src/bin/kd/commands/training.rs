@@ -56,6 +56,9 @@ pub(super) fn train(
         Error::Choice(message) => Failure::Usage(message),
         error => error.into(),
     })?;
+    for warning in &resolved.warnings {
+        tracing::warn!("{warning}");
+    }
     for note in &resolved.notes {
         print(&format!("{note}\n"))?;
     }
