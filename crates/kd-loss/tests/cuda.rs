@@ -5,7 +5,9 @@
 //! ```
 
 use candle_core::{DType, Device, Tensor, Var};
-use kd_loss::{Result, cross_entropy, cross_entropy_smoothed, kd, kd_with_labels};
+use kd_loss::{
+    Result, cross_entropy, cross_entropy_smoothed, cross_entropy_weighted, kd, kd_with_labels,
+};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 type Test = fn(&Device) -> Result<()>;
@@ -71,6 +73,13 @@ impl Case {
         kd_with_labels(&self.student, &self.teacher, &self.labels, 2.0, 0.75)
     }
 
+    /// Weights from 0.25 to 1.75, one for each class.
+    fn class_weights(&self) -> Result<Tensor> {
+        let weights: Vec<f32> =
+            (0..self.student.dim(1)?).map(|i| 0.25 + (i % 7) as f32 / 4.0).collect();
+        Ok(Tensor::new(weights, self.student.device())?)
+    }
+
     fn gradient(&self, loss: &Tensor) -> Result<Vec<f32>> {
         let gradients = loss.backward()?;
         to_vec(gradients.get(&self.student).expect("the logits have a gradient"))
@@ -93,7 +102,7 @@ fn losses_agree_with_the_cpu(gpu: &Device) -> Result<()> {
             [(DType::F32, 1e-5), (DType::BF16, 1.0 / 128.0), (DType::F16, 1.0 / 512.0)]
         {
             for scale in [4.0, 1e4] {
-                let losses: [(&str, Loss); 5] = [
+                let losses: [(&str, Loss); 6] = [
                     ("kd with labels", |c| {
                         kd_with_labels(&c.student, &c.teacher, &c.labels, 2.0, 0.75)
                     }),
@@ -101,6 +110,9 @@ fn losses_agree_with_the_cpu(gpu: &Device) -> Result<()> {
                     ("kd at 0.5", |c| kd(&c.student, &c.teacher, 0.5)),
                     ("cross-entropy", |c| cross_entropy(&c.student, &c.labels)),
                     ("smoothed", |c| cross_entropy_smoothed(&c.student, &c.labels, 0.1)),
+                    ("weighted", |c| {
+                        cross_entropy_weighted(&c.student, &c.labels, &c.class_weights()?, 0.1)
+                    }),
                 ];
                 let on_cpu = case(batch, classes, scale, dtype, &Device::Cpu)?;
                 let on_gpu = case(batch, classes, scale, dtype, gpu)?;

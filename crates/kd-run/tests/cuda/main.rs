@@ -111,6 +111,7 @@ fn graphs_change_no_bit() {
     for (line, run) in [
         ("train --model student", "student"),
         ("train --model student --clip-grad-norm 0.5 --precision bf16", "student"),
+        ("train --model student --class-weights balanced --sampler balanced", "student"),
         // Batch normalisation, whose running statistics a graph changes, and no dropout.
         ("train --model resnet8 --name resnet", "resnet"),
     ] {
