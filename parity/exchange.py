@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from networks import Network, ResNet, Student, Teacher
+import families
+from networks import ResNet, Student, Teacher
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
@@ -44,7 +45,8 @@ def normalized(images: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def logits(network: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
     network.eval()
-    return torch.cat([network(normalized(part))[0] for part in images.split(500)])
+    outputs = [network(normalized(part)) for part in images.split(500)]
+    return torch.cat([output[0] if isinstance(output, tuple) else output for output in outputs])
 
 
 def train_teacher(images: torch.Tensor, labels: torch.Tensor) -> Teacher:
@@ -70,8 +72,8 @@ def main() -> None:
         def run(*arguments: object) -> None:
             subprocess.run([kd, *map(str, arguments), "--data", folder, "--dataset", "cifar10"], check=True)
 
-        def compare(what: str, network: Network | ResNet, weights: Path) -> None:
-            name = "resnet8" if isinstance(network, ResNet) else type(network).__name__.lower()
+        def compare(what: str, network: torch.nn.Module, weights: Path, name: str = "") -> None:
+            name = name or ("resnet8" if isinstance(network, ResNet) else type(network).__name__.lower())
             run("eval", "--weights", weights, "--model", name, "--logits", folder / "logits")
             ours = load_file(folder / "logits")
             assert torch.equal(ours["labels"], labels), "the images came in another order"
@@ -111,6 +113,27 @@ def main() -> None:
         ours = folder / "runs" / "resnet8.safetensors"
         resnet.load_state_dict(load_file(ours), strict=True)
         compare("kd's ResNet-8, taken by PyTorch", resnet, ours)
+
+        # torchvision's and timm's modules, on small pictures.
+        for name in ("resnet18", "mobilenet_v2_035", "efficientnet_lite0"):
+            torch.manual_seed(0)
+            network = families.module(name, 10)
+            for part in images[:256].split(64):
+                network(normalized(part))
+            theirs = folder / f"{name}.pth"
+            torch.save(network.state_dict(), theirs)
+            compare(f"PyTorch's {name}, taken by kd", network, theirs, name)
+            run("train", "--model", name, *few)
+            network = families.module(name, 10)
+            ours = folder / "runs" / f"{name}.safetensors"
+            tensors = load_file(ours)
+            network.load_state_dict(tensors, strict=True)
+            compare(f"kd's {name}, taken by PyTorch", network, ours, name)
+            again = {key: value for key, value in network.state_dict().items() if value.dim() > 0}
+            assert again.keys() == tensors.keys(), "other names"
+            assert all(torch.equal(again[key], value) for key, value in tensors.items()), "other values"
+            save_file(again, theirs.with_suffix(".safetensors"))
+            compare(f"kd's {name}, back from PyTorch", network, theirs.with_suffix(".safetensors"), name)
 
 
 if __name__ == "__main__":

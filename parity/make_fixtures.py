@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import families
 import methods
 from networks import Network, ResNet, Student, Teacher
 
@@ -602,6 +603,10 @@ FIXTURES = {
     "kd-models/tests/fixtures/student.safetensors": lambda: network(Student),
     "kd-models/tests/fixtures/resnet20.safetensors": lambda: resnet(3),
 }
+for family in families.NETWORKS:
+    FIXTURES[f"kd-models/tests/fixtures/{family}.safetensors"] = lambda family=family: families.fixture(
+        family, hashed, short_digest
+    )
 
 
 def near(there: Tensor, value: Tensor) -> bool:

@@ -7,21 +7,36 @@ use candle_core::Device;
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
-use crate::families::{CifarResNetConfig, TutorialConfig, cifar_resnet, tutorial};
+use crate::families::{
+    CifarResNetConfig, EfficientNetLiteConfig, MobileNetV2Config, ResNetConfig, TutorialConfig,
+    cifar_resnet, efficientnet_lite, mobilenet_v2, resnet, tutorial,
+};
 use crate::{Classifier, Error, Graph, GraphNetwork, Parameters, Result};
 
-/// Every network that has a name, a line each: name, family (the file in `families/`), default dropout (`None` in a
-/// network without), images that it was made for, and its graph.
-const NETWORKS: [Listed; 9] = [
-    listed("teacher", "tutorial", Some(0.1), [3, 32, 32], |to| cnn(to, TutorialConfig::teacher())),
-    listed("student", "tutorial", Some(0.1), [3, 32, 32], |to| cnn(to, TutorialConfig::student())),
-    listed("resnet8", "cifar_resnet", None, [3, 32, 32], |to| resnet(to, 1)),
-    listed("resnet14", "cifar_resnet", None, [3, 32, 32], |to| resnet(to, 2)),
-    listed("resnet20", "cifar_resnet", None, [3, 32, 32], |to| resnet(to, 3)),
-    listed("resnet32", "cifar_resnet", None, [3, 32, 32], |to| resnet(to, 5)),
-    listed("resnet44", "cifar_resnet", None, [3, 32, 32], |to| resnet(to, 7)),
-    listed("resnet56", "cifar_resnet", None, [3, 32, 32], |to| resnet(to, 9)),
-    listed("resnet110", "cifar_resnet", None, [3, 32, 32], |to| resnet(to, 18)),
+/// Every network that has a name, a line each: name, default dropout (`None` in a network without), and its graph.
+const NETWORKS: [Listed; 22] = [
+    small("teacher", "tutorial", Some(0.1), |to| cnn(to, TutorialConfig::teacher())),
+    small("student", "tutorial", Some(0.1), |to| cnn(to, TutorialConfig::student())),
+    small("resnet8", "cifar_resnet", None, |to| small_resnet(to, 1)),
+    small("resnet14", "cifar_resnet", None, |to| small_resnet(to, 2)),
+    small("resnet20", "cifar_resnet", None, |to| small_resnet(to, 3)),
+    small("resnet32", "cifar_resnet", None, |to| small_resnet(to, 5)),
+    small("resnet44", "cifar_resnet", None, |to| small_resnet(to, 7)),
+    small("resnet56", "cifar_resnet", None, |to| small_resnet(to, 9)),
+    small("resnet110", "cifar_resnet", None, |to| small_resnet(to, 18)),
+    large("resnet18", "resnet", None, 224, |to| large_resnet(to, [2, 2, 2, 2], false)),
+    large("resnet34", "resnet", None, 224, |to| large_resnet(to, [3, 4, 6, 3], false)),
+    large("resnet50", "resnet", None, 224, |to| large_resnet(to, [3, 4, 6, 3], true)),
+    large("mobilenet_v2", "mobilenet_v2", Some(0.2), 224, |to| mobilenet(to, 1.0)),
+    large("mobilenet_v2_035", "mobilenet_v2", Some(0.2), 224, |to| mobilenet(to, 0.35)),
+    large("mobilenet_v2_050", "mobilenet_v2", Some(0.2), 224, |to| mobilenet(to, 0.5)),
+    large("mobilenet_v2_075", "mobilenet_v2", Some(0.2), 224, |to| mobilenet(to, 0.75)),
+    large("mobilenet_v2_140", "mobilenet_v2", Some(0.2), 224, |to| mobilenet(to, 1.4)),
+    large("efficientnet_lite0", "efficientnet_lite", Some(0.2), 224, |to| lite(to, 1.0, 1.0)),
+    large("efficientnet_lite1", "efficientnet_lite", Some(0.2), 240, |to| lite(to, 1.0, 1.1)),
+    large("efficientnet_lite2", "efficientnet_lite", Some(0.3), 260, |to| lite(to, 1.1, 1.2)),
+    large("efficientnet_lite3", "efficientnet_lite", Some(0.3), 280, |to| lite(to, 1.2, 1.4)),
+    large("efficientnet_lite4", "efficientnet_lite", Some(0.3), 300, |to| lite(to, 1.4, 1.8)),
 ];
 
 fn cnn(to: &ModelConfig, family: TutorialConfig) -> Result<Graph> {
@@ -29,9 +44,27 @@ fn cnn(to: &ModelConfig, family: TutorialConfig) -> Result<Graph> {
     tutorial(&TutorialConfig { input, classes, dropout, ..family })
 }
 
-fn resnet(to: &ModelConfig, blocks: usize) -> Result<Graph> {
+fn small_resnet(to: &ModelConfig, blocks: usize) -> Result<Graph> {
     let ModelConfig { architecture, input, classes, .. } = *to;
     cifar_resnet(&CifarResNetConfig { name: architecture.to_string(), input, classes, blocks })
+}
+
+fn large_resnet(to: &ModelConfig, blocks: [usize; 4], bottleneck: bool) -> Result<Graph> {
+    let ModelConfig { architecture, input, classes, .. } = *to;
+    resnet(&ResNetConfig { name: architecture.to_string(), input, classes, blocks, bottleneck })
+}
+
+fn mobilenet(to: &ModelConfig, width: f64) -> Result<Graph> {
+    let ModelConfig { architecture, input, classes, dropout } = *to;
+    let name = architecture.to_string();
+    mobilenet_v2(&MobileNetV2Config { name, input, classes, width, dropout })
+}
+
+fn lite(to: &ModelConfig, width: f64, depth: f64) -> Result<Graph> {
+    let ModelConfig { architecture, input, classes, dropout } = *to;
+    let (name, lite0) = (architecture.to_string(), EfficientNetLiteConfig::lite0());
+    let config = EfficientNetLiteConfig { name, input, classes, width, depth, dropout, ..lite0 };
+    efficientnet_lite(&config)
 }
 
 /// A line of the list.
@@ -40,17 +73,29 @@ struct Listed {
     family: &'static str,
     dropout: Option<f64>,
     input: [usize; 3],
+    classes: usize,
     graph: fn(&ModelConfig) -> Result<Graph>,
 }
 
-const fn listed(
+/// A network for CIFAR-10's pictures and classes.
+const fn small(
     name: &'static str,
     family: &'static str,
     dropout: Option<f64>,
-    input: [usize; 3],
     graph: fn(&ModelConfig) -> Result<Graph>,
 ) -> Listed {
-    Listed { name, family, dropout, input, graph }
+    Listed { name, family, dropout, input: [3, 32, 32], classes: 10, graph }
+}
+
+/// A network for ImageNet's classes, on square pictures of `side` pixels.
+const fn large(
+    name: &'static str,
+    family: &'static str,
+    dropout: Option<f64>,
+    side: usize,
+    graph: fn(&ModelConfig) -> Result<Graph>,
+) -> Listed {
+    Listed { name, family, dropout, input: [3, side, side], classes: 1000, graph }
 }
 
 /// A network's name, as recipes and weights files give it: one of the list of networks.
@@ -95,20 +140,25 @@ impl Architecture {
         NETWORKS[self.0].name
     }
 
-    /// The family, a file in `families/`: "tutorial" or "cifar_resnet".
+    /// The family, a file in `families/`, such as "cifar_resnet".
     pub fn family(self) -> &'static str {
         NETWORKS[self.0].family
     }
 
-    /// The share that dropout sets to zero when nothing is said: 0.1 in the tutorial's networks, `None` in a network
+    /// The share that dropout sets to zero when nothing is said, such as 0.1 in the tutorial's networks; `None` in a network
     /// that has no dropout.
     pub fn default_dropout(self) -> Option<f64> {
         NETWORKS[self.0].dropout
     }
 
-    /// The images that the network was made for, `[C, H, W]`.
+    /// The images that the network was made for, `[C, H, W]`. It takes other ones, too.
     pub fn default_input(self) -> [usize; 3] {
         NETWORKS[self.0].input
+    }
+
+    /// The number of classes that the network was made for: CIFAR-10's 10 or ImageNet's 1000.
+    pub fn default_classes(self) -> usize {
+        NETWORKS[self.0].classes
     }
 }
 
@@ -139,7 +189,7 @@ impl FromStr for Architecture {
         Self::all().find(|architecture| architecture.name() == name).ok_or_else(|| {
             Error::UnknownArchitecture {
                 name: name.to_string(),
-                known: NETWORKS.map(|listed| listed.name).join(", "),
+                known: Self::all().map(Self::name).collect::<Vec<_>>().join(", "),
             }
         })
     }
@@ -168,8 +218,8 @@ pub struct ModelConfig {
     pub input: [usize; 3],
     /// The number of classes, 1 to 65536.
     pub classes: usize,
-    /// The share of the hidden layer that dropout sets to zero in training, in [0, 1); 0 for a network that has no
-    /// dropout.
+    /// The share of the last linear layer's input that dropout sets to zero in training, in [0, 1); 0 for a network that has
+    /// no dropout.
     pub dropout: f64,
 }
 

@@ -2,12 +2,11 @@
 
 mod common;
 
-use candle_core::{Device, Tensor, Var};
-use common::{config, hashed, tensors, values};
+use candle_core::{Device, Tensor};
+use common::{config, hashed, tensors, trained, values};
 use kd_models::graph::{Conv, Graph, GraphBuilder, NodeId, Norm, Op};
 use kd_models::{
-    Architecture, Classifier, GraphNetwork, Mode, ModelConfig, Parameters, build, frozen, init,
-    var_builder,
+    Architecture, Classifier, GraphNetwork, Mode, ModelConfig, build, frozen, init, var_builder,
 };
 use kd_ops::DropoutKey;
 use proptest::prelude::*;
@@ -244,21 +243,6 @@ fn another_head_leaves_the_rest_as_it_is() {
     }
     let ten = config(Architecture::RESNET8).graph().unwrap();
     assert!(ten.with_classes(0).is_err() && ten.with_classes(usize::MAX).is_err());
-}
-
-/// Weights of a network as training leaves them: scales, shifts and running statistics that matter.
-fn trained(graph: &Graph) -> Parameters {
-    let mut parameters = graph.init(1, &Device::Cpu).unwrap();
-    for (tag, node) in graph.nodes().iter().enumerate() {
-        if matches!(node.op, Op::BatchNorm(_)) {
-            for (spec, one) in node.parameters.iter().chain(&node.buffers).zip([1.0, 0.0, 0.0, 1.5])
-            {
-                let values = (hashed(&spec.shape, tag as u32, 0.5) + one).unwrap();
-                parameters.insert(spec.name.clone(), Var::from_tensor(&values).unwrap());
-            }
-        }
-    }
-    parameters
 }
 
 fn logits(

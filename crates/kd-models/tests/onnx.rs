@@ -222,6 +222,20 @@ fn both_families_compute_in_a_file_what_they_compute_here() {
     }
 }
 
+#[test]
+fn torchvisions_and_timms_networks_are_exported() {
+    for name in ["resnet18", "mobilenet_v2_035", "efficientnet_lite0"] {
+        let config = ModelConfig { input: [3, 35, 42], ..ModelConfig::new(common::named(name), 3) };
+        let graph = config.graph().unwrap();
+        let weights = tensors(&common::trained(&graph));
+        let (bytes, logits) = expected(&graph, &weights);
+        let file = onnx(&graph, &weights, &options(Input::Uint8, false)).unwrap();
+        let spread = logits.iter().fold(0f32, |most, logit| most.max(logit.abs()));
+        let off = largest_difference(&run(&file, &bytes), &logits);
+        assert!(off < 1e-4 * spread, "{name}: {off} of {spread}");
+    }
+}
+
 /// A normalisation that can't be folded, and names that the file has already.
 #[test]
 fn a_graph_of_ones_own_is_exported_whatever_its_names() {

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use candle_core::Device;
 use kd_data::{Portions, Sampler};
 use kd_loss::{ClassWeightRule, ClassWeights, MethodConfig, Term};
+use kd_models::Architecture;
 use kd_models::classes::{ClassChoice, ClassMap, shortened};
-use kd_models::{Architecture, ModelConfig};
 use kd_record::layout::part_name;
 use kd_record::own;
 use kd_record::write::create_folder;
@@ -16,7 +16,7 @@ use kd_record::{OutFolder, RunFolder};
 use crate::data;
 use crate::initial::Initial;
 use crate::recipe::{DataConfig, DatasetName, Precision, Recipe, RunConfig, RunRecipe, check_name};
-use crate::run::{ResolvedRun, Settings, shapes};
+use crate::run::{ResolvedRun, Settings, network_for, shapes};
 use crate::teacher::{Pretrained, PretrainedConfig};
 use crate::{Error, Result, device};
 
@@ -412,6 +412,7 @@ fn load_teacher(
     let config = PretrainedConfig {
         architecture: run.teacher_model,
         classes: &data.classes,
+        input: data.train.shape,
         choice: &choice,
         normalization,
         stated: run.teacher_normalization(),
@@ -460,7 +461,7 @@ fn load_initial(
 ) -> Result<Initial> {
     let normalization = resolved.data.normalization();
     let run = &mut resolved.run;
-    let config = ModelConfig::new(run.model, data.classes.len());
+    let config = network_for(run.model, data);
     // A class map is for the teacher's file where there is one.
     let map = run.class_map.clone().filter(|_| !run.needs_teacher());
     let choice = ClassChoice { map, ignore_names: run.ignore_class_names };
@@ -491,7 +492,7 @@ fn fill_in_places(
     teacher: Option<&Pretrained>,
     data: &Portions,
 ) -> Result<()> {
-    let student = ModelConfig::new(run.model, data.classes.len());
+    let student = network_for(run.model, data);
     let teacher = teacher.map(|teacher| &teacher.config);
     let shapes = shapes(&student, teacher, &data.train_labels())?;
     for term in &mut run.methods {

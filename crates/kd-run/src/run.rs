@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use candle_core::Device;
 use kd_data::{BatchConfig, Portions};
 use kd_loss::Setup;
-use kd_models::ModelConfig;
+use kd_models::{Architecture, ModelConfig};
 use kd_record::{Compile, OutFolder, RunFolder};
 
 use crate::initial::Initial;
@@ -45,10 +45,7 @@ impl ResolvedRun {
     /// The network that is trained.
     pub(crate) fn model_config(&self) -> ModelConfig {
         let run = &self.recipe.run;
-        ModelConfig {
-            dropout: run.dropout.unwrap_or(0.0),
-            ..ModelConfig::new(run.model, self.data.classes.len())
-        }
+        ModelConfig { dropout: run.dropout.unwrap_or(0.0), ..network_for(run.model, &self.data) }
     }
 }
 
@@ -90,6 +87,12 @@ pub enum Every {
     Steps(u64),
     /// Once in so many epochs.
     Epochs(usize),
+}
+
+/// A network for the data's images and classes, with the dropout that it has by default.
+pub(crate) fn network_for(architecture: Architecture, data: &Portions) -> ModelConfig {
+    let input = data.train.shape;
+    ModelConfig { input, ..ModelConfig::new(architecture, data.classes.len()) }
 }
 
 /// What the methods must know of both networks and of the training images.

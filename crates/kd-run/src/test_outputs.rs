@@ -20,7 +20,7 @@ pub(crate) fn write(run: &ResolvedRun, weights: &Path) -> Result<()> {
     let (classes, normalization) = (run.data.classes.len(), run.recipe.data.normalization());
     let config = PretrainedConfig {
         architecture: Some(run.recipe.run.model),
-        ..PretrainedConfig::new(&run.data.classes, normalization)
+        ..PretrainedConfig::new(&run.data.classes, test.shape, normalization)
     };
     let logits_of = |network: &Pretrained| {
         let built = network.network(&run.device)?;

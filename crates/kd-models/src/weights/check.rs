@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::contents::{Stored, Type};
 use super::metadata::Metadata;
-use crate::graph::Graph;
+use crate::graph::{Graph, Node, Op};
 use crate::{Error, Result};
 
 /// The first tensor by name that the network lacks. A count of batches beside a normalisation's statistics is none of the
@@ -30,7 +30,9 @@ pub(super) fn check_tensors(
     let network = graph.name().into();
     if let Some(name) = extra(graph, found) {
         let (name, found) = (name.to_string(), found[name].shape.clone());
-        return Err(match name.contains(".downsample.") || name.contains(".shortcut.") {
+        let without_weights = |node: &Node| matches!(node.op, Op::SubsamplePad { .. });
+        let of_shortcut = name.contains(".downsample.") || name.contains(".shortcut.");
+        return Err(match of_shortcut && graph.nodes().iter().any(without_weights) {
             true => Error::ProjectionShortcut { path: path.into(), network, name, found },
             false => Error::ExtraTensor { path: path.into(), network, name, found },
         });

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use candle_core::{Device, Tensor, Var};
-use kd_models::graph::TensorSpec;
+use kd_models::graph::{Op, TensorSpec};
 use kd_models::{Architecture, Graph, ModelConfig, Parameters};
 
 pub(crate) fn config(architecture: Architecture) -> ModelConfig {
@@ -66,6 +66,21 @@ pub(crate) fn fixed_weights(config: &ModelConfig) -> Parameters {
     }
     for (tag, (name, shape)) in (500..).zip(buffer_shapes(config)) {
         insert(name, hashed(&shape, tag, 0.5));
+    }
+    parameters
+}
+
+/// Weights of a network as training leaves them: scales, shifts and running statistics that matter.
+pub(crate) fn trained(graph: &Graph) -> Parameters {
+    let mut parameters = graph.init(1, &Device::Cpu).unwrap();
+    for (tag, node) in graph.nodes().iter().enumerate() {
+        if matches!(node.op, Op::BatchNorm(_)) {
+            for (spec, one) in node.parameters.iter().chain(&node.buffers).zip([1.0, 0.0, 0.0, 1.5])
+            {
+                let values = (hashed(&spec.shape, tag as u32, 0.5) + one).unwrap();
+                parameters.insert(spec.name.clone(), Var::from_tensor(&values).unwrap());
+            }
+        }
     }
     parameters
 }

@@ -50,6 +50,8 @@ pub struct PretrainedConfig<'a> {
     pub architecture: Option<Architecture>,
     /// The names of the data's classes, by label.
     pub classes: &'a [String],
+    /// The shape of the data's images, `[C, H, W]`.
+    pub input: [usize; 3],
     /// What is known of the file's classes besides what the file says.
     pub choice: &'a ClassChoice,
     /// How the images are normalised that the network is given.
@@ -59,10 +61,10 @@ pub struct PretrainedConfig<'a> {
 }
 
 impl<'a> PretrainedConfig<'a> {
-    /// For weights of these classes that were trained on images of this normalisation.
-    pub fn new(classes: &'a [String], normalization: Normalization) -> Self {
+    /// For weights of these classes, images of this shape, and weights that were trained on images of this normalisation.
+    pub fn new(classes: &'a [String], input: [usize; 3], normalization: Normalization) -> Self {
         const NOTHING: &ClassChoice = &ClassChoice { map: None, ignore_names: false };
-        Self { architecture: None, classes, choice: NOTHING, normalization, stated: None }
+        Self { architecture: None, classes, input, choice: NOTHING, normalization, stated: None }
     }
 }
 
@@ -110,11 +112,13 @@ impl Pretrained {
     /// # Errors
     /// When the file is missing, damaged, of another network or for other classes, or contradicts `stated`.
     pub fn load(path: &Path, config: &PretrainedConfig<'_>) -> Result<Self> {
-        let PretrainedConfig { architecture, classes, choice, normalization, stated } = *config;
+        let PretrainedConfig { architecture, classes, input, choice, normalization, stated } =
+            *config;
         let sha256 = sha256(path)?;
         // A class map may choose among more classes than the data's.
         let count = choice.map.is_none().then_some(classes.len());
-        let mut network = weights::peek(path)?.config(architecture, count)?;
+        let network = weights::peek(path)?.config(architecture, count)?;
+        let mut network = ModelConfig { input, ..network };
         let Loaded { mut tensors, metadata, mut notes } = weights::load(path, &network)?;
         let names = metadata.as_ref().and_then(|metadata| metadata.class_names.as_deref());
         let Matched { rows, note } = match_classes(path, names, network.classes, classes, choice)?;

@@ -99,7 +99,7 @@ pub(crate) fn run(flags: &Eval) -> Result<(), Failure> {
     let about = PretrainedConfig {
         architecture: flags.model,
         choice: &choice,
-        ..PretrainedConfig::new(&data.classes, config.normalization())
+        ..PretrainedConfig::new(&data.classes, data.test.shape, config.normalization())
     };
     let mut weights = Pretrained::load(&flags.weights, &about)?;
     say(&weights.notes);

@@ -10,9 +10,6 @@ use serde_json::{Value, json};
 use super::print;
 use crate::failure::Failure;
 
-/// The number of classes that the list counts with.
-const CLASSES: usize = 10;
-
 #[derive(Debug, Args)]
 pub(crate) struct Networks {
     /// Print JSON
@@ -28,7 +25,10 @@ pub(crate) fn run(flags: &Networks) -> Result<(), Failure> {
 fn list(as_json: bool) -> anyhow::Result<String> {
     let mut networks: Vec<(Architecture, Graph)> = Vec::new();
     for architecture in Architecture::all() {
-        networks.push((architecture, ModelConfig::new(architecture, CLASSES).graph()?));
+        networks.push((
+            architecture,
+            ModelConfig::new(architecture, architecture.default_classes()).graph()?,
+        ));
     }
     if as_json {
         let all: Vec<Value> = networks.iter().map(|(name, graph)| json(*name, graph)).collect();
@@ -38,10 +38,7 @@ fn list(as_json: bool) -> anyhow::Result<String> {
     for (architecture, graph) in &networks {
         write(&mut text, *architecture, graph)?;
     }
-    writeln!(
-        text,
-        "\nParameters and multiply-adds (of the forward pass of one image) are those with {CLASSES} classes."
-    )?;
+    text.push_str("\nParameters and multiply-adds (of the forward pass of one image) are those with these images and classes; a network takes the data's.\n");
     text.push_str("The feature places are where methods can look: --model NAME, and student and teacher in a method's options.\n");
     Ok(text)
 }
@@ -67,9 +64,10 @@ fn json(architecture: Architecture, graph: &Graph) -> Value {
 fn write(text: &mut String, architecture: Architecture, graph: &Graph) -> std::fmt::Result {
     writeln!(
         text,
-        "{architecture}: family {}, images {}, {} parameters, {} multiply-adds",
+        "{architecture}: family {}, images {}, {} classes, {} parameters, {} multiply-adds",
         architecture.family(),
         sides(&graph.input()),
+        grouped(graph.classes() as u64),
         grouped(graph.parameter_count() as u64),
         grouped(graph.multiply_adds())
     )?;

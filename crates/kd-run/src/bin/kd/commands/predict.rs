@@ -58,8 +58,8 @@ pub(crate) struct Predict {
     compute: ComputeFlags,
 }
 
-/// Number of pictures that are read and classified together; each takes 3 KiB.
-const CHUNK: usize = 1024;
+/// Pixels of the pictures that are read and classified together; each takes 3 bytes.
+const CHUNK: usize = 1024 * images::SIDE * images::SIDE;
 
 /// The JSON that `--json` prints.
 #[derive(Serialize)]
@@ -121,6 +121,7 @@ pub(crate) fn run(flags: &Predict) -> Result<(), Failure> {
         in_the_order_of(&about, &mut its, flags, path)?;
         teacher = Some(its);
     }
+    let side = side(&about, teacher.as_ref())?;
     let classes = class_names(&about, teacher.as_ref());
     let model = Ready::new(about, &device)?;
     let teacher = teacher.map(|teacher| Ready::new(teacher, &device)).transpose()?;
@@ -139,9 +140,9 @@ pub(crate) fn run(flags: &Predict) -> Result<(), Failure> {
     }
 
     let mut all = Vec::new();
-    for chunk in paths.chunks(CHUNK) {
-        let read: Vec<_> = chunk.par_iter().map(|path| images::read(path, images::SIDE)).collect();
-        let mut split = Split { shape: [3, images::SIDE, images::SIDE], ..Split::default() };
+    for chunk in paths.chunks((CHUNK / (side * side)).max(1)) {
+        let read: Vec<_> = chunk.par_iter().map(|path| images::read(path, side)).collect();
+        let mut split = Split { shape: [3, side, side], ..Split::default() };
         let mut classified = Vec::new();
         for (path, read) in chunk.iter().zip(read) {
             match read {
@@ -192,6 +193,21 @@ pub(crate) fn run(flags: &Predict) -> Result<(), Failure> {
         0 => Ok(()),
         _ => Err(Failure::Partly(format!("{unread} of the pictures could not be read"))),
     }
+}
+
+/// The side of the square colour pictures that the network takes, and its teacher as well.
+fn side(model: &Weights, teacher: Option<&Weights>) -> Result<usize, Failure> {
+    let side = model.config.input[1];
+    for Weights { config, .. } in std::iter::once(model).chain(teacher) {
+        if config.input != [3, side, side] {
+            let [channels, height, width] = config.input;
+            return Err(Failure::Usage(format!(
+                "the {} takes images of {channels}x{height}x{width}; kd predict makes pictures of 3x{side}x{side}: give networks of square colour pictures of one size",
+                config.architecture
+            )));
+        }
+    }
+    Ok(side)
 }
 
 /// Brings the teacher's logits into the order of the network's classes where both files name them.
