@@ -80,10 +80,12 @@ pub struct About {
     pub summary: &'static str,
     /// Authors and year of the paper that it comes from.
     pub paper: &'static str,
-    /// The customary weight of the method.
+    /// The weight that the method has where none is given.
     pub weight: f64,
-    /// The labels' customary weight beside it.
+    /// The weight of the cross-entropy with the labels beside it.
     pub labels: f64,
+    /// Whose the weights and the options' defaults are: repository, file and what stands there, and where they depart from it and why.
+    pub source: &'static str,
     /// Each option's name with its meaning.
     pub options: &'static [(&'static str, &'static str)],
 }

@@ -36,6 +36,7 @@ impl Definition for LabelSmoothing {
         paper: "Szegedy et al. 2016",
         weight: 1.0,
         labels: 0.0,
+        source: "Szegedy et al. 2016, section 7: epsilon = 0.1",
         options: &[("smoothing", "share of each label that is spread over the classes, 0 to 1")],
     };
 

@@ -16,7 +16,7 @@ use crate::{Result, Setup};
 /// attention map. The teacher gets no gradient.
 ///
 /// Zagoruyko and Komodakis, "Paying More Attention to Attention" (2017), equation 2 with p = 2. The paper writes the length of the
-/// difference; this mean of squares is from the authors' published code, to which the customary weight of 1000 belongs.
+/// difference; this mean of squares is from the authors' published code, to which the weight of 1000 belongs.
 ///
 /// # Errors
 /// When the maps don't fit.
@@ -38,6 +38,7 @@ impl Definition for AttentionTransfer {
         paper: "Zagoruyko, Komodakis 2017",
         weight: 1000.0,
         labels: 1.0,
+        source: "the authors' szagoruyko/attention-transfer, README.md: cifar.py --beta 1e+3; cifar.py: opt.beta * sum(loss_groups), over the three stages of the network. The default here is the last map alone, as two networks need not have equally many; name the places of all stages to have their sum",
         options: &MAP_PAIRS,
     };
 

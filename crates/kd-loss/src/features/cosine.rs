@@ -73,6 +73,7 @@ impl Definition for Cosine {
         paper: "PyTorch tutorial on knowledge distillation",
         weight: 0.25,
         labels: 0.75,
+        source: "pytorch/tutorials, beginner_source/knowledge_distillation_tutorial.py: train_cosine_loss, hidden_rep_loss_weight=0.25, ce_loss_weight=0.75",
         options: &MAP_PAIR,
     };
 

@@ -13,7 +13,7 @@ use crate::{Result, Setup};
 /// [`mse`] between the teacher's map `[B, Ct, H, W]` and a learned 1x1 convolution, `hint`, of the student's `[B, Cs, H, W]`. The
 /// larger map is averaged over windows down to the other's size first.
 ///
-/// Romero et al., "FitNets: Hints for Thin Deep Nets" (2015), equation 3; customary weight 100. The paper trains with it
+/// Romero et al., "FitNets: Hints for Thin Deep Nets" (2015), equation 3. The paper trains with it
 /// in a stage of its own, before the labels; here it is added to them. The PyTorch tutorial's form of it is "regressor".
 pub(crate) struct FitNet;
 
@@ -26,6 +26,7 @@ impl Definition for FitNet {
         paper: "Romero et al. 2015",
         weight: 100.0,
         labels: 1.0,
+        source: "HobbitLong/RepDistiller, scripts/run_cifar_distill.sh: --distill hint -a 0 -b 100; train_student.py: --hint_layer, default=2, the map of the middle, where the default here is the last. Its regressor ends with batch normalisation and ReLU (models/util.py, ConvReg), which this one has not. The paper's authors train with hints in a stage of its own and give no weight",
         options: &MAP_PAIR,
     };
 

@@ -16,7 +16,7 @@ use crate::{Result, Setup};
 /// MMD² = mean k(t, t') + mean k(s, s') - 2 mean k(s, t) over all pairs of channels. The teacher gets no gradient.
 ///
 /// Huang and Wang, "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer" (2017), equation 4 with
-/// the polynomial kernel d = 2, c = 0 of section 4.2; customary weight 50.
+/// the polynomial kernel d = 2, c = 0 of section 4.2. The weight of 50 is the authors' (TuSimple/neuron-selectivity-transfer, config/cfgs.py).
 ///
 /// # Errors
 /// When the maps don't fit.
@@ -41,6 +41,7 @@ impl Definition for Nst {
         paper: "Huang, Wang 2017",
         weight: 50.0,
         labels: 1.0,
+        source: "the authors' TuSimple/neuron-selectivity-transfer, config/cfgs.py: mmd_kernel = 'poly', kt_weight 50, at the last map as here. HobbitLong/RepDistiller has the same weight for the sum over all stages (scripts/run_cifar_distill.sh: --distill nst -a 0 -b 50)",
         options: &MAP_PAIRS,
     };
 

@@ -22,6 +22,7 @@ impl Definition for Regressor {
         paper: "PyTorch tutorial on knowledge distillation; Romero et al. 2015",
         weight: 0.25,
         labels: 0.75,
+        source: "pytorch/tutorials, beginner_source/knowledge_distillation_tutorial.py: train_mse_loss, feature_map_weight=0.25, ce_loss_weight=0.75",
         options: &MAP_PAIR,
     };
 

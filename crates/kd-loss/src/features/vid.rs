@@ -16,7 +16,7 @@ use crate::{Error, Result, Setup};
 ///
 /// `mean` and `teacher` are `[B, C, H, W]`, `alpha` is `[C]`; each channel's variance is σ² = log(1 + exp(alpha)) + 1e-5. The teacher gets no gradient.
 ///
-/// Ahn et al., "Variational Information Distillation for Knowledge Transfer" (2019), equations 5 and 6; customary weight 1.
+/// Ahn et al., "Variational Information Distillation for Knowledge Transfer" (2019), equations 5 and 6.
 ///
 /// # Errors
 /// When the shapes differ.
@@ -46,7 +46,7 @@ pub fn vid(mean: &Tensor, alpha: &Tensor, teacher: &Tensor) -> Result<Tensor> {
 
 /// Added to each variance, so that none is 0.
 const EPSILON: f64 = 1e-5;
-/// The variance that each channel starts from. It is customary; the paper gives none.
+/// The variance that each channel starts from. It is that of HobbitLong/RepDistiller (distiller_zoo/VID.py); the paper gives none.
 const FIRST_VARIANCE: f64 = 5.0;
 
 /// [`vid`] with the mean predicted from the student's map by three learned 1x1 convolutions with ReLU between, as wide as the
@@ -62,6 +62,7 @@ impl Definition for Vid {
         paper: "Ahn et al. 2019",
         weight: 1.0,
         labels: 1.0,
+        source: "HobbitLong/RepDistiller, scripts/run_cifar_distill.sh: --distill vid -a 0 -b 1, for the sum over all stages; distiller_zoo/VID.py, which names the authors' code: init_pred_var=5.0, eps=1e-5. The default here is the last map alone, and the convolutions have biases",
         options: &MAP_PAIR,
     };
 

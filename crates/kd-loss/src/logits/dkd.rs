@@ -113,13 +113,14 @@ impl Definition for Dkd {
         paper: "Zhao et al. 2022",
         weight: 1.0,
         labels: 1.0,
+        source: "megvii-research/mdistiller, mdistiller/engine/cfg.py: CFG.DKD.CE_WEIGHT = 1.0, ALPHA = 1.0, BETA = 8.0, T = 4.0; some pairs have beta 2 or 6 (configs/cifar100/dkd), ImageNet has T 1 and beta 0.5 or 2. Their WARMUP = 20 of 240 epochs is the recipe's (warmup), as for every method. With standardize: T 2, alpha 9, beta 72 (sunshangquan/logit-standardization-KD, README.md: --logit-stand --base-temp 2 --kd-weight 9; tools/train.py: cfg.DKD.ALPHA * args.kd_weight, cfg.DKD.BETA * args.kd_weight)",
         options: &[
             ("temperature", "what both logits are divided by, above 0"),
             ("alpha", "weight of the label's probability"),
             ("beta", "weight of the other classes"),
             (
                 "standardize",
-                "whether each image's logits are brought to mean 0 and deviation 1 first",
+                "whether each image's logits are brought to mean 0 and deviation 1 first; its authors then take temperature 2, alpha 9 and beta 72",
             ),
         ],
     };

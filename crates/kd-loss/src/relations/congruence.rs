@@ -17,8 +17,8 @@ use crate::{Error, Result, Setup, check};
 /// exp(-γ ‖x - y‖²) of two images, by its Taylor series: Σ_{p=0}^{P} exp(-2γ) (2γ)^p / p! · (x·y)^p. The teacher gets no gradient.
 ///
 /// Peng et al., "Correlation Congruence for Knowledge Distillation" (2019), equations 5, 8 and 9. The paper takes γ 0.4, P 2 and a weight of
-/// 0.003, beside KD. The weight 0.02 of the list is that of HobbitLong/RepDistiller (distiller_zoo/CC.py), whose formula is another one with gradients
-/// some thousand times larger: with it this loss does next to nothing.
+/// 0.003, beside KD. With unit vectors the loss is at most 1 and mostly far smaller: weights near 100 make it count, as AberHu/Knowledge-Distillation-Zoo's, whose formula
+/// (kd_losses/cc.py) is this one. HobbitLong/RepDistiller's 0.02 belongs to another formula.
 ///
 /// # Errors
 /// When an option makes no sense or the batches differ in size.
@@ -84,8 +84,9 @@ impl Definition for Congruence {
         kind: Kind::Relation,
         summary: "correlations between the images of a batch, through a Gaussian kernel",
         paper: "Peng et al. 2019",
-        weight: 0.02,
+        weight: 100.0,
         labels: 1.0,
+        source: "AberHu/Knowledge-Distillation-Zoo, example_train_script.sh: --kd_mode cc --lambda_kd 100.0 --gamma 0.4 --P_order 2, on CIFAR-10 by this formula (kd_losses/cc.py). The authors have published no code. Their paper's 0.003, beside KD, is of features that are not divided by their lengths, and HobbitLong/RepDistiller's 0.02 (scripts/run_cifar_distill.sh) of another formula (distiller_zoo/CC.py): with either this loss has next to no gradient",
         options: &[
             VECTOR_PAIR[0],
             VECTOR_PAIR[1],

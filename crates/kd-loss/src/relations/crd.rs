@@ -48,7 +48,7 @@ pub fn crd_nce(similarities: &Tensor, normalizer: f64, images: usize) -> Result<
 /// image's two embeddings, updated when the image is seen, gives the positives and negatives: `negatives` images of other
 /// classes for each image, drawn anew in each step. The memory belongs to the checkpoint, not to the student.
 ///
-/// Customary weight 0.8; the paper takes 16384 negatives, T 0.07 and embeddings of 128.
+/// The paper takes a weight of 0.8, 16384 negatives, T 0.07 and embeddings of 128.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CrdConfig {
@@ -116,6 +116,7 @@ impl Definition for Crd {
         paper: "Tian, Krishnan, Isola 2020",
         weight: 0.8,
         labels: 1.0,
+        source: "the authors' HobbitLong/RepDistiller, scripts/run_cifar_distill.sh: --distill crd -a 0 -b 0.8; train_student.py: --nce_k, default=16384, --nce_t, default=0.07, --nce_m, default=0.5, --feat_dim, default=128. Of negatives there are 1024 here, as 16384 take a CPU sixteen times as long, and one image may be drawn twice",
         options: &[
             VECTOR_PAIR[0],
             VECTOR_PAIR[1],

@@ -17,7 +17,7 @@ use crate::{Error, Result, Setup};
 /// down to the other's size. G `[B, C1, C2]` holds the mean over pixels of the products of an earlier with a later channel. Student
 /// and teacher must have the same numbers of channels. The teacher gets no gradient.
 ///
-/// Yim et al., "A Gift from Knowledge Distillation" (2017), equations 1 and 2; customary weight 50. The paper trains with it in a stage of its own, before
+/// Yim et al., "A Gift from Knowledge Distillation" (2017), equations 1 and 2. The paper trains with it in a stage of its own, before
 /// the labels; here it is added to them.
 ///
 /// # Errors
@@ -63,6 +63,7 @@ impl Definition for Fsp {
         paper: "Yim et al. 2017",
         weight: 50.0,
         labels: 1.0,
+        source: "nobody's: the paper and HobbitLong/RepDistiller train with it in a stage of its own, where no labels are beside it (helper/pretrain.py: loss = sum(loss_group); --distill fsp -b 50 of scripts/run_cifar_distill.sh multiplies a loss_kd = 0 of helper/loops.py). Here it is added to the labels, with that number",
         options: &[
             (
                 "student",

@@ -17,7 +17,7 @@ use crate::{Result, Setup};
 ///
 /// Passalis and Tefas, "Learning Deep Representations with Probabilistic Knowledge Transfer" (2018), equations 3, 4 and 9 with the cosine
 /// kernel of equation 6. Taking the mean over B² entries and counting an image's similarity with itself are from the authors' published
-/// code, to which the customary weight of 30000 belongs.
+/// code, to which HobbitLong/RepDistiller's weight of 30000 belongs.
 ///
 /// # Errors
 /// When the batches differ in size.
@@ -49,6 +49,7 @@ impl Definition for Pkt {
         paper: "Passalis, Tefas 2018",
         weight: 30000.0,
         labels: 1.0,
+        source: "HobbitLong/RepDistiller, scripts/run_cifar_distill.sh: --distill pkt -a 0 -b 30000. The authors' passalis/probabilistic_kt trains on this loss alone (nn/pkt.py: supervised_weight=0), where no weight is needed",
         options: &VECTOR_PAIR,
     };
 

@@ -90,6 +90,7 @@ impl Definition for RkdDistance {
         paper: "Park et al. 2019",
         weight: 25.0,
         labels: 1.0,
+        source: "HobbitLong/RepDistiller, distiller_zoo/RKD.py: w_d=25, w_a=50, with scripts/run_cifar_distill.sh: --distill rkd -a 0 -b 1, for both losses together as in recipes/methods/rkd.toml. The authors' lenscloth/RKD has the same ratio for embeddings, without labels (README.md: --dist_ratio 1 --angle_ratio 2)",
         options: &VECTOR_PAIR,
     };
 
@@ -114,6 +115,7 @@ impl Definition for RkdAngle {
         paper: "Park et al. 2019",
         weight: 50.0,
         labels: 1.0,
+        source: "HobbitLong/RepDistiller, distiller_zoo/RKD.py: w_d=25, w_a=50, with scripts/run_cifar_distill.sh: --distill rkd -a 0 -b 1, for both losses together as in recipes/methods/rkd.toml. The authors' lenscloth/RKD has the same ratio for embeddings, without labels (README.md: --dist_ratio 1 --angle_ratio 2)",
         options: &VECTOR_PAIR,
     };
 

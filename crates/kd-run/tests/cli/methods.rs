@@ -132,6 +132,11 @@ fn kd_methods_lists_each_with_its_options() {
         let name = method["name"].as_str().unwrap();
         let summary = method["summary"].as_str().unwrap();
         assert!(text.contains(&format!("  {name}: {summary}")), "{name} is not in {text}");
+        let source = method["source"].as_str().unwrap();
+        assert!(
+            source.len() > 20 && text.contains(&format!("      from {source}\n")),
+            "{name}: {source}"
+        );
         for option in method["options"].as_array().unwrap() {
             let option = option["name"].as_str().unwrap();
             assert!(text.contains(&format!("      {option}: ")), "{name}: {option}");
@@ -139,8 +144,54 @@ fn kd_methods_lists_each_with_its_options() {
     }
     let kd = list.iter().find(|method| method["name"] == "kd").unwrap();
     assert_eq!(kd["kind"], "response");
+    // The tutorial's temperature with the tutorial's weights.
     assert_eq!(kd["options"][0]["default"], 2.0);
-    assert_eq!(kd["weight"], 0.9);
+    assert_eq!((&kd["weight"], &kd["labels"]), (&Value::from(0.25), &Value::from(0.75)));
+}
+
+/// The recipes have the list's weights and options, but for those that say in their head whose other ones they have.
+#[test]
+fn recipes_have_the_weights_and_options_of_the_list() {
+    let others = ["kd-t4", "soft-targets", "logit-standardization", "logit-standardization-dkd"];
+    for file in FILES {
+        let recipe = Recipe::read(&folder().join(format!("{file}.toml"))).unwrap();
+        let with_methods = recipe.runs.iter().filter(|run| !run.methods.is_empty());
+        for run in with_methods.filter(|run| !others.contains(&&*run.name)) {
+            for term in &run.methods {
+                let name = term.method.name();
+                let info = kd_loss::METHODS.iter().find(|info| info.name == name).unwrap();
+                assert_eq!(
+                    (term.weight, run.labels),
+                    (info.about.weight, info.about.labels),
+                    "{name}"
+                );
+                let mut found = serde_json::to_value(&term.method).unwrap();
+                // Places are the recipe's own.
+                for place in ["student", "teacher"] {
+                    found.as_object_mut().unwrap().remove(place);
+                }
+                let default = kd_loss::MethodConfig::from_name(name).unwrap();
+                assert_eq!(found, serde_json::to_value(default).unwrap(), "{name}");
+            }
+        }
+    }
+    let standardized = Recipe::read(&folder().join("logit-standardization.toml")).unwrap();
+    let found = |name: &str| {
+        let run = standardized.runs.iter().find(|run| run.name == name).unwrap();
+        let options = serde_json::to_value(&run.methods[0].method).unwrap();
+        (run.labels, run.methods[0].weight, options)
+    };
+    // --logit-stand --base-temp 2 --kd-weight 9; CE_WEIGHT = 0.1, and 1.0 of DKD, whose ALPHA = 1.0 and BETA = 8.0 are multiplied by 9.
+    let (labels, weight, options) = found("logit-standardization");
+    assert_eq!((labels, weight), (0.1, 9.0));
+    assert_eq!(options["temperature"], 2.0);
+    let (labels, weight, options) = found("logit-standardization-dkd");
+    assert_eq!((labels, weight), (1.0, 1.0));
+    assert_eq!(
+        (&options["temperature"], &options["alpha"]),
+        (&Value::from(2.0), &Value::from(9.0))
+    );
+    assert_eq!(options["beta"], 72.0);
 }
 
 /// Hints at two places are two terms of one method: each is told by itself.

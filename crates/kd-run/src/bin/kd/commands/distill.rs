@@ -73,7 +73,7 @@ pub(crate) fn run(flags: &Distill) -> Result<(), Failure> {
     training::train(&flags.run, &recipe, &run, choices)
 }
 
-/// The run that the flags mean; a method that no run of the recipe has gets its customary weights.
+/// The run that the flags mean; a method that no run of the recipe has gets the weights of the list.
 fn chosen_run(recipe: &Recipe, flags: &Distill) -> Result<RunConfig, Failure> {
     let method = flags.method.as_deref().map(MethodConfig::from_name).transpose();
     let method = method.map_err(|error| {

@@ -42,8 +42,9 @@ fn list(as_json: bool) -> anyhow::Result<String> {
         text.push('\n');
     }
     text.push_str(
-        "weight and labels are the customary weights of the method and of the cross-entropy with the labels beside it.\n",
+        "weight and labels are what the method and the cross-entropy with the labels are multiplied with where nothing else is said; whose numbers these and the\n",
     );
+    text.push_str("options' defaults are, and where kd departs from them, stands below them.\n");
     text.push_str("In a recipe, a method is a table [[run.method]] with name, weight, warmup (share of the epochs), decay (none, linear, cosine)\n");
     text.push_str("and the options above; recipes/methods/ has an example of each.\n");
     Ok(text)
@@ -83,6 +84,7 @@ impl Method {
             "paper": about.paper,
             "weight": about.weight,
             "labels": about.labels,
+            "source": about.source,
             "options": options,
         })
     }
@@ -98,6 +100,7 @@ impl Method {
             }
             text.push('\n');
         }
+        writeln!(text, "      from {}", about.source)?;
         Ok(())
     }
 }
