@@ -1,6 +1,6 @@
 """PyTorch's side of `cargo xtask bench`: takes steps when asked, and tells how long each took.
 
-A line of input is `WORK LAYOUT STEPS`, the answer a JSON array of seconds, one a step; `peak_memory` is answered
+A line of input is `WORK IMAGES LAYOUT STEPS`, the answer a JSON array of seconds, one a step; `peak_memory` is answered
 with the bytes that this process has had in memory at most. LAYOUT is default, channels_last, compile,
 compile+channels_last or compile+graphs. crates/kd-bench is the same for Rust. On a GPU each step ends when the GPU is done, and
 f32 is f32, where PyTorch left alone rounds a convolution's factors to TF32. --precision holds for the teacher's answers too.
@@ -17,10 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from networks import Network, Student, Teacher
+from networks import ResNet, Student, Teacher
 
 TEMPERATURE, ALPHA = 2.0, 0.75
-WORKS = ("teacher_step", "student_step", "teacher_eval", "kd_step", "kd_step_with_teacher")
+# Each network by kd's name for it; in a work's name `_step` or `_eval` follows.
+NETWORKS: dict[str, Callable[[], torch.nn.Module]] = {
+    "teacher": Teacher,
+    "student": Student,
+    **{f"resnet{6 * blocks + 2}": lambda blocks=blocks: ResNet(blocks) for blocks in (1, 3, 9)},
+}
 
 
 def kl(student: Tensor, teacher: Tensor) -> Tensor:
@@ -64,18 +69,21 @@ def loss_alone(work: str, layout: str, device: str) -> Callable[[], None]:
 def prepare(work: str, layout: str, size: int, device: str, precision: str) -> Callable[[], None]:
     if work.startswith("loss_"):
         return loss_alone(work, layout, device)
-    if work not in WORKS:
+    with_teacher = work == "kd_step_with_teacher"
+    name, _, kind = ("student", "", "step") if work.startswith("kd_step") else work.rpartition("_")
+    if name not in NETWORKS or kind not in ("step", "eval"):
         raise ValueError(f"no work is called {work!r}")
     memory = torch.channels_last if "channels_last" in layout else torch.contiguous_format
     images = torch.randn(size, 3, 32, 32, device=device).to(memory_format=memory)
     labels = torch.arange(size, device=device) % 10
     teacher_logits = torch.randn(size, 10, device=device)
 
-    def ready(network: Network) -> torch.nn.Module:
-        network = network.to(device=device, memory_format=memory)
+    def ready(name: str) -> torch.nn.Module:
+        network = NETWORKS[name]().to(device=device, memory_format=memory)
         return compiled(network, layout)
 
-    teacher = ready(Teacher()).eval() if work in ("teacher_eval", "kd_step_with_teacher") else None
+    asked = name if kind == "eval" else "teacher"
+    teacher = ready(asked).eval() if kind == "eval" or with_teacher else None
 
     mixed = torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
 
@@ -83,14 +91,14 @@ def prepare(work: str, layout: str, size: int, device: str, precision: str) -> C
         with torch.no_grad(), mixed:
             return teacher(images)[0].float()
 
-    if work == "teacher_eval":
+    if kind == "eval":
         return answers
-    network = ready(Teacher() if work == "teacher_step" else Student()).train()
+    network = ready(name).train()
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
 
     def step() -> None:
         optimizer.zero_grad()
-        soft = answers() if work == "kd_step_with_teacher" else teacher_logits
+        soft = answers() if with_teacher else teacher_logits
         with mixed:
             logits = network(images)[0].float()
         loss = F.cross_entropy(logits, labels)
@@ -103,23 +111,23 @@ def prepare(work: str, layout: str, size: int, device: str, precision: str) -> C
     return step
 
 
-def answer(line: str, steps: dict, size: int, device: str, precision: str) -> object:
+def answer(line: str, steps: dict, device: str, precision: str) -> object:
     words = line.split()
     if words == ["version"]:
         return torch.__version__
     if words == ["peak_memory"]:
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    work, layout, count = words
-    if (work, layout) not in steps:
+    work, size, layout, count = words
+    if (work, size, layout) not in steps:
         torch.manual_seed(0)
-        steps[work, layout] = prepare(work, layout, size, device, precision)
+        steps[work, size, layout] = prepare(work, layout, int(size), device, precision)
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     seconds = []
     wait()
     for _ in range(int(count)):
         start = time.perf_counter()
-        steps[work, layout]()
+        steps[work, size, layout]()
         wait()
         seconds.append(time.perf_counter() - start)
     return seconds
@@ -128,7 +136,6 @@ def answer(line: str, steps: dict, size: int, device: str, precision: str) -> ob
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, required=True)
-    parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--precision", choices=("f32", "tf32", "bf16"), default="f32")
     args = parser.parse_args()
@@ -138,7 +145,7 @@ def main() -> None:
     steps = {}
     for line in sys.stdin:
         try:
-            result = answer(line, steps, args.batch_size, args.device, args.precision)
+            result = answer(line, steps, args.device, args.precision)
         except Exception as error:  # told to whoever asked, who goes on without this layout
             result = {"error": " ".join(str(error).split())[:300]}
         print(json.dumps(result), flush=True)

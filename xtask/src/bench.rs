@@ -5,6 +5,8 @@
 //! while one works the others wait. What is compared are medians of one run: times of different
 //! runs say little on a machine that others share.
 
+mod work;
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -19,6 +21,7 @@ use serde::Serialize;
 
 use crate::reproduce;
 use crate::{process, workspace};
+use work::{IMAGES_OF_A_STEP, LOSSES, Measure, WORKS, Work, is_tutorials, timed, work};
 
 /// Images of CIFAR-10's training set, and epochs of the tutorial.
 const IMAGES: u64 = 50_000;
@@ -40,9 +43,12 @@ pub struct Args {
     /// Threads of every contestant [default: one per core]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     threads: Option<u64>,
-    /// Images in a step
-    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u64).range(1..))]
-    batch_size: u64,
+    /// Measure these alone, such as teacher_step,resnet20_eval [default: all]
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = work)]
+    work: Vec<Work>,
+    /// Images in a step [default: each work's own]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    batch_size: Option<u64>,
     /// Turns of each contestant at each work
     #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u64).range(1..))]
     rounds: u64,
@@ -66,18 +72,6 @@ enum Other {
     Pytorch,
 }
 
-/// The works that workers know, in the order in which they are measured.
-const WORKS: [&str; 5] =
-    ["teacher_step", "student_step", "teacher_eval", "kd_step", "kd_step_with_teacher"];
-/// Of labels and soft targets alone, forward and backward; on a CPU they would take minutes.
-const LOSSES: [&str; 6] = [
-    "loss_128x10_f32",
-    "loss_4096x1000_f32",
-    "loss_4096x32000_f32",
-    "loss_128x10_bf16",
-    "loss_4096x1000_bf16",
-    "loss_4096x32000_bf16",
-];
 const PYTORCH_LAYOUTS: [&str; 4] = ["default", "channels_last", "compile", "compile+channels_last"];
 
 pub fn command(args: &Args) -> anyhow::Result<()> {
@@ -100,7 +94,6 @@ pub fn command(args: &Args) -> anyhow::Result<()> {
         worker,
         python,
         threads: args.threads.unwrap_or(cores),
-        batch_size: args.batch_size,
         on_gpu: args.device == DeviceChoice::Cuda,
         precision: args.precision,
     };
@@ -118,19 +111,24 @@ pub fn command(args: &Args) -> anyhow::Result<()> {
         versions.insert("pytorch", version.as_str().context("no version")?.to_owned());
         contestants.push(pytorch);
     }
-    let mut works = WORKS.to_vec();
-    if setup.on_gpu {
-        works.extend(LOSSES);
+    let works = if args.work.is_empty() { WORKS.to_vec() } else { args.work.clone() };
+    let images = args.batch_size.unwrap_or(IMAGES_OF_A_STEP);
+    let mut timed = timed(&works, args.batch_size);
+    if setup.on_gpu && args.work.is_empty() {
+        timed.extend(LOSSES.map(|loss| (loss, images)));
     }
-    let times = measure(&mut contestants, &works, args.rounds)?;
+    let times = measure(&mut contestants, &timed, args.rounds)?;
     drop(contestants);
     // What a process has of the machine's memory says nothing about a GPU's.
-    let memory = if setup.on_gpu { BTreeMap::new() } else { peak_memory(&setup)? };
+    let memory = match setup.on_gpu {
+        true => Memory::new(),
+        false => peak_memory(&setup, &works, args.batch_size)?,
+    };
 
-    let results = results(&times, &memory, IMAGES.div_ceil(args.batch_size) as f64);
+    let results = results(&works, &times, &memory, IMAGES.div_ceil(images) as f64);
     let report = Report {
         threads: setup.threads,
-        batch_size: args.batch_size,
+        batch_size: images,
         precision: args.precision.name(),
         processor: if setup.on_gpu { gpu()? } else { processor() },
         versions,
@@ -165,7 +163,6 @@ struct Setup {
     worker: PathBuf,
     python: Option<PathBuf>,
     threads: u64,
-    batch_size: u64,
     on_gpu: bool,
     precision: Precision,
 }
@@ -187,7 +184,6 @@ impl Setup {
                 command
             }
         };
-        command.args(["--batch-size", &self.batch_size.to_string()]);
         command.args(["--device", if self.on_gpu { "cuda" } else { "cpu" }]);
         command.args(["--precision", self.precision.name()]);
         // Read by rayon, candle and PyTorch's OpenMP.
@@ -237,9 +233,14 @@ impl Contestant {
         }
     }
 
-    /// Seconds of each of so many steps.
-    fn steps(&mut self, work: &str, layout: &str, count: u64) -> anyhow::Result<Vec<f64>> {
-        let answer = self.ask(&format!("{work} {layout} {count}"))?;
+    /// Seconds of each of so many steps of so many images.
+    fn steps(
+        &mut self,
+        (work, images): (&str, u64),
+        layout: &str,
+        count: u64,
+    ) -> anyhow::Result<Vec<f64>> {
+        let answer = self.ask(&format!("{work} {images} {layout} {count}"))?;
         let seconds: Option<Vec<f64>> =
             answer.as_array().and_then(|list| list.iter().map(serde_json::Value::as_f64).collect());
         let seconds = seconds.filter(|seconds| seconds.len() as u64 == count);
@@ -251,12 +252,14 @@ impl Contestant {
         let mut layouts = match self.side {
             Side::Pytorch if !is_loss => PYTORCH_LAYOUTS.to_vec(),
             Side::Pytorch => vec!["default", "compile"],
+            // candle's side has the tutorial's networks alone.
+            Side::Candle if !is_loss && !is_tutorials(work) => vec![],
             Side::Ours | Side::Candle => vec!["default"],
         };
         if self.on_gpu {
             match self.side {
                 // What is captured is a step of training.
-                Side::Ours if !is_loss && work != "teacher_eval" => layouts.push("graph"),
+                Side::Ours if !is_loss && !work.ends_with("_eval") => layouts.push("graph"),
                 Side::Pytorch => layouts.push("compile+graphs"),
                 _ => {}
             }
@@ -271,12 +274,12 @@ type Times = BTreeMap<(&'static str, Side, &'static str), Vec<f64>>;
 /// All contestants in turns, so that a slower minute of the machine strikes all of them.
 fn measure(
     contestants: &mut [Contestant],
-    works: &[&'static str],
+    works: &[(&'static str, u64)],
     rounds: u64,
 ) -> anyhow::Result<Times> {
     let mut times = Times::new();
     let mut dead: Vec<&str> = Vec::new();
-    for &work in works {
+    for &(work, images) in works {
         eprintln!("{work}: warming up");
         let mut entries = Vec::new();
         for (index, contestant) in contestants.iter_mut().enumerate() {
@@ -285,7 +288,7 @@ fn measure(
                     continue;
                 }
                 // The second step tells the time; the first one also compiles.
-                match contestant.steps(work, layout, 2) {
+                match contestant.steps((work, images), layout, 2) {
                     Ok(seconds) => {
                         let steps = (TURN / seconds[1]).clamp(1.0, STEPS_AT_MOST) as u64;
                         entries.push((index, layout, steps));
@@ -302,7 +305,7 @@ fn measure(
             eprintln!("{work}: round {} of {rounds}", round + 1);
             for &(index, layout, steps) in &entries {
                 let contestant = &mut contestants[index];
-                let seconds = contestant.steps(work, layout, steps)?;
+                let seconds = contestant.steps((work, images), layout, steps)?;
                 times.entry((work, contestant.side, layout)).or_default().extend(seconds);
             }
         }
@@ -310,23 +313,32 @@ fn measure(
     Ok(times)
 }
 
-/// The most memory that a process ever had which did nothing but train the teacher for a few
-/// steps, in bytes; `None` where a system does not count it.
-fn peak_memory(setup: &Setup) -> anyhow::Result<BTreeMap<(Side, &'static str), u64>> {
-    let mut peaks = BTreeMap::new();
-    let mut sides = vec![(Side::Ours, "default"), (Side::Candle, "default")];
-    if setup.python.is_some() {
-        sides.extend([(Side::Pytorch, "default"), (Side::Pytorch, "channels_last")]);
-    }
-    for (side, layout) in sides {
-        eprintln!("teacher_peak_memory: {} {layout}", side.name());
-        let mut contestant = setup.start(side)?;
-        contestant.steps("teacher_step", layout, 4)?;
-        match contestant.ask("peak_memory") {
-            Ok(bytes) => {
-                peaks.insert((side, layout), bytes.as_u64().context("no number of bytes")?);
+/// The most memory that a process had which did nothing but a work: bytes, by that work's name.
+type Memory = BTreeMap<(&'static str, Side, &'static str), u64>;
+
+/// The memory of the works that ask for it, four steps each; none where a system does not count it.
+fn peak_memory(setup: &Setup, works: &[Work], images: Option<u64>) -> anyhow::Result<Memory> {
+    let mut peaks = Memory::new();
+    for work in works {
+        let Measure::Memory { of, images: own } = work.kind else { continue };
+        let mut sides = vec![(Side::Ours, "default")];
+        if is_tutorials(of) && setup.precision == Precision::F32 {
+            sides.push((Side::Candle, "default"));
+        }
+        if setup.python.is_some() {
+            sides.extend([(Side::Pytorch, "default"), (Side::Pytorch, "channels_last")]);
+        }
+        for (side, layout) in sides {
+            eprintln!("{}: {} {layout}", work.name, side.name());
+            let mut contestant = setup.start(side)?;
+            contestant.steps((of, images.unwrap_or(own)), layout, 4)?;
+            match contestant.ask("peak_memory") {
+                Ok(bytes) => {
+                    let bytes = bytes.as_u64().context("no number of bytes")?;
+                    peaks.insert((work.name, side, layout), bytes);
+                }
+                Err(error) => eprintln!("{} left out: {error:#}", side.name()),
             }
-            Err(error) => eprintln!("{} left out: {error:#}", side.name()),
         }
     }
     Ok(peaks)
@@ -371,41 +383,43 @@ impl Row {
     }
 }
 
-/// `batches`: steps in an epoch.
-fn results(times: &Times, memory: &BTreeMap<(Side, &'static str), u64>, batches: f64) -> Vec<Row> {
-    // The layout with the least median, and that.
-    let best = |work: &'static str, side: Side| {
+/// The layout with the least, and that.
+type Best = Option<(&'static str, f64)>;
+
+/// The rows of `works` and of the losses that were measured; `batches`: steps in an epoch.
+fn results(works: &[Work], times: &Times, memory: &Memory, batches: f64) -> Vec<Row> {
+    let least = |a: &(&str, f64), b: &(&str, f64)| a.1.total_cmp(&b.1);
+    let best = |work: &'static str, side: Side| -> Best {
         let of_both = times.iter().filter(|((name, of, _), _)| *name == work && *of == side);
-        let medians = of_both.map(|((_, _, layout), seconds)| (*layout, quantile(seconds, 0.5)));
-        medians.min_by(|a, b| a.1.total_cmp(&b.1))
+        of_both.map(|((_, _, layout), times)| (*layout, quantile(times, 0.5))).min_by(least)
     };
-    let of = |work: &'static str, side: Side| best(work, side).map(|(_, seconds)| seconds);
-    let step = |work| {
-        let (ours, candle) = (of(work, Side::Ours), of(work, Side::Candle));
-        Row::new(work, "seconds", ours, candle, best(work, Side::Pytorch))
+    let row = |name, unit, of: &dyn Fn(Side) -> Best| {
+        let seconds = |side| of(side).map(|(_, value)| value);
+        Row::new(name, unit, seconds(Side::Ours), seconds(Side::Candle), of(Side::Pytorch))
     };
-    // Ours asks the teacher once for each image and keeps the answers; the tutorial asks it in every step.
-    let ours = of("teacher_eval", Side::Ours).zip(of("kd_step", Side::Ours));
-    let whole = |step: f64| EPOCHS * batches * step;
-    let distill = Row::new(
-        "distill_10_epochs",
-        "seconds",
-        ours.map(|(eval, step)| batches * eval + whole(step)),
-        of("kd_step_with_teacher", Side::Candle).map(whole),
-        best("kd_step_with_teacher", Side::Pytorch).map(|(layout, step)| (layout, whole(step))),
-    );
-    let bytes = |side| memory.get(&(side, "default")).map(|&bytes| bytes as f64);
-    let pytorch = memory.iter().filter(|((side, _), _)| *side == Side::Pytorch);
-    let pytorch = pytorch.map(|((_, layout), &bytes)| (*layout, bytes as f64));
-    let memory = Row::new(
-        "teacher_peak_memory",
-        "bytes",
-        bytes(Side::Ours),
-        bytes(Side::Candle),
-        pytorch.min_by(|a, b| a.1.total_cmp(&b.1)),
-    );
-    let mut rows =
-        vec![step("teacher_step"), step("student_step"), step("teacher_eval"), distill, memory];
+    let step = |name| row(name, "seconds", &|side| best(name, side));
+    let mut rows: Vec<Row> = works
+        .iter()
+        .map(|work| match work.kind {
+            Measure::Time { .. } => step(work.name),
+            Measure::Distill => row(work.name, "seconds", &|side| {
+                let whole = |step: f64| EPOCHS * batches * step;
+                // Ours asks the teacher once for each image and keeps the answers; the tutorial asks it in every step.
+                if side == Side::Ours {
+                    let (_, eval) = best("teacher_eval", side)?;
+                    let (layout, step) = best("kd_step", side)?;
+                    return Some((layout, batches * eval + whole(step)));
+                }
+                let (layout, step) = best("kd_step_with_teacher", side)?;
+                Some((layout, whole(step)))
+            }),
+            Measure::Memory { .. } => row(work.name, "bytes", &|side| {
+                let of_both =
+                    memory.iter().filter(|((name, of, _), _)| *name == work.name && *of == side);
+                of_both.map(|((_, _, layout), &bytes)| (*layout, bytes as f64)).min_by(least)
+            }),
+        })
+        .collect();
     let measured = |work: &&&'static str| times.keys().any(|(name, ..)| name == *work);
     rows.extend(LOSSES.iter().filter(measured).map(|work| step(work)));
     rows
@@ -559,7 +573,7 @@ mod tests {
             (("kd_step_with_teacher", Side::Pytorch, "default"), vec![0.5]),
             (("kd_step_with_teacher", Side::Pytorch, "channels_last"), vec![0.4]),
         ]);
-        let rows = results(&times, &BTreeMap::new(), 391.0);
+        let rows = results(&WORKS, &times, &Memory::new(), 391.0);
         let row = rows.iter().find(|row| row.work == "distill_10_epochs").expect("the row");
         assert!((row.ours.expect("ours") - (39.1 + 39.1)).abs() < 1e-9);
         assert!((row.candle.expect("candle") - 7820.0).abs() < 1e-9);

@@ -7,21 +7,22 @@ use candle_nn::{
     AdamW, Conv2d, Conv2dConfig, Linear, Module, Optimizer, ParamsAdamW, VarBuilder, VarMap,
 };
 
+use kd_models::Architecture;
+
 use crate::work::{ALPHA, Batch, CLASSES, Logits, Step, TEMPERATURE, Work};
 
 pub(crate) fn prepare(work: Work, batch: Batch) -> anyhow::Result<Step> {
     Ok(match work {
-        Work::TeacherStep => training(&TEACHER, batch, Soft::None)?,
-        Work::StudentStep => training(&STUDENT, batch, Soft::None)?,
+        Work::Step(network) => training(plan(network)?, batch, Soft::None)?,
         Work::KdStep => training(&STUDENT, batch, Soft::Given)?,
         Work::KdStepWithTeacher => {
             let teacher = Network::frozen(&TEACHER, batch.images.device())?;
             training(&STUDENT, batch, Soft::Live(teacher))?
         }
-        Work::TeacherEval => {
-            let teacher = Network::frozen(&TEACHER, batch.images.device())?;
+        Work::Eval(network) => {
+            let network = Network::frozen(plan(network)?, batch.images.device())?;
             Box::new(move || {
-                teacher.forward(&batch.images, false)?;
+                network.forward(&batch.images, false)?;
                 Ok(())
             })
         }
@@ -56,6 +57,17 @@ const TEACHER: Plan = Plan {
     hidden: 512,
 };
 const STUDENT: Plan = Plan { convs: &[(3, 16, true), (16, 16, true)], flat: 1024, hidden: 256 };
+
+/// The plan of one of the tutorial's networks.
+fn plan(architecture: Architecture) -> anyhow::Result<&'static Plan> {
+    match architecture {
+        Architecture::TUTORIAL_TEACHER => Ok(&TEACHER),
+        Architecture::TUTORIAL_STUDENT => Ok(&STUDENT),
+        other => {
+            anyhow::bail!("candle's side has the tutorial's networks alone, not {}", other.name())
+        }
+    }
+}
 
 struct Network {
     convs: Vec<(Conv2d, bool)>,

@@ -1,7 +1,7 @@
 //! A worker that `cargo xtask bench` starts and asks, line by line, to take steps and tell how long
 //! each took. `parity/bench.py` is the same for PyTorch.
 //!
-//! A line is `WORK LAYOUT STEPS`, with the layout `default` or, for our training steps on a GPU, `graph`; the answer is a
+//! A line is `WORK IMAGES LAYOUT STEPS`, the images of a step and the layout `default` or, for our training steps on a GPU, `graph`; the answer is a
 //! JSON array of seconds, one a step. `peak_memory` is answered with the bytes that this process has had in memory at
 //! most. An end of input ends the worker.
 
@@ -26,9 +26,6 @@ struct Args {
     /// Whose steps to take
     #[arg(long, value_enum)]
     side: Side,
-    /// Images in a step
-    #[arg(long, default_value_t = 128)]
-    batch_size: usize,
     /// What to compute on: `cpu`, or `cuda`, the first NVIDIA GPU, which needs the feature `cuda`
     #[arg(long, default_value = "cpu")]
     device: DeviceChoice,
@@ -58,11 +55,10 @@ fn main() -> anyhow::Result<()> {
         Side::Candle if args.device == DeviceChoice::Cuda => Device::new_cuda(0)?,
         Side::Candle => Device::Cpu,
     };
-    let batch = Batch::new(args.batch_size, &device)?;
     kd_run::device::check(&device, args.precision, Compile::Off)?;
-    let mut steps: HashMap<(Work, Compile), work::Step> = HashMap::new();
+    let mut steps = Steps::new();
     for line in std::io::stdin().lock().lines() {
-        let answer = match answer(&args, &batch, &mut steps, &line?) {
+        let answer = match answer(&args, &device, &mut steps, &line?) {
             Ok(value) => value,
             Err(error) => serde_json::json!({ "error": format!("{error:#}") }),
         };
@@ -73,32 +69,38 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What has been prepared, by work, images of a step and layout.
+type Steps = HashMap<(Work, usize, Compile), work::Step>;
+
 fn answer(
     args: &Args,
-    batch: &Batch,
-    steps: &mut HashMap<(Work, Compile), work::Step>,
+    device: &Device,
+    steps: &mut Steps,
     line: &str,
 ) -> anyhow::Result<serde_json::Value> {
     let words: Vec<&str> = line.split_whitespace().collect();
-    let (work, compile, count) = match words[..] {
+    let (work, images, compile, count) = match words[..] {
         ["peak_memory"] => return Ok(peak_memory()?.into()),
-        [work, "default", count] => (work, Compile::Off, count),
-        [work, "graph", count] => (work, Compile::Graph, count),
-        _ => bail!("{line:?}: expected WORK LAYOUT STEPS, or peak_memory"),
+        [work, images, "default", count] => (work, images, Compile::Off, count),
+        [work, images, "graph", count] => (work, images, Compile::Graph, count),
+        _ => bail!("{line:?}: expected WORK IMAGES LAYOUT STEPS, or peak_memory"),
     };
-    let (work, count) = (Work::from_name(work)?, count.parse::<usize>()?);
-    let step = match steps.entry((work, compile)) {
+    let work = Work::from_name(work)?;
+    let (images, count) = (images.parse::<usize>()?, count.parse::<usize>()?);
+    let step = match steps.entry((work, images, compile)) {
         Entry::Occupied(step) => step.into_mut(),
-        Entry::Vacant(place) => place.insert(match args.side {
-            Side::Ours => ours::prepare(work, batch.clone(), args.precision, compile)?,
-            Side::Candle if args.precision == Precision::F32 && compile == Compile::Off => {
-                candle::prepare(work, batch.clone())?
-            }
-            Side::Candle => bail!("candle's side takes f32 steps alone, piece by piece"),
-        }),
+        Entry::Vacant(place) => {
+            let batch = Batch::new(images, work.input(), device)?;
+            place.insert(match args.side {
+                Side::Ours => ours::prepare(work, batch, args.precision, compile)?,
+                Side::Candle if args.precision == Precision::F32 && compile == Compile::Off => {
+                    candle::prepare(work, batch)?
+                }
+                Side::Candle => bail!("candle's side takes f32 steps alone, piece by piece"),
+            })
+        }
     };
     let mut seconds = Vec::with_capacity(count);
-    let device = batch.images.device();
     device.synchronize()?;
     for _ in 0..count {
         let start = Instant::now();

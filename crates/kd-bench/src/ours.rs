@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor};
 use kd_loss::{KdConfig, MethodConfig, Objective, Setup, Weighted, alpha_weights, kd_with_labels};
-use kd_models::{Architecture, Mode, ModelConfig};
+use kd_models::{Architecture, ModelConfig};
 use kd_record::{Compile, Precision};
 use kd_run::at::At;
 use kd_run::figures::{Sums, Unread};
@@ -26,24 +26,26 @@ pub(crate) fn prepare(
         training(architecture, batch, teacher, precision, compile)
     };
     Ok(match work {
-        Work::TeacherStep => training(Architecture::TUTORIAL_TEACHER, batch, None)?,
-        Work::StudentStep => training(Architecture::TUTORIAL_STUDENT, batch, None)?,
+        Work::Step(network) => training(network, batch, None)?,
         Work::KdStep => {
             let outputs = BTreeMap::from([("logits".to_string(), batch.teacher_logits.clone())]);
             let teacher = Box::new(Cached::new(outputs, None));
             training(Architecture::TUTORIAL_STUDENT, batch, Some(teacher))?
         }
         Work::KdStepWithTeacher => {
-            let teacher = Box::new(NetworkTeacher::new(teacher(batch.images.device())?));
+            let teacher = Box::new(NetworkTeacher::new(untrained(
+                Architecture::TUTORIAL_TEACHER,
+                batch.images.device(),
+            )?));
             training(Architecture::TUTORIAL_STUDENT, batch, Some(teacher))?
         }
-        Work::TeacherEval | Work::Loss { .. } if compile == Compile::Graph => {
+        Work::Eval(_) | Work::Loss { .. } if compile == Compile::Graph => {
             anyhow::bail!("only training steps are captured")
         }
-        Work::TeacherEval => {
-            let teacher = teacher(batch.images.device())?;
+        Work::Eval(network) => {
+            let network = untrained(network, batch.images.device())?;
             Box::new(move || {
-                teacher.forward_t(&batch.images, Mode::Eval, &[])?;
+                network.evaluate(&batch.images, &[])?;
                 Ok(())
             })
         }
@@ -59,12 +61,12 @@ pub(crate) fn prepare(
 }
 
 fn config(architecture: Architecture) -> ModelConfig {
-    ModelConfig { dropout: 0.1, ..ModelConfig::new(architecture, CLASSES) }
+    ModelConfig::new(architecture, CLASSES)
 }
 
-/// A teacher's network, which takes no part in training.
-fn teacher(device: &Device) -> anyhow::Result<Network> {
-    let config = config(Architecture::TUTORIAL_TEACHER);
+/// A network that takes no part in training.
+fn untrained(architecture: Architecture, device: &Device) -> anyhow::Result<Network> {
+    let config = config(architecture);
     let parameters = kd_models::init(&config, 1, device)?;
     let weights: BTreeMap<String, Tensor> =
         parameters.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor())).collect();

@@ -2,6 +2,7 @@
 
 use anyhow::bail;
 use candle_core::{DType, Device, Tensor, Var};
+use kd_models::Architecture;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
@@ -16,13 +17,11 @@ pub(crate) type Step = Box<dyn FnMut() -> anyhow::Result<()>>;
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Work {
-    /// The teacher learns from labels.
-    TeacherStep,
-    /// The student learns from labels.
-    StudentStep,
-    /// The teacher computes its logits, as in evaluation.
-    TeacherEval,
-    /// The student learns from labels and from cached logits of the teacher.
+    /// A network learns from labels: `resnet20_step`.
+    Step(Architecture),
+    /// A network computes its logits, as in evaluation: `resnet20_eval`.
+    Eval(Architecture),
+    /// The tutorial's student learns from labels and from cached logits of its teacher.
     KdStep,
     /// The same, but the teacher computes its logits in the step, as in the tutorial.
     KdStepWithTeacher,
@@ -32,17 +31,25 @@ pub(crate) enum Work {
 
 impl Work {
     pub(crate) fn from_name(name: &str) -> anyhow::Result<Self> {
+        let network = |suffix| name.strip_suffix(suffix).and_then(|name| name.parse().ok());
         Ok(match name {
-            "teacher_step" => Self::TeacherStep,
-            "student_step" => Self::StudentStep,
-            "teacher_eval" => Self::TeacherEval,
             "kd_step" => Self::KdStep,
             "kd_step_with_teacher" => Self::KdStepWithTeacher,
-            _ => match Self::loss(name) {
-                Some(loss) => loss,
-                None => bail!("no work is called {name:?}"),
+            _ => match (network("_step"), network("_eval"), Self::loss(name)) {
+                (Some(network), _, _) => Self::Step(network),
+                (_, Some(network), _) => Self::Eval(network),
+                (_, _, Some(loss)) => loss,
+                _ => bail!("no work is called {name:?}"),
             },
         })
+    }
+
+    /// The shape of one image.
+    pub(crate) fn input(self) -> [usize; 3] {
+        match self {
+            Self::Step(network) | Self::Eval(network) => network.default_input(),
+            Self::KdStep | Self::KdStepWithTeacher | Self::Loss { .. } => [3, 32, 32],
+        }
     }
 
     fn loss(name: &str) -> Option<Self> {
@@ -60,7 +67,7 @@ impl Work {
 /// Made-up images and labels: a step's time does not hang on what they show.
 #[derive(Clone)]
 pub(crate) struct Batch {
-    /// f32 `[B, 3, 32, 32]`.
+    /// f32 `[B, C, H, W]`.
     pub(crate) images: Tensor,
     /// u32 `[B]`.
     pub(crate) labels: Tensor,
@@ -69,10 +76,14 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
-    pub(crate) fn new(size: usize, device: &Device) -> anyhow::Result<Self> {
+    pub(crate) fn new(
+        size: usize,
+        [channels, height, width]: [usize; 3],
+        device: &Device,
+    ) -> anyhow::Result<Self> {
         let mut rng = ChaCha8Rng::seed_from_u64(0);
-        let images = uniform(&mut rng, size * 3 * 32 * 32);
-        let images = Tensor::from_vec(images, (size, 3, 32, 32), device)?;
+        let images = uniform(&mut rng, size * channels * height * width);
+        let images = Tensor::from_vec(images, (size, channels, height, width), device)?;
         let teacher_logits = uniform(&mut rng, size * CLASSES);
         let teacher_logits = Tensor::from_vec(teacher_logits, (size, CLASSES), device)?;
         Ok(Self { images, labels: labels(size, CLASSES, device)?, teacher_logits })

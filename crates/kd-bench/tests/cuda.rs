@@ -19,19 +19,19 @@ fn main() {
 fn every_layout_takes_steps() {
     for precision in ["f32", "bf16"] {
         let mut worker = Command::new(env!("CARGO_BIN_EXE_kd-bench"))
-            .args(["--side", "ours", "--device", "cuda", "--batch-size", "2"])
+            .args(["--side", "ours", "--device", "cuda"])
             .args(["--precision", precision])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
         let lines = [
-            "student_step graph 2",
-            "kd_step graph 2",
-            "student_step default 2",
-            "kd_step_with_teacher graph 2",
-            "loss_8x10_bf16 default 2",
-            "student_step graph 2",
+            "student_step 2 graph 2",
+            "kd_step 2 graph 2",
+            "student_step 2 default 2",
+            "kd_step_with_teacher 2 graph 2",
+            "loss_8x10_bf16 2 default 2",
+            "student_step 2 graph 2",
         ];
         let mut input = worker.stdin.take().unwrap();
         writeln!(input, "{}", lines.join("\n")).unwrap();

@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 
 use candle_core::Tensor;
+use candle_core::backprop::GradStore;
 use kd_ops::DropoutKey;
 
 use crate::Result;
+use crate::engine::TrainPass;
 
 /// Whether a forward pass trains or evaluates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +38,17 @@ pub struct Output {
     pub features: BTreeMap<String, Tensor>,
 }
 
+/// What a forward pass in training leaves for its backward pass: [`Classifier::train`] gives it, [`Classifier::backward`]
+/// takes it.
+#[derive(Default)]
+pub struct Tape(pub(crate) Option<Box<TrainPass>>);
+
+impl std::fmt::Debug for Tape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.0.is_some() { "Tape(a planned pass)" } else { "Tape(candle's own)" })
+    }
+}
+
 /// A network that classifies images: a [`GraphNetwork`](crate::GraphNetwork), or any candle module of one's own.
 pub trait Classifier {
     /// The forward pass.
@@ -48,6 +61,34 @@ pub trait Classifier {
     /// When the images have another shape than the network takes, or a place does not exist (the error lists those that
     /// do).
     fn forward_t(&self, images: &Tensor, mode: Mode, places: &[&str]) -> Result<Output>;
+
+    /// The forward pass in evaluation for whoever needs no gradients through it: the values of [`Self::forward_t`] in
+    /// [`Mode::Eval`], up to rounding, perhaps faster.
+    ///
+    /// # Errors
+    /// As [`Self::forward_t`]'s.
+    fn evaluate(&self, images: &Tensor, places: &[&str]) -> Result<Output> {
+        self.forward_t(images, Mode::Eval, places)
+    }
+
+    /// The forward pass of a training step: the values of [`Self::forward_t`] in [`Mode::Train`], up to rounding, perhaps
+    /// faster. The parameters' gradients are complete only once [`Self::backward`] has had the tape.
+    ///
+    /// # Errors
+    /// As [`Self::forward_t`]'s.
+    fn train(&self, images: &Tensor, key: DropoutKey, places: &[&str]) -> Result<(Output, Tape)> {
+        Ok((self.forward_t(images, Mode::Train(key), places)?, Tape::default()))
+    }
+
+    /// Completes the gradients that `loss.backward()` gave, where the loss was computed from [`Self::train`]'s output: adds
+    /// what goes through the network to its parameters. A network of candle's operations alone has nothing to add.
+    ///
+    /// # Errors
+    /// When a gradient's tensor is not f32 on the CPU.
+    fn backward(&self, tape: Tape, gradients: &mut GradStore) -> Result<()> {
+        let _ = (tape, gradients);
+        Ok(())
+    }
 
     /// The feature places, from the input to the output.
     fn places(&self) -> Vec<Place>;

@@ -6,6 +6,7 @@
 mod architecture;
 pub mod classes;
 mod classifier;
+mod engine;
 mod error;
 pub mod families;
 pub mod graph;
@@ -18,7 +19,7 @@ mod rescaled;
 pub mod weights;
 
 pub use architecture::{Architecture, ModelConfig, build, init};
-pub use classifier::{Classifier, Mode, Output, Place};
+pub use classifier::{Classifier, Mode, Output, Place, Tape};
 pub use error::{Error, Result};
 pub use graph::{Graph, GraphBuilder};
 pub use init::{Fill, uniform};

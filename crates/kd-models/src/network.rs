@@ -3,28 +3,46 @@
 mod plan;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use candle_core::Tensor;
+use candle_core::backprop::GradStore;
 use candle_nn::VarBuilder;
 use kd_ops::{
-    BatchNorm, BatchNormConfig, Conv2d, Conv2dConfig, Statistics, conv2d_chain, dropout, linear,
-    max_pool2d_padded, relu, relu6, subsample_pad,
+    BatchNorm, BatchNormConfig, Conv2d, Conv2dConfig, DropoutKey, Statistics, conv2d_chain,
+    dropout, linear, max_pool2d_padded, relu, relu6, subsample_pad,
 };
 
+use crate::engine::{Engine, Network};
 use crate::graph::{Graph, Norm, Op};
-use crate::{Classifier, Error, Mode, Output, Place, Result};
+use crate::{Classifier, Error, Mode, Output, Place, Result, Tape};
 use plan::{FusedConv, Step, Work, plan};
 
-/// A [`Graph`] with weights: each step is an operation on candle tensors, with candle's gradients.
+/// A [`Graph`] with weights.
+///
+/// There are two ways to compute it. [`forward_t`](Classifier::forward_t) makes each step an operation on candle tensors,
+/// with candle's gradients, on every device and in every mode. [`train`](Classifier::train) and
+/// [`evaluate`](Classifier::evaluate) compute f32 images on the CPU by a plan for the whole pass, made once, and everything
+/// else as `forward_t` does; `docs/performance.md` has what that gains.
 ///
 /// Layers are fused where no place between them is asked for: a convolution with ReLU and 2x2 max-pool, batch
 /// normalisation with the sum and the ReLU behind it, a linear layer with its ReLU. A batch normalisation whose weight is
 /// no variable is frozen: it normalises by its running statistics in training, too, and keeps them.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct GraphNetwork {
     graph: Graph,
     /// Of each node, its parameters and its buffers, in the node's order.
     tensors: Vec<Vec<Tensor>>,
+    /// Shared by clones, whose tensors are the same.
+    engine: Arc<Engine>,
+}
+
+impl std::fmt::Debug for GraphNetwork {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { graph, tensors, .. } = self;
+        let debug = &mut f.debug_struct("GraphNetwork");
+        debug.field("graph", graph).field("tensors", tensors).finish_non_exhaustive()
+    }
 }
 
 impl GraphNetwork {
@@ -40,12 +58,21 @@ impl GraphNetwork {
             let found = specs.map(|spec| vb.get(spec.shape.as_slice(), &spec.name));
             tensors.push(found.collect::<candle_core::Result<_>>()?);
         }
-        Ok(Self { graph, tensors })
+        Ok(Self { graph, tensors, engine: Arc::default() })
     }
 
     /// The network without its weights.
     pub fn graph(&self) -> &Graph {
         &self.graph
+    }
+
+    fn planned(&self) -> Network<'_> {
+        Network { graph: &self.graph, tensors: &self.tensors }
+    }
+
+    /// The nodes of feature places.
+    fn nodes_of<'a>(&self, places: &[&'a str]) -> Result<Vec<(&'a str, usize)>> {
+        places.iter().map(|name| Ok((*name, self.graph.place(name)?.index()))).collect()
     }
 
     /// Computes a step from the values of its inputs.
@@ -148,12 +175,10 @@ impl Classifier for GraphNetwork {
     fn forward_t(&self, images: &Tensor, mode: Mode, asked: &[&str]) -> Result<Output> {
         self.check_images(images)?;
         let nodes = self.graph.nodes().len();
+        let places = self.nodes_of(asked)?;
         let mut shown = vec![false; nodes];
-        let mut places = Vec::with_capacity(asked.len());
-        for name in asked {
-            let node = self.graph.place(name)?.index();
-            shown[node] = true;
-            places.push((*name, node));
+        for (_, node) in &places {
+            shown[*node] = true;
         }
         let steps = plan(&self.graph, &shown);
 
@@ -187,6 +212,31 @@ impl Classifier for GraphNetwork {
         }
         // The last step is the head.
         Ok(Output { logits, features })
+    }
+
+    fn evaluate(&self, images: &Tensor, places: &[&str]) -> Result<Output> {
+        self.check_images(images)?;
+        if !Engine::computes(&self.graph, images) {
+            return self.forward_t(images, Mode::Eval, places);
+        }
+        self.engine.evaluate(self.planned(), images, &self.nodes_of(places)?)
+    }
+
+    fn train(&self, images: &Tensor, key: DropoutKey, places: &[&str]) -> Result<(Output, Tape)> {
+        self.check_images(images)?;
+        if !Engine::computes(&self.graph, images) {
+            return Ok((self.forward_t(images, Mode::Train(key), places)?, Tape::default()));
+        }
+        let places = self.nodes_of(places)?;
+        let (output, pass) = self.engine.train(self.planned(), images, key, &places)?;
+        Ok((output, Tape(Some(Box::new(pass)))))
+    }
+
+    fn backward(&self, tape: Tape, gradients: &mut GradStore) -> Result<()> {
+        match tape.0 {
+            Some(pass) => self.engine.backward(self.planned(), *pass, gradients),
+            None => Ok(()),
+        }
     }
 
     fn places(&self) -> Vec<Place> {

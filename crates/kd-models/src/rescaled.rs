@@ -28,12 +28,22 @@ struct Rescaled {
     shift: Tensor,
 }
 
-impl Classifier for Rescaled {
-    fn forward_t(&self, images: &Tensor, mode: Mode, places: &[&str]) -> Result<Output> {
-        // In f32 also where the images are bf16.
+impl Rescaled {
+    /// The images as the network wants them; computed in f32 also where they are bf16.
+    fn own(&self, images: &Tensor) -> candle_core::Result<Tensor> {
         let own =
             images.to_dtype(DType::F32)?.broadcast_mul(&self.scale)?.broadcast_add(&self.shift)?;
-        self.network.forward_t(&own.to_dtype(images.dtype())?, mode, places)
+        own.to_dtype(images.dtype())
+    }
+}
+
+impl Classifier for Rescaled {
+    fn forward_t(&self, images: &Tensor, mode: Mode, places: &[&str]) -> Result<Output> {
+        self.network.forward_t(&self.own(images)?, mode, places)
+    }
+
+    fn evaluate(&self, images: &Tensor, places: &[&str]) -> Result<Output> {
+        self.network.evaluate(&self.own(images)?, places)
     }
 
     fn places(&self) -> Vec<Place> {

@@ -48,7 +48,7 @@ thread_local! {
 ///
 /// The memory stays with the thread: a fresh allocation of some megabytes costs a page fault
 /// every 4 KiB, more than the arithmetic done in it.
-pub(crate) fn with_scratch<T>(len: usize, body: impl FnOnce(&mut [f32]) -> T) -> T {
+pub fn with_scratch<T>(len: usize, body: impl FnOnce(&mut [f32]) -> T) -> T {
     SCRATCH.with(|scratch| {
         // Taken out while in use: a nested call (work stealing) then gets memory of its own.
         let mut memory = scratch.take();

@@ -39,6 +39,14 @@ pub fn dropout(x: &Tensor, p: f64, key: DropoutKey, layer: u64) -> Result<Tensor
     x.contiguous()?.apply_op1(Dropout { p, key, layer })
 }
 
+/// Applies the mask of [`dropout`] in place to a part of its argument, whose first value is element `first` of the whole; the
+/// gradient goes through the same mask.
+pub(crate) fn dropout_part(values: &mut [f32], p: f64, key: DropoutKey, layer: u64, first: u64) {
+    if p > 0.0 {
+        Dropout { p, key, layer }.apply_from(first, values);
+    }
+}
+
 struct Dropout {
     p: f64,
     key: DropoutKey,
@@ -60,10 +68,20 @@ impl Dropout {
 
     /// `x` times the mask, divided by `1 - p`: the same in the forward and in the backward pass.
     fn apply(&self, x: &[f32]) -> Vec<f32> {
+        let mut y = x.to_vec();
+        self.apply_from(0, &mut y);
+        y
+    }
+
+    /// Applies the mask to the values of which the first is element `first` of the whole.
+    fn apply_from(&self, first: u64, values: &mut [f32]) {
         let mut rng = self.generator();
+        rng.set_word_pos(u128::from(first));
         let scale = (1.0 / (1.0 - self.p)) as f32;
         let dropped_below = (self.p * (1u64 << 32) as f64) as u32;
-        x.iter().map(|x| if rng.next_u32() < dropped_below { 0.0 } else { x * scale }).collect()
+        for value in values {
+            *value = if rng.next_u32() < dropped_below { 0.0 } else { *value * scale };
+        }
     }
 }
 

@@ -12,6 +12,7 @@ mod grad_norm;
 mod linear;
 mod matmul;
 mod max_pool;
+pub mod nhwc;
 pub mod optimizer;
 mod process;
 mod relu;

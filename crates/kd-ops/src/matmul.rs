@@ -2,20 +2,23 @@
 
 /// A matrix in memory: how far apart its rows and its columns are.
 #[derive(Clone, Copy)]
-pub(crate) struct View<'a> {
-    pub(crate) data: &'a [f32],
-    pub(crate) row_stride: usize,
-    pub(crate) col_stride: usize,
+pub struct View<'a> {
+    /// The entries, from (0, 0) on.
+    pub data: &'a [f32],
+    /// Numbers between an entry and the one below it.
+    pub row_stride: usize,
+    /// Numbers between an entry and the one to its right.
+    pub col_stride: usize,
 }
 
 impl<'a> View<'a> {
     /// A row-major matrix with `cols` columns.
-    pub(crate) fn rows(data: &'a [f32], cols: usize) -> Self {
+    pub fn rows(data: &'a [f32], cols: usize) -> Self {
         Self { data, row_stride: cols, col_stride: 1 }
     }
 
     /// The transpose of a row-major matrix that is stored with `cols` columns.
-    pub(crate) fn transposed(data: &'a [f32], cols: usize) -> Self {
+    pub fn transposed(data: &'a [f32], cols: usize) -> Self {
         Self { data, row_stride: 1, col_stride: cols }
     }
 
@@ -29,7 +32,7 @@ impl<'a> View<'a> {
 
 /// The matrix product `out = a b`, or `out += a b` with `add`. `a` is `m` x `k`, `b` is `k` x `n`, and `out` is `m` x `n`,
 /// row-major. rayon's threads share the work.
-pub(crate) fn matmul(
+pub fn matmul(
     out: &mut [f32],
     (m, k, n): (usize, usize, usize),
     a: View<'_>,

@@ -5,7 +5,7 @@
 
 /// A kind of vector unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Isa {
+pub enum Isa {
     /// x86-64 with AVX-512 F: 16 lanes.
     #[cfg(target_arch = "x86_64")]
     Avx512,
@@ -19,7 +19,7 @@ pub(crate) enum Isa {
 impl Isa {
     /// The best that this processor has, or the one that the environment variable `KD_ISA` asks
     /// for (`portable`, `avx2`, `avx512`), if the processor has it.
-    pub(crate) fn detect() -> Self {
+    pub fn detect() -> Self {
         static DETECTED: std::sync::OnceLock<Isa> = std::sync::OnceLock::new();
         *DETECTED.get_or_init(|| {
             let wanted = std::env::var("KD_ISA").ok();
@@ -30,7 +30,7 @@ impl Isa {
     }
 
     /// What this processor can run, best first.
-    pub(crate) fn available() -> Vec<Self> {
+    pub fn available() -> Vec<Self> {
         let mut found = Vec::new();
         #[cfg(target_arch = "x86_64")]
         {
@@ -47,7 +47,7 @@ impl Isa {
     }
 
     /// Its name in the environment variable `KD_ISA`.
-    pub(crate) fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => "avx512",
@@ -58,7 +58,7 @@ impl Isa {
     }
 
     /// Numbers in one vector.
-    pub(crate) fn lanes(self) -> usize {
+    pub fn lanes(self) -> usize {
         match self {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => 16,

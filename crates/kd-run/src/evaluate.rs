@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use candle_core::{D, DType, Device, Tensor};
 use kd_data::{BatchConfig, Normalization, Split};
-use kd_models::{Classifier, Mode};
+use kd_models::Classifier;
 
 pub use kd_record::Evaluation;
 
@@ -59,7 +59,7 @@ pub fn evaluate(
     let mut answered = Vec::with_capacity(LOOK);
     for batch in kd_data::batches(split, &in_order(normalization), device)? {
         let batch = batch?;
-        let logits = model.forward_t(&batch.images, Mode::Eval, &[])?.logits;
+        let logits = model.evaluate(&batch.images, &[])?.logits;
         let mean_loss = kd_loss::cross_entropy(&logits, &batch.labels)?;
         answered.push(Answered { mean_loss, logits, indices: batch.indices });
         if answered.len() == LOOK {
@@ -88,7 +88,7 @@ pub fn logits(
 ) -> Result<Tensor> {
     let mut all = Vec::new();
     for batch in kd_data::batches(split, &in_order(normalization), device)? {
-        let logits = model.forward_t(&batch?.images, Mode::Eval, &[])?.logits;
+        let logits = model.evaluate(&batch?.images, &[])?.logits;
         all.push(logits.to_device(&Device::Cpu)?);
     }
     Ok(Tensor::cat(&all, 0)?)

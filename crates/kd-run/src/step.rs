@@ -46,8 +46,11 @@ pub fn step(
         None => Answers::default(),
     };
     let products = begin(config.precision);
-    let loss = task.loss(at, &in_precision(batch, config.precision)?, &taught)?;
+    let mut loss = task.loss(at, &in_precision(batch, config.precision)?, &taught)?;
     let mut gradients = loss.total.backward()?;
+    for (learner, tape) in task.learners().iter().zip(std::mem::take(&mut loss.tapes)) {
+        learner.network.backward(tape, &mut gradients)?;
+    }
     let max_norm = config.clip_grad_norm.unwrap_or(f64::INFINITY);
     let mut norms = Vec::new();
     for learner in task.learners() {

@@ -7,7 +7,8 @@ use candle_core::{Result, Tensor, bail};
 
 use crate::cpu;
 pub use layer::{BatchNorm, BatchNormConfig, Statistics};
-use operation::{BatchNormOp, Blend, NAME, Planes, values};
+pub(crate) use operation::Blend;
+use operation::{BatchNormOp, NAME, Planes, values};
 
 impl BatchNorm {
     /// `(x - mean) / sqrt(var + eps) * weight + bias`, plus `residual` where one is given, then

@@ -15,9 +15,9 @@ pub(super) fn values(tensor: &Tensor) -> Result<Vec<f64>> {
 }
 
 /// Running statistics take their share of a batch's: `(1 - share) * old + share * new`, in place.
-pub(super) struct Blend {
-    pub(super) share: f64,
-    pub(super) new: Vec<f64>,
+pub(crate) struct Blend {
+    pub(crate) share: f64,
+    pub(crate) new: Vec<f64>,
 }
 
 impl InplaceOp1 for Blend {

@@ -5,37 +5,37 @@ use crate::simd::{Isa, Simd, kernel};
 /// The layout of an NHWC image in scratch memory: `rows` lines of `line` pixels of `channels` numbers. It may be larger than
 /// the picture that lies in it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Nhwc {
-    pub(super) rows: usize,
-    pub(super) line: usize,
-    pub(super) channels: usize,
+pub(crate) struct Nhwc {
+    pub(crate) rows: usize,
+    pub(crate) line: usize,
+    pub(crate) channels: usize,
 }
 
 impl Nhwc {
     /// Numbers of the image.
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.rows * self.line * self.channels
     }
 }
 
 /// The size of a picture, which is one input or one result of a layer, without padding.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Size {
-    pub(super) channels: usize,
-    pub(super) height: usize,
-    pub(super) width: usize,
+pub(crate) struct Size {
+    pub(crate) channels: usize,
+    pub(crate) height: usize,
+    pub(crate) width: usize,
 }
 
 impl Size {
     /// Numbers of the picture.
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.channels * self.height * self.width
     }
 }
 
 /// Copies an NCHW picture into the NHWC image `to`, its corner at pixel (`corner`, `corner`);
 /// the rest of `to` becomes zero.
-pub(super) fn to_nhwc(
+pub(crate) fn to_nhwc(
     isa: Isa,
     from: &[f32],
     size: Size,
@@ -94,7 +94,7 @@ unsafe fn to_nhwc_body<S: Simd>(
 }
 
 /// Copies the picture whose corner is at pixel (`corner`, `corner`) of the NHWC image `from` into NCHW.
-pub(super) fn to_nchw(
+pub(crate) fn to_nchw(
     isa: Isa,
     from: &[f32],
     image: Nhwc,
@@ -153,7 +153,7 @@ unsafe fn to_nchw_body<S: Simd>(
 
 /// Copies a picture of `size` from a place in one NHWC image to a place in another; the rest of
 /// the other becomes zero. A place is the memory, the image, and the picture's corner in it.
-pub(super) fn copy_picture(
+pub(crate) fn copy_picture(
     (from, from_image, from_corner): (&[f32], Nhwc, usize),
     (to, to_image, to_corner): (&mut [f32], Nhwc, usize),
     size: Size,

@@ -16,16 +16,16 @@ enum Algorithm {
 }
 
 /// One convolution with the ReLU and the max-pool that are fused behind it.
-pub(super) struct Layer {
+pub(crate) struct Layer {
     isa: Isa,
-    pub(super) g: Geometry,
+    pub(crate) g: Geometry,
     pub(super) relu: bool,
     pub(super) max_pool2: bool,
     algorithm: Algorithm,
 }
 
 impl Layer {
-    pub(super) fn new(isa: Isa, g: Geometry, relu: bool, max_pool2: bool) -> Self {
+    pub(crate) fn new(isa: Isa, g: Geometry, relu: bool, max_pool2: bool) -> Self {
         let algorithm = if Winograd::suits(&g) {
             Algorithm::Winograd(Winograd::new(isa, g))
         } else {
@@ -35,7 +35,7 @@ impl Layer {
     }
 
     /// The layout of the padded input in scratch memory.
-    pub(super) fn input_image(&self) -> Nhwc {
+    pub(crate) fn input_image(&self) -> Nhwc {
         match &self.algorithm {
             Algorithm::Winograd(winograd) => winograd.input_image(),
             Algorithm::Direct(direct) => direct.input_image(),
@@ -44,7 +44,7 @@ impl Layer {
 
     /// The layout of the convolution's output in scratch memory, before any pool. It may have more rows, columns and channels
     /// than the output.
-    pub(super) fn output_image(&self) -> Nhwc {
+    pub(crate) fn output_image(&self) -> Nhwc {
         match &self.algorithm {
             Algorithm::Winograd(winograd) => winograd.output_image(),
             Algorithm::Direct(direct) => direct.output_image(),
@@ -81,7 +81,7 @@ impl Layer {
     }
 
     /// The weight `[O, I, kh, kw]`, packed for [`Self::forward`] or, with `gradient`, for the data's gradient.
-    pub(super) fn pack(&self, weight: &[f32], gradient: bool) -> Vec<f32> {
+    pub(crate) fn pack(&self, weight: &[f32], gradient: bool) -> Vec<f32> {
         match &self.algorithm {
             Algorithm::Winograd(winograd) => winograd.pack(weight, gradient),
             Algorithm::Direct(direct) => direct.pack(weight, gradient),
@@ -96,7 +96,7 @@ impl Layer {
     }
 
     /// Numbers of scratch memory that [`Self::forward`] and [`Self::backward`] need.
-    pub(super) fn scratch_len(&self) -> usize {
+    pub(crate) fn scratch_len(&self) -> usize {
         match &self.algorithm {
             Algorithm::Winograd(winograd) => winograd.scratch_len(),
             Algorithm::Direct(direct) => direct.scratch_len(),
@@ -104,7 +104,7 @@ impl Layer {
     }
 
     /// Numbers of the weight gradient's sums, whose layout is the algorithm's own; see [`Self::finish_weight`].
-    pub(super) fn sums_len(&self) -> usize {
+    pub(crate) fn sums_len(&self) -> usize {
         match &self.algorithm {
             Algorithm::Winograd(winograd) => winograd.sums_len(),
             Algorithm::Direct(direct) => direct.sums_len(),
@@ -119,12 +119,7 @@ impl Layer {
         maps: &mut Maps<'_>,
         scratch: &mut [f32],
     ) {
-        match &self.algorithm {
-            Algorithm::Winograd(winograd) => {
-                winograd.forward(maps.image, packed, scratch, maps.output);
-            }
-            Algorithm::Direct(direct) => direct.forward(maps.image, packed, maps.output),
-        }
+        self.products(maps.image, packed, scratch, maps.output);
         pointwise::bias_relu(self.isa, maps.output, bias, self.relu);
         if self.max_pool2 {
             let size = (self.g.out_height, self.g.out_width);
@@ -133,8 +128,22 @@ impl Layer {
         }
     }
 
+    /// The convolution alone, of the image `image` (see [`Self::input_image`]) to `output` (see [`Self::output_image`]).
+    pub(crate) fn products(
+        &self,
+        image: &[f32],
+        packed: &[f32],
+        scratch: &mut [f32],
+        output: &mut [f32],
+    ) {
+        match &self.algorithm {
+            Algorithm::Winograd(winograd) => winograd.forward(image, packed, scratch, output),
+            Algorithm::Direct(direct) => direct.forward(image, packed, output),
+        }
+    }
+
     /// The gradients of the convolution alone, from that of its output, `dz` (see [`Self::output_image`]).
-    pub(super) fn backward(&self, dz: &[f32], scratch: &mut [f32], wanted: Wanted<'_>) {
+    pub(crate) fn backward(&self, dz: &[f32], scratch: &mut [f32], wanted: Wanted<'_>) {
         match &self.algorithm {
             Algorithm::Winograd(winograd) => winograd.backward(dz, scratch, wanted),
             Algorithm::Direct(direct) => direct.backward(dz, scratch, wanted),
@@ -142,7 +151,7 @@ impl Layer {
     }
 
     /// The weight's gradient `[O, I, kh, kw]` from its sums over all images.
-    pub(super) fn finish_weight(&self, sums: &[f32]) -> Vec<f32> {
+    pub(crate) fn finish_weight(&self, sums: &[f32]) -> Vec<f32> {
         match &self.algorithm {
             Algorithm::Winograd(winograd) => winograd.finish_weight(sums),
             Algorithm::Direct(direct) => direct.finish_weight(sums),

@@ -14,14 +14,14 @@ mod depthwise;
 mod direct;
 pub(crate) mod geometry;
 mod groups;
-mod images;
-mod layer;
+pub(crate) mod images;
+pub(crate) mod layer;
 mod memory;
 mod pads;
-mod pointwise;
+pub(crate) mod pointwise;
 mod products;
 mod transforms;
-mod wanted;
+pub(crate) mod wanted;
 mod winograd;
 
 use std::sync::OnceLock;

@@ -156,7 +156,7 @@ unsafe fn max_pool2_gradient_body<S: Simd>(
 }
 
 /// The gradient before a ReLU whose result was `y`: `dy` becomes zero where `y` is not above zero.
-pub(super) fn mask(isa: Isa, y: &[f32], dy: &mut [f32]) {
+pub(crate) fn mask(isa: Isa, y: &[f32], dy: &mut [f32]) {
     assert!(y.len() == dy.len());
     // SAFETY: equal lengths.
     unsafe { mask_kernel(isa, y, dy) }
@@ -182,7 +182,7 @@ unsafe fn mask_body<S: Simd>(y: &[f32], dy: &mut [f32]) {
 }
 
 /// Adds each channel's sum over the pixels of an NHWC image to `sums`, which has a number a channel.
-pub(super) fn add_pixels(isa: Isa, image: &[f32], sums: &mut [f32]) {
+pub(crate) fn add_pixels(isa: Isa, image: &[f32], sums: &mut [f32]) {
     assert!(sums.len().is_multiple_of(isa.lanes()) && image.len().is_multiple_of(sums.len()));
     // SAFETY: whole vectors, as asserted.
     unsafe { add_pixels_kernel(isa, image, sums) }

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use candle_core::Tensor;
 use kd_data::Batch;
 use kd_loss::Needs;
+use kd_models::Tape;
 
 pub use learner::Learner;
 pub(crate) use learner::PARAMETER;
@@ -59,7 +60,7 @@ pub trait Task: Send {
 }
 
 /// The loss of a batch.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct TaskLoss {
     /// What is minimised, a scalar.
     pub total: Tensor,
@@ -67,4 +68,6 @@ pub struct TaskLoss {
     pub parts: Vec<(&'static str, Tensor)>,
     /// The number of correct predictions, a scalar.
     pub correct: Tensor,
+    /// What each learner's forward pass left for its backward pass, in the learners' order.
+    pub tapes: Vec<Tape>,
 }

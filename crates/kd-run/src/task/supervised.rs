@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use candle_core::{DType, Tensor, Var};
 use kd_data::Batch;
 use kd_loss::{HelperInit, HostStep, Inputs, Needs, Objective, Setup, Weighted};
-use kd_models::{Mode, Output, Parameters};
+use kd_models::{Output, Parameters};
 use kd_ops::DropoutKey;
 
 use super::{Learner, Task, TaskLoss};
@@ -114,9 +114,9 @@ impl Task for Supervised {
     }
 
     fn loss(&self, at: &At, batch: &Batch, taught: &Answers) -> Result<TaskLoss> {
-        let mode = Mode::Train(DropoutKey { seed: at.seed, step: at.step });
+        let key = DropoutKey { seed: at.seed, step: at.step };
         let places: Vec<&str> = self.needs.student.iter().map(String::as_str).collect();
-        let output = self.learner().network.forward_t(&batch.images, mode, &places)?;
+        let (output, tape) = self.learner().network.train(&batch.images, key, &places)?;
         let output = in_f32(output)?;
         // A step with a method that needs this is never captured.
         let host = self.needs.host.then(|| HostStep {
@@ -136,7 +136,7 @@ impl Task for Supervised {
         };
         let loss = self.objective.loss(&inputs, at.run_step())?;
         let correct = evaluate::correct_predictions(&output.logits, &batch.labels)?;
-        Ok(TaskLoss { total: loss.total, parts: loss.parts, correct })
+        Ok(TaskLoss { total: loss.total, parts: loss.parts, correct, tapes: vec![tape] })
     }
 
     fn factors(&self, at: &At) -> Result<Vec<f64>> {

@@ -4,7 +4,6 @@
 use candle_core::{Device, Tensor};
 use kd_data::{Batch, Portions};
 use kd_loss::Needs;
-use kd_models::Mode;
 
 use super::{Answers, Network, Pretrained, Teacher};
 use crate::Result;
@@ -78,7 +77,7 @@ impl Teacher for CrossFitted {
                 continue;
             }
             let images = batch.images.index_select(&Tensor::new(rows.as_slice(), device)?, 0)?;
-            logits.push(network.forward_t(&images, Mode::Eval, &[])?.logits);
+            logits.push(network.evaluate(&images, &[])?.logits);
             places.extend(rows);
         }
         let mut order = vec![0u32; places.len()];
@@ -147,7 +146,7 @@ mod tests {
             let rows = Tensor::new(images.as_slice(), &Device::Cpu).unwrap();
             let own = teacher.network_of(&teacher.parts[part], &Device::Cpu).unwrap();
             let own_images = batch.images.index_select(&rows, 0).unwrap();
-            let expected = own.forward_t(&own_images, Mode::Eval, &[]).unwrap().logits;
+            let expected = own.evaluate(&own_images, &[]).unwrap().logits;
             let found = answers.index_select(&rows, 0).unwrap();
             assert_eq!(found.to_vec2::<f32>().unwrap(), expected.to_vec2::<f32>().unwrap());
         }

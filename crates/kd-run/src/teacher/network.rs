@@ -3,7 +3,7 @@
 use candle_core::Device;
 use kd_data::Batch;
 use kd_loss::Needs;
-use kd_models::{Mode, Output};
+use kd_models::Output;
 
 use super::{Answers, Network, Pretrained, Teacher};
 use crate::Result;
@@ -35,8 +35,7 @@ impl Teacher for NetworkTeacher {
             return Ok(Answers::default());
         }
         let places: Vec<&str> = needs.teacher.iter().map(String::as_str).collect();
-        let Output { logits, features } =
-            self.network.forward_t(&batch.images, Mode::Eval, &places)?;
+        let Output { logits, features } = self.network.evaluate(&batch.images, &places)?;
         Ok(Answers { logits: Some(logits), features })
     }
 

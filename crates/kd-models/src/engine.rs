@@ -1,0 +1,232 @@
+//! A graph computed by plan, on the CPU.
+//!
+//! Instead of an operation after the other on candle tensors, the whole forward and backward pass is laid out beforehand for
+//! what is asked of it ([`plan`]): which nodes are computed together ([`units`]), where each gradient lies ([`gradients`]) and
+//! which memory each value has ([`memory`]). Maps are NHWC from the first layer to the last. An image passes as many layers
+//! as it can while its values are in the cache, until a batch normalisation needs a sum over the batch or a linear layer
+//! takes the batch at once. The memory stays with the engine: after the first pass of its kind and batch size, the next
+//! allocates nothing but the packed weights and what it hands out.
+//!
+//! From the outside in: this file has the passes, `forward` and `backward` compute them, `weights` and `workspace` are what
+//! they read and write.
+
+mod backward;
+mod forward;
+mod gradients;
+mod memory;
+mod plan;
+mod units;
+mod weights;
+mod workspace;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::backprop::GradStore;
+use candle_core::{DType, Tensor, Var};
+use kd_ops::DropoutKey;
+use kd_ops::nhwc::{Isa, with_values};
+
+use crate::graph::{Graph, Op};
+use crate::{Output, Result};
+use backward::backward;
+use forward::{Given, forward, show};
+use gradients::Back;
+use plan::{Plan, Purpose};
+use weights::Weights;
+use workspace::Workspace;
+
+/// What computes a graph by plan. Plans and memory are kept from pass to pass.
+#[derive(Default)]
+pub(crate) struct Engine {
+    kept: Mutex<Kept>,
+}
+
+#[derive(Default)]
+struct Kept {
+    plans: Vec<Arc<Plan>>,
+    /// Memory that no pass uses, each with the plan that it was made for.
+    workspaces: Vec<(Arc<Plan>, Workspace)>,
+}
+
+/// Most plans and most workspaces that are kept: a run trains, evaluates, and ends its epochs with a smaller batch.
+const MOST_KEPT: usize = 4;
+
+/// A graph with its weights.
+#[derive(Clone, Copy)]
+pub(crate) struct Network<'a> {
+    pub(crate) graph: &'a Graph,
+    /// Of each node, its parameters and its buffers, in the node's order.
+    pub(crate) tensors: &'a [Vec<Tensor>],
+}
+
+/// A forward pass in training that has been computed, and what its backward pass needs.
+pub(crate) struct TrainPass {
+    plan: Arc<Plan>,
+    weights: Weights,
+    workspace: Workspace,
+    images: Tensor,
+    key: DropoutKey,
+    /// The tensors that the loss was given, in the order of the plan's shown values.
+    leaves: Vec<Var>,
+}
+
+impl Engine {
+    /// Whether the engine computes this graph on such images.
+    pub(crate) fn computes(graph: &Graph, images: &Tensor) -> bool {
+        images.device().is_cpu() && images.dtype() == DType::F32 && units::knows(graph)
+    }
+
+    /// The logits and the values at `places` in evaluation. No gradient reaches anything through them.
+    pub(crate) fn evaluate(
+        &self,
+        network: Network<'_>,
+        images: &Tensor,
+        places: &[(&str, usize)],
+    ) -> Result<Output> {
+        let plan = self.plan(network, false, places)?;
+        let mut workspace = self.workspace(&plan, images.dim(0)?);
+        let shown = with_values(images, |images| {
+            let given = Given { plan: &plan, tensors: network.tensors, images, key: None };
+            let mut weights = Weights::new(&plan, network.tensors, |_| false)?;
+            forward(given, &mut weights, &mut workspace)?;
+            plan.units.shown.iter().map(|(_, value)| show(&plan, &workspace, *value)).collect()
+        })?;
+        self.give_back(plan.clone(), workspace);
+        Ok(output(network.graph, &plan, places, shown))
+    }
+
+    /// The forward pass in training. Gradients reach the result's tensors, and from there the parameters by
+    /// [`Engine::backward`].
+    pub(crate) fn train(
+        &self,
+        network: Network<'_>,
+        images: &Tensor,
+        key: DropoutKey,
+        places: &[(&str, usize)],
+    ) -> Result<(Output, TrainPass)> {
+        let plan = self.plan(network, true, places)?;
+        let mut workspace = self.workspace(&plan, images.dim(0)?);
+        let asks = |unit: usize| {
+            plan.operations.iter().any(
+                |back| matches!(back, Back::Conv { unit: of, data: Some(_), .. } if *of == unit),
+            )
+        };
+        let mut weights = Weights::new(&plan, network.tensors, asks)?;
+        let leaves: Vec<Var> = with_values(images, |images| {
+            let given = Given { plan: &plan, tensors: network.tensors, images, key: Some(key) };
+            forward(given, &mut weights, &mut workspace)?;
+            let shown = plan.units.shown.iter();
+            shown.map(|(_, value)| Var::from_tensor(&show(&plan, &workspace, *value)?)).collect()
+        })?;
+        let shown = leaves.iter().map(|leaf| leaf.as_tensor().clone()).collect();
+        let output = output(network.graph, &plan, places, shown);
+        let pass = TrainPass { plan, weights, workspace, images: images.clone(), key, leaves };
+        Ok((output, pass))
+    }
+
+    /// Adds the parameters' gradients to `gradients`, which has those of the pass's results.
+    pub(crate) fn backward(
+        &self,
+        network: Network<'_>,
+        pass: TrainPass,
+        gradients: &mut GradStore,
+    ) -> Result<()> {
+        let TrainPass { plan, mut weights, mut workspace, images, key, leaves } = pass;
+        let seeds: Vec<Option<Tensor>> =
+            leaves.iter().map(|leaf| gradients.remove(leaf.as_tensor())).collect();
+        let found = with_values(&images, |images| {
+            let given = Given { plan: &plan, tensors: network.tensors, images, key: Some(key) };
+            backward(given, &mut weights, &mut workspace, &seeds)
+        })?;
+        for of_node in found {
+            let parameters = &network.tensors[of_node.node];
+            let tensors = of_node.tensors(parameters)?;
+            for (parameter, gradient) in parameters.iter().zip(tensors) {
+                if !parameter.track_op() {
+                    continue;
+                }
+                // A method of the loss may have read the parameter, too.
+                let sum = match gradients.remove(parameter) {
+                    Some(other) => (other + gradient)?,
+                    None => gradient,
+                };
+                gradients.insert(parameter, sum);
+            }
+        }
+        self.give_back(plan, workspace);
+        Ok(())
+    }
+
+    fn kept(&self) -> std::sync::MutexGuard<'_, Kept> {
+        // Whoever panicked left whole entries: they are put in and taken out in one go.
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The plan for what is asked, made or kept.
+    fn plan(
+        &self,
+        network: Network<'_>,
+        train: bool,
+        places: &[(&str, usize)],
+    ) -> Result<Arc<Plan>> {
+        let mut shown: Vec<usize> = places.iter().map(|(_, node)| *node).collect();
+        shown.sort_unstable();
+        shown.dedup();
+        let purpose = Purpose { train, shown };
+        let mut kept = self.kept();
+        if let Some(plan) = kept.plans.iter().find(|plan| plan.purpose == purpose) {
+            return Ok(plan.clone());
+        }
+        let parameters = |node: usize| network.graph.nodes()[node].parameters.len();
+        let trains =
+            |node: usize| network.tensors[node][..parameters(node)].iter().any(Tensor::track_op);
+        // A frozen layer is fully frozen: its running statistics stay fixed as well.
+        let batch_norm = |node: usize| {
+            train
+                && matches!(network.graph.nodes()[node].op, Op::BatchNorm(_))
+                && network.tensors[node][0].track_op()
+        };
+        let plan = Plan::new(network.graph, Isa::detect(), purpose, batch_norm, trains)?;
+        let plan = Arc::new(plan);
+        kept.plans.push(plan.clone());
+        if kept.plans.len() > MOST_KEPT {
+            kept.plans.remove(0);
+        }
+        Ok(plan)
+    }
+
+    /// Memory for a pass: what an earlier one of the kind left, or new.
+    fn workspace(&self, plan: &Arc<Plan>, batch: usize) -> Workspace {
+        let mut kept = self.kept();
+        let fits = |(of, workspace): &(Arc<Plan>, Workspace)| {
+            Arc::ptr_eq(of, plan) && workspace.batch == batch
+        };
+        match kept.workspaces.iter().position(fits) {
+            Some(found) => kept.workspaces.swap_remove(found).1,
+            None => Workspace::new(plan, batch),
+        }
+    }
+
+    fn give_back(&self, plan: Arc<Plan>, workspace: Workspace) {
+        let mut kept = self.kept();
+        kept.workspaces.push((plan, workspace));
+        if kept.workspaces.len() > MOST_KEPT {
+            kept.workspaces.remove(0);
+        }
+    }
+}
+
+/// The shown values under their names.
+fn output(graph: &Graph, plan: &Plan, places: &[(&str, usize)], shown: Vec<Tensor>) -> Output {
+    let of = |node: usize| {
+        let mut found = plan.units.shown.iter().zip(&shown);
+        let Some((_, shown)) = found.find(|((of, _), _)| *of == node) else {
+            unreachable!("the plan shows what was asked")
+        };
+        shown.clone()
+    };
+    let features: BTreeMap<String, Tensor> =
+        places.iter().map(|(name, node)| (name.to_string(), of(*node))).collect();
+    Output { logits: of(graph.nodes().len() - 1), features }
+}

@@ -1,0 +1,327 @@
+//! The backward pass over a batch.
+
+use std::ops::Range;
+
+use candle_core::{Device, Result, Tensor};
+use kd_ops::nhwc::{
+    View, add, add_pixels, frame, from_nchw, global_average_gradient, gradient_sums,
+    mask_by_affine, mask_by_value, matmul, max_pool_gradient, norm_gradient, subsample_gradient,
+    unframe, with_values,
+};
+
+use super::forward::{Given, drop_out, lay_out_input, rows, store_rows, whole};
+use super::gradients::Back;
+use super::units::Work;
+use super::weights::Weights;
+use super::workspace::{Image, Workspace};
+
+/// The gradient of a node's parameters, in the node's order; `None` for one that nobody trains.
+pub(super) struct NodeGradients {
+    pub(super) node: usize,
+    pub(super) parameters: Vec<Vec<f32>>,
+}
+
+/// All gradients of parameters. `seeds` has the loss's gradient of each value that is shown, NCHW; `None` stands for zeros.
+pub(super) fn backward(
+    given: Given<'_>,
+    weights: &mut Weights,
+    workspace: &mut Workspace,
+    seeds: &[Option<Tensor>],
+) -> Result<Vec<NodeGradients>> {
+    let plan = given.plan;
+    let seeds = seeds.iter().map(|seed| match seed {
+        Some(seed) => with_values(seed, |values| Ok(Some(values.to_vec()))),
+        None => Ok(None),
+    });
+    let seeds: Vec<Option<Vec<f32>>> = seeds.collect::<Result<_>>()?;
+    let mut found = Vec::new();
+    for run in &plan.backward {
+        let operations = &plan.operations[run.clone()];
+        if let [Back::Linear { unit, from, to, trains }] = *operations {
+            found.extend(linear(given, workspace, unit, from, to, trains)?);
+            continue;
+        }
+        let sums = Sums::of(given, operations);
+        let frames = operations.iter().map(|operation| frames_len(given, operation)).max();
+        let read = &*weights;
+        let (groups, len) = (sums.groups(), sums.len);
+        let total = workspace.images_with_sums(
+            plan,
+            frames.unwrap_or(0),
+            (groups, len),
+            |image, memory| {
+                for (operation, of) in operations.iter().zip(&sums.of) {
+                    compute(given, read, &seeds, operation, image, &mut memory[of.clone()]);
+                }
+            },
+        );
+        for (operation, of) in operations.iter().zip(&sums.of) {
+            if let Back::Conv { unit, trains: true, .. } = *operation {
+                found.push(finish_conv(given, unit, &total[of.clone()]));
+            }
+        }
+        for operation in operations {
+            if let Back::Sums { norm, .. } = *operation {
+                weights.take_gradient_sums(plan, workspace, norm);
+                let parameters = std::mem::take(&mut weights.norms[norm].gradients).into();
+                found.push(NodeGradients { node: plan.units.norms[norm].node, parameters });
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The sums over images that a run's convolutions add to.
+struct Sums {
+    /// Each operation's among them.
+    of: Vec<Range<usize>>,
+    len: usize,
+}
+
+impl Sums {
+    fn of(given: Given<'_>, operations: &[Back]) -> Self {
+        let mut len = 0;
+        let of = operations.iter().map(|operation| {
+            let start = len;
+            if let Back::Conv { unit, trains: true, .. } = operation
+                && let Work::Conv { conv, .. } = &given.plan.units.units[*unit].work
+            {
+                len += conv.sums_len() + conv.output().channels;
+            }
+            start..len
+        });
+        Self { of: of.collect(), len }
+    }
+
+    /// How many pieces of memory the sums get. Large ones cost memory and its traffic, so fewer of them.
+    fn groups(&self) -> usize {
+        match self.len {
+            0..=0x1_0000 => 16,
+            0x1_0001..=0x10_0000 => 8,
+            _ => 4,
+        }
+    }
+}
+
+/// Numbers of the frames of an operation, and what a convolution needs besides.
+fn frames_len(given: Given<'_>, operation: &Back) -> usize {
+    match *operation {
+        Back::Conv { unit, .. } => match &given.plan.units.units[unit].work {
+            Work::Conv { conv, .. } => {
+                2 * conv.input().len() + conv.output().len() + conv.scratch_len()
+            }
+            _ => unreachable!("the operation is a convolution's"),
+        },
+        Back::Seed { shown, .. } => {
+            let (_, value) = given.plan.units.shown[shown];
+            given.plan.units.values[value].map.len()
+        }
+        _ => 0,
+    }
+}
+
+/// Computes an operation for one image.
+fn compute(
+    given: Given<'_>,
+    weights: &Weights,
+    seeds: &[Option<Vec<f32>>],
+    operation: &Back,
+    image: &mut Image<'_>,
+    sums: &mut [f32],
+) {
+    let plan = given.plan;
+    let isa = plan.isa;
+    match *operation {
+        Back::Seed { shown, to, add: add_to } => {
+            let map = &plan.units.values[plan.units.shown[shown].1].map;
+            let ([], [to]) = image.memory.places([], [plan.slot(to)]);
+            let Some(seed) = &seeds[shown] else {
+                if !add_to {
+                    to.fill(0.0);
+                }
+                return;
+            };
+            let seed = &seed[image.index * map.values()..(image.index + 1) * map.values()];
+            if add_to {
+                let from = &mut image.frames[..map.len()];
+                from_nchw(isa, seed, map, from, &whole(map));
+                add(isa, to, from);
+            } else {
+                from_nchw(isa, seed, map, to, &whole(map));
+            }
+        }
+        Back::Conv { unit, from, norm, data, trains } => {
+            conv(given, weights, image, sums, (unit, from, norm, data, trains));
+        }
+        Back::Mask { slot, value } => {
+            let ([y], [g]) = image.memory.places([plan.value(value)], [plan.slot(slot)]);
+            mask_by_value(isa, g, y);
+        }
+        Back::MaskNorm { slot, norm } => {
+            let z = plan.value(plan.units.norms[norm].value);
+            let ([z], [g]) = image.memory.places([z], [plan.slot(slot)]);
+            mask_by_affine(isa, g, z, weights.norms[norm].affine());
+        }
+        Back::Sums { norm, from } => {
+            let value = plan.units.norms[norm].value;
+            let padded = plan.units.values[value].map.padded;
+            let ([g, z], []) = image.memory.places([plan.slot(from), plan.value(value)], []);
+            let sums = &mut image.sums[plan.norm_sums(norm)..][..2 * padded];
+            let (sums, products) = sums.split_at_mut(padded);
+            gradient_sums(isa, g, z, &weights.norms[norm].mean, sums, products);
+        }
+        Back::Norm { norm, from, to } => {
+            let value = plan.units.norms[norm].value;
+            let map = &plan.units.values[value].map;
+            let read = [plan.slot(from), plan.value(value)];
+            let ([g, z], [to]) = image.memory.places(read, [plan.slot(to)]);
+            norm_gradient(isa, (g, z, map), weights.norms[norm].gradient(), to, &whole(map));
+        }
+        Back::Add { from, to } => {
+            let ([from], [to]) = image.memory.places([plan.slot(from)], [plan.slot(to)]);
+            add(isa, to, from);
+        }
+        Back::Copy { from, to } => {
+            let ([from], [to]) = image.memory.places([plan.slot(from)], [plan.slot(to)]);
+            to.copy_from_slice(from);
+        }
+        Back::Through { unit, from, to } => {
+            let unit = &plan.units.units[unit];
+            let result = &plan.units.values[unit.output].map;
+            let map = &plan.units.values[unit.reads[0].value].map;
+            let ([g], [to]) = image.memory.places([plan.slot(from)], [plan.slot(to)]);
+            match unit.work {
+                Work::MaxPool { windows, winners, .. } => {
+                    let winners = &image.winners[winners..winners + result.len()];
+                    max_pool_gradient((g, result), winners, windows, (to, map));
+                }
+                Work::Subsample => subsample_gradient((g, result), (to, map)),
+                Work::GlobalAverage => global_average_gradient(g, (to, map)),
+                Work::Flatten => from_nchw(isa, &g[..result.channels], map, to, &whole(map)),
+                Work::Dropout { share, layer } => {
+                    to.copy_from_slice(g);
+                    drop_out(given, image.index, share, layer, map, to);
+                }
+                _ => unreachable!("no other unit has a gradient of this kind"),
+            }
+        }
+        Back::Linear { .. } => unreachable!("a linear layer takes the whole batch"),
+    }
+}
+
+/// A convolution's gradients for one image; see [`Back::Conv`].
+fn conv(
+    given: Given<'_>,
+    weights: &Weights,
+    image: &mut Image<'_>,
+    sums: &mut [f32],
+    (index, from, norm, data, trains): (usize, usize, Option<usize>, Option<(usize, bool)>, bool),
+) {
+    let plan = given.plan;
+    let isa = plan.isa;
+    let unit = &plan.units.units[index];
+    let Work::Conv { conv, .. } = &unit.work else {
+        unreachable!("the operation is a convolution's")
+    };
+    let map = &plan.units.values[unit.output].map;
+    let (input, output) = (conv.input(), conv.output());
+    let (gradient, rest) = image.frames.split_at_mut(output.len());
+    let (input_frame, rest) = rest.split_at_mut(input.len());
+    let (data_frame, scratch) = rest.split_at_mut(input.len());
+    match norm {
+        Some(norm) => {
+            let read = [plan.slot(from), plan.value(unit.output)];
+            let ([g, z], []) = image.memory.places(read, []);
+            norm_gradient(isa, (g, z, map), weights.norms[norm].gradient(), gradient, &output);
+        }
+        None => {
+            let ([g], []) = image.memory.places([plan.slot(from)], []);
+            frame(isa, (g, map), None, false, gradient, &output);
+        }
+    }
+    if trains {
+        lay_out_input(given, weights, unit, (image.index, &mut image.memory), input_frame);
+    }
+    let (of_weight, of_bias) = sums.split_at_mut(sums.len().saturating_sub(output.channels));
+    let packed = weights.conv(index);
+    conv.backward(
+        gradient,
+        scratch,
+        data.is_some().then_some((&packed.gradient[..], &mut *data_frame)),
+        trains.then_some((&*input_frame, of_weight)),
+    );
+    if trains && packed.bias.is_some() {
+        add_pixels(isa, gradient, of_bias);
+    }
+    if let Some((to, add_to)) = data {
+        let map = &plan.units.values[unit.reads[0].value].map;
+        let ([], [to]) = image.memory.places([], [plan.slot(to)]);
+        unframe(isa, (data_frame, &input), None, false, (to, map), add_to);
+    }
+}
+
+/// The gradients of a convolution's weight and bias from the sums over all images.
+fn finish_conv(given: Given<'_>, unit: usize, sums: &[f32]) -> NodeGradients {
+    let unit = &given.plan.units.units[unit];
+    let Work::Conv { node, conv, .. } = &unit.work else {
+        unreachable!("the operation is a convolution's")
+    };
+    let (weight, bias) = sums.split_at(conv.sums_len());
+    let channels = given.plan.units.values[unit.output].map.channels;
+    let mut parameters = vec![conv.finish_weight(weight)];
+    if given.tensors[*node].len() > 1 {
+        parameters.push(bias[..channels].to_vec());
+    }
+    NodeGradients { node: *node, parameters }
+}
+
+/// The gradients of a linear layer.
+fn linear(
+    given: Given<'_>,
+    workspace: &mut Workspace,
+    unit: usize,
+    from: usize,
+    to: Option<usize>,
+    trains: bool,
+) -> Result<Option<NodeGradients>> {
+    let plan = given.plan;
+    let unit = &plan.units.units[unit];
+    let Work::Linear { node, .. } = unit.work else {
+        unreachable!("the operation is a linear layer's")
+    };
+    let input = unit.reads[0].value;
+    let (x_map, y_map) = (&plan.units.values[input].map, &plan.units.values[unit.output].map);
+    let (batch, inputs, outputs) = (workspace.batch, x_map.channels, y_map.channels);
+    let dy = rows(workspace, plan, plan.slot(from), y_map);
+    if let Some(to) = to {
+        let mut dx = vec![0.0; batch * inputs];
+        with_values(&given.tensors[node][0], |weight| {
+            let (dy, weight) = (View::rows(&dy, outputs), View::rows(weight, inputs));
+            matmul(&mut dx, (batch, outputs, inputs), dy, weight, false);
+            Ok(())
+        })?;
+        store_rows(workspace, plan, plan.slot(to), x_map, &dx);
+    }
+    if !trains {
+        return Ok(None);
+    }
+    let x = rows(workspace, plan, plan.value(input), x_map);
+    let mut weight = vec![0.0; outputs * inputs];
+    let sizes = (outputs, batch, inputs);
+    matmul(&mut weight, sizes, View::transposed(&dy, outputs), View::rows(&x, inputs), false);
+    let mut bias = vec![0.0; outputs];
+    for row in dy.chunks_exact(outputs) {
+        for (sum, dy) in bias.iter_mut().zip(row) {
+            *sum += dy;
+        }
+    }
+    Ok(Some(NodeGradients { node, parameters: vec![weight, bias] }))
+}
+
+impl NodeGradients {
+    /// The gradients as tensors of the parameters' shapes.
+    pub(super) fn tensors(self, of: &[Tensor]) -> Result<Vec<Tensor>> {
+        let tensors = self.parameters.into_iter().zip(of);
+        tensors.map(|(values, of)| Tensor::from_vec(values, of.shape(), &Device::Cpu)).collect()
+    }
+}

@@ -1,0 +1,360 @@
+//! The forward pass as a list of units: which nodes of a graph are computed together, and how each reads its inputs.
+//!
+//! A batch normalisation has no unit where one layer alone reads it: that layer reads what was normalised through a scale
+//! and a shift (and a ReLU), so that the normalised map never exists. A ReLU before a max-pool is applied to the maxima. In
+//! evaluation a batch normalisation behind a convolution is folded into its weight and bias.
+
+use kd_ops::nhwc::{Conv, ConvSizes, Isa, Map, Windows};
+
+use crate::Result;
+use crate::graph::{self, Graph, Op};
+
+/// The forward pass of a graph.
+pub(super) struct Units {
+    pub(super) units: Vec<Unit>,
+    /// What units give; the first is the batch's images, which are NCHW and nobody's result.
+    pub(super) values: Vec<Value>,
+    pub(super) norms: Vec<Norm>,
+    /// Of each node that somebody wants to see, its value.
+    pub(super) shown: Vec<(usize, usize)>,
+}
+
+/// The value of the images.
+pub(super) const IMAGES: usize = 0;
+
+/// Something computed together.
+pub(super) struct Unit {
+    pub(super) work: Work,
+    pub(super) reads: Vec<Read>,
+    /// The value that it gives.
+    pub(super) output: usize,
+}
+
+/// How a unit reads an input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Read {
+    pub(super) value: usize,
+    /// The batch normalisation through which it is read.
+    pub(super) norm: Option<usize>,
+    /// Whether a ReLU follows that normalisation.
+    pub(super) relu: bool,
+}
+
+impl Read {
+    fn plain(value: usize) -> Self {
+        Self { value, norm: None, relu: false }
+    }
+
+    pub(super) fn is_plain(&self) -> bool {
+        self.norm.is_none() && !self.relu
+    }
+}
+
+/// One image's result of a unit.
+pub(super) struct Value {
+    pub(super) map: Map,
+    /// Whether it is a vector `[F]`.
+    pub(super) vector: bool,
+}
+
+/// A batch normalisation that is not folded.
+pub(super) struct Norm {
+    pub(super) node: usize,
+    /// What it normalises.
+    pub(super) value: usize,
+    /// Whether it takes the batch's statistics, else the running ones.
+    pub(super) batch: bool,
+    pub(super) config: graph::Norm,
+}
+
+pub(super) enum Work {
+    /// The images, NHWC.
+    Load,
+    /// The convolution of a node; in evaluation with the batch normalisation `fold` in its weight and bias.
+    Conv { node: usize, fold: Option<(usize, graph::Norm)>, relu: bool, conv: Box<Conv> },
+    /// The sum of its inputs, one or two.
+    Activate { relu: bool },
+    /// The maximum of each window; `winners` is where the positions of an image's maxima start among all units'.
+    MaxPool { windows: Windows, relu: bool, winners: usize },
+    /// Every second pixel, with new channels of zeros.
+    Subsample,
+    /// The mean over the pixels.
+    GlobalAverage,
+    /// The values channel after channel.
+    Flatten,
+    /// The linear layer of a node. It takes the whole batch at once.
+    Linear { node: usize, relu: bool },
+    /// Dropout in training.
+    Dropout { share: f64, layer: u64 },
+}
+
+/// Whether the engine computes such operations.
+pub(super) fn knows(graph: &Graph) -> bool {
+    graph.nodes().iter().all(|node| match &node.op {
+        // Windows that see all channels, with as many zeros on each side.
+        Op::Conv(conv) => conv.groups == 1 && !conv.same_padding,
+        Op::Relu6 => false,
+        Op::Images(_)
+        | Op::BatchNorm(_)
+        | Op::Relu
+        | Op::Add
+        | Op::SubsamplePad { .. }
+        | Op::GlobalAveragePool
+        | Op::Flatten
+        | Op::Linear { .. }
+        | Op::Dropout { .. } => true,
+        // A winner's position is a byte.
+        Op::MaxPool { kernel, .. } => *kernel <= 15,
+    })
+}
+
+/// The units of a graph that the engine [knows]. `shown` says of each node whether somebody wants to see its value;
+/// `batch_norm` says of a node whether it normalises by the batch's statistics; `train` whether dropout is active and nothing
+/// is folded.
+pub(super) fn units(
+    graph: &Graph,
+    isa: Isa,
+    shown: &[bool],
+    train: bool,
+    batch_norm: impl Fn(usize) -> bool,
+) -> Result<Units> {
+    let readers = readers(graph);
+    let images = Value { map: Map::new(isa, graph.input()), vector: false };
+    let made = Units { units: Vec::new(), values: vec![images], norms: Vec::new(), shown: vec![] };
+    let mut builder = Builder {
+        graph,
+        isa,
+        shown,
+        train,
+        readers,
+        made,
+        reading: vec![None; graph.nodes().len()],
+        winners: 0,
+    };
+    for (node, is_shown) in shown.iter().enumerate() {
+        if builder.reading[node].is_none() {
+            builder.node(node, &batch_norm)?;
+        }
+        if *is_shown {
+            let value = builder.stored(node);
+            builder.made.shown.push((node, value));
+        }
+    }
+    Ok(builder.made)
+}
+
+fn readers(graph: &Graph) -> Vec<Vec<usize>> {
+    let mut readers = vec![Vec::new(); graph.nodes().len()];
+    for (index, node) in graph.nodes().iter().enumerate() {
+        for input in &node.inputs {
+            readers[input.index()].push(index);
+        }
+    }
+    readers
+}
+
+struct Builder<'a> {
+    graph: &'a Graph,
+    isa: Isa,
+    shown: &'a [bool],
+    train: bool,
+    readers: Vec<Vec<usize>>,
+    made: Units,
+    /// How each node's value is read, once it is there.
+    reading: Vec<Option<Read>>,
+    winners: usize,
+}
+
+impl Builder<'_> {
+    fn op(&self, node: usize) -> &Op {
+        &self.graph.nodes()[node].op
+    }
+
+    fn input(&self, node: usize) -> usize {
+        self.graph.nodes()[node].inputs[0].index()
+    }
+
+    /// The only reader of a node that nobody wants to see, if its operation is such.
+    fn only_reader(&self, node: usize, is: impl Fn(&Op) -> bool) -> Option<usize> {
+        match self.readers[node][..] {
+            [reader] if !self.shown[node] && is(self.op(reader)) => Some(reader),
+            _ => None,
+        }
+    }
+
+    fn read(&self, node: usize) -> Read {
+        let Some(read) = self.reading[node] else {
+            unreachable!("a node stands behind its inputs")
+        };
+        read
+    }
+
+    /// A new value of the shape of a node.
+    fn value(&mut self, node: usize) -> usize {
+        let (map, vector) = match self.graph.nodes()[node].shape[..] {
+            [channels, height, width] => ([channels, height, width], false),
+            ref shape => ([shape.iter().product(), 1, 1], true),
+        };
+        self.made.values.push(Value { map: Map::new(self.isa, map), vector });
+        self.made.values.len() - 1
+    }
+
+    /// A unit that gives the value of a node.
+    fn unit(&mut self, node: usize, work: Work, reads: Vec<Read>) -> Read {
+        let output = self.value(node);
+        self.made.units.push(Unit { work, reads, output });
+        let read = Read::plain(output);
+        self.reading[node] = Some(read);
+        read
+    }
+
+    /// The value of a node as it is stored, which a unit of its own does where it is read through something or is the images.
+    fn stored(&mut self, node: usize) -> usize {
+        let read = self.read(node);
+        if read.value == IMAGES {
+            return self.unit(node, Work::Load, vec![]).value;
+        }
+        if read.is_plain() {
+            return read.value;
+        }
+        let relu = read.relu;
+        self.unit(node, Work::Activate { relu }, vec![Read { relu: false, ..read }]).value
+    }
+
+    /// How an [`Work::Activate`] reads a node.
+    fn addend(&mut self, node: usize) -> Read {
+        let read = self.read(node);
+        match read.value != IMAGES && !read.relu {
+            true => read,
+            false => Read::plain(self.stored(node)),
+        }
+    }
+
+    /// Whether a ReLU's value is needed behind a max-pool only; and that max-pool.
+    fn pooled(&self, relu: usize) -> Option<usize> {
+        self.only_reader(relu, |op| matches!(op, Op::MaxPool { .. }))
+    }
+
+    /// The ReLU that is fused behind a node: not one that is applied behind a max-pool.
+    fn fused_relu(&self, node: usize) -> Option<usize> {
+        let relu = self.only_reader(node, |op| *op == Op::Relu)?;
+        self.pooled(relu).is_none().then_some(relu)
+    }
+
+    fn node(&mut self, node: usize, batch_norm: &impl Fn(usize) -> bool) -> Result<()> {
+        match self.op(node).clone() {
+            Op::Images(_) => self.reading[node] = Some(Read::plain(IMAGES)),
+            Op::Conv(conv) => self.conv(node, conv)?,
+            Op::BatchNorm(config) => {
+                let value = self.stored(self.input(node));
+                let norm = Norm { node, value, batch: batch_norm(node), config };
+                self.made.norms.push(norm);
+                let norm = Some(self.made.norms.len() - 1);
+                self.reading[node] = Some(Read { value, norm, relu: false });
+                if self.readers[node].len() != 1 {
+                    self.stored(node);
+                }
+            }
+            Op::Relu => self.relu(node),
+            Op::Add => {
+                let inputs: Vec<usize> =
+                    self.graph.nodes()[node].inputs.iter().map(|id| id.index()).collect();
+                let reads = inputs.iter().map(|&input| self.addend(input)).collect();
+                let relu = self.fused_relu(node);
+                let read = self.unit(node, Work::Activate { relu: relu.is_some() }, reads);
+                if let Some(relu) = relu {
+                    self.reading[relu] = Some(read);
+                }
+            }
+            Op::MaxPool { kernel, stride, padding } => {
+                self.max_pool(node, Windows { kernel, stride, padding }, None);
+            }
+            Op::SubsamplePad { .. } => self.single(node, Work::Subsample),
+            Op::GlobalAveragePool => self.single(node, Work::GlobalAverage),
+            Op::Flatten => match self.graph.nodes()[self.input(node)].shape.len() {
+                1 => self.reading[node] = Some(Read::plain(self.stored(self.input(node)))),
+                _ => self.single(node, Work::Flatten),
+            },
+            Op::Relu6 => unreachable!("the engine knows this graph's operations"),
+            Op::Linear { .. } => {
+                let relu = self.fused_relu(node);
+                self.single(node, Work::Linear { node, relu: relu.is_some() });
+                if let Some(relu) = relu {
+                    self.reading[relu] = self.reading[node];
+                }
+            }
+            Op::Dropout { share, layer } => match self.train && share > 0.0 {
+                true => self.single(node, Work::Dropout { share, layer }),
+                false => self.reading[node] = Some(Read::plain(self.stored(self.input(node)))),
+            },
+        }
+        Ok(())
+    }
+
+    /// A unit that reads its only input as it is stored.
+    fn single(&mut self, node: usize, work: Work) {
+        let input = self.stored(self.input(node));
+        self.unit(node, work, vec![Read::plain(input)]);
+    }
+
+    fn conv(&mut self, node: usize, conv: graph::Conv) -> Result<()> {
+        let input = self.input(node);
+        let &[inputs, height, width] = &self.graph.nodes()[input].shape[..] else {
+            unreachable!("a convolution reads a map")
+        };
+        let graph::Conv { outputs, kernel, stride, padding, .. } = conv;
+        let sizes = ConvSizes { inputs, outputs, height, width, kernel, stride, padding };
+        let conv = Box::new(Conv::new(self.isa, sizes)?);
+        let fold = match self.train {
+            false => self.only_reader(node, |op| matches!(op, Op::BatchNorm(_))),
+            true => None,
+        };
+        let fold = fold.and_then(|norm| match self.op(norm) {
+            Op::BatchNorm(config) => Some((norm, *config)),
+            _ => None,
+        });
+        let last = fold.map_or(node, |(norm, _)| norm);
+        let relu = self.fused_relu(last);
+        let work = Work::Conv { node, fold, relu: relu.is_some(), conv };
+        let read = self.unit(node, work, vec![self.read(input)]);
+        for node in fold.map(|(norm, _)| norm).into_iter().chain(relu) {
+            self.reading[node] = Some(read);
+        }
+        Ok(())
+    }
+
+    fn relu(&mut self, node: usize) {
+        let input = self.input(node);
+        if let Some(pool) = self.pooled(node)
+            && let Op::MaxPool { kernel, stride, padding } = *self.op(pool)
+        {
+            let value = self.stored(input);
+            self.reading[node] = Some(Read::plain(value));
+            self.max_pool(pool, Windows { kernel, stride, padding }, Some(value));
+            return;
+        }
+        let read = self.read(input);
+        if read.relu {
+            self.reading[node] = Some(read);
+        } else if read.norm.is_some() {
+            self.reading[node] = Some(Read { relu: true, ..read });
+            if self.only_reader(node, |op| matches!(op, Op::Conv(_))).is_none() {
+                self.stored(node);
+            }
+        } else {
+            let read = self.addend(input);
+            self.unit(node, Work::Activate { relu: true }, vec![read]);
+        }
+    }
+
+    /// A max-pool; with `before` it reads that value, and a ReLU is applied to the maxima.
+    fn max_pool(&mut self, node: usize, windows: Windows, before: Option<usize>) {
+        let input = match before {
+            Some(value) => value,
+            None => self.stored(self.input(node)),
+        };
+        let work = Work::MaxPool { windows, relu: before.is_some(), winners: self.winners };
+        let read = self.unit(node, work, vec![Read::plain(input)]);
+        self.winners += self.made.values[read.value].map.len();
+    }
+}

@@ -1,0 +1,271 @@
+//! A network's weights as a pass reads them: packed convolutions, biases, and batch normalisations as scales and shifts.
+
+use candle_core::{Result, Tensor, bail};
+use kd_ops::nhwc::{Affine, Map, NormGradient, blend, with_values};
+use rayon::prelude::*;
+
+use super::plan::Plan;
+use super::units::{Unit, Work};
+use super::workspace::Workspace;
+use crate::graph::Norm;
+
+/// The parameters and buffers of each node, in the node's order.
+pub(super) type Tensors = [Vec<Tensor>];
+
+/// What units take of their weights; of most units nothing.
+pub(super) struct Weights {
+    convs: Vec<Option<PackedConv>>,
+    pub(super) norms: Vec<NormState>,
+}
+
+/// A convolution's weights.
+pub(super) struct PackedConv {
+    pub(super) forward: Vec<f32>,
+    /// For the gradient of the input; empty where nobody asks for it.
+    pub(super) gradient: Vec<f32>,
+    /// As long as the padded channels.
+    pub(super) bias: Option<Vec<f32>>,
+}
+
+/// A batch normalisation in a pass. All but `inv_std` is by padded channel.
+#[derive(Default)]
+pub(super) struct NormState {
+    scale: Vec<f32>,
+    shift: Vec<f32>,
+    pub(super) mean: Vec<f32>,
+    /// 1 / sqrt(variance + eps).
+    inv_std: Vec<f64>,
+    slope: Vec<f32>,
+    gradient_shift: Vec<f32>,
+    /// The gradients of weight and bias.
+    pub(super) gradients: [Vec<f32>; 2],
+}
+
+impl NormState {
+    pub(super) fn affine(&self) -> Affine<'_> {
+        Affine { scale: &self.scale, shift: &self.shift }
+    }
+
+    pub(super) fn gradient(&self) -> NormGradient<'_> {
+        NormGradient {
+            scale: &self.scale,
+            slope: &self.slope,
+            mean: &self.mean,
+            shift: &self.gradient_shift,
+        }
+    }
+
+    /// A normalisation by this mean and variance.
+    fn set(
+        &mut self,
+        (tensors, config): (&[Tensor], &Norm),
+        mean: &[f64],
+        var: &[f64],
+        map: &Map,
+    ) -> Result<()> {
+        let (weight, bias) = (values(&tensors[0])?, values(&tensors[1])?);
+        self.inv_std = var.iter().map(|var| 1.0 / (var + config.eps).sqrt()).collect();
+        let scale: Vec<f64> =
+            weight.iter().zip(&self.inv_std).map(|(&w, inv)| f64::from(w) * inv).collect();
+        let shift = bias.iter().zip(&scale).zip(mean);
+        self.shift = padded(shift.map(|((&b, scale), mean)| f64::from(b) - mean * scale), map);
+        self.scale = padded(scale.iter().copied(), map);
+        self.mean = padded(mean.iter().copied(), map);
+        self.slope = vec![0.0; map.padded];
+        self.gradient_shift = vec![0.0; map.padded];
+        Ok(())
+    }
+}
+
+fn values(tensor: &Tensor) -> Result<Vec<f32>> {
+    with_values(tensor, |values| Ok(values.to_vec()))
+}
+
+fn as_f64(tensor: &Tensor) -> Result<Vec<f64>> {
+    with_values(tensor, |values| Ok(values.iter().map(|&v| f64::from(v)).collect()))
+}
+
+/// Numbers by channel, zeros behind them.
+fn padded(values: impl Iterator<Item = f64>, map: &Map) -> Vec<f32> {
+    let mut padded: Vec<f32> = values.map(|value| value as f32).collect();
+    padded.resize(map.padded, 0.0);
+    padded
+}
+
+impl Weights {
+    /// The weights that `tensors` have now.
+    pub(super) fn new(
+        plan: &Plan,
+        tensors: &Tensors,
+        wants_gradient: impl Fn(usize) -> bool + Sync,
+    ) -> Result<Self> {
+        let units = plan.units.units.par_iter().enumerate();
+        let convs = units.map(|(index, unit)| match &unit.work {
+            Work::Conv { .. } => conv(plan, unit, tensors, wants_gradient(index)).map(Some),
+            _ => Ok(None),
+        });
+        let convs = convs.collect::<Result<_>>()?;
+        let mut norms = Vec::new();
+        for norm in &plan.units.norms {
+            let mut state = NormState::default();
+            if !norm.batch {
+                let tensors = &tensors[norm.node];
+                let (mean, var) = (as_f64(&tensors[2])?, as_f64(&tensors[3])?);
+                state.set(
+                    (tensors, &norm.config),
+                    &mean,
+                    &var,
+                    &plan.units.values[norm.value].map,
+                )?;
+            }
+            norms.push(state);
+        }
+        Ok(Self { convs, norms })
+    }
+
+    /// The weights of a unit that is a convolution.
+    pub(super) fn conv(&self, unit: usize) -> &PackedConv {
+        let Some(packed) = &self.convs[unit] else { unreachable!("a convolution has weights") };
+        packed
+    }
+
+    /// Takes the batch's statistics, which the images' sums have, for the normalisations of the values that the units `run`
+    /// gave.
+    pub(super) fn take_statistics(
+        &mut self,
+        plan: &Plan,
+        tensors: &Tensors,
+        workspace: &Workspace,
+        run: &[Unit],
+    ) -> Result<()> {
+        for (index, norm) in plan.units.norms.iter().enumerate() {
+            if !norm.batch || run.iter().all(|unit| unit.output != norm.value) {
+                continue;
+            }
+            let map = &plan.units.values[norm.value].map;
+            let count = workspace.batch * map.pixels();
+            if count < 2 {
+                bail!(
+                    "batch_norm: a batch of {} images of {}x{} pixels has {count} values in each channel; its variance needs at least 2",
+                    workspace.batch,
+                    map.height,
+                    map.width
+                );
+            }
+            let (mean, squares) = moments(plan, workspace, index, map);
+            let tensors = &tensors[norm.node];
+            let share = norm.config.momentum;
+            let unbiased = squares.iter().map(|squares| squares / (count - 1) as f64).collect();
+            blend(&tensors[2], share, mean.clone())?;
+            blend(&tensors[3], share, unbiased)?;
+            let var: Vec<f64> = squares.iter().map(|squares| squares / count as f64).collect();
+            self.norms[index].set((tensors, &norm.config), &mean, &var, map)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the sums of a normalisation's backward pass over the images.
+    pub(super) fn take_gradient_sums(&mut self, plan: &Plan, workspace: &Workspace, norm: usize) {
+        let of = &plan.units.norms[norm];
+        let map = &plan.units.values[of.value].map;
+        let mut totals = vec![[0.0; 2]; map.channels];
+        for image in image_sums(plan, workspace, norm, map) {
+            let (sums, products) = image.split_at(map.padded);
+            for ((total, sum), product) in totals.iter_mut().zip(sums).zip(products) {
+                total[0] += sum;
+                total[1] += product;
+            }
+        }
+        let state = &mut self.norms[norm];
+        let inv_std = &state.inv_std;
+        let of_weight = totals.iter().zip(inv_std).map(|(total, inv)| (total[1] * inv) as f32);
+        state.gradients =
+            [of_weight.collect(), totals.iter().map(|total| total[0] as f32).collect()];
+        if of.batch {
+            // Through the batch's mean and variance.
+            let count = (workspace.batch * map.pixels()) as f64;
+            let scale = state.scale.iter().map(|&scale| f64::from(scale));
+            let slope = totals.iter().zip(inv_std).zip(scale.clone());
+            let slope = slope.map(|((total, inv), scale)| -scale * total[1] * inv * inv / count);
+            state.slope = padded(slope, map);
+            let shift = totals.iter().zip(scale).map(|(total, scale)| -scale * total[0] / count);
+            state.gradient_shift = padded(shift, map);
+        }
+    }
+}
+
+/// The images' sums of a normalisation, in the images' order.
+fn image_sums<'a>(
+    plan: &'a Plan,
+    workspace: &'a Workspace,
+    norm: usize,
+    map: &Map,
+) -> impl Iterator<Item = &'a [f64]> {
+    let (first, len) = (plan.norm_sums(norm), 2 * map.padded);
+    let images = workspace.parts.iter().flat_map(|part| part.sums.chunks_exact(plan.sums()));
+    images.map(move |image| &image[first..first + len])
+}
+
+/// Each channel's mean over the batch, and its sum of squared distances from that mean: the images' own, put together by the
+/// formula of Chan, Golub and LeVeque ("Updating formulae and a pairwise algorithm for computing sample variances", 1979).
+fn moments(plan: &Plan, workspace: &Workspace, norm: usize, map: &Map) -> (Vec<f64>, Vec<f64>) {
+    let (mut mean, mut squares) = (vec![0.0; map.channels], vec![0.0; map.channels]);
+    for (image, sums) in image_sums(plan, workspace, norm, map).enumerate() {
+        let share = 1.0 / (image + 1) as f64;
+        // Before this image there were `image` of the same size.
+        let between = image as f64 * share * map.pixels() as f64;
+        let (image_mean, image_squares) = sums.split_at(map.padded);
+        for channel in 0..map.channels {
+            let distance = image_mean[channel] - mean[channel];
+            mean[channel] += distance * share;
+            squares[channel] += image_squares[channel] + distance * distance * between;
+        }
+    }
+    (mean, squares)
+}
+
+/// The weights of a convolution, with a folded batch normalisation in them.
+fn conv(plan: &Plan, unit: &Unit, tensors: &Tensors, gradient: bool) -> Result<PackedConv> {
+    let Work::Conv { node, fold, conv, .. } = &unit.work else {
+        unreachable!("the caller has a convolution")
+    };
+    let map = &plan.units.values[unit.output].map;
+    let mut bias = tensors[*node].get(1).map(values).transpose()?;
+    let mut folded = Vec::new();
+    if let Some((fold, Norm { eps, .. })) = fold {
+        let [weight, shift, mean, var] = &tensors[*fold][..] else {
+            unreachable!("a batch normalisation has four tensors")
+        };
+        let (weight, shift, mean, var) =
+            (as_f64(weight)?, as_f64(shift)?, as_f64(mean)?, as_f64(var)?);
+        let scale: Vec<f64> =
+            weight.iter().zip(&var).map(|(w, var)| w / (var + eps).sqrt()).collect();
+        folded = values(&tensors[*node][0])?;
+        for (of_channel, scale) in
+            folded.chunks_exact_mut(tensors[*node][0].elem_count() / map.channels).zip(&scale)
+        {
+            for weight in of_channel {
+                *weight = (f64::from(*weight) * scale) as f32;
+            }
+        }
+        let before = bias.unwrap_or_else(|| vec![0.0; map.channels]);
+        let channels = before.iter().zip(&mean).zip(&scale).zip(&shift);
+        bias = Some(
+            channels
+                .map(|(((&b, mean), scale), shift)| ((f64::from(b) - mean) * scale + shift) as f32)
+                .collect(),
+        );
+    }
+    if let Some(bias) = &mut bias {
+        bias.resize(map.padded, 0.0);
+    }
+    let pack = |weight: &[f32]| PackedConv {
+        forward: conv.pack(weight, false),
+        gradient: if gradient { conv.pack(weight, true) } else { Vec::new() },
+        bias,
+    };
+    match folded.is_empty() {
+        true => with_values(&tensors[*node][0], |weight| Ok(pack(weight))),
+        false => Ok(pack(&folded)),
+    }
+}

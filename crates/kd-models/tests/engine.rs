@@ -1,0 +1,371 @@
+//! The planned passes against candle's way of computing the same graph: values, gradients, running statistics.
+
+use std::collections::BTreeMap;
+
+use candle_core::{Device, Tensor, Var};
+use kd_models::families::{
+    CifarResNetConfig, ResNetConfig, TutorialConfig, cifar_resnet, resnet as imagenet_resnet,
+    tutorial,
+};
+use kd_models::graph::{Conv, GraphBuilder, WeightInit};
+use kd_models::{
+    Classifier, Graph, GraphNetwork, Mode, Output, Parameters, frozen, partly_frozen, var_builder,
+};
+use kd_ops::DropoutKey;
+
+const KEY: DropoutKey = DropoutKey { seed: 7, step: 3 };
+
+/// Numbers that look random, of a tensor's shape.
+fn numbers(shape: &[usize], seed: u32) -> Tensor {
+    let hash = |i: u32| {
+        let mixed = i.wrapping_mul(2_654_435_761).wrapping_add(seed.wrapping_mul(40_503)) ^ 0x9e37;
+        (mixed.wrapping_mul(2_246_822_519) >> 8) as f32
+    };
+    let count = shape.iter().product::<usize>() as u32;
+    let values: Vec<f32> = (0..count).map(|i| hash(i) / (1 << 23) as f32 - 1.0).collect();
+    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+}
+
+/// Fresh parameters; those of batch normalisations are moved away from their simple first values.
+fn parameters(graph: &Graph) -> Parameters {
+    let parameters = graph.init(11, &Device::Cpu).unwrap();
+    for (index, (name, var)) in parameters.iter().enumerate() {
+        let norm = graph.buffers().any(|buffer| {
+            name.rsplit_once('.').is_some_and(|(layer, _)| {
+                buffer.name.strip_prefix(layer).is_some_and(|rest| rest.starts_with(".running"))
+            })
+        });
+        if norm {
+            let noise = numbers(var.dims(), index as u32 + 100).affine(0.4, 0.0).unwrap();
+            var.set(&(var.as_tensor() + noise).unwrap()).unwrap();
+        }
+    }
+    parameters
+}
+
+/// A loss that reads everything that was asked for.
+fn loss(output: &Output) -> Tensor {
+    let mut total = Tensor::zeros((), candle_core::DType::F32, &Device::Cpu).unwrap();
+    for (i, tensor) in [&output.logits].into_iter().chain(output.features.values()).enumerate() {
+        let weights = numbers(tensor.dims(), 50 + i as u32);
+        let part = (tensor * weights).unwrap().sum_all().unwrap();
+        let square = tensor.sqr().unwrap().mean_all().unwrap();
+        total = ((total + part).unwrap() + square).unwrap();
+    }
+    total
+}
+
+fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// What a step of training leaves: the values that were asked for, the gradients and the running statistics.
+type Step = BTreeMap<String, Vec<f32>>;
+
+fn record(
+    output: &Output,
+    gradients: BTreeMap<String, Option<Vec<f32>>>,
+    parameters: &Parameters,
+    graph: &Graph,
+) -> Step {
+    let mut step = Step::from([("logits".to_string(), values(&output.logits))]);
+    for (name, feature) in &output.features {
+        step.insert(format!("place {name}"), values(feature));
+    }
+    for (name, gradient) in gradients {
+        step.insert(format!("gradient {name}"), gradient.unwrap_or_default());
+    }
+    for buffer in graph.buffers() {
+        step.insert(buffer.name.clone(), values(parameters[&buffer.name].as_tensor()));
+    }
+    step
+}
+
+fn copies(parameters: &Parameters) -> Parameters {
+    let copy = |(name, var): (&String, &Var)| {
+        (name.clone(), Var::from_tensor(&var.as_tensor().copy().unwrap()).unwrap())
+    };
+    parameters.iter().map(copy).collect()
+}
+
+fn gradients_of(
+    graph: &Graph,
+    parameters: &Parameters,
+    gradients: &candle_core::backprop::GradStore,
+) -> BTreeMap<String, Option<Vec<f32>>> {
+    let specs = graph.parameters();
+    let of = |name: &str| gradients.get(parameters[name].as_tensor()).map(values);
+    specs.map(|spec| (spec.name.clone(), of(&spec.name))).collect()
+}
+
+/// A step through candle and a planned one.
+fn both(graph: &Graph, images: &Tensor, places: &[&str], freeze: &[&str]) -> (Step, Step) {
+    let start = parameters(graph);
+    let build = |parameters: &Parameters| {
+        let frozen = |name: &str| freeze.iter().any(|layer| name.starts_with(layer));
+        GraphNetwork::new(graph.clone(), partly_frozen(parameters, frozen)).unwrap()
+    };
+    let own = copies(&start);
+    let output = build(&own).forward_t(images, Mode::Train(KEY), places).unwrap();
+    let gradients = loss(&output).backward().unwrap();
+    let candle = record(&output, gradients_of(graph, &own, &gradients), &own, graph);
+
+    let own = copies(&start);
+    let network = build(&own);
+    let (output, tape) = network.train(images, KEY, places).unwrap();
+    assert_eq!(format!("{tape:?}"), "Tape(a planned pass)");
+    let mut gradients = loss(&output).backward().unwrap();
+    network.backward(tape, &mut gradients).unwrap();
+    let planned = record(&output, gradients_of(graph, &own, &gradients), &own, graph);
+    (candle, planned)
+}
+
+/// The largest difference of two lists, over the largest number of the first; or over 0.1, where all are small: the gradient of
+/// a bias before a batch normalisation is nothing but rounding.
+fn difference(expected: &[f32], found: &[f32]) -> f32 {
+    assert_eq!(expected.len(), found.len());
+    let largest = expected.iter().fold(0.1f32, |most, x| most.max(x.abs()));
+    let apart = expected.iter().zip(found).fold(0.0f32, |most, (a, b)| most.max((a - b).abs()));
+    apart / largest
+}
+
+fn assert_same(what: &str, candle: &Step, planned: &Step, bound: f32) {
+    assert_eq!(candle.keys().collect::<Vec<_>>(), planned.keys().collect::<Vec<_>>(), "{what}");
+    for (name, expected) in candle {
+        let found = &planned[name];
+        assert_eq!(expected.len(), found.len(), "{what}: {name}");
+        let apart = difference(expected, found);
+        assert!(apart < bound, "{what}: {name} differs by {apart}");
+    }
+}
+
+fn resnet(blocks: usize, input: [usize; 3]) -> Graph {
+    cifar_resnet(&CifarResNetConfig { name: "resnet".into(), input, classes: 10, blocks }).unwrap()
+}
+
+/// ResNet-18's or ResNet-50's stages with a block each.
+fn large(bottleneck: bool, input: [usize; 3]) -> Graph {
+    let (name, blocks) = ("large".into(), [1; 4]);
+    imagenet_resnet(&ResNetConfig { name, input, classes: 10, blocks, bottleneck }).unwrap()
+}
+
+/// Everything that a graph may have, in forms that the named networks don't.
+fn odd() -> Graph {
+    let mut g = GraphBuilder::new("odd", [3, 13, 11]).unwrap();
+    let conv = |outputs, kernel, stride, padding, bias| Conv {
+        stride,
+        padding,
+        bias,
+        init: WeightInit::PyTorch,
+        ..Conv::new(outputs, kernel)
+    };
+    // A batch normalisation of the images, and images in a sum.
+    let images = g.images();
+    let x = g.batch_norm("bn_images", images).unwrap();
+    let twice = g.sum("twice", images, images).unwrap();
+    let x = g.sum("images_sum", x, twice).unwrap();
+    g.place("images_sum", x).unwrap();
+    // 5 channels are no whole vector; a bias before a normalisation; a ReLU before a max-pool.
+    let x = g.conv("conv1", x, conv(5, 3, 1, 1, true)).unwrap();
+    g.place("conv1", x).unwrap();
+    let x = g.batch_norm("bn1", x).unwrap();
+    g.place("bn1", x).unwrap();
+    let x = g.relu("relu1", x).unwrap();
+    let x = g.max_pool("pool1", x, 3, 2).unwrap();
+    g.place("pool1", x).unwrap();
+    // A block that normalises before it convolves, read by its shortcut, too.
+    let y = g.batch_norm("pre.bn", x).unwrap();
+    let y = g.relu("pre.relu", y).unwrap();
+    let y = g.conv("pre.conv", y, conv(5, 3, 1, 1, false)).unwrap();
+    let x = g.sum("pre.sum", y, x).unwrap();
+    g.place("pre.sum", x).unwrap();
+    // A shortcut with a convolution and a normalisation of its own; a sum of a value with itself.
+    let y = g.conv("down.conv1", x, conv(18, 3, 2, 1, false)).unwrap();
+    let y = g.batch_norm("down.bn1", y).unwrap();
+    let y = g.relu("down.relu1", y).unwrap();
+    let y = g.conv("down.conv2", y, conv(18, 3, 1, 1, false)).unwrap();
+    let y = g.batch_norm("down.bn2", y).unwrap();
+    g.place("down.bn2", y).unwrap();
+    let z = g.conv("down.short", x, conv(18, 1, 2, 0, false)).unwrap();
+    let z = g.batch_norm("down.bns", z).unwrap();
+    let x = g.sum("down.sum", y, z).unwrap();
+    let x = g.relu("down.relu", x).unwrap();
+    let x = g.sum("double", x, x).unwrap();
+    // A residual whose convolution reads and gives the same sum; dropout of a map; a ReLU of a ReLU.
+    let y = g.conv("direct", x, conv(18, 3, 1, 1, true)).unwrap();
+    let y = g.batch_norm("direct.bn", y).unwrap();
+    let x = g.sum("direct.sum", y, x).unwrap();
+    let x = g.relu("direct.relu", x).unwrap();
+    let x = g.relu("direct.again", x).unwrap();
+    let x = g.dropout("drop_map", x, 0.3).unwrap();
+    g.place("drop_map", x).unwrap();
+    // The convolution's ReLU is read by two layers.
+    let y = g.conv("last", x, conv(7, 2, 1, 0, true)).unwrap();
+    let y = g.relu("last.relu", y).unwrap();
+    g.place("last.relu", y).unwrap();
+    let flat = g.flatten("flat", y).unwrap();
+    g.place("flat", flat).unwrap();
+    let mean = g.global_average_pool("mean", y).unwrap();
+    let a = g.linear("a", flat, 9).unwrap();
+    let a = g.relu("a.relu", a).unwrap();
+    g.place("a.relu", a).unwrap();
+    let b = g.linear("b", mean, 9).unwrap();
+    let x = g.sum("ab", a, b).unwrap();
+    let x = g.dropout("drop", x, 0.2).unwrap();
+    let x = g.linear("head", x, 6).unwrap();
+    g.finish(x).unwrap()
+}
+
+fn graphs() -> Vec<(&'static str, Graph)> {
+    vec![
+        (
+            "teacher",
+            tutorial(&TutorialConfig { input: [3, 12, 12], ..TutorialConfig::teacher() }).unwrap(),
+        ),
+        ("student", tutorial(&TutorialConfig::student()).unwrap()),
+        ("resnet8", resnet(1, [3, 32, 32])),
+        ("resnet14 of 19x21", resnet(2, [3, 19, 21])),
+        ("odd", odd()),
+    ]
+}
+
+#[test]
+fn a_planned_step_gives_what_candles_gives() {
+    for (name, graph) in graphs() {
+        let [channels, height, width] = graph.input();
+        for batch in [2, 19] {
+            let images = numbers(&[batch, channels, height, width], 1);
+            let (candle, planned) = both(&graph, &images, &[], &[]);
+            assert_same(&format!("{name}, batch {batch}"), &candle, &planned, 1e-3);
+        }
+    }
+}
+
+/// Their many layers of ReLU make a network's gradients jump where a value is near zero, so they agree less closely; see
+/// `families.rs`.
+#[test]
+fn a_planned_step_of_a_large_network_gives_what_candles_gives() {
+    for (name, graph) in [
+        ("resnet10 of 40x33", large(false, [3, 40, 33])),
+        ("resnet14 with bottlenecks", large(true, [3, 33, 33])),
+    ] {
+        let [channels, height, width] = graph.input();
+        let images = numbers(&[7, channels, height, width], 1);
+        let (candle, planned) = both(&graph, &images, &[], &[]);
+        assert!(difference(&candle["logits"], &planned["logits"]) < 1e-3, "{name}");
+        assert_same(name, &candle, &planned, 3e-2);
+    }
+}
+
+#[test]
+fn a_place_in_the_middle_of_a_fusion_has_its_value_and_gives_its_gradient() {
+    for (name, graph) in graphs() {
+        let [channels, height, width] = graph.input();
+        let images = numbers(&[3, channels, height, width], 2);
+        let places = graph.places();
+        let all: Vec<&str> = places.iter().map(|place| place.name.as_str()).collect();
+        for asked in all.iter().map(std::slice::from_ref).chain([&all[..]]) {
+            let (candle, planned) = both(&graph, &images, asked, &[]);
+            assert_same(&format!("{name}, places {asked:?}"), &candle, &planned, 1e-3);
+        }
+    }
+}
+
+#[test]
+fn frozen_layers_get_no_gradient_and_keep_their_statistics() {
+    let resnet = resnet(1, [3, 16, 16]);
+    for frozen in [
+        &["conv1", "bn1", "layer1"][..],
+        &["bn1", "layer2.0.bn1"],
+        &["layer1.0.conv2", "linear"],
+        &["bn1.weight"],
+    ] {
+        let images = numbers(&[5, 3, 16, 16], 3);
+        let (candle, planned) = both(&resnet, &images, &["layer1"], frozen);
+        assert_same(&format!("{frozen:?} frozen"), &candle, &planned, 1e-3);
+    }
+}
+
+#[test]
+fn a_planned_evaluation_gives_what_candles_gives() {
+    for (name, graph) in graphs() {
+        let parameters = parameters(&graph);
+        let [channels, height, width] = graph.input();
+        let places = graph.places();
+        let all: Vec<&str> = places.iter().map(|place| place.name.as_str()).collect();
+        let tensors = parameters.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor()));
+        let network = GraphNetwork::new(graph, frozen(&tensors.collect())).unwrap();
+        for batch in [1, 18] {
+            let images = numbers(&[batch, channels, height, width], 4);
+            for asked in [&[][..], &all] {
+                let expected = network.forward_t(&images, Mode::Eval, asked).unwrap();
+                let found = network.evaluate(&images, asked).unwrap();
+                assert!(difference(&values(&expected.logits), &values(&found.logits)) < 1e-4);
+                for (place, expected) in &expected.features {
+                    let found = &found.features[place];
+                    assert_eq!(expected.dims(), found.dims(), "{name}: {place}");
+                    let apart = difference(&values(expected), &values(found));
+                    assert!(apart < 1e-4, "{name}: {place} differs by {apart}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_plan_serves_one_batch_size_after_another() {
+    let graph = resnet(1, [3, 16, 16]);
+    let network = |parameters: &Parameters| {
+        GraphNetwork::new(graph.clone(), var_builder(parameters)).unwrap()
+    };
+    let step = |network: &GraphNetwork, batch: usize| {
+        let (output, tape) = network.train(&numbers(&[batch, 3, 16, 16], 5), KEY, &[]).unwrap();
+        let mut gradients = loss(&output).backward().unwrap();
+        network.backward(tape, &mut gradients).unwrap();
+        (values(&output.logits), gradients)
+    };
+    let (once, again) = (parameters(&graph), parameters(&graph));
+    let (alone, _) = step(&network(&once), 7);
+    let used = network(&again);
+    for batch in [3, 40, 7, 7] {
+        let (logits, gradients) = step(&used, batch);
+        // In training the logits don't depend on the running statistics, which is all that changes.
+        assert!(batch != 7 || logits == alone);
+        assert!(gradients.get(again["conv1.weight"].as_tensor()).is_some());
+    }
+}
+
+#[test]
+fn the_same_bits_on_any_number_of_threads() {
+    let graph = resnet(1, [3, 32, 32]);
+    let run = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| both(&graph, &numbers(&[21, 3, 32, 32], 6), &["layer2"], &[]).1)
+    };
+    let one = run(1);
+    for threads in [2, 3] {
+        assert!(run(threads) == one, "{threads} threads");
+    }
+}
+
+#[test]
+fn two_passes_may_be_under_way_at_once() {
+    let graph = resnet(1, [3, 16, 16]);
+    let parameters = parameters(&graph);
+    let network = GraphNetwork::new(graph.clone(), var_builder(&parameters)).unwrap();
+    let (a, b) = (numbers(&[4, 3, 16, 16], 7), numbers(&[4, 3, 16, 16], 8));
+    let gradient = |output: &Output, tape| {
+        let mut gradients = loss(output).backward().unwrap();
+        network.backward(tape, &mut gradients).unwrap();
+        values(gradients.get(parameters["layer1.0.conv1.weight"].as_tensor()).unwrap())
+    };
+    let alone = {
+        let (output, tape) = network.train(&a, KEY, &[]).unwrap();
+        gradient(&output, tape)
+    };
+    let (output_a, tape_a) = network.train(&a, KEY, &[]).unwrap();
+    let (output_b, tape_b) = network.train(&b, KEY, &[]).unwrap();
+    let of_b = gradient(&output_b, tape_b);
+    assert!(gradient(&output_a, tape_a) == alone);
+    assert!(of_b != alone);
+}

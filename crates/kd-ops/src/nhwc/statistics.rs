@@ -1,0 +1,196 @@
+//! The sums over pixels that batch normalisation asks for, in its forward and in its backward pass.
+
+use super::{Frame, Isa, Map};
+use crate::simd::{Simd, kernel};
+
+/// Pixels whose sum is kept in f32; such sums are added in f64.
+const RUN: usize = 128;
+/// The most lanes that a vector has.
+const MOST_LANES: usize = 16;
+
+/// Each channel's mean over one image's pixels, and its sum of squared distances from that mean.
+///
+/// Both come from one pass, in distances from the image's first pixel, so that a large mean does not cancel.
+pub fn moments(isa: Isa, x: &[f32], mean: &mut [f64], squares: &mut [f64]) {
+    let channels = mean.len();
+    assert!(channels.is_multiple_of(isa.lanes()) && squares.len() == channels);
+    assert!(!x.is_empty() && x.len().is_multiple_of(channels));
+    // SAFETY: whole vectors and lengths as asserted.
+    unsafe { moments_kernel(isa, x, mean, squares) }
+    let pixels = (x.len() / channels) as f64;
+    for ((mean, squares), &origin) in mean.iter_mut().zip(squares).zip(x) {
+        let distance = *mean / pixels;
+        *squares = (*squares - distance * *mean).max(0.0);
+        *mean = f64::from(origin) + distance;
+    }
+}
+
+kernel! {
+    fn moments_kernel(x: &[f32], sums: &mut [f64], squares: &mut [f64]) = moments_body;
+}
+
+#[inline(always)]
+unsafe fn moments_body<S: Simd>(x: &[f32], sums: &mut [f64], squares: &mut [f64]) {
+    let channels = sums.len();
+    let pixels = x.len() / channels;
+    for c in (0..channels).step_by(S::LANES) {
+        let mut totals = [[0.0f64; MOST_LANES]; 2];
+        // SAFETY: the caller's lengths.
+        let origin = unsafe { S::load(x.as_ptr().add(c)) };
+        for first in (0..pixels).step_by(RUN) {
+            // SAFETY: as above; `lanes` has room for a vector.
+            unsafe {
+                let (mut sum, mut square) = ([S::splat(0.0); 2], [S::splat(0.0); 2]);
+                for pixel in first..(first + RUN).min(pixels) {
+                    let v = S::sub(S::load(x.as_ptr().add(pixel * channels + c)), origin);
+                    // Two sums side by side hide an addition's latency.
+                    let i = pixel % 2;
+                    sum[i] = S::add(sum[i], v);
+                    square[i] = S::mul_add(v, v, square[i]);
+                }
+                add_lanes::<S>(S::add(sum[0], sum[1]), &mut totals[0]);
+                add_lanes::<S>(S::add(square[0], square[1]), &mut totals[1]);
+            }
+        }
+        sums[c..c + S::LANES].copy_from_slice(&totals[0][..S::LANES]);
+        squares[c..c + S::LANES].copy_from_slice(&totals[1][..S::LANES]);
+    }
+}
+
+/// Adds a vector's lanes to sums in f64.
+#[inline(always)]
+unsafe fn add_lanes<S: Simd>(v: S::V, totals: &mut [f64; MOST_LANES]) {
+    let mut lanes = [0f32; MOST_LANES];
+    // SAFETY: `MOST_LANES >= S::LANES`.
+    unsafe { S::store(lanes.as_mut_ptr(), v) };
+    for (total, lane) in totals.iter_mut().zip(&lanes[..S::LANES]) {
+        *total += f64::from(*lane);
+    }
+}
+
+/// Each channel's sum over one image's pixels of the gradient `g` and of `g * (x - mean)`: what the gradients of a batch
+/// normalisation of `x` are made of.
+pub fn gradient_sums(
+    isa: Isa,
+    g: &[f32],
+    x: &[f32],
+    mean: &[f32],
+    sums: &mut [f64],
+    products: &mut [f64],
+) {
+    let channels = mean.len();
+    assert!(channels.is_multiple_of(isa.lanes()) && g.len().is_multiple_of(channels.max(1)));
+    assert!(x.len() == g.len() && sums.len() == channels && products.len() == channels);
+    // SAFETY: whole vectors and lengths as asserted.
+    unsafe { gradient_sums_kernel(isa, g, x, mean, sums, products) }
+}
+
+kernel! {
+    fn gradient_sums_kernel(
+        g: &[f32], x: &[f32], mean: &[f32], sums: &mut [f64], products: &mut [f64],
+    ) = gradient_sums_body;
+}
+
+#[inline(always)]
+unsafe fn gradient_sums_body<S: Simd>(
+    g: &[f32],
+    x: &[f32],
+    mean: &[f32],
+    sums: &mut [f64],
+    products: &mut [f64],
+) {
+    let channels = mean.len();
+    let pixels = g.len() / channels;
+    for c in (0..channels).step_by(S::LANES) {
+        let mut totals = [[0.0f64; MOST_LANES]; 2];
+        for first in (0..pixels).step_by(RUN) {
+            // SAFETY: the caller's lengths.
+            unsafe {
+                let mean = S::load(mean.as_ptr().add(c));
+                let (mut sum, mut product) = ([S::splat(0.0); 2], [S::splat(0.0); 2]);
+                for pixel in first..(first + RUN).min(pixels) {
+                    let at = pixel * channels + c;
+                    let g = S::load(g.as_ptr().add(at));
+                    let i = pixel % 2;
+                    sum[i] = S::add(sum[i], g);
+                    product[i] =
+                        S::mul_add(g, S::sub(S::load(x.as_ptr().add(at)), mean), product[i]);
+                }
+                add_lanes::<S>(S::add(sum[0], sum[1]), &mut totals[0]);
+                add_lanes::<S>(S::add(product[0], product[1]), &mut totals[1]);
+            }
+        }
+        sums[c..c + S::LANES].copy_from_slice(&totals[0][..S::LANES]);
+        products[c..c + S::LANES].copy_from_slice(&totals[1][..S::LANES]);
+    }
+}
+
+/// The factors by channel of a batch normalisation's gradient: `dx = scale * g + slope * (x - mean) + shift`.
+#[derive(Clone, Copy, Debug)]
+pub struct NormGradient<'a> {
+    /// The normalisation's weight over its standard deviation.
+    pub scale: &'a [f32],
+    /// What the variance gives.
+    pub slope: &'a [f32],
+    /// The mean that was subtracted.
+    pub mean: &'a [f32],
+    /// What the mean gives.
+    pub shift: &'a [f32],
+}
+
+/// The gradient of a batch normalisation's input `x`, laid out in a frame; the rest of the frame becomes zero.
+pub fn norm_gradient(
+    isa: Isa,
+    (g, x, map): (&[f32], &[f32], &Map),
+    by: NormGradient<'_>,
+    to: &mut [f32],
+    frame: &Frame,
+) {
+    let to = &mut to[..frame.len()];
+    assert!(g.len() == map.len() && x.len() == map.len());
+    assert!(frame.holds(map) && frame.channels == map.padded && frame.corner == 0);
+    for factors in [by.scale, by.slope, by.mean, by.shift] {
+        assert!(factors.len() == map.padded);
+    }
+    let row = map.width * map.padded;
+    let mut lines = to.chunks_exact_mut(frame.line * frame.channels);
+    let pixels = g.chunks_exact(row).zip(x.chunks_exact(row));
+    for ((g, x), line) in pixels.zip(lines.by_ref()) {
+        let (line, beyond) = line.split_at_mut(row);
+        // SAFETY: whole vectors and equal lengths, as asserted.
+        unsafe { norm_gradient_kernel(isa, g, x, by, line) }
+        beyond.fill(0.0);
+    }
+    for line in lines {
+        line.fill(0.0);
+    }
+}
+
+kernel! {
+    fn norm_gradient_kernel(
+        g: &[f32], x: &[f32], by: NormGradient<'_>, to: &mut [f32],
+    ) = norm_gradient_body;
+}
+
+#[inline(always)]
+unsafe fn norm_gradient_body<S: Simd>(g: &[f32], x: &[f32], by: NormGradient<'_>, to: &mut [f32]) {
+    let channels = by.mean.len();
+    for first in (0..to.len()).step_by(channels) {
+        for c in (0..channels).step_by(S::LANES) {
+            // SAFETY: `first + c + LANES` numbers are there.
+            unsafe {
+                let at = first + c;
+                let of = |factors: &[f32]| S::load(factors.as_ptr().add(c));
+                let distance = S::sub(S::load(x.as_ptr().add(at)), of(by.mean));
+                let v = S::mul_add(distance, of(by.slope), of(by.shift));
+                let v = S::mul_add(S::load(g.as_ptr().add(at)), of(by.scale), v);
+                S::store(to.as_mut_ptr().add(at), v);
+            }
+        }
+    }
+}
+
+/// Adds each channel's sum over the pixels of a map or frame to `sums`.
+pub fn add_pixels(isa: Isa, x: &[f32], sums: &mut [f32]) {
+    crate::conv::pointwise::add_pixels(isa, x, sums);
+}
