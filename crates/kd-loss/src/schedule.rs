@@ -50,6 +50,11 @@ impl Schedule {
         check::share("warmup", self.warmup)
     }
 
+    /// Whether the factor of a step depends on the number of steps of the whole run.
+    pub fn is_tied_to_length(&self) -> bool {
+        self.warmup > 0.0 || self.decay != Decay::None
+    }
+
     /// The factor in a step.
     ///
     /// The warm-up is that of DKD's authors (Zhao et al., "Decoupled Knowledge Distillation", 2022), who count epochs. Counting

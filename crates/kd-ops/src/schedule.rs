@@ -115,6 +115,16 @@ impl Anneal {
 }
 
 impl LrSchedule {
+    /// The name of a schedule whose learning rates depend on the number of epochs of the whole run: the first epochs of a longer run
+    /// then have others. `None` for one that counts from the start of the run.
+    pub fn tied_to_length(&self) -> Option<&'static str> {
+        match self {
+            Self::Constant { .. } | Self::Step { .. } => None,
+            Self::Cosine { .. } => Some("cosine"),
+            Self::OneCycle { .. } => Some("one-cycle"),
+        }
+    }
+
     /// Whether the learning rate is the same in every step.
     pub fn is_constant(&self) -> bool {
         matches!(self, Self::Constant { warmup_epochs: 0.0, .. })
@@ -256,6 +266,9 @@ mod tests {
         for (line, expected) in cases {
             let table: toml::Table = format!("schedule = {line}").parse().unwrap();
             let schedule: LrSchedule = table["schedule"].clone().try_into().unwrap();
+            let longer =
+                (0..12).all(|step| schedule.share(step, 2, 6) == schedule.share(step, 2, 9));
+            assert_eq!(schedule.tied_to_length().is_none(), longer, "{line}");
             for (step, expected) in expected.iter().enumerate() {
                 let found = schedule.share(step as u64, 2, 6);
                 assert!(

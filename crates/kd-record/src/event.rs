@@ -8,6 +8,7 @@
 //! | `step` | every so many steps |
 //! | `epoch` | at the end of an epoch |
 //! | `end` | last: the weights are written |
+//! | `extended` | where a run goes on for more epochs than it was started for |
 //!
 //! Readers pass over events of other kinds. A process that is killed may leave half a line, and only as the last one. A run
 //! that goes on may report an epoch again; the last report counts.
@@ -51,10 +52,12 @@ pub enum Event {
         /// Steps taken in all.
         steps: u64,
     },
+    /// The run goes on for more epochs than it was started for.
+    Extended(Extension),
 }
 
 /// The kinds that [`Event`] knows.
-const KINDS: [&str; 5] = ["start", "teacher", "step", "epoch", "end"];
+const KINDS: [&str; 6] = ["start", "teacher", "step", "epoch", "end", "extended"];
 
 /// What is trained on what.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -118,6 +121,19 @@ pub struct SkippedPicture {
     pub path: String,
     /// Why it could not be read.
     pub reason: String,
+}
+
+/// A run's training for more epochs than it was started for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Extension {
+    /// Whole epochs done when it was extended.
+    pub done: usize,
+    /// The number of epochs that the run had until then.
+    pub from: usize,
+    /// The number of epochs that it has from here on.
+    pub to: usize,
+    /// The version of kd that goes on.
+    pub version: String,
 }
 
 /// How a run's teacher is asked, and how it does on images that it teaches with.
@@ -217,6 +233,8 @@ pub struct Events {
     pub teacher: Option<TeacherRecord>,
     /// In the order of their numbers; of an epoch that was reported again the last report.
     pub epochs: Vec<EpochRecord>,
+    /// Each time that the run was to go on for more epochs than before, in order.
+    pub extensions: Vec<Extension>,
     /// Whether the run is finished.
     pub ended: bool,
 }
@@ -266,6 +284,10 @@ impl Events {
                 }
                 Some(Event::Teacher(record)) => found.teacher = Some(record),
                 Some(Event::End { .. }) => found.ended = true,
+                Some(Event::Extended(extension)) => {
+                    found.extensions.push(extension);
+                    found.ended = false;
+                }
                 Some(Event::Step { .. }) | None => {}
             }
         }
@@ -287,12 +309,15 @@ pub fn epochs_of(text: &str) -> Vec<EpochRecord> {
     text.lines().filter_map(epoch).collect()
 }
 
-/// Whether a run's events say that it came to its end: the last line is whole and an `end`.
-pub fn has_ended(path: &Path) -> bool {
+/// The number of steps after which a run came to its end, as its events say; `None` where the last line is no whole `end`.
+pub fn ended_after(path: &Path) -> Option<u64> {
     let text = std::fs::read_to_string(path).unwrap_or_default();
     let last = text.strip_suffix('\n').and_then(|text| text.lines().last());
     let event = last.and_then(|line| parse_line(line).ok()?).map(|timed| timed.event);
-    matches!(event, Some(Event::End { .. }))
+    match event {
+        Some(Event::End { steps }) => Some(steps),
+        _ => None,
+    }
 }
 
 /// An `events.jsonl` that is being written, and all that has been written to it.
@@ -420,9 +445,15 @@ mod tests {
         assert_eq!(text, log.text());
         assert_eq!(Events::read(&path).unwrap().epochs[1], record);
         assert_eq!(epochs_of(&text)[1], record);
-        assert!(!has_ended(&path), "an epoch came after the end");
+        assert_eq!(ended_after(&path), None, "an epoch came after the end");
         log.write(Event::End { steps: 2 }).unwrap();
-        assert!(has_ended(&path) && Events::read(&path).unwrap().ended);
+        assert_eq!(ended_after(&path), Some(2));
+        assert!(Events::read(&path).unwrap().ended);
+        let extension = Extension { done: 2, from: 2, to: 5, version: "1".into() };
+        log.write(Event::Extended(extension.clone())).unwrap();
+        assert_eq!(ended_after(&path), None);
+        let found = Events::read(&path).unwrap();
+        assert_eq!((found.extensions, found.ended), (vec![extension], false));
     }
 
     #[test]

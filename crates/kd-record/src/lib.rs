@@ -25,7 +25,9 @@ pub mod write;
 pub use comparison::Comparison;
 pub use error::{Error, Result};
 pub use evaluation::Evaluation;
-pub use event::{DatasetRecord, EpochRecord, Event, EventLog, Events, Start, TeacherRecord};
+pub use event::{
+    DatasetRecord, EpochRecord, Event, EventLog, Events, Extension, Start, TeacherRecord,
+};
 pub use layout::{OutFolder, RunFolder};
 pub use names::{Compile, DeviceChoice, Precision};
 pub use roles::Roles;

@@ -50,6 +50,9 @@ pub struct RunSummary {
     pub parameters: usize,
     /// Epochs done.
     pub epochs: usize,
+    /// The numbers of epochs that the run had before it was trained on for more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub epochs_before: Vec<usize>,
     /// Share of correct predictions on the test images of the weights that the run ended with.
     pub test_accuracy: f64,
     /// The same after the best epoch.

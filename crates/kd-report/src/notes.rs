@@ -51,6 +51,7 @@ pub(crate) fn notes(experiment: &Experiment) -> Vec<String> {
             text::plain(&untested.join(", "))
         ));
     }
+    notes.extend(extended(experiment));
     if experiment.dataset.name == "cifar10" {
         notes.push("Lecture and tutorial: accuracies in % that the source printed; the tutorial's from two releases, one seed each.".to_owned());
     }
@@ -58,6 +59,34 @@ pub(crate) fn notes(experiment: &Experiment) -> Vec<String> {
         notes.push("Synthetic pictures are drawn by program so that everything runs without a download; these figures say nothing about CIFAR-10.".to_owned());
     }
     notes
+}
+
+/// A sentence for each run that was trained on for more epochs than it was started for.
+fn extended(experiment: &Experiment) -> Vec<String> {
+    let seeds = experiment.seeds.len() > 1;
+    let runs = experiment.arms.iter().flat_map(|arm| &arm.runs);
+    let sentence = |run: &Run| {
+        let first = run.extensions.first()?;
+        let seed = if seeds { format!(", seed {},", run.start.seed) } else { String::new() };
+        let steps = run.extensions.iter().map(|extension| extension.to.to_string());
+        let steps = steps.collect::<Vec<_>>().join(", then to ");
+        let begun = run.start.version.as_deref().unwrap_or("of an early version");
+        let other = run.extensions.iter().find(|extension| extension.version != begun);
+        let exact = match other {
+            None => {
+                "from its last checkpoint, which gives what training without a stop gives".into()
+            }
+            Some(other) => format!(
+                "by kd {}; it was begun by kd {begun}, so neither version alone need give the same figures",
+                other.version
+            ),
+        };
+        Some(format!(
+            "{}{seed} was started for {} epochs and trained on to {steps} {exact}.",
+            run.start.run, first.from
+        ))
+    };
+    runs.filter_map(sentence).collect()
 }
 
 /// In points, for the student and its distilled twin.

@@ -36,6 +36,7 @@ fn run_summary(experiment: &Experiment, run: &Run, several: bool) -> RunSummary 
         method: run.start.method.clone(),
         parameters: run.start.parameters,
         epochs: run.epochs.len(),
+        epochs_before: run.extensions.iter().map(|extension| extension.from).collect(),
         test_accuracy: run.test_accuracy(),
         best_test_accuracy: run.best_test_accuracy(),
         test_balanced_accuracy: run.balanced_accuracy(),

@@ -163,7 +163,7 @@ fn records(timed: &Timed, into: &mut Vec<u8>) {
             (*step as i64, vec![("train/step_loss".to_owned(), *loss)])
         }
         Event::Epoch(record) => (record.epoch as i64, of_epoch(record)),
-        Event::Start(_) | Event::Teacher(_) | Event::End { .. } => return,
+        Event::Start(_) | Event::Teacher(_) | Event::End { .. } | Event::Extended(_) => return,
     };
     let value = |(tag, value): (String, f64)| Value { tag, simple_value: value as f32 };
     let summary = Summary { value: values.into_iter().map(value).collect() };

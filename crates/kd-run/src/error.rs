@@ -36,6 +36,37 @@ pub enum Error {
         /// The keys that differ, each with both values.
         differences: String,
     },
+    /// The run's folder holds the same run with more epochs.
+    #[error(
+        "{}: this run has {from} epochs and {to} are asked for; a run is trained on, never back: ask for {from} epochs or more, or choose another --out or --name",
+        path.display()
+    )]
+    FewerEpochs {
+        /// The recipe in the folder.
+        path: PathBuf,
+        /// The number of epochs that it says.
+        from: usize,
+        /// The number of epochs asked for.
+        to: usize,
+    },
+    /// The run's folder holds the same run with fewer epochs, and it can't be trained on to more with the result of a run that had
+    /// them from the start.
+    #[error(
+        "{}: this run has {from} epochs and {to} are asked for, but {reason}: choose another --out or --name for a run from the start, or {}",
+        path.display(), other_cure(*from, weights.is_some())
+    )]
+    NotExtended {
+        /// The recipe in the folder.
+        path: PathBuf,
+        /// The number of epochs that it says.
+        from: usize,
+        /// The number of epochs asked for.
+        to: usize,
+        /// What stands against it.
+        reason: String,
+        /// The weights after `from` epochs, from which a run of another name can start; `None` where the run has not written any.
+        weights: Option<PathBuf>,
+    },
     /// The data or a weights file does not fit the run. The message names the file, what was found and what was expected.
     #[error(transparent)]
     DoesNotFit(anyhow::Error),
@@ -64,6 +95,14 @@ pub enum Error {
     /// Anything else, such as a file that can't be read or a device that fails.
     #[error(transparent)]
     Other(anyhow::Error),
+}
+
+/// What to do with a run of `from` epochs that can't become one of more.
+fn other_cure(from: usize, finished: bool) -> String {
+    match finished {
+        true => "train on from its weights, as a run of another name".into(),
+        false => format!("finish it with {from} epochs first"),
+    }
 }
 
 /// What to do about a figure that is not finite at this step, counted from 1.

@@ -13,6 +13,7 @@ mod error;
 pub mod evaluate;
 mod events;
 pub mod figures;
+mod going_on;
 pub mod initial;
 mod precision;
 pub mod recipe;

@@ -15,7 +15,7 @@ mod write;
 
 pub use check::check_name;
 pub use differences::differences;
-pub(crate) use differences::differences_in_text;
+pub(crate) use differences::{Relation, relation};
 pub use kd_ops::schedule::{Anneal, LrSchedule};
 pub use kd_record::Precision;
 pub use optimizer::OptimizerConfig;

@@ -66,7 +66,7 @@ pub struct Choices {
     pub class_weights: Option<ClassWeights>,
     /// The labels' share of the loss, from 0 to 1, in a run with one method, which has the rest.
     pub alpha: Option<f64>,
-    /// The weights file to start from.
+    /// The weights file to start from. In a run of another [name](Self::name) the recipe's `init_sha256` then does not count.
     pub init: Option<PathBuf>,
     /// Layers that stay as they are.
     pub freeze: Option<Vec<String>>,
@@ -270,6 +270,9 @@ fn with_choices(recipe: &Recipe, mut run: RunConfig, choices: &Choices) -> Resul
     if let Some([part, of]) = choices.part {
         run.part = Some([part, of]);
         run.name = part_name(&run.name, part, of);
+    }
+    if choices.init.is_some() && choices.name.is_some() {
+        run.init_sha256 = None;
     }
     if let Some(name) = &choices.name {
         check_name(name).map_err(|error| Error::Choice(format!("--name: {error}")))?;

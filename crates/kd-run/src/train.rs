@@ -10,13 +10,10 @@ use candle_core::Tensor;
 use kd_data::{BatchConfig, Skipped};
 use kd_models::graph::TensorSpec;
 use kd_models::weights::{LeftOut, Metadata};
-use kd_record::event::has_ended;
 use kd_record::lock::try_lock;
 use kd_record::own::check_run;
-use kd_record::read::read_text;
 use kd_record::write::{create_folder, remove_partial, remove_partial_of, write_whole};
 use kd_record::{Compile, EpochRecord, Event, OutFolder, RunFolder, TeacherRecord};
-use kd_report::tensorboard::TensorBoard;
 
 use crate::at::At;
 use crate::checkpoint::{self, State};
@@ -31,7 +28,7 @@ use crate::step::{PIECE_BY_PIECE, StepConfig};
 use crate::task::{Supervised, Task};
 use crate::teacher::{self, CacheConfig, Prepared};
 use crate::trainer::Trainer;
-use crate::{Error, Result, device, recipe, test_outputs};
+use crate::{Error, Result, device, going_on, test_outputs};
 
 /// Batches on which a teacher is judged whose logits are not cached.
 const TEACHER_SAMPLE: usize = 20;
@@ -51,6 +48,8 @@ pub enum Progress<'a> {
         step: u64,
         /// Whether the run goes on from a checkpoint.
         resumed: bool,
+        /// The number of epochs that the run had until now, where it goes on for more.
+        extended_from: Option<usize>,
     },
     /// The teacher computes its outputs for the training images, which are then cached.
     TeacherPass {
@@ -89,13 +88,15 @@ pub enum Outcome {
     },
 }
 
-/// Trains the run, or goes on with it where it stopped. `observer` is told of each step; when it breaks, the run writes a
+/// Trains the run, or goes on with it where it stopped; a run of fewer epochs in the folder, whether it is finished or not, is trained
+/// on where no setting depends on the number of epochs. `observer` is told of each step; when it breaks, the run writes a
 /// checkpoint and stops.
 ///
 /// The result depends on recipe, data and teacher alone: interrupted or not, it is the same bit for bit.
 ///
 /// # Errors
-/// When the folder is in use, holds a run of another recipe or of another version, or can't be written; when it or the weights'
+/// When the folder is in use, holds a run of another recipe, of more epochs or of another version, or one of fewer epochs that can't be
+/// trained on, or can't be written; when it or the weights'
 /// place holds what is not of this run; when the device
 /// lacks the precision; when a loss, a gradient or a weight is not finite (the last good checkpoint is kept): this is found in
 /// the very step on the CPU, and on a GPU when figures are next read.
@@ -114,23 +115,28 @@ pub fn train(
     remove_partial_of(&folder.weights())?;
 
     let recipe = run.recipe.to_toml()?;
-    check_same_recipe(&folder, &recipe)?;
-    if let Some(evaluation) = finished_before(run)? {
+    going_on::check_recipe(run, &recipe)?;
+    if let Some(evaluation) = going_on::finished_before(run)? {
         return Ok(Outcome::AlreadyFinished(evaluation));
     }
 
     let mut task = Supervised::of_run(run)?;
     let found = checkpoint::latest(&checkpoints, &expected(run, &recipe, &task))?;
     let resumed = found.is_some();
+    let mut extension = None;
     let mut state = match found {
         Some(checkpoint) => {
+            extension = going_on::extension(&checkpoint.state, &recipe)?;
             task.restore(checkpoint.state.step, &checkpoint.tensors)?;
             // The same, but the teacher's file may lie elsewhere now.
             let mut state = State { recipe: recipe.clone(), ..checkpoint.state };
             state.sums.turn_over_images(run.recipe.training.batch_size);
             state
         }
-        None => State { recipe: recipe.clone(), ..State::default() },
+        None => {
+            going_on::check_not_lost(run, &recipe)?;
+            State { recipe: recipe.clone(), ..State::default() }
+        }
     };
     write_whole(&folder.recipe(), recipe.as_bytes())?;
     write_skipped(&folder, &run.data.skipped)?;
@@ -139,10 +145,16 @@ pub fn train(
 
     let epochs = run.recipe.training.epochs;
     let (name, batches, step) = (&run.recipe.run.name, run.steps_per_epoch(), state.step);
-    let stop = observer(Progress::Started { run: name, epochs, batches, step, resumed }).is_break();
+    let extended_from = extension.as_ref().map(|extension| extension.from);
+    let stop =
+        observer(Progress::Started { run: name, epochs, batches, step, resumed, extended_from })
+            .is_break();
     let unfinished = state.epoch < epochs;
     if unfinished && !resumed {
         log.write(Event::Start(Box::new(start(run)?)))?;
+    }
+    if let Some(extension) = extension {
+        log.write(Event::Extended(extension))?;
     }
     let teacher = match unfinished {
         true => match ask_teacher(run, &task, &mut log, resumed, observer)? {
@@ -181,31 +193,6 @@ fn check(run: &ResolvedRun) -> Result<()> {
     }
 }
 
-/// A folder belongs to one recipe. One in which no run has begun may hold only a recipe that kd wrote there: one's own with
-/// comments in it would be lost.
-fn check_same_recipe(folder: &RunFolder, recipe: &str) -> Result<()> {
-    let path = &folder.recipe();
-    let there = match read_text(path, recipe::MAX_BYTES) {
-        Ok(text) => text,
-        Err(error) if error.is_absent() => return Ok(()),
-        Err(error) => return Err(error.into()),
-    };
-    let differing = recipe::differences_in_text(&there, &path.display().to_string(), recipe)?;
-    if !differing.is_empty() {
-        let differences = differing.join(", ");
-        return Err(Error::AnotherRecipe { path: path.to_owned(), what: "folder", differences });
-    }
-    match folder.has_begun() || there == recipe {
-        true => Ok(()),
-        false => Err(kd_record::Error::NotOurs {
-            path: path.to_owned(),
-            found: "exists and is not of this run, which has not begun".into(),
-            cure: "move it away, or choose another --out or --name",
-        }
-        .into()),
-    }
-}
-
 /// Lists the pictures that were left out because they can't be read, a line each with the reason. Without any there is no file.
 fn write_skipped(folder: &RunFolder, skipped: &[Skipped]) -> Result<()> {
     if skipped.is_empty() {
@@ -216,26 +203,12 @@ fn write_skipped(folder: &RunFolder, skipped: &[Skipped]) -> Result<()> {
     Ok(write_whole(&folder.skipped_pictures(), text.as_bytes())?)
 }
 
-/// The evaluation of a run that an earlier process finished.
-fn finished_before(run: &ResolvedRun) -> Result<Option<Evaluation>> {
-    let folder = run.folder();
-    let (events, evaluation) = (folder.events(), folder.evaluation());
-    if !(has_ended(&events) && folder.weights().exists() && evaluation.exists()) {
-        return Ok(None);
-    }
-    if run.settings.tensorboard {
-        let events = std::fs::read_to_string(&events)
-            .with_context(|| format!("{}: can't be read", events.display()))?;
-        TensorBoard::rewrite(&folder, &events)?;
-    }
-    Ok(Some(Evaluation::read(&evaluation)?))
-}
-
 /// What a checkpoint of the run must fit.
 fn expected<'a>(run: &ResolvedRun, recipe: &'a str, task: &dyn Task) -> checkpoint::Expected<'a> {
     let parameters = task.learners().iter().flat_map(|learner| &learner.parameters);
     checkpoint::Expected {
         recipe,
+        tied_to_length: going_on::tied_to_length(&run.recipe).is_some(),
         shapes: parameters.map(|(name, value)| (name.clone(), value.dims().to_vec())).collect(),
         epochs: run.recipe.training.epochs,
         batches: run.steps_per_epoch(),

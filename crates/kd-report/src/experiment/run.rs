@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use kd_record::event::TeacherQuality;
-use kd_record::{EpochRecord, Error, Evaluation, Events, Result, RunFolder, Start, TestOutputs};
+use kd_record::{
+    EpochRecord, Error, Evaluation, Events, Extension, Result, RunFolder, Start, TestOutputs,
+};
 
 use crate::softmax;
 
@@ -18,6 +20,8 @@ pub(crate) struct Run {
     pub(crate) start: Start,
     /// In order, at least one, each once.
     pub(crate) epochs: Vec<EpochRecord>,
+    /// Each time that the run was to go on for more epochs than before.
+    pub(crate) extensions: Vec<Extension>,
     /// Whether the run came to its end.
     pub(crate) finished: bool,
     /// The finished network's figures; present when the run is finished.
@@ -65,6 +69,7 @@ impl Run {
             weights_bytes: std::fs::metadata(folder.weights()).ok().map(|data| data.len()),
             start,
             epochs: events.epochs,
+            extensions: events.extensions,
             finished: events.ended,
             teacher: events.teacher.and_then(|teacher| teacher.quality),
             outputs,

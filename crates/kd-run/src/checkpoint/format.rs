@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::State;
-use crate::recipe;
+use crate::recipe::{self, Relation};
 use crate::task::PARAMETER;
 use kd_ops::optimizer::KINDS;
 use kd_record::hash::hex;
@@ -40,6 +40,8 @@ pub struct Expected<'a> {
     pub recipe: &'a str,
     /// The shape of each parameter, by name.
     pub shapes: BTreeMap<String, Vec<usize>>,
+    /// Whether a setting of the run depends on its number of epochs, so that a checkpoint of a shorter run does not fit.
+    pub tied_to_length: bool,
     /// Epochs of the run.
     pub epochs: usize,
     /// Steps of an epoch.
@@ -134,7 +136,7 @@ pub fn parse(contents: &[u8], expected: &Expected<'_>) -> Result<Checkpoint, Unu
     }
     let state = views.get(STATE).context("it has no state")?;
     let state: State = serde_json::from_slice(state.data()).context("its state can't be read")?;
-    check_recipe(&state.recipe, expected.recipe)?;
+    check_recipe(&state.recipe, expected)?;
     state.check(expected.epochs, expected.batches)?;
     let tensors = read_tensors(&views, &expected.shapes)?;
     Ok(Checkpoint { state, tensors })
@@ -154,16 +156,16 @@ fn read_header(header: Option<&String>) -> Result<Header, Unusable> {
     Ok(serde_json::from_str(header).context("its metadata can't be read")?)
 }
 
-/// The path of the teacher's file may differ: its hash says whether it is the same teacher.
-fn check_recipe(there: &str, asked: &str) -> Result<(), Unusable> {
-    if there == asked {
-        return Ok(());
-    }
-    let differing = recipe::differences_in_text(there, "the checkpoint's recipe", asked);
-    let differing = differing.map_err(Unusable::Damaged)?;
-    match differing.is_empty() {
-        true => Ok(()),
-        false => Err(Unusable::Recipe(differing.join(", "))),
+/// The path of the teacher's file may differ: its hash says whether it is the same teacher. The run may have been started for fewer
+/// epochs, where none of its settings depends on their number.
+fn check_recipe(there: &str, asked: &Expected<'_>) -> Result<(), Unusable> {
+    match recipe::relation(there, "the checkpoint's recipe", asked.recipe)? {
+        Relation::Same => Ok(()),
+        Relation::Epochs { from, to } if from < to && !asked.tied_to_length => Ok(()),
+        Relation::Epochs { from, to } => {
+            Err(Unusable::Recipe(format!("training.epochs ({from} there, {to} asked for)")))
+        }
+        Relation::Differs(keys) => Err(Unusable::Recipe(keys)),
     }
 }
 

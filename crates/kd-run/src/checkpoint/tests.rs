@@ -45,7 +45,7 @@ fn evaluation() -> Evaluation {
 
 fn expected(recipe: &str) -> Expected<'_> {
     let shapes = BTreeMap::from([("w".to_string(), vec![2, 2])]);
-    Expected { recipe, shapes, epochs: 3, batches: 10 }
+    Expected { recipe, tied_to_length: false, shapes, epochs: 3, batches: 10 }
 }
 
 #[test]

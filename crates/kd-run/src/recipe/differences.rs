@@ -25,19 +25,39 @@ pub fn differences(there: &toml::Table, asked: &toml::Table) -> Vec<String> {
         .collect()
 }
 
-/// The [`differences`] of two recipes given as text, of which messages call the first `file`. A setting that is not written counts
+/// How a recipe that lies in a run's folder relates to the one that is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Relation {
+    /// Both are the same.
+    Same,
+    /// They differ in the number of epochs alone, which is `from` there and `to` in the one that is asked for.
+    Epochs { from: usize, to: usize },
+    /// They differ in these keys.
+    Differs(String),
+}
+
+/// The relation of two recipes of one run given as text, of which messages call the first `file`. A setting that is not written counts
 /// with its default, so that a recipe which an earlier version wrote still equals today's.
-pub(crate) fn differences_in_text(
-    there: &str,
-    file: &str,
-    asked: &str,
-) -> anyhow::Result<Vec<String>> {
-    let whole = |text: &str, file: &str| {
-        let recipe = Recipe::parse(text, file)?;
-        let text = toml::to_string(&recipe).context("the recipe can't be written as TOML")?;
+pub(crate) fn relation(there: &str, file: &str, asked: &str) -> anyhow::Result<Relation> {
+    if there == asked {
+        return Ok(Relation::Same);
+    }
+    let table = |recipe: &Recipe| {
+        let text = toml::to_string(recipe).context("the recipe can't be written as TOML")?;
         anyhow::Ok(text.parse::<toml::Table>()?)
     };
-    Ok(differences(&whole(there, file)?, &whole(asked, "the run's recipe")?))
+    let mut there = Recipe::parse(there, file)?;
+    let asked = Recipe::parse(asked, "the run's recipe")?;
+    let all = differences(&table(&there)?, &table(&asked)?);
+    if all.is_empty() {
+        return Ok(Relation::Same);
+    }
+    let (from, to) = (there.training.epochs, asked.training.epochs);
+    there.training.epochs = to;
+    match differences(&table(&there)?, &table(&asked)?).is_empty() {
+        true => Ok(Relation::Epochs { from, to }),
+        false => Ok(Relation::Differs(all.join(", "))),
+    }
 }
 
 /// Collects every value below `value` with its dotted key.

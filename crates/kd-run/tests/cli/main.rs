@@ -5,6 +5,7 @@ mod disk;
 mod errors;
 mod evaluation;
 mod figures;
+mod going_on;
 mod images;
 mod kills;
 mod methods;

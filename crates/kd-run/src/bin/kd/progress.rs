@@ -68,10 +68,13 @@ impl Display {
     /// An observer for [`train`](kd_run::train::train), which never stops the run.
     pub(crate) fn observe(&mut self, progress: Progress<'_>) -> ControlFlow<()> {
         match progress {
-            Progress::Started { run, epochs, batches, step, resumed } => {
+            Progress::Started { run, epochs, batches, step, resumed, extended_from } => {
                 (self.run, self.epochs, self.batches) = (run.to_string(), epochs, batches);
                 self.begun = (Instant::now(), step);
                 self.last_line = Some(Instant::now());
+                if let Some(from) = extended_from {
+                    show(&format!("{run}: trained on from a run of {from} epochs to {epochs}"));
+                }
                 if resumed {
                     let all = epochs * batches;
                     show(&format!("{run}: going on after step {step} of {all}"));

@@ -3,13 +3,14 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use kd_record::lock::wait_for_lock;
 use kd_record::write::remove_partial_of;
 use kd_record::{OutFolder, RunFolder};
 use kd_run::Error;
 use kd_run::recipe::{Recipe, RunConfig};
 use kd_run::resolve::{Choices, resolve};
+use kd_run::run::ResolvedRun;
 use kd_run::train::Outcome;
 
 use super::{did_you_mean, eval, print};
@@ -77,7 +78,7 @@ pub(super) fn train(
         if stop.signal().is_some() { ControlFlow::Break(()) } else { shown }
     });
     display.finish();
-    match outcome? {
+    match outcome.map_err(|error| with_command(error, flags, &run))? {
         Outcome::Finished(evaluation) => {
             print(&format!("{name}: {}\n", eval::one_line(&evaluation)))?;
             print(&format!("weights: {}\n", run.folder().weights().display()))?;
@@ -99,6 +100,36 @@ pub(super) fn train(
         .with_context(|| format!("run {name} is finished, but its report can't be made"))?;
     print(&format!("report: {}\n", out.report().display()))?;
     Ok(())
+}
+
+/// The failure of a run that can't be trained on for more epochs, with the command that trains on from its weights.
+fn with_command(error: Error, flags: &RunFlags, run: &ResolvedRun) -> Failure {
+    let Error::NotExtended { path, from, to, weights: Some(weights), .. } = &error else {
+        return error.into();
+    };
+    let command = if run.recipe.run.needs_teacher() { "distill" } else { "train" };
+    let mut line = format!(
+        "kd {command} --recipe {} --init {} --epochs {} --name {}-on --out {}",
+        quoted(path),
+        quoted(weights),
+        to - from,
+        run.recipe.run.name,
+        quoted(&run.out)
+    );
+    if flags.data.data != Path::new("data") {
+        line += &format!(" --data {}", quoted(&flags.data.data));
+    }
+    Failure::Failed(anyhow!("{error}: `{line}`"))
+}
+
+/// A path as a shell takes it for one word.
+fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_alphanumeric() || "-_./+,:@".contains(c);
+    match text.chars().all(plain) {
+        true => text,
+        false => format!("'{}'", text.replace('\'', r"'\''")),
+    }
 }
 
 /// Where the teacher's measurements are if kd trained it; for a run on labels, those of a teacher in the
