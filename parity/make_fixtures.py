@@ -544,8 +544,8 @@ def network(kind: type[Network]) -> dict[str, Tensor]:
     return tensors
 
 
-def resnet(blocks: int) -> dict[str, Tensor]:
-    model = ResNet(blocks)
+def resnet(blocks: int, batch: int = 1003, **options: object) -> dict[str, Tensor]:
+    model = ResNet(blocks, **options)
     fixed_weights(model)
     images = hashed((3, 3, 32, 32), 1000, 2.0)
     tensors = {}
@@ -556,7 +556,7 @@ def resnet(blocks: int) -> dict[str, Tensor]:
     # Three steps of SGD in training mode. Batch and rate are chosen as in `network`: noise of 5e-7 of each
     # convolution's output changes no weight by more than 2e-5; with most batches some change by 1e-4, because
     # the input of some ReLU is about zero.
-    images, labels = hashed((2, 3, 32, 32), 1003, 2.0), torch.arange(2) * 7 % 10
+    images, labels = hashed((2, 3, 32, 32), batch, 2.0), torch.arange(2) * 7 % 10
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, nesterov=True, weight_decay=5e-4)
     model.train()
     losses = []
@@ -602,6 +602,8 @@ FIXTURES = {
     "kd-models/tests/fixtures/teacher.safetensors": lambda: network(Teacher),
     "kd-models/tests/fixtures/student.safetensors": lambda: network(Student),
     "kd-models/tests/fixtures/resnet20.safetensors": lambda: resnet(3),
+    "kd-models/tests/fixtures/resnet8_b.safetensors": lambda: resnet(1, 1037, projection=True),
+    "kd-models/tests/fixtures/resnet8x4.safetensors": lambda: resnet(1, 1037, projection=True, channels=(32, 64, 128, 256)),
 }
 for family in families.NETWORKS:
     FIXTURES[f"kd-models/tests/fixtures/{family}.safetensors"] = lambda family=family: families.fixture(

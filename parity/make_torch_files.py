@@ -43,10 +43,15 @@ def under(prefix: str, state: dict[str, Tensor], **renamed: str) -> OrderedDict[
     return OrderedDict((name(old), tensor) for old, tensor in state.items())
 
 
+def akamaster(state: dict[str, Tensor]) -> OrderedDict[str, Tensor]:
+    """The same tensors with that project's name of a shortcut with weights."""
+    return OrderedDict((name.replace(".downsample.", ".shortcut."), tensor) for name, tensor in state.items())
+
+
 def files() -> dict[str, object]:
     storage = hashed(STORAGE, 1, 0.5) + 1.0
     other = hashed(STORAGE, 2, 0.5) + 1.0
-    student, resnet = small_student(), ResNet(1)
+    student, resnet, projected = small_student(), ResNet(1), ResNet(1, projection=True)
     contiguous = OrderedDict((name, tensor.contiguous()) for name, tensor in views(student, storage).items())
     parameter = nn.Parameter(torch.ones(2))
     optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9)
@@ -69,6 +74,13 @@ def files() -> dict[str, object]:
             "model": under("module.", views(resnet, storage), linear="fc"),
             "best_acc": 0.9,
             "optimizer": optimizer.state_dict(),
+        },
+        # As RepDistiller's train_teacher.py and train_student.py save, and chenyaofo's pytorch-cifar-models.
+        "option_b.pth": {"epoch": 240, "model": views(projected, storage), "best_acc": torch.tensor(70.5)},
+        "option_b.pt": views(projected, storage),
+        # As akamaster's pytorch_resnet_cifar10 saves its option B, of nn.DataParallel.
+        "option_b.th": {
+            "state_dict": under("module.", akamaster(views(projected, storage)), fc="linear"), "best_prec1": 91.5,
         },
         # As Lightning saves a module that has both networks.
         "lightning.ckpt": {

@@ -48,33 +48,51 @@ class Student(Network):
 
 
 class Block(nn.Module):
-    def __init__(self, inputs: int, outputs: int, stride: int):
+    """Two convolutions; where the shape changes the shortcut is option A, or with `projection` option B."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, projection: bool = False):
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
         self.padding = (outputs - inputs) // 2
+        if projection and (stride != 1 or inputs != outputs):
+            self.downsample = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x
-        if self.padding:
+        if hasattr(self, "downsample"):
+            shortcut = self.downsample(x)
+        elif self.padding:
             shortcut = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.padding, self.padding))
         x = F.relu(self.bn1(self.conv1(x)))
         return F.relu(self.bn2(self.conv2(x)) + shortcut)
 
 
 class ResNet(nn.Module):
-    """He et al. (2016), section 4.2, with option-A shortcuts; `blocks` in each of three stages."""
+    """He et al. (2016), section 4.2; `blocks` in each of three stages. The last layer is `linear` with option-A shortcuts and
+    `fc` with those of option B, as in the projects that have these networks."""
 
-    def __init__(self, blocks: int, classes: int = 10):
+    def __init__(
+        self, blocks: int, classes: int = 10, channels: tuple[int, ...] = (16, 16, 32, 64), projection: bool = False
+    ):
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = nn.Sequential(*(Block(16, 16, 1) for _ in range(blocks)))
-        self.layer2 = nn.Sequential(Block(16, 32, 2), *(Block(32, 32, 1) for _ in range(blocks - 1)))
-        self.layer3 = nn.Sequential(Block(32, 64, 2), *(Block(64, 64, 1) for _ in range(blocks - 1)))
-        self.linear = nn.Linear(64, classes)
+        self.conv1 = nn.Conv2d(3, channels[0], 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels[0])
+
+        def stage(index: int, stride: int) -> nn.Sequential:
+            inputs, outputs = channels[index - 1 : index + 1]
+            rest = (Block(outputs, outputs, 1, projection) for _ in range(blocks - 1))
+            return nn.Sequential(Block(inputs, outputs, stride, projection), *rest)
+
+        self.layer1, self.layer2, self.layer3 = stage(1, 1), stage(2, 2), stage(3, 2)
+        setattr(self, "fc" if projection else "linear", nn.Linear(channels[3], classes))
+
+    def logits(self, pool: Tensor) -> Tensor:
+        return (self.fc if hasattr(self, "fc") else self.linear)(pool)
 
     def places(self, images: Tensor) -> dict[str, Tensor]:
         """The values at every feature place, and the logits."""
@@ -85,7 +103,7 @@ class ResNet(nn.Module):
         pool = layer3.mean((2, 3))
         return {
             "stem": stem, "layer1": layer1, "layer2": layer2, "layer3": layer3, "pool": pool,
-            "logits": self.linear(pool),
+            "logits": self.logits(pool),
         }
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:

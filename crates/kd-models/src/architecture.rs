@@ -8,13 +8,13 @@ use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
 use crate::families::{
-    CifarResNetConfig, EfficientNetLiteConfig, MobileNetV2Config, ResNetConfig, TutorialConfig,
-    cifar_resnet, efficientnet_lite, mobilenet_v2, resnet, tutorial,
+    CifarResNetConfig, EfficientNetLiteConfig, MobileNetV2Config, ResNetConfig, Shortcut,
+    TutorialConfig, cifar_resnet, efficientnet_lite, mobilenet_v2, resnet, tutorial,
 };
 use crate::{Classifier, Error, Graph, GraphNetwork, Parameters, Result};
 
 /// Every network that has a name, a line each: name, default dropout (`None` in a network without), and its graph.
-const NETWORKS: [Listed; 22] = [
+const NETWORKS: [Listed; 31] = [
     small("teacher", "tutorial", Some(0.1), |to| cnn(to, TutorialConfig::teacher())),
     small("student", "tutorial", Some(0.1), |to| cnn(to, TutorialConfig::student())),
     small("resnet8", "cifar_resnet", None, |to| small_resnet(to, 1)),
@@ -24,6 +24,15 @@ const NETWORKS: [Listed; 22] = [
     small("resnet44", "cifar_resnet", None, |to| small_resnet(to, 7)),
     small("resnet56", "cifar_resnet", None, |to| small_resnet(to, 9)),
     small("resnet110", "cifar_resnet", None, |to| small_resnet(to, 18)),
+    small("resnet8_b", "cifar_resnet", None, |to| small_resnet_b(to, 1, NARROW)),
+    small("resnet14_b", "cifar_resnet", None, |to| small_resnet_b(to, 2, NARROW)),
+    small("resnet20_b", "cifar_resnet", None, |to| small_resnet_b(to, 3, NARROW)),
+    small("resnet32_b", "cifar_resnet", None, |to| small_resnet_b(to, 5, NARROW)),
+    small("resnet44_b", "cifar_resnet", None, |to| small_resnet_b(to, 7, NARROW)),
+    small("resnet56_b", "cifar_resnet", None, |to| small_resnet_b(to, 9, NARROW)),
+    small("resnet110_b", "cifar_resnet", None, |to| small_resnet_b(to, 18, NARROW)),
+    small("resnet8x4", "cifar_resnet", None, |to| small_resnet_b(to, 1, WIDE)),
+    small("resnet32x4", "cifar_resnet", None, |to| small_resnet_b(to, 5, WIDE)),
     large("resnet18", "resnet", None, 224, |to| large_resnet(to, [2, 2, 2, 2], false)),
     large("resnet34", "resnet", None, 224, |to| large_resnet(to, [3, 4, 6, 3], false)),
     large("resnet50", "resnet", None, 224, |to| large_resnet(to, [3, 4, 6, 3], true)),
@@ -46,7 +55,26 @@ fn cnn(to: &ModelConfig, family: TutorialConfig) -> Result<Graph> {
 
 fn small_resnet(to: &ModelConfig, blocks: usize) -> Result<Graph> {
     let ModelConfig { architecture, input, classes, .. } = *to;
-    cifar_resnet(&CifarResNetConfig { name: architecture.to_string(), input, classes, blocks })
+    cifar_resnet(&CifarResNetConfig {
+        input,
+        ..CifarResNetConfig::new(architecture.name(), classes, blocks)
+    })
+}
+
+/// Channels of the paper's networks.
+const NARROW: [usize; 4] = [16, 16, 32, 64];
+/// Channels of RepDistiller's networks whose names end in `x4`.
+const WIDE: [usize; 4] = [32, 64, 128, 256];
+
+/// With the shortcuts of option B.
+fn small_resnet_b(to: &ModelConfig, blocks: usize, channels: [usize; 4]) -> Result<Graph> {
+    let ModelConfig { architecture, input, classes, .. } = *to;
+    cifar_resnet(&CifarResNetConfig {
+        input,
+        channels,
+        shortcut: Shortcut::Projection,
+        ..CifarResNetConfig::new(architecture.name(), classes, blocks)
+    })
 }
 
 fn large_resnet(to: &ModelConfig, blocks: [usize; 4], bottleneck: bool) -> Result<Graph> {

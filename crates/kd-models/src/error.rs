@@ -160,7 +160,7 @@ pub enum Error {
         second: String,
     },
     /// The shortcuts of the file's network have weights, those of the network don't.
-    #[error("{}: {name} (shape {found:?}) belongs to a shortcut with weights (option B, as in RepDistiller's and chenyaofo's ResNets); the shortcuts of the {network} have none (option A), so the two compute different things; give weights of a ResNet with option A, or write that network: docs/new-network.md", path.display())]
+    #[error("{}: {name} (shape {found:?}) belongs to a shortcut with weights (option B, as in RepDistiller's and chenyaofo's ResNets); the shortcuts of the {network} have none (option A), so the two compute different things, and the tensors fit none of the networks with option B that kd lists (resnet20_b, resnet8x4 and others) either; give weights of a listed network, or write that network: docs/new-network.md", path.display())]
     ProjectionShortcut {
         /// The path of the weights file concerned.
         path: PathBuf,

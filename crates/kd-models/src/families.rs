@@ -7,7 +7,7 @@ mod mobilenet_v2;
 mod resnet;
 mod tutorial;
 
-pub use cifar_resnet::{CifarResNetConfig, cifar_resnet};
+pub use cifar_resnet::{CifarResNetConfig, Shortcut, cifar_resnet};
 pub use efficientnet_lite::{EfficientNetLiteConfig, efficientnet_lite};
 pub use mobilenet_v2::{MobileNetV2Config, mobilenet_v2};
 pub use resnet::{ResNetConfig, resnet};

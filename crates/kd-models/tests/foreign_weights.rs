@@ -196,6 +196,38 @@ fn prefixes_of_wrappers_are_taken_off() {
     }
 }
 
+/// As RepDistiller, chenyaofo's pytorch-cifar-models and akamaster's pytorch_resnet_cifar10 save them.
+#[test]
+fn networks_with_shortcuts_of_option_b_are_loaded_from_other_projects_files() {
+    let resnet = config(named("resnet8_b"));
+    for (name, said) in [
+        ("option_b.pth", &["`model`"][..]),
+        ("option_b.pt", &[]),
+        (
+            "option_b.th",
+            &["`module.`", "takes `linear` for `fc`", "takes `shortcut` for `downsample`"],
+        ),
+    ] {
+        let loaded = load(&fixture(name), &resnet).unwrap();
+        assert_views(&loaded, &resnet, &storage(1));
+        assert_eq!(loaded.notes.is_empty(), said.is_empty(), "{:?}", loaded.notes);
+        for said in said {
+            assert!(loaded.notes[0].contains(said), "{said}: {:?}", loaded.notes);
+        }
+        // Asked for as the network with option A they are named as what they are.
+        let error = error_of(&fixture(name), &config(Architecture::RESNET8));
+        assert!(error.contains("of a resnet8_b, not of a resnet8"), "{error}");
+        let error = error_of(&fixture(name), &config(named("resnet8x4")));
+        assert!(error.contains("of a resnet8_b, not of a resnet8x4"), "{error}");
+    }
+    let other = load_start(&fixture("option_b.th"), &ModelConfig { classes: 7, ..resnet }).unwrap();
+    assert_eq!(other.other_classes, Some(10));
+    assert!(!other.tensors.contains_key("fc.weight"));
+    // A network with option A is none with option B.
+    let error = error_of(&fixture("checkpoint.pth"), &resnet);
+    assert!(error.contains("of a resnet8, not of a resnet8_b"), "{error}");
+}
+
 #[test]
 fn shortcuts_with_weights_are_said_to_be_another_network() {
     let folder = TempDir::new().unwrap();

@@ -4,6 +4,7 @@ mod common;
 
 use candle_core::{DType, Device, Tensor};
 use common::{bits, buffer_shapes, config, graph, hashed, named, parameter_shapes, values};
+use kd_models::families::{CifarResNetConfig, cifar_resnet};
 use kd_models::{
     Architecture, Error, Mode, ModelConfig, build, frozen, init, uniform, var_builder,
 };
@@ -24,6 +25,16 @@ fn parameter_counts_are_the_references() {
         ("resnet44", 658_586),
         ("resnet56", 853_018),
         ("resnet110", 1_727_962),
+        // RepDistiller's models/resnet.py, by sum(p.numel() for p in model.parameters()).
+        ("resnet8_b", 78_042),
+        ("resnet14_b", 175_258),
+        ("resnet20_b", 272_474),
+        ("resnet32_b", 466_906),
+        ("resnet44_b", 661_338),
+        ("resnet56_b", 855_770),
+        ("resnet110_b", 1_730_714),
+        ("resnet8x4", 1_210_410),
+        ("resnet32x4", 7_410_730),
     ] {
         assert_eq!(graph(&config(named(name))).parameter_count(), count, "{name}");
     }
@@ -81,6 +92,28 @@ fn a_resnets_names_are_those_of_its_usual_pytorch_code() {
     let buffers = buffer_shapes(&config);
     assert_eq!(buffers.len(), 14);
     assert_eq!(buffers[13], ("layer3.0.bn2.running_var".to_string(), vec![64]));
+    // RepDistiller's state dict, without the counts of batches.
+    let names = parameter_shapes(&common::config(named("resnet8x4")));
+    let of_block = |names: &[(String, Vec<usize>)], block: &str| {
+        let rests = names.iter().filter_map(|(name, _)| name.strip_prefix(block));
+        rests.collect::<Vec<_>>().join(" ")
+    };
+    for block in ["layer1.0.", "layer2.0.", "layer3.0."] {
+        let expected = "conv1.weight bn1.weight bn1.bias conv2.weight bn2.weight bn2.bias \
+            downsample.0.weight downsample.1.weight downsample.1.bias";
+        assert_eq!(of_block(&names, block), expected);
+    }
+    assert_eq!(of_block(&names, "fc."), "weight bias");
+    // Option A has no shortcut that changes channels without a stride.
+    let wide =
+        CifarResNetConfig { channels: [32, 64, 128, 256], ..CifarResNetConfig::new("w", 10, 1) };
+    let error = cifar_resnet(&wide).unwrap_err().to_string();
+    assert!(
+        error.contains("channels is [32, 64, 128, 256]; expected the same first two"),
+        "{error}"
+    );
+    let names = parameter_shapes(&common::config(named("resnet8_b")));
+    assert!(!of_block(&names, "layer1.0.").contains("downsample"));
     let last = parameter_shapes(&ModelConfig::new(named("resnet110"), 10));
     assert!(last.iter().any(|(name, _)| name == "layer3.17.conv2.weight"));
 }
@@ -96,6 +129,8 @@ fn multiply_adds_are_those_of_the_layers_one_by_one() {
     let layer = 1024 * 9 * 16 * 16;
     let resnet8 = 1024 * 9 * 3 * 16 + 6 * layer - 2 * layer / 2 + 64 * 10;
     assert_eq!(graph(&config(Architecture::RESNET8)).multiply_adds(), resnet8);
+    let shortcuts = 256 * 16 * 32 + 64 * 32 * 64;
+    assert_eq!(graph(&config(named("resnet8_b"))).multiply_adds(), resnet8 + shortcuts);
 }
 
 #[test]

@@ -5,7 +5,7 @@ mod common;
 use std::collections::HashMap;
 
 use candle_core::{Device, Tensor};
-use common::{config, fixed_weights, fixture, graph, hashed, values};
+use common::{config, fixed_weights, fixture, graph, hashed, named, values};
 use kd_models::{Architecture, Mode, build, var_builder};
 use kd_ops::adam::{Adam, AdamConfig};
 use kd_ops::sgd::{Sgd, SgdConfig};
@@ -33,9 +33,15 @@ fn assert_agrees(name: &str, tensor: &Tensor, fixture: &HashMap<String, Tensor>,
 /// The networks whose fixtures `network` makes.
 const CNNS: [Architecture; 2] = [Architecture::TUTORIAL_TEACHER, Architecture::TUTORIAL_STUDENT];
 
+/// The networks whose fixtures `resnet` makes: one with shortcuts of option A, two with option B.
+/// Each with the tag of its training images.
+fn resnets() -> [(Architecture, u32); 3] {
+    [(Architecture::RESNET20, 1003), (named("resnet8_b"), 1037), (named("resnet8x4"), 1037)]
+}
+
 #[test]
 fn logits_and_every_feature_place_agree_with_pytorch() {
-    for architecture in CNNS.into_iter().chain([Architecture::RESNET20]) {
+    for architecture in CNNS.into_iter().chain(resnets().map(|(architecture, _)| architecture)) {
         let config = config(architecture);
         let fixture = fixture(&format!("{architecture}.safetensors"));
         let network = build(&config, var_builder(&fixed_weights(&config))).unwrap();
@@ -120,37 +126,39 @@ fn assert_agrees_in_short(
 /// Gradients, weights and running statistics in training, and evaluation with what it left.
 #[test]
 fn three_steps_of_a_resnet_with_nesterovs_momentum_agree_with_pytorch() {
-    let config = config(Architecture::RESNET20);
-    let fixture = fixture("resnet20.safetensors");
-    let parameters = fixed_weights(&config);
-    let network = build(&config, var_builder(&parameters)).unwrap();
-    let mut sgd =
-        Sgd::new(SgdConfig { lr: 1e-3, momentum: 0.9, nesterov: true, weight_decay: 5e-4 });
-    let images = hashed(&[2, 3, 32, 32], 1003, 2.0);
-    let labels: Vec<u32> = (0..2).map(|i| i * 7 % 10).collect();
-    let labels = Tensor::new(labels, &Device::Cpu).unwrap();
-    let key = kd_ops::DropoutKey { seed: 0, step: 0 };
-    for (step, expected) in values(&fixture["losses"]).iter().enumerate() {
-        let output = network.forward_t(&images, Mode::Train(key), &[]).unwrap();
-        let loss = candle_nn::loss::cross_entropy(&output.logits, &labels).unwrap();
-        let value = loss.to_scalar::<f32>().unwrap();
-        assert!((value - expected).abs() < 1e-5, "step {step}: {value}, PyTorch {expected}");
-        let grads = loss.backward().unwrap();
-        for (name, var) in &parameters {
-            let is_buffer = name.contains("running");
-            assert_eq!(grads.get(var).is_none(), is_buffer, "{name}");
-            if step == 0 && !is_buffer {
-                let grad = grads.get(var).unwrap();
-                assert_agrees_in_short(&format!("grad.{name}"), grad, &fixture, 1e-4);
+    for (architecture, tag) in resnets() {
+        let config = config(architecture);
+        let fixture = fixture(&format!("{architecture}.safetensors"));
+        let parameters = fixed_weights(&config);
+        let network = build(&config, var_builder(&parameters)).unwrap();
+        let mut sgd =
+            Sgd::new(SgdConfig { lr: 1e-3, momentum: 0.9, nesterov: true, weight_decay: 5e-4 });
+        let images = hashed(&[2, 3, 32, 32], tag, 2.0);
+        let labels: Vec<u32> = (0..2).map(|i| i * 7 % 10).collect();
+        let labels = Tensor::new(labels, &Device::Cpu).unwrap();
+        let key = kd_ops::DropoutKey { seed: 0, step: 0 };
+        for (step, expected) in values(&fixture["losses"]).iter().enumerate() {
+            let output = network.forward_t(&images, Mode::Train(key), &[]).unwrap();
+            let loss = candle_nn::loss::cross_entropy(&output.logits, &labels).unwrap();
+            let value = loss.to_scalar::<f32>().unwrap();
+            assert!((value - expected).abs() < 1e-5, "step {step}: {value}, PyTorch {expected}");
+            let grads = loss.backward().unwrap();
+            for (name, var) in &parameters {
+                let is_buffer = name.contains("running");
+                assert_eq!(grads.get(var).is_none(), is_buffer, "{name}");
+                if step == 0 && !is_buffer {
+                    let grad = grads.get(var).unwrap();
+                    assert_agrees_in_short(&format!("grad.{name}"), grad, &fixture, 1e-4);
+                }
             }
+            sgd.step(&parameters, &grads).unwrap();
         }
-        sgd.step(&parameters, &grads).unwrap();
-    }
-    for (name, var) in &parameters {
-        assert_agrees_in_short(&format!("after.{name}"), var, &fixture, 1e-4);
-    }
-    let logits = network.forward_t(&images, Mode::Eval, &[]).unwrap().logits;
-    for (ours, theirs) in values(&logits).iter().zip(values(&fixture["logits_after"])) {
-        assert!((ours - theirs).abs() < 2e-5, "logits: {ours}, PyTorch has {theirs}");
+        for (name, var) in &parameters {
+            assert_agrees_in_short(&format!("after.{name}"), var, &fixture, 1e-4);
+        }
+        let logits = network.forward_t(&images, Mode::Eval, &[]).unwrap().logits;
+        for (ours, theirs) in values(&logits).iter().zip(values(&fixture["logits_after"])) {
+            assert!((ours - theirs).abs() < 2e-5, "logits: {ours}, PyTorch has {theirs}");
+        }
     }
 }

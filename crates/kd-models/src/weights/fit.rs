@@ -1,5 +1,5 @@
 //! Which of a file's tensors are those of a network: the dict that they lie in, what stands before their names, and other
-//! projects' names of the last layer are found by what fits the network. Where two things fit, nothing is chosen.
+//! projects' names of the last layer and of shortcuts are found by what fits the network. Where two things fit, nothing is chosen.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,6 +13,10 @@ use crate::{Error, Result};
 /// pytorch-cifar-models (pytorch_cifar_models/resnet.py), `linear` in akamaster's pytorch_resnet_cifar10.
 const HEADS: [&str; 5] = ["fc", "linear", "classifier", "head", "output"];
 
+/// What a shortcut with weights is called in torchvision, RepDistiller and chenyaofo's pytorch-cifar-models, and in networks of
+/// this crate; and in akamaster's pytorch_resnet_cifar10 and kuangliu's pytorch-cifar.
+const SHORTCUTS: (&str, &str) = (".downsample.", ".shortcut.");
+
 /// A file's tensors under a network's names.
 #[derive(Clone)]
 pub(super) struct View<'a> {
@@ -21,6 +25,8 @@ pub(super) struct View<'a> {
     prefix: String,
     /// The last layer's name in the file, where it is another one than the network's.
     head: Option<&'static str>,
+    /// Whether shortcuts have the other name of [`SHORTCUTS`].
+    renames_shortcuts: bool,
     /// By the network's names.
     pub(super) tensors: BTreeMap<String, &'a Stored>,
     /// The names in the same dict without the prefix.
@@ -108,14 +114,18 @@ fn views<'a>(graph: &Graph, contents: &'a Contents) -> Vec<View<'a>> {
             if has(own_head) || heads.is_empty() {
                 heads = vec![None];
             }
-            views.extend(heads.into_iter().map(|head| View::new(dict, prefix, head, own_head)));
+            views.extend(heads.into_iter().map(|head| View::new(dict, prefix, head, graph)));
         }
     }
     views
 }
 
 impl<'a> View<'a> {
-    fn new(dict: &'a Dict, prefix: &str, head: Option<&'static str>, own_head: &str) -> Self {
+    fn new(dict: &'a Dict, prefix: &str, head: Option<&'static str>, graph: &Graph) -> Self {
+        let own_head = graph.head().name.as_str();
+        let (own, other) = SHORTCUTS;
+        let renames_shortcuts = graph.parameters().any(|spec| spec.name.contains(own))
+            && dict.tensors.keys().any(|name| name.contains(other));
         let mut tensors = BTreeMap::new();
         let mut beside = Vec::new();
         for (name, stored) in &dict.tensors {
@@ -124,10 +134,14 @@ impl<'a> View<'a> {
                 continue;
             };
             let of_head = head.and_then(|head| rest.strip_prefix(head)?.strip_prefix('.'));
-            let name = of_head.map_or_else(|| rest.to_string(), |of| format!("{own_head}.{of}"));
+            let name = match of_head {
+                Some(of) => format!("{own_head}.{of}"),
+                None if renames_shortcuts => rest.replace(other, own),
+                None => rest.to_string(),
+            };
             tensors.insert(name, stored);
         }
-        Self { dict, prefix: prefix.into(), head, tensors, beside }
+        Self { dict, prefix: prefix.into(), head, renames_shortcuts, tensors, beside }
     }
 
     /// Whether these are the network's tensors and no others, each of its shape; with `any_classes`, the last layer may have
@@ -183,6 +197,14 @@ impl<'a> View<'a> {
         }
         if let Some(head) = self.head {
             done.push(format!("takes `{head}` for `{}`", graph.head().name));
+        }
+        if self.renames_shortcuts {
+            let (own, other) = SHORTCUTS;
+            done.push(format!(
+                "takes `{}` for `{}`",
+                other.trim_matches('.'),
+                own.trim_matches('.')
+            ));
         }
         for (dtype, how) in [
             (Type::F16, "widens F16 to F32"),

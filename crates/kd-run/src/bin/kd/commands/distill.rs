@@ -20,7 +20,7 @@ Examples:
   kd distill --method kd --temperature 4 --alpha 0.5 --teacher teacher.safetensors
   kd distill --recipe recipes/methods/dkd.toml --run dkd --out runs/dkd
 
-A run that was stopped goes on when the same command is given again.";
+A run that was stopped goes on when the same command is given again; with more --epochs a finished run is trained on.";
 
 #[derive(Debug, Args)]
 #[command(after_help = HELP)]

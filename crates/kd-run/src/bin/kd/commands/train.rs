@@ -18,7 +18,7 @@ Examples:
   kd train --recipe mine.toml --run student --seed 1
 
 Your own pictures lie in DIR/train/CLASS/*.png and DIR/test/CLASS/*.png (PNG or JPEG of any size).
-A run that was stopped goes on when the same command is given again.";
+A run that was stopped goes on when the same command is given again; with more --epochs a finished run is trained on.";
 
 #[derive(Debug, Args)]
 #[command(after_help = HELP)]
