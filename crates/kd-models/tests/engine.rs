@@ -140,7 +140,8 @@ fn assert_same(what: &str, candle: &Step, planned: &Step, bound: f32) {
 }
 
 fn resnet(blocks: usize, input: [usize; 3]) -> Graph {
-    cifar_resnet(&CifarResNetConfig { name: "resnet".into(), input, classes: 10, blocks }).unwrap()
+    cifar_resnet(&CifarResNetConfig { input, ..CifarResNetConfig::new("resnet", 10, blocks) })
+        .unwrap()
 }
 
 /// ResNet-18's or ResNet-50's stages with a block each.
