@@ -85,7 +85,7 @@ impl Case {
         Self { student: f64, teacher: f64, helpers: f64, ..self }
     }
 
-    /// `[batch, shape]`.
+    /// Values of the batch's images, each of this shape: `[batch, shape]`.
     fn values(&self, shape: &[usize], shift: usize, dtype: DType) -> Result<Tensor> {
         let whole = [&[self.batch], shape].concat();
         let count: usize = whole.iter().product();

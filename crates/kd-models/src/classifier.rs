@@ -41,6 +41,7 @@ pub struct Output {
 /// What a forward pass in training leaves for its backward pass: [`Classifier::train`] gives it, [`Classifier::backward`]
 /// takes it.
 #[derive(Default)]
+#[must_use = "without it the parameters' gradients are not complete"]
 pub struct Tape(pub(crate) Option<Box<TrainPass>>);
 
 impl std::fmt::Debug for Tape {

@@ -4,8 +4,8 @@
 //! what is asked of it ([`plan`]): which nodes are computed together ([`units`]), where each gradient lies ([`gradients`]) and
 //! which memory each value has ([`memory`]). Maps are NHWC from the first layer to the last. An image passes as many layers
 //! as it can while its values are in the cache, until a batch normalisation needs a sum over the batch or a linear layer
-//! takes the batch at once. The memory stays with the engine: after the first pass of its kind and batch size, the next
-//! allocates nothing but the packed weights and what it hands out.
+//! takes the batch at once. The memory of maps and their gradients stays with the engine for the next pass of its kind and
+//! batch size; what a pass allocates is of the size of the weights and of what it hands out.
 //!
 //! From the outside in: this file has the passes, `forward` and `backward` compute them, `weights` and `workspace` are what
 //! they read and write.

@@ -244,6 +244,17 @@ impl Graph {
         }
     }
 
+    /// For each node the nodes that read it, by their positions; one that reads it twice stands there twice.
+    pub(crate) fn readers(&self) -> Vec<Vec<usize>> {
+        let mut readers = vec![Vec::new(); self.nodes.len()];
+        for (index, node) in self.nodes.iter().enumerate() {
+            for input in &node.inputs {
+                readers[input.index()].push(index);
+            }
+        }
+        readers
+    }
+
     fn layer_error(&self, layer: &str, reason: String) -> Error {
         Error::Layer { network: self.name.as_str().into(), layer: layer.to_string(), reason }
     }

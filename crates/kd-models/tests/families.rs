@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
-use common::{bits, fixture, hashed, named, values};
+use common::{Way, bits, fixture, hashed, named, short_digest, values};
 use kd_models::families::{
     EfficientNetLiteConfig, MobileNetV2Config, ResNetConfig, efficientnet_lite, mobilenet_v2,
     resnet,
@@ -15,7 +15,7 @@ use kd_models::families::{
 use kd_models::graph::{Conv, Op};
 use kd_models::weights::{Loaded, parse};
 use kd_models::{
-    Architecture, Classifier, Graph, GraphNetwork, Mode, ModelConfig, Parameters, init, var_builder,
+    Architecture, Graph, GraphNetwork, Mode, ModelConfig, Parameters, init, var_builder,
 };
 use kd_ops::DropoutKey;
 use kd_ops::sgd::{Sgd, SgdConfig};
@@ -116,21 +116,14 @@ fn weights(graph: &Graph, last: &str, middle: f64) -> Parameters {
 /// How far a tensor is off `short_digest` of PyTorch's, relative to its norm or `least`: sum, norm, sum with alternating signs,
 /// first and last element.
 fn off(name: &str, tensor: &Tensor, fixture: &HashMap<String, Tensor>, least: f64) -> f64 {
-    let ours: Vec<f64> = values(tensor).into_iter().map(f64::from).collect();
+    let ours = values(tensor);
     let theirs = fixture[name].to_vec1::<f64>().unwrap();
-    let sign = |i: usize| if i.is_multiple_of(2) { 1.0 } else { -1.0 };
-    let found = [
-        ours.iter().sum(),
-        ours.iter().map(|x| x * x).sum::<f64>().sqrt(),
-        ours.iter().enumerate().map(|(i, x)| sign(i) * x).sum(),
-        ours[0],
-        ours[ours.len() - 1],
-    ];
     // Differences of a sum add up as a random walk does.
     let root = (ours.len() as f64).sqrt();
     let slack = |i: usize| if i == 1 { 1.0 } else { root.min(30.0) };
     let off = |(i, (found, theirs)): (usize, (f64, &f64))| (found - theirs).abs() / slack(i);
-    let worst = found.into_iter().zip(&theirs).enumerate().map(off).fold(0.0, f64::max);
+    let worst =
+        short_digest(&ours).into_iter().zip(&theirs).enumerate().map(off).fold(0.0, f64::max);
     worst / theirs[1].max(least)
 }
 
@@ -154,9 +147,15 @@ struct Case {
     middle: f64,
 }
 
-/// Names, logits, losses, gradients, weights and running statistics after two steps, and logits after them.
+/// Names, logits, losses, gradients, weights and running statistics after two steps, and logits after them; both ways.
 fn agrees_with_pytorch(case: Case) {
-    let Case { name, images: [batch, channels, height, width], tag, last, middle } = case;
+    for way in Way::BOTH {
+        agrees_this_way(&case, way);
+    }
+}
+
+fn agrees_this_way(case: &Case, way: Way) {
+    let &Case { name, images: [batch, channels, height, width], tag, last, middle } = case;
     let fixture = fixture(&format!("{name}.safetensors"));
     let (input, dropout) = ([channels, height, width], 0.0);
     let graph = ModelConfig { input, dropout, ..ModelConfig::new(named(name), 7) }.graph().unwrap();
@@ -168,8 +167,7 @@ fn agrees_with_pytorch(case: Case) {
     let network = GraphNetwork::new(graph, var_builder(&parameters)).unwrap();
     let images = hashed(&case.images, tag, 2.0);
     let labels: Vec<u32> = (0..batch as u32).map(|i| i * 3 % 7).collect();
-    let labels = Tensor::new(labels, &Device::Cpu).unwrap();
-    let evaluated = || network.forward_t(&images, Mode::Eval, &[]).unwrap().logits;
+    let evaluated = || way.logits(&network, &images);
     assert_logits("logits", &evaluated(), &fixture["logits"], 1e-4);
     let norm = |name: &str| fixture[name].to_vec1::<f64>().unwrap()[1];
     let of_gradients = fixture.keys().filter(|key| key.starts_with("grad."));
@@ -177,11 +175,9 @@ fn agrees_with_pytorch(case: Case) {
     let mut sgd =
         Sgd::new(SgdConfig { lr: 1e-5, momentum: 0.9, nesterov: false, weight_decay: 0.0 });
     for (step, expected) in values(&fixture["losses"]).iter().enumerate() {
-        let output = network.forward_t(&images, Mode::Train(KEY), &[]).unwrap();
-        let loss = candle_nn::loss::cross_entropy(&output.logits, &labels).unwrap();
-        let value = loss.to_scalar::<f32>().unwrap();
-        assert!((value - expected).abs() < 1e-4 * expected, "step {step}: {value}, {expected}");
-        let grads = loss.backward().unwrap();
+        let (value, grads) = way.step(&network, &images, &labels);
+        let close = (value - expected).abs() < 1e-4 * expected;
+        assert!(close, "{way:?}, step {step}: {value}, {expected}");
         for (name, var) in parameters.iter().filter(|(name, _)| !name.contains("running")) {
             // Behind some normalisations the gradient is zero but for rounding.
             let key = format!("grad.{name}");

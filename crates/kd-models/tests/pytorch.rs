@@ -4,8 +4,8 @@ mod common;
 
 use std::collections::HashMap;
 
-use candle_core::{Device, Tensor};
-use common::{config, fixed_weights, fixture, graph, hashed, named, values};
+use candle_core::Tensor;
+use common::{Way, config, fixed_weights, fixture, graph, hashed, named, short_digest, values};
 use kd_models::{Architecture, Mode, build, var_builder};
 use kd_ops::adam::{Adam, AdamConfig};
 use kd_ops::sgd::{Sgd, SgdConfig};
@@ -67,7 +67,7 @@ fn logits_and_every_feature_place_agree_with_pytorch() {
 
 #[test]
 fn three_adam_steps_agree_with_pytorch() {
-    for architecture in CNNS {
+    for (architecture, way) in CNNS.into_iter().flat_map(|of| Way::BOTH.map(|way| (of, way))) {
         let mut config = config(architecture);
         config.dropout = 0.0;
         let fixture = fixture(&format!("{architecture}.safetensors"));
@@ -75,15 +75,10 @@ fn three_adam_steps_agree_with_pytorch() {
         let network = build(&config, var_builder(&parameters)).unwrap();
         let mut adam = Adam::new(AdamConfig::default());
         let images = hashed(&[4, 3, 32, 32], 1001, 2.0);
-        let labels: Vec<u32> = (0..4).map(|i| i * 7 % 10).collect();
-        let labels = Tensor::new(labels, &Device::Cpu).unwrap();
-        let key = kd_ops::DropoutKey { seed: 0, step: 0 };
         for (step, expected) in values(&fixture["losses"]).iter().enumerate() {
-            let output = network.forward_t(&images, Mode::Train(key), &[]).unwrap();
-            let loss = candle_nn::loss::cross_entropy(&output.logits, &labels).unwrap();
-            let value = loss.to_scalar::<f32>().unwrap();
-            assert!((value - expected).abs() < 1e-5, "step {step}: {value}, PyTorch {expected}");
-            let grads = loss.backward().unwrap();
+            let (value, grads) = way.step(&*network, &images, &[0, 7, 4, 1]);
+            let close = (value - expected).abs() < 1e-5;
+            assert!(close, "{way:?}, step {step}: {value}, PyTorch {expected}");
             if step == 0 {
                 for (name, var) in &parameters {
                     let grad = grads.get(var).unwrap();
@@ -105,17 +100,9 @@ fn assert_agrees_in_short(
     fixture: &HashMap<String, Tensor>,
     tolerance: f64,
 ) {
-    let ours: Vec<f64> = values(tensor).into_iter().map(f64::from).collect();
+    let ours = values(tensor);
     let theirs = fixture[name].to_vec1::<f64>().unwrap();
-    let sign = |i: usize| if i.is_multiple_of(2) { 1.0 } else { -1.0 };
-    let found = [
-        ours.iter().sum(),
-        ours.iter().map(|x| x * x).sum::<f64>().sqrt(),
-        ours.iter().enumerate().map(|(i, x)| sign(i) * x).sum(),
-        ours[0],
-        ours[ours.len() - 1],
-    ];
-    for (i, (found, theirs)) in found.into_iter().zip(theirs).enumerate() {
+    for (i, (found, theirs)) in short_digest(&ours).into_iter().zip(theirs).enumerate() {
         // Errors of a sum add up as a random walk does.
         let slack = if i < 3 { (ours.len() as f64).sqrt() } else { 1.0 };
         let close = (found - theirs).abs() <= tolerance * slack;
@@ -126,7 +113,9 @@ fn assert_agrees_in_short(
 /// Gradients, weights and running statistics in training, and evaluation with what it left.
 #[test]
 fn three_steps_of_a_resnet_with_nesterovs_momentum_agree_with_pytorch() {
-    for (architecture, tag) in resnets() {
+    for ((architecture, tag), way) in
+        resnets().into_iter().flat_map(|of| Way::BOTH.map(|way| (of, way)))
+    {
         let config = config(architecture);
         let fixture = fixture(&format!("{architecture}.safetensors"));
         let parameters = fixed_weights(&config);
@@ -134,15 +123,10 @@ fn three_steps_of_a_resnet_with_nesterovs_momentum_agree_with_pytorch() {
         let mut sgd =
             Sgd::new(SgdConfig { lr: 1e-3, momentum: 0.9, nesterov: true, weight_decay: 5e-4 });
         let images = hashed(&[2, 3, 32, 32], tag, 2.0);
-        let labels: Vec<u32> = (0..2).map(|i| i * 7 % 10).collect();
-        let labels = Tensor::new(labels, &Device::Cpu).unwrap();
-        let key = kd_ops::DropoutKey { seed: 0, step: 0 };
         for (step, expected) in values(&fixture["losses"]).iter().enumerate() {
-            let output = network.forward_t(&images, Mode::Train(key), &[]).unwrap();
-            let loss = candle_nn::loss::cross_entropy(&output.logits, &labels).unwrap();
-            let value = loss.to_scalar::<f32>().unwrap();
-            assert!((value - expected).abs() < 1e-5, "step {step}: {value}, PyTorch {expected}");
-            let grads = loss.backward().unwrap();
+            let (value, grads) = way.step(&*network, &images, &[0, 7]);
+            let close = (value - expected).abs() < 1e-5;
+            assert!(close, "{way:?}, step {step}: {value}, PyTorch {expected}");
             for (name, var) in &parameters {
                 let is_buffer = name.contains("running");
                 assert_eq!(grads.get(var).is_none(), is_buffer, "{name}");
@@ -156,9 +140,9 @@ fn three_steps_of_a_resnet_with_nesterovs_momentum_agree_with_pytorch() {
         for (name, var) in &parameters {
             assert_agrees_in_short(&format!("after.{name}"), var, &fixture, 1e-4);
         }
-        let logits = network.forward_t(&images, Mode::Eval, &[]).unwrap().logits;
+        let logits = way.logits(&*network, &images);
         for (ours, theirs) in values(&logits).iter().zip(values(&fixture["logits_after"])) {
-            assert!((ours - theirs).abs() < 2e-5, "logits: {ours}, PyTorch has {theirs}");
+            assert!((ours - theirs).abs() < 2e-5, "{way:?}, logits: {ours}, PyTorch has {theirs}");
         }
     }
 }

@@ -31,7 +31,7 @@ const CHUNK: usize = 1 << 20;
 /// All that cached values depend on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Origin {
-    /// [`FORMAT`].
+    /// The format's number, which is [`FORMAT`] in what this version writes.
     pub format: u32,
     /// The version of kd that computed the values.
     pub kd: String,

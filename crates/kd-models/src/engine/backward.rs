@@ -15,7 +15,7 @@ use super::units::Work;
 use super::weights::Weights;
 use super::workspace::{Image, Workspace};
 
-/// The gradient of a node's parameters, in the node's order; `None` for one that nobody trains.
+/// The gradients of a node's parameters, in the node's order, those that nobody trains among them.
 pub(super) struct NodeGradients {
     pub(super) node: usize,
     pub(super) parameters: Vec<Vec<f32>>,
@@ -62,8 +62,7 @@ pub(super) fn backward(
         }
         for operation in operations {
             if let Back::Sums { norm, .. } = *operation {
-                weights.take_gradient_sums(plan, workspace, norm);
-                let parameters = std::mem::take(&mut weights.norms[norm].gradients).into();
+                let parameters = weights.take_gradient_sums(plan, workspace, norm);
                 found.push(NodeGradients { node: plan.units.norms[norm].node, parameters });
             }
         }

@@ -37,8 +37,6 @@ pub(super) struct Plan {
     pub(super) kept: usize,
     /// Numbers that a segment needs for its image besides them.
     pub(super) local: usize,
-    /// Bytes that an image's pools keep.
-    pub(super) winners: usize,
     /// Where each normalisation's sums lie among an image's, and behind them how many there are.
     norm_sums: Vec<usize>,
 }
@@ -78,11 +76,6 @@ impl Plan {
         let layout = lay_out(&lives, |position| segment(position).unwrap_or(usize::MAX));
         let (values, slots) = layout.places.split_at(units.values.len());
         let (values, slots) = (values.to_vec(), slots.to_vec());
-        let winners = units.units.iter().map(|unit| match unit.work {
-            Work::MaxPool { .. } => units.values[unit.output].map.len(),
-            _ => 0,
-        });
-        let winners = winners.sum();
         let mut norm_sums = vec![0];
         for norm in &units.norms {
             let before = norm_sums[norm_sums.len() - 1];
@@ -99,7 +92,6 @@ impl Plan {
             slots,
             kept: layout.kept,
             local: layout.local,
-            winners,
             norm_sums,
         })
     }

@@ -17,6 +17,8 @@ pub(super) struct Units {
     pub(super) norms: Vec<Norm>,
     /// Of each node that somebody wants to see, its value.
     pub(super) shown: Vec<(usize, usize)>,
+    /// Bytes that an image's max-pools keep.
+    pub(super) winners: usize,
 }
 
 /// The value of the images.
@@ -118,18 +120,22 @@ pub(super) fn units(
     train: bool,
     batch_norm: impl Fn(usize) -> bool,
 ) -> Result<Units> {
-    let readers = readers(graph);
     let images = Value { map: Map::new(isa, graph.input()), vector: false };
-    let made = Units { units: Vec::new(), values: vec![images], norms: Vec::new(), shown: vec![] };
+    let made = Units {
+        units: Vec::new(),
+        values: vec![images],
+        norms: Vec::new(),
+        shown: Vec::new(),
+        winners: 0,
+    };
     let mut builder = Builder {
         graph,
         isa,
         shown,
         train,
-        readers,
+        readers: graph.readers(),
         made,
         reading: vec![None; graph.nodes().len()],
-        winners: 0,
     };
     for (node, is_shown) in shown.iter().enumerate() {
         if builder.reading[node].is_none() {
@@ -143,16 +149,6 @@ pub(super) fn units(
     Ok(builder.made)
 }
 
-fn readers(graph: &Graph) -> Vec<Vec<usize>> {
-    let mut readers = vec![Vec::new(); graph.nodes().len()];
-    for (index, node) in graph.nodes().iter().enumerate() {
-        for input in &node.inputs {
-            readers[input.index()].push(index);
-        }
-    }
-    readers
-}
-
 struct Builder<'a> {
     graph: &'a Graph,
     isa: Isa,
@@ -162,7 +158,6 @@ struct Builder<'a> {
     made: Units,
     /// How each node's value is read, once it is there.
     reading: Vec<Option<Read>>,
-    winners: usize,
 }
 
 impl Builder<'_> {
@@ -353,8 +348,8 @@ impl Builder<'_> {
             Some(value) => value,
             None => self.stored(self.input(node)),
         };
-        let work = Work::MaxPool { windows, relu: before.is_some(), winners: self.winners };
+        let work = Work::MaxPool { windows, relu: before.is_some(), winners: self.made.winners };
         let read = self.unit(node, work, vec![Read::plain(input)]);
-        self.winners += self.made.values[read.value].map.len();
+        self.made.winners += self.made.values[read.value].map.len();
     }
 }

@@ -37,8 +37,6 @@ pub(super) struct NormState {
     inv_std: Vec<f64>,
     slope: Vec<f32>,
     gradient_shift: Vec<f32>,
-    /// The gradients of weight and bias.
-    pub(super) gradients: [Vec<f32>; 2],
 }
 
 impl NormState {
@@ -164,8 +162,13 @@ impl Weights {
         Ok(())
     }
 
-    /// Takes the sums of a normalisation's backward pass over the images.
-    pub(super) fn take_gradient_sums(&mut self, plan: &Plan, workspace: &Workspace, norm: usize) {
+    /// Takes the sums of a normalisation's backward pass over the images; the gradients of its weight and bias.
+    pub(super) fn take_gradient_sums(
+        &mut self,
+        plan: &Plan,
+        workspace: &Workspace,
+        norm: usize,
+    ) -> Vec<Vec<f32>> {
         let of = &plan.units.norms[norm];
         let map = &plan.units.values[of.value].map;
         let mut totals = vec![[0.0; 2]; map.channels];
@@ -179,8 +182,8 @@ impl Weights {
         let state = &mut self.norms[norm];
         let inv_std = &state.inv_std;
         let of_weight = totals.iter().zip(inv_std).map(|(total, inv)| (total[1] * inv) as f32);
-        state.gradients =
-            [of_weight.collect(), totals.iter().map(|total| total[0] as f32).collect()];
+        let gradients =
+            vec![of_weight.collect(), totals.iter().map(|total| total[0] as f32).collect()];
         if of.batch {
             // Through the batch's mean and variance.
             let count = (workspace.batch * map.pixels()) as f64;
@@ -191,6 +194,7 @@ impl Weights {
             let shift = totals.iter().zip(scale).map(|(total, scale)| -scale * total[0] / count);
             state.gradient_shift = padded(shift, map);
         }
+        gradients
     }
 }
 

@@ -36,7 +36,7 @@ pub(super) struct Image<'a> {
     pub(super) index: usize,
     pub(super) memory: Memory<'a>,
     pub(super) winners: &'a mut [u8],
-    /// See [`Part::sums`].
+    /// The image's part of [`Part::sums`].
     pub(super) sums: &'a mut [f64],
     /// Memory for frames.
     pub(super) frames: &'a mut [f32],
@@ -49,12 +49,13 @@ impl Workspace {
             let images = first..(first + images_per_part).min(batch);
             Part {
                 kept: vec![0.0; images.len() * plan.kept],
-                winners: vec![0; images.len() * plan.winners],
+                winners: vec![0; images.len() * plan.units.winners],
                 sums: vec![0.0; images.len() * plan.sums()],
                 images,
             }
         };
-        let parts = (0..batch).step_by(images_per_part).map(part).collect();
+        // A batch without images is one empty part.
+        let parts = (0..batch.max(1)).step_by(images_per_part).map(part).collect();
         Self { batch, parts, sums: Vec::new() }
     }
 
@@ -133,7 +134,7 @@ impl Part {
                 each(&mut Image {
                     index,
                     memory: Memory { kept: &mut kept[at(plan.kept)], local: &mut *local },
-                    winners: &mut winners[at(plan.winners)],
+                    winners: &mut winners[at(plan.units.winners)],
                     sums: &mut sums[at(plan.sums())],
                     frames: &mut *frames,
                 });

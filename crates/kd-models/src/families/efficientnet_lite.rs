@@ -5,7 +5,7 @@ use super::divisible::{check_factor, divisible};
 use crate::Result;
 use crate::graph::{Conv, Graph, GraphBuilder, LinearInit, NodeId, Norm, Op, WeightInit};
 
-/// An EfficientNet-Lite.
+/// An EfficientNet-Lite of some width and depth, for images of any size; [`efficientnet_lite`] makes its graph.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EfficientNetLiteConfig {
     /// The network's name, for messages.

@@ -5,7 +5,7 @@ use super::divisible::{check_factor, divisible};
 use crate::Result;
 use crate::graph::{Conv, Graph, GraphBuilder, LinearInit, NodeId, Op, WeightInit};
 
-/// A MobileNetV2.
+/// A MobileNetV2 of some width, for images of any size; [`mobilenet_v2`] makes its graph.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MobileNetV2Config {
     /// The network's name, for messages.

@@ -31,7 +31,7 @@ pub(super) struct FusedConv {
 
 /// The steps, each behind those that give its inputs. `shown` says of each node whether somebody wants to see its value.
 pub(super) fn plan(graph: &Graph, shown: &[bool]) -> Vec<Step> {
-    let planner = Planner { graph, shown, readers: readers(graph) };
+    let planner = Planner { graph, shown, readers: graph.readers() };
     let mut steps: Vec<Step> = Vec::new();
     let mut done = vec![false; graph.nodes().len()];
     done[0] = true;
@@ -48,16 +48,6 @@ pub(super) fn plan(graph: &Graph, shown: &[bool]) -> Vec<Step> {
     // A step that ends with a sum waits for the other side.
     steps.sort_by_key(|step| step.output);
     steps
-}
-
-fn readers(graph: &Graph) -> Vec<Vec<usize>> {
-    let mut readers = vec![Vec::new(); graph.nodes().len()];
-    for (index, node) in graph.nodes().iter().enumerate() {
-        for input in &node.inputs {
-            readers[input.index()].push(index);
-        }
-    }
-    readers
 }
 
 struct Planner<'a> {

@@ -4,9 +4,11 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
+use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor, Var};
 use kd_models::graph::{Op, TensorSpec};
-use kd_models::{Architecture, Graph, ModelConfig, Parameters};
+use kd_models::{Architecture, Classifier, Graph, Mode, ModelConfig, Output, Parameters};
+use kd_ops::DropoutKey;
 
 pub(crate) fn config(architecture: Architecture) -> ModelConfig {
     ModelConfig::new(architecture, 10)
@@ -100,4 +102,79 @@ pub(crate) fn values(tensor: &Tensor) -> Vec<f32> {
 
 pub(crate) fn bits(tensor: &Tensor) -> Vec<u32> {
     values(tensor).iter().map(|value| value.to_bits()).collect()
+}
+
+/// `short_digest` of parity/make_fixtures.py: sum, norm, sum with alternating signs, first and last element.
+pub(crate) fn short_digest(values: &[f32]) -> [f64; 5] {
+    let values: Vec<f64> = values.iter().copied().map(f64::from).collect();
+    let sign = |i: usize| if i.is_multiple_of(2) { 1.0 } else { -1.0 };
+    [
+        values.iter().sum(),
+        values.iter().map(|x| x * x).sum::<f64>().sqrt(),
+        values.iter().enumerate().map(|(i, x)| sign(i) * x).sum(),
+        values[0],
+        values[values.len() - 1],
+    ]
+}
+
+/// How a network is computed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Way {
+    /// By `forward_t`, through candle's operations.
+    Candle,
+    /// By `train`, `backward` and `evaluate`.
+    Planned,
+}
+
+impl Way {
+    pub(crate) const BOTH: [Self; 2] = [Self::Candle, Self::Planned];
+
+    /// The logits in evaluation.
+    pub(crate) fn logits(self, network: &dyn Classifier, images: &Tensor) -> Tensor {
+        match self {
+            Self::Candle => network.forward_t(images, Mode::Eval, &[]).unwrap().logits,
+            Self::Planned => network.evaluate(images, &[]).unwrap().logits,
+        }
+    }
+
+    /// A forward pass in training, and the gradients of a loss of what it gives.
+    pub(crate) fn train(
+        self,
+        network: &dyn Classifier,
+        images: &Tensor,
+        (key, places): (DropoutKey, &[&str]),
+        loss: impl FnOnce(&Output) -> Tensor,
+    ) -> (Output, GradStore) {
+        match self {
+            Self::Candle => {
+                let output = network.forward_t(images, Mode::Train(key), places).unwrap();
+                let gradients = loss(&output).backward().unwrap();
+                (output, gradients)
+            }
+            Self::Planned => {
+                let (output, tape) = network.train(images, key, places).unwrap();
+                let mut gradients = loss(&output).backward().unwrap();
+                network.backward(tape, &mut gradients).unwrap();
+                (output, gradients)
+            }
+        }
+    }
+
+    /// The loss and the gradients of a training step on labels, without dropout.
+    pub(crate) fn step(
+        self,
+        network: &dyn Classifier,
+        images: &Tensor,
+        labels: &[u32],
+    ) -> (f32, GradStore) {
+        let labels = Tensor::new(labels, &Device::Cpu).unwrap();
+        let mut value = f32::NAN;
+        let at = (DropoutKey { seed: 0, step: 0 }, &[][..]);
+        let (_, gradients) = self.train(network, images, at, |output| {
+            let loss = candle_nn::loss::cross_entropy(&output.logits, &labels).unwrap();
+            value = loss.to_scalar().unwrap();
+            loss
+        });
+        (value, gradients)
+    }
 }

@@ -7,13 +7,13 @@ use super::geometry::Conv2dConfig;
 /// Zeros added around a map, in pixels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pads {
-    /// Rows above.
+    /// Rows of zeros above the map.
     pub top: usize,
-    /// Rows below.
+    /// Rows of zeros below the map.
     pub bottom: usize,
-    /// Columns on the left.
+    /// Columns of zeros on its left.
     pub left: usize,
-    /// Columns on the right.
+    /// Columns of zeros on its right.
     pub right: usize,
 }
 

@@ -10,9 +10,9 @@ pub enum Figure {
     /// Share of correct predictions on the test images.
     #[default]
     Accuracy,
-    /// [Balanced accuracy](kd_record::Evaluation::balanced_accuracy).
+    /// The mean of the classes' accuracies, [`balanced_accuracy`](kd_record::Evaluation::balanced_accuracy) of an evaluation.
     BalancedAccuracy,
-    /// [Macro F1](kd_record::Evaluation::macro_f1).
+    /// The mean of the classes' F1 scores, [`macro_f1`](kd_record::Evaluation::macro_f1) of an evaluation.
     MacroF1,
 }
 

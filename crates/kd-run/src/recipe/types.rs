@@ -17,7 +17,7 @@ pub const FORMAT: u32 = 1;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recipe {
-    /// [`FORMAT`].
+    /// The format's number, which is [`FORMAT`] in what this version writes.
     pub format: u32,
     /// The experiment's name.
     pub name: String,
