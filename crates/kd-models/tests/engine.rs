@@ -211,6 +211,25 @@ fn odd() -> Graph {
     g.finish(x).unwrap()
 }
 
+/// A sum whose input is read by another layer after the convolution on its other side: the input's gradient changes before
+/// that convolution has read the sum's.
+fn crossed() -> Graph {
+    let mut g = GraphBuilder::new("crossed", [3, 9, 8]).unwrap();
+    let conv = Conv { padding: 1, bias: false, ..Conv::new(8, 3) };
+    let images = g.images();
+    let x = g.conv("stem", images, conv).unwrap();
+    let x = g.relu("stem.relu", x).unwrap();
+    let a = g.conv("a", x, conv).unwrap();
+    let a = g.batch_norm("a.bn", a).unwrap();
+    let b = g.conv("b", x, conv).unwrap();
+    let sum = g.sum("a.sum", a, x).unwrap();
+    let sum = g.sum("sum", sum, b).unwrap();
+    g.place("sum", sum).unwrap();
+    let mean = g.global_average_pool("mean", sum).unwrap();
+    let x = g.linear("head", mean, 4).unwrap();
+    g.finish(x).unwrap()
+}
+
 fn graphs() -> Vec<(&'static str, Graph)> {
     vec![
         (
@@ -221,6 +240,7 @@ fn graphs() -> Vec<(&'static str, Graph)> {
         ("resnet8", resnet(1, [3, 16, 16])),
         ("resnet14 of 11x13", resnet(2, [3, 11, 13])),
         ("odd", odd()),
+        ("crossed", crossed()),
     ]
 }
 
