@@ -11,6 +11,7 @@
 //! they read and write.
 
 mod backward;
+mod bytes;
 mod forward;
 mod gradients;
 mod memory;
@@ -30,6 +31,7 @@ use kd_ops::nhwc::{Isa, with_values};
 use crate::graph::{Graph, Op};
 use crate::{Output, Result};
 use backward::backward;
+pub(crate) use bytes::{Asked, PassBytes, pass_bytes};
 use forward::{Given, forward, show};
 use gradients::Back;
 use plan::{Plan, Purpose};

@@ -11,6 +11,7 @@ mod error;
 pub mod families;
 pub mod graph;
 mod init;
+pub mod memory;
 mod network;
 #[cfg(feature = "onnx")]
 pub mod onnx;

@@ -11,6 +11,7 @@ use kd_ops::nhwc::{
 
 use super::forward::{Given, drop_out, lay_out_input, rows, store_rows, whole};
 use super::gradients::Back;
+use super::plan::Plan;
 use super::units::Work;
 use super::weights::Weights;
 use super::workspace::{Image, Workspace};
@@ -41,8 +42,8 @@ pub(super) fn backward(
             found.extend(linear(given, workspace, unit, from, to, trains)?);
             continue;
         }
-        let sums = Sums::of(given, operations);
-        let frames = operations.iter().map(|operation| frames_len(given, operation)).max();
+        let sums = Sums::of(plan, operations);
+        let frames = operations.iter().map(|operation| frames_len(plan, operation)).max();
         let read = &*weights;
         let (groups, len) = (sums.groups(), sums.len);
         let total = workspace.images_with_sums(
@@ -71,19 +72,20 @@ pub(super) fn backward(
 }
 
 /// The sums over images that a run's convolutions add to.
-struct Sums {
+pub(super) struct Sums {
     /// Each operation's among them.
     of: Vec<Range<usize>>,
-    len: usize,
+    /// How many numbers a piece of memory for them has.
+    pub(super) len: usize,
 }
 
 impl Sums {
-    fn of(given: Given<'_>, operations: &[Back]) -> Self {
+    pub(super) fn of(plan: &Plan, operations: &[Back]) -> Self {
         let mut len = 0;
         let of = operations.iter().map(|operation| {
             let start = len;
             if let Back::Conv { unit, trains: true, .. } = operation
-                && let Work::Conv { conv, .. } = &given.plan.units.units[*unit].work
+                && let Work::Conv { conv, .. } = &plan.units.units[*unit].work
             {
                 len += conv.sums_len() + conv.output().channels;
             }
@@ -93,7 +95,7 @@ impl Sums {
     }
 
     /// How many pieces of memory the sums get. Large ones cost memory and its traffic, so fewer of them.
-    fn groups(&self) -> usize {
+    pub(super) fn groups(&self) -> usize {
         match self.len {
             0..=0x1_0000 => 16,
             0x1_0001..=0x10_0000 => 8,
@@ -103,17 +105,17 @@ impl Sums {
 }
 
 /// Numbers of the frames of an operation, and what a convolution needs besides.
-fn frames_len(given: Given<'_>, operation: &Back) -> usize {
+pub(super) fn frames_len(plan: &Plan, operation: &Back) -> usize {
     match *operation {
-        Back::Conv { unit, .. } => match &given.plan.units.units[unit].work {
+        Back::Conv { unit, .. } => match &plan.units.units[unit].work {
             Work::Conv { conv, .. } => {
                 2 * conv.input().len() + conv.output().len() + conv.scratch_len()
             }
             _ => unreachable!("the operation is a convolution's"),
         },
         Back::Seed { shown, .. } => {
-            let (_, value) = given.plan.units.shown[shown];
-            given.plan.units.values[value].map.len()
+            let (_, value) = plan.units.shown[shown];
+            plan.units.values[value].map.len()
         }
         _ => 0,
     }

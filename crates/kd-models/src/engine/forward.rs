@@ -53,7 +53,7 @@ pub(super) fn forward(
 }
 
 /// Numbers of the frames of a convolution's forward pass, and what the convolution needs besides.
-fn frames_len(work: &Work) -> usize {
+pub(super) fn frames_len(work: &Work) -> usize {
     match work {
         Work::Conv { conv, .. } => conv.input().len() + conv.output().len() + conv.scratch_len(),
         _ => 0,

@@ -59,6 +59,13 @@ impl Workspace {
         Self { batch, parts, sums: Vec::new() }
     }
 
+    /// The bytes of the memory of a pass over so many images, without the sums for the gradients of weights.
+    pub(super) fn bytes(plan: &Plan, batch: usize) -> u64 {
+        let image =
+            size_of::<f32>() * plan.kept + plan.units.winners + size_of::<f64>() * plan.sums();
+        batch as u64 * image as u64
+    }
+
     /// The part that has an image, and the image's position in it.
     fn find(&self, image: usize) -> (usize, usize) {
         let per_part = self.parts[0].images.len();
@@ -104,8 +111,14 @@ impl Workspace {
         let of_groups = &mut self.sums[..groups];
         self.parts.par_chunks_mut(per_group).zip(of_groups.par_iter_mut()).for_each(
             |(parts, memory)| {
-                memory.clear();
-                memory.resize(sums, 0.0);
+                if memory.capacity() < sums {
+                    // Not grown: a vector grows to twice its size and holds both while it copies.
+                    *memory = Vec::new();
+                    *memory = vec![0.0; sums];
+                } else {
+                    memory.clear();
+                    memory.resize(sums, 0.0);
+                }
                 for part in parts {
                     part.images(plan, frames, |image| each(image, memory));
                 }

@@ -1,0 +1,171 @@
+//! The memory that is said of a pass, beside what an allocator counts.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use candle_core::{DType, Device, Tensor};
+use kd_models::memory::{Pass, PassMemory, evaluation, training, weights};
+use kd_models::{
+    Architecture, Classifier, Graph, GraphNetwork, ModelConfig, Parameters, frozen, partly_frozen,
+};
+use kd_ops::DropoutKey;
+
+/// Counts bytes as they are asked for and given back.
+struct Counting;
+
+static NOW: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+/// What is counted is the whole process, so one test counts at a time.
+static COUNTS: Mutex<()> = Mutex::new(());
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+// SAFETY: the system's allocator does the work.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout.size());
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count(layout.size());
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        NOW.fetch_sub(layout.size(), Ordering::Relaxed);
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(memory, layout) }
+    }
+}
+
+fn count(bytes: usize) {
+    let now = NOW.fetch_add(bytes, Ordering::Relaxed) + bytes;
+    PEAK.fetch_max(now, Ordering::Relaxed);
+}
+
+/// The bytes that `body` had at its peak beyond those that were there before it.
+fn peak_of<T>(body: impl FnOnce() -> T) -> (u64, T) {
+    // The threads of an earlier pool end after it, and give their memory back then.
+    std::thread::sleep(Duration::from_millis(50));
+    let before = NOW.load(Ordering::Relaxed);
+    PEAK.store(before, Ordering::Relaxed);
+    let result = body();
+    ((PEAK.load(Ordering::Relaxed) - before) as u64, result)
+}
+
+fn graph(name: &str, side: usize) -> Graph {
+    let architecture: Architecture = name.parse().unwrap();
+    let config = ModelConfig { input: [3, side, side], ..ModelConfig::new(architecture, 10) };
+    config.graph().unwrap()
+}
+
+fn images(graph: &Graph, batch: usize) -> Tensor {
+    let [channels, height, width] = graph.input();
+    let noise = Tensor::rand(-1f32, 1.0, (batch, channels, height, width), &Device::Cpu);
+    noise.unwrap().to_dtype(DType::F32).unwrap()
+}
+
+fn step(network: &GraphNetwork, images: &Tensor, places: &[&str]) {
+    let (output, tape) = network.train(images, DropoutKey { seed: 0, step: 0 }, places).unwrap();
+    let mut loss = output.logits.sqr().unwrap().mean_all().unwrap();
+    for map in output.features.values() {
+        loss = (loss + map.mean_all().unwrap()).unwrap();
+    }
+    let mut gradients = loss.backward().unwrap();
+    network.backward(tape, &mut gradients).unwrap();
+}
+
+/// By what share a figure may be wrong, and by how many bytes besides: matrix products take some for themselves.
+const SHARE: f64 = 0.15;
+const BYTES: f64 = (1 << 20) as f64;
+
+/// A sentence where what is said is further than that from what is counted.
+fn apart(what: &str, said: PassMemory, counted: u64) -> Option<String> {
+    let ratio = said.total() as f64 / counted as f64;
+    let sentence = format!("{what}: {said:?} is {ratio:.3} times the {counted} counted");
+    println!("{sentence}");
+    let counted = counted as f64;
+    ((said.total() as f64 - counted).abs() > SHARE * counted + BYTES).then_some(sentence)
+}
+
+/// Name, side of the images, batch, places and frozen layers.
+type Case = (&'static str, usize, usize, &'static [&'static str], &'static [&'static str]);
+
+const CASES: [Case; 12] = [
+    ("teacher", 32, 32, &[], &[]),
+    ("student", 32, 128, &[], &[]),
+    ("student", 32, 1, &[], &[]),
+    ("resnet20", 32, 32, &[], &[]),
+    ("resnet20", 32, 2, &[], &[]),
+    ("resnet20", 32, 32, &["layer1", "layer3"], &[]),
+    ("resnet20", 32, 32, &[], &["conv1", "bn1", "layer1", "layer2"]),
+    ("resnet56", 32, 16, &[], &[]),
+    ("resnet20_b", 33, 17, &[], &[]),
+    ("resnet18", 224, 2, &[], &[]),
+    ("resnet50", 96, 3, &[], &[]),
+    ("mobilenet_v2_035", 128, 4, &[], &[]),
+];
+
+#[test]
+fn what_is_said_of_a_training_pass_is_what_an_allocator_counts() {
+    let _alone = COUNTS.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut wrong = Vec::new();
+    for (name, side, batch, places, layers) in CASES {
+        let graph = graph(name, side);
+        let layers: Vec<String> = layers.iter().map(ToString::to_string).collect();
+        let still: BTreeSet<String> = match layers.is_empty() {
+            true => BTreeSet::new(),
+            false => graph.frozen_parameters(&layers).unwrap(),
+        };
+        // A pool of its own, whose threads have no scratch memory of an earlier case.
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+        let (of_weights, parameters) =
+            peak_of(|| -> Parameters { graph.init(0, &Device::Cpu).unwrap() });
+        let ratio = weights(&graph) as f64 / of_weights as f64;
+        assert!((0.5..1.001).contains(&ratio), "{name}: weights {ratio:.3}");
+        let variables = partly_frozen(&parameters, |name| still.contains(name));
+        let network = GraphNetwork::new(graph.clone(), variables).unwrap();
+        let images = images(&graph, batch);
+        let (counted, ()) = peak_of(|| {
+            pool.install(|| {
+                step(&network, &images, places);
+                step(&network, &images, places);
+            });
+        });
+        let said = training(&graph, &Pass { batch, threads: 2, places }, &still).unwrap();
+        let what = format!("{name} {side} {batch} {places:?} {layers:?}");
+        wrong.extend(apart(&what, said, counted));
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn what_is_said_of_an_evaluation_is_what_an_allocator_counts() {
+    let _alone = COUNTS.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut wrong = Vec::new();
+    for (name, side, batch, places, _) in CASES {
+        let graph = graph(name, side);
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+        let parameters = graph.init(0, &Device::Cpu).unwrap();
+        let tensors = parameters.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor()));
+        let network = GraphNetwork::new(graph.clone(), frozen(&tensors.collect())).unwrap();
+        let images = images(&graph, batch);
+        let (counted, ()) = peak_of(|| {
+            pool.install(|| {
+                network.evaluate(&images, places).unwrap();
+                network.evaluate(&images, places).unwrap();
+            });
+        });
+        let said = evaluation(&graph, &Pass { batch, threads: 2, places }).unwrap();
+        let what = format!("evaluation {name} {side} {batch} {places:?}");
+        wrong.extend(apart(&what, said, counted));
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
