@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 import families
@@ -212,6 +213,9 @@ def linears() -> dict[str, Tensor]:
     return tensors | {"relu6_only.x": x, "relu6_only.y": y, "relu6_only.dy": dy, "relu6_only.dx": x.grad}
 
 
+PAIR = {"matrix": (3, 7), "bias": (4,)}
+
+
 def adam() -> dict[str, Tensor]:
     # name: lr, beta1, beta2, eps, weight_decay
     cases = {
@@ -237,6 +241,56 @@ def adam() -> dict[str, Tensor]:
         state = optimizer.state[parameter]
         tensors[f"{name}.first"] = state["exp_avg"].clone()
         tensors[f"{name}.second"] = state["exp_avg_sq"].clone()
+    return tensors
+
+
+def adamw() -> dict[str, Tensor]:
+    """AdamW on a matrix and a bias: with the decay on both, and with the bias in a group without decay, as timm makes them."""
+    # name: lr, beta1, beta2, eps, weight_decay
+    config = (1e-2, 0.9, 0.99, 1e-8, 0.3)
+    lr, beta1, beta2, eps, weight_decay = config
+    tensors = {}
+    for tag, name in enumerate(("all", "matrices")):
+        parameters = {key: nn.Parameter(hashed(shape, 540 + tag + 2 * n)) for n, (key, shape) in enumerate(PAIR.items())}
+        groups = [{"params": [parameters["matrix"]]}, {"params": [parameters["bias"]]}]
+        if name == "matrices":
+            groups[1]["weight_decay"] = 0.0
+        optimizer = torch.optim.AdamW(groups, lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay)
+        tensors[f"{name}.config"] = torch.tensor(config, dtype=torch.float64)
+        for key, parameter in parameters.items():
+            tensors[f"{name}.start.{key}"] = parameter.detach().clone()
+        for step in range(4):
+            for n, (key, parameter) in enumerate(parameters.items()):
+                parameter.grad = hashed(PAIR[key], 545 + 2 * step + n) * 10.0 ** (step - 2)
+                tensors[f"{name}.grad.{key}.{step}"] = parameter.grad.clone()
+            optimizer.step()
+            for key, parameter in parameters.items():
+                tensors[f"{name}.parameter.{key}.{step}"] = parameter.detach().clone()
+    return tensors
+
+
+def averages() -> dict[str, Tensor]:
+    """Averages of weights and running statistics over five steps: timm's ModelEmaV3 and PyTorch's AveragedModel."""
+    tensors = {}
+    model = nn.BatchNorm1d(5)
+    shapes = {key: tuple(value.shape) for key, value in model.state_dict().items() if value.is_floating_point()}
+    averaged = {
+        "ema": ModelEmaV3(model, decay=0.6),
+        "ema_warmup": ModelEmaV3(model, decay=0.6, use_warmup=True),
+        "mean": torch.optim.swa_utils.AveragedModel(model, use_buffers=True),
+    }
+    for step in range(5):
+        state = {key: hashed(shape, 580 + 10 * step + n) for n, (key, shape) in enumerate(shapes.items())}
+        model.load_state_dict(state | {"num_batches_tracked": torch.tensor(step)})
+        for key, value in state.items():
+            tensors[f"values.{key}.{step}"] = value
+        for name, average in averaged.items():
+            if name == "mean":
+                average.update_parameters(model)
+            else:
+                average.update(model, step=step + 1)
+            found = average.module.state_dict()
+            tensors |= {f"{name}.{key}.{step}": found[key].clone() for key in shapes}
     return tensors
 
 
@@ -342,6 +396,12 @@ def losses() -> dict[str, Tensor]:
     # Some rare classes, one that no label has (8) and one that several have (9).
     class_weights = torch.tensor([0.5, 3.0, 1.0, 0.1, 2.0, 7.5, 1.0, 0.25, 20.0, 0.75], dtype=torch.float64)
     tensors["class_weights"] = class_weights
+    # The labels of what each image was mixed with, one of them its own, and the shares of the images themselves.
+    partners = torch.tensor([4, 0, 2, 1, 8, 9, 3, 6])
+    shares = torch.tensor([0.5, 0.25, 1.0, 0.0, 0.9, 0.7, 0.1, 0.6])
+    tensors |= {"partners": partners, "shares": shares}
+    rows = shares.double()[:, None]
+    mixed = rows * F.one_hot(labels, 10) + (1 - rows) * F.one_hot(partners, 10)
     logits = {
         "small": (hashed((8, 10), 600, 3.0), hashed((8, 10), 601, 5.0)),
         "equal": (hashed((8, 10), 602, 3.0), hashed((8, 10), 602, 3.0)),
@@ -371,6 +431,21 @@ def losses() -> dict[str, Tensor]:
         for smoothing in (0.0, 0.1, 1.0):
             weighted = nn.CrossEntropyLoss(weight=class_weights, label_smoothing=smoothing)
             record(f"{name}.weighted_{smoothing}", lambda z: weighted(z, labels), student)
+        for smoothing in (0.0, 0.1):
+            record(
+                f"{name}.mixed_{smoothing}",
+                lambda z: F.cross_entropy(z, mixed, label_smoothing=smoothing),
+                student,
+            )
+        for own, teachers in ((1.0, 4.0), (4.0, 1.0), (2.0, 2.0)):
+            record(
+                f"{name}.kd_{own}_{teachers}",
+                lambda z: own**2 * F.kl_div(
+                    F.log_softmax(z / own, 1), F.log_softmax(teacher.double() / teachers, 1),
+                    reduction="batchmean", log_target=True,
+                ),
+                student,
+            )
         for temperature in (0.5, 1.0, 2.0, 4.0, 20.0):
             t = teacher.double()
 
@@ -594,6 +669,8 @@ FIXTURES = {
     "kd-ops/tests/fixtures/conv2d_relu_max_pool2.safetensors": conv_relu_pools,
     "kd-ops/tests/fixtures/linear.safetensors": linears,
     "kd-ops/tests/fixtures/adam.safetensors": adam,
+    "kd-ops/tests/fixtures/adamw.safetensors": adamw,
+    "kd-ops/tests/fixtures/averages.safetensors": averages,
     "kd-ops/tests/fixtures/clipping.safetensors": clipping,
     "kd-ops/tests/fixtures/batch_norm.safetensors": batch_norms,
     "kd-ops/tests/fixtures/sgd.safetensors": sgd,

@@ -30,7 +30,7 @@ struct Set {
     }
 };
 
-static void check_adam(const std::vector<size_t> &sizes, double weight_decay) {
+static void check_adam(const std::vector<size_t> &sizes, double weight_decay, bool decoupled = false) {
     const double lr = 1e-2, beta1 = 0.9, beta2 = 0.999, eps = 1e-8;
     Set set(sizes);
     std::vector<float> first(set.total), second(set.total);
@@ -40,15 +40,18 @@ static void check_adam(const std::vector<size_t> &sizes, double weight_decay) {
     for (int step = 1; step <= 3; step++) {
         for (size_t t = 0; t < sizes.size(); t++) set.grads[t] = random_floats(sizes[t], 2, 100 * step + t), set.table.grad[t] = set.grads[t].data();
         // With the launch, or from memory.
-        const Step now{0, {float(lr / (1 - std::pow(beta1, step))), float(std::sqrt(1 - std::pow(beta2, step)))}};
+        const Step now{0, {float(lr / (1 - std::pow(beta1, step))), float(std::sqrt(1 - std::pow(beta2, step))),
+                          float(1 - lr * weight_decay)}};
         bool given = step == 2;
         emulate::launch(set.chunks, 7, step % 2 == 0, adam, set.table, first.data(), second.data(), float(beta1),
-                        float(1 - beta1), float(beta2), float(1 - beta2), float(eps), float(weight_decay),
-                        given ? NAN : now.scalars[0], given ? NAN : now.scalars[1], given ? &now : (const Step *)nullptr);
+                        float(1 - beta1), float(beta2), float(1 - beta2), float(eps), float(decoupled ? 0 : weight_decay),
+                        given ? NAN : now.scalars[0], given ? NAN : now.scalars[1], given ? NAN : now.scalars[2],
+                        int(decoupled), given ? &now : (const Step *)nullptr);
         for (size_t t = 0; t < sizes.size(); t++)
             for (size_t i = 0; i < sizes[t]; i++) {
                 size_t at = set.starts[t] + i;
-                double grad = set.grads[t][i] + weight_decay * p[at];
+                if (decoupled) p[at] *= 1 - lr * weight_decay;
+                double grad = set.grads[t][i] + (decoupled ? 0 : weight_decay * p[at]);
                 m[at] = beta1 * m[at] + (1 - beta1) * grad;
                 v[at] = beta2 * v[at] + (1 - beta2) * grad * grad;
                 double mean = m[at] / (1 - std::pow(beta1, step)), var = v[at] / (1 - std::pow(beta2, step));
@@ -123,6 +126,7 @@ int main() {
     for (const std::vector<size_t> &sizes : {std::vector<size_t>{1}, {5, CHUNK, 1, CHUNK + 1, 100}}) {
         check_adam(sizes, 0);
         check_adam(sizes, 0.01);
+        check_adam(sizes, 0.1, true);
         check_sgd(sizes, 0, false, 0.01);
         check_sgd(sizes, 0.9, false, 0);
         check_sgd(sizes, 0.9, true, 0.01);

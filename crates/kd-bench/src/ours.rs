@@ -98,7 +98,8 @@ fn training(
     let optimizer = OptimizerConfig::default();
     let learning_rate = optimizer.lr();
     let optimizer = optimizer.optimizer();
-    let task = Supervised::new(Learner { network, parameters, optimizer }, objective);
+    let task =
+        Supervised::new(Learner { network, parameters, optimizer, average: None }, objective);
     let step_config = StepConfig { precision, ..StepConfig::default() };
     let mut trainer = Trainer::new(Box::new(task), teacher, step_config);
     let batch = batch.for_training()?;

@@ -98,6 +98,8 @@ impl Batch {
             rows: Tensor::new(indices.as_slice(), self.images.device())?,
             views: vec![kd_data::View::default(); indices.len()],
             indices,
+            mixed: None,
+            view: 0,
         })
     }
 }

@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use crate::sampler::Sampler;
 use crate::source::Source;
-use crate::{Augment, Error, Normalization, Result, View};
+use crate::{Augment, Error, MixConfig, Mixed, Normalization, Result, View};
 
 /// The settings of one epoch's batches.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -15,7 +15,7 @@ pub struct BatchConfig {
     pub drop_last: bool,
     /// Which images an epoch has: each once, or as many draws that are balanced over the classes.
     pub sampler: Sampler,
-    /// Seed of the images' order and of their views. `None` keeps the images in the source's order, and then `augment`
+    /// Seed of the images' order and of their views. `None` keeps the images in the source's order, and then `augment` and `mix`
     /// must be off and `sampler` [`Sampler::Shuffle`].
     pub shuffle_seed: Option<u64>,
     /// Number of the epoch, from 0: each has an order and views of its own.
@@ -25,6 +25,12 @@ pub struct BatchConfig {
     pub first_batch: usize,
     /// Random changes to the images.
     pub augment: Augment,
+    /// How images are mixed with others.
+    pub mix: MixConfig,
+    /// The number of views that each image has over the whole of training, at least 1: epoch `e` shows view `e % views`, what epoch
+    /// `e % views` would show without this. `None` draws new ones in each epoch. Another order of the images comes in each epoch
+    /// in either case.
+    pub views: Option<usize>,
     /// How pixel bytes become network inputs.
     pub normalization: Normalization,
     /// Finished batches that wait beside the one being prepared; at least one is always prepared ahead.
@@ -42,6 +48,8 @@ impl Default for BatchConfig {
             epoch: 0,
             first_batch: 0,
             augment: Augment::default(),
+            mix: MixConfig::default(),
+            views: None,
             normalization: Normalization::default(),
             prefetch: 2,
         }
@@ -58,6 +66,11 @@ impl BatchConfig {
             true => images / self.batch_size,
             false => images.div_ceil(self.batch_size),
         }
+    }
+
+    /// The number of the view that the epoch shows of each image.
+    pub fn view(&self) -> usize {
+        self.views.map_or(self.epoch, |views| self.epoch % views.max(1))
     }
 }
 
@@ -77,6 +90,10 @@ pub struct Batch {
     /// How augmentation changed each image: `B` of them. Applied again ([`View::apply`]), a view gives the same input, so
     /// that a teacher can be shown what its student sees.
     pub views: Vec<View>,
+    /// How the images were mixed with others after that; `None` where none is mixed.
+    pub mixed: Option<Mixed>,
+    /// The number of the view: 0 where images are not changed, else that of the epoch or, with [`BatchConfig::views`], one below it.
+    pub view: usize,
 }
 
 /// Refuses settings and sources that no batches can be made of.
@@ -121,9 +138,18 @@ pub(crate) fn check<S: Source + ?Sized>(source: &S, config: &BatchConfig) -> Res
             format!("at most {count}, the number of batches"),
         );
     }
-    if config.shuffle_seed.is_none() && !config.augment.is_off() {
-        return wrong("shuffle_seed", "none".into(), "a seed where augment is on".into());
+    if config.shuffle_seed.is_none() && !(config.augment.is_off() && config.mix.is_off()) {
+        return wrong("shuffle_seed", "none".into(), "a seed where augment or mix is on".into());
     }
+    if config.views == Some(0) {
+        return wrong("views", "0".into(), "at least 1, or none".into());
+    }
+    if config.views.is_some() && !config.sampler.is_shuffle() {
+        let expected =
+            "none where sampler is balanced, which shows an image several times in an epoch";
+        return wrong("views", config.views.unwrap_or(0).to_string(), expected.into());
+    }
+    config.mix.check()?;
     if config.shuffle_seed.is_none() && !config.sampler.is_shuffle() {
         return wrong("shuffle_seed", "none".into(), "a seed where sampler is balanced".into());
     }

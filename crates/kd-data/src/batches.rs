@@ -8,6 +8,7 @@ use candle_core::{Device, Tensor};
 
 use crate::augment::{Views, apply};
 use crate::batch::{Batch, BatchConfig, check};
+use crate::mix::{Mix, Mixed, Mixes};
 use crate::normalize::Table;
 use crate::sampler::order;
 use crate::source::{Block, Picture, Source};
@@ -41,6 +42,10 @@ struct Prepared {
     labels: Vec<u32>,
     indices: Vec<u32>,
     views: Vec<View>,
+    view: usize,
+    /// What each image was mixed with, and the partners' labels; empty where no image is mixed.
+    mixes: Vec<Mix>,
+    partners: Vec<u32>,
 }
 
 /// The batches of one epoch of `source`, on `device`.
@@ -50,7 +55,8 @@ struct Prepared {
 /// `first_batch` at the number of batches, none is left.
 ///
 /// On a GPU (feature `cuda`) the block of a source that has one ([`Source::block`]) is copied there at its first use and
-/// stays as long as the source lives; each batch is then gathered there, the same as on the CPU, bit for bit.
+/// stays as long as the source lives; each batch is then gathered there, the same as on the CPU, bit for bit. Mixed images are made on
+/// the CPU for either.
 ///
 /// # Errors
 /// Settings that make no sense, a source whose parts don't fit together or whose images don't have
@@ -74,7 +80,7 @@ fn start<S: Source + ?Sized + 'static>(
     device: &Device,
 ) -> Result<Feed> {
     #[cfg(feature = "cuda")]
-    if let (Device::Cuda(gpu), Some(block)) = (device, source.block()) {
+    if let (Device::Cuda(gpu), Some(block), true) = (device, source.block(), config.mix.is_off()) {
         return Ok(Feed::Gpu(Box::new(crate::cuda::gather(source, block, config, gpu)?)));
     }
     let _ = device;
@@ -101,19 +107,20 @@ fn prepare_all<S: Source + ?Sized>(
             return;
         }
     };
-    let table = config.normalization.table();
     let seed = config.shuffle_seed.unwrap_or(0);
-    let mut views = Views::new(config.augment, source.shape(), seed, config.epoch);
-    let mut reader = Reader { source, block: source.block(), picture: Picture::default() };
+    let shape = source.shape();
+    let mut maker = Maker {
+        reader: Reader { source, block: source.block(), picture: Picture::default() },
+        views: Views::new(config.augment, shape, seed, config.view()),
+        mixes: Mixes::new(config.mix, source.len(), shape, seed, config.view()),
+        config,
+        table: config.normalization.table(),
+        partner: Vec::new(),
+    };
     let count = config.count(source.len());
     let chunks = order.chunks(config.batch_size).enumerate();
     for (batch, indices) in chunks.take(count).skip(config.first_batch) {
-        let positions = batch * config.batch_size..;
-        let drawn = positions
-            .zip(indices)
-            .map(|(position, &index)| views.view(config.sampler.view_number(position, index)));
-        let views = drawn.collect();
-        let batch = prepare(&mut reader, indices, views, config.augment.cutout, &table);
+        let batch = maker.prepare(batch * config.batch_size, indices);
         let failed = batch.is_err();
         if sender.send(batch).is_err() || failed {
             return;
@@ -145,33 +152,77 @@ impl<S: Source + ?Sized> Reader<'_, S> {
     }
 }
 
-/// One batch: the images `indices`, each with its view.
-fn prepare<S: Source + ?Sized>(
-    reader: &mut Reader<'_, S>,
-    indices: &[u32],
-    views: Vec<View>,
-    cutout: usize,
-    table: &Table,
-) -> Result<Prepared> {
-    let [channels, height, width] = reader.source.shape();
-    let image_len = channels * height * width;
-    let mut images = vec![0.0; indices.len() * image_len];
-    let inputs = images.chunks_exact_mut(image_len);
-    for ((&index, view), input) in indices.iter().zip(&views).zip(inputs) {
-        let pixels = reader.pixels(index, image_len)?;
-        apply(view, pixels, [height, width], cutout, table, input);
+/// Makes an epoch's batches.
+struct Maker<'a, S: ?Sized> {
+    reader: Reader<'a, S>,
+    views: Views,
+    mixes: Mixes,
+    config: &'a BatchConfig,
+    table: Table,
+    /// Memory for a picture that is mixed into another.
+    partner: Vec<f32>,
+}
+
+impl<S: Source + ?Sized> Maker<'_, S> {
+    /// The batch of the images `indices`, of which the first comes at `position` of the epoch's order.
+    fn prepare(&mut self, position: usize, indices: &[u32]) -> Result<Prepared> {
+        let image_len = self.reader.source.shape().iter().product();
+        let mut images = vec![0.0; indices.len() * image_len];
+        let (mut views, mut mixes) = (Vec::with_capacity(indices.len()), Vec::new());
+        let inputs = images.chunks_exact_mut(image_len);
+        for ((position, &index), input) in (position..).zip(indices).zip(inputs) {
+            let number = self.config.sampler.view_number(position, index);
+            views.push(self.show(number, index, input)?);
+            let Some(mix) = self.mixes.mix(number, index) else { continue };
+            if mix.share < 1.0 {
+                let mut partner = std::mem::take(&mut self.partner);
+                partner.resize(image_len, 0.0);
+                self.show(mix.partner, mix.partner, &mut partner)?;
+                let [_, height, width] = self.reader.source.shape();
+                mix.apply(&partner, [height, width], input);
+                self.partner = partner;
+            }
+            mixes.push(mix);
+        }
+        let label = |&index: &u32| self.reader.label(index);
+        let labels = indices.iter().map(label).collect::<Result<_>>()?;
+        let partners = mixes.iter().map(|mix| label(&mix.partner)).collect::<Result<_>>()?;
+        let view = match self.config.augment.is_off() && self.config.mix.is_off() {
+            true => 0,
+            false => self.config.view(),
+        };
+        Ok(Prepared { images, labels, indices: indices.to_vec(), views, view, mixes, partners })
     }
-    let labels = indices.iter().map(|&index| reader.label(index)).collect::<Result<_>>()?;
-    Ok(Prepared { images, labels, indices: indices.to_vec(), views })
+
+    /// Writes image `index` into `input` in the view that has this number.
+    fn show(&mut self, number: u32, index: u32, input: &mut [f32]) -> Result<View> {
+        let [_, height, width] = self.reader.source.shape();
+        let view = self.views.view(number);
+        let pixels = self.reader.pixels(index, input.len())?;
+        apply(&view, pixels, [height, width], self.config.augment.cutout, &self.table, input);
+        Ok(view)
+    }
 }
 
 impl Prepared {
     fn into_batch(self, [channels, height, width]: [usize; 3], device: &Device) -> Result<Batch> {
-        let Self { images, labels, indices, views } = self;
+        let Self { images, labels, indices, views, view, mixes, partners } = self;
         let images = Tensor::from_vec(images, (indices.len(), channels, height, width), device)?;
         let labels = Tensor::from_vec(labels, indices.len(), device)?;
         let rows = Tensor::new(indices.as_slice(), device)?;
-        Ok(Batch { images, labels, indices, rows, views })
+        let mixed = match mixes.is_empty() {
+            true => None,
+            false => {
+                let shares: Vec<f32> = mixes.iter().map(|mix| mix.share).collect();
+                let shares = Tensor::from_vec(shares, indices.len(), device)?;
+                Some(Mixed {
+                    labels: Tensor::from_vec(partners, indices.len(), device)?,
+                    shares,
+                    mixes,
+                })
+            }
+        };
+        Ok(Batch { images, labels, indices, rows, views, mixed, view })
     }
 }
 

@@ -80,6 +80,8 @@ pub(crate) struct Gathered {
     rows: Tensor,
     /// Each image's view, in the order of `order`.
     views: Vec<View>,
+    /// The number of all of them.
+    view: usize,
     /// The same as the kernel takes them, two words each; `None` where no image is changed.
     views_on_gpu: Option<CudaSlice<u32>>,
     /// The input of each byte, by channel: `[3, 256]`.
@@ -104,7 +106,7 @@ pub(crate) fn gather<S: Source + ?Sized + 'static>(
     let (order, shape) = (order(&**source, config)?, source.shape());
     let (seed, sampler) = (config.shuffle_seed.unwrap_or(0), config.sampler);
     let drawn = order.par_chunks(CHUNK).enumerate().flat_map_iter(|(chunk, indices)| {
-        let mut views = Views::new(config.augment, shape, seed, config.epoch);
+        let mut views = Views::new(config.augment, shape, seed, config.view());
         let positions = (chunk * CHUNK..).zip(indices);
         positions.map(move |(position, &index)| views.view(sampler.view_number(position, index)))
     });
@@ -126,6 +128,7 @@ pub(crate) fn gather<S: Source + ?Sized + 'static>(
         rows: tensor(device.clone_htod(&order)?, device, order.len()),
         order,
         views,
+        view: if config.augment.is_off() { 0 } else { config.view() },
         views_on_gpu,
         table: device.clone_htod(config.normalization.table().as_flattened())?,
     })
@@ -146,7 +149,7 @@ impl Gathered {
         let (images, labels) = self.launch(from, to)?;
         let (indices, views) = (self.order[from..to].to_vec(), self.views[from..to].to_vec());
         let rows = self.rows.narrow(0, from, to - from)?;
-        Ok(Batch { images, labels, indices, rows, views })
+        Ok(Batch { images, labels, indices, rows, views, mixed: None, view: self.view })
     }
 
     fn launch(&self, from: usize, to: usize) -> candle_core::Result<(Tensor, Tensor)> {

@@ -17,6 +17,7 @@ mod hash;
 pub mod hub;
 #[cfg(feature = "images")]
 pub mod images;
+mod mix;
 mod normalize;
 mod portions;
 mod random;
@@ -32,6 +33,7 @@ pub use cifar::{cifar10, cifar10_records, cifar100, cifar100_records};
 pub use error::{Error, Result};
 #[cfg(feature = "images")]
 pub use folder::{image_folder, image_folder_without_broken};
+pub use mix::{Mix, MixConfig, Mixed};
 pub use normalize::{Normalization, Renormalize};
 pub use portions::{Limits, Portions};
 pub use sampler::Sampler;

@@ -18,6 +18,8 @@ pub(crate) enum Purpose {
     Balance,
     /// Crops, flips and cutouts; the number is the epoch.
     Augment,
+    /// What images are mixed with; the number is the epoch.
+    Mix,
     /// Which images are in a subset; the number is 0.
     Subset,
     /// A drawn training image; the number is its index.
@@ -35,6 +37,7 @@ pub(crate) fn generator(seed: u64, purpose: Purpose, number: u64) -> ChaCha8Rng 
         Purpose::SyntheticTrain => 0xd004,
         Purpose::SyntheticTest => 0xd005u64,
         Purpose::Balance => 0xd006,
+        Purpose::Mix => 0xd007,
     };
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(tag << 48 | number);
@@ -63,6 +66,11 @@ pub(crate) fn shuffle(rng: &mut ChaCha8Rng, items: &mut [u32]) {
 /// A number from 0 to 1, below 1, in steps of 2^-24: exact in `f32`.
 pub(crate) fn unit(rng: &mut ChaCha8Rng) -> f32 {
     (rng.next_u32() >> 8) as f32 * (1.0 / 16_777_216.0)
+}
+
+/// The same in f64, in steps of 2^-53.
+pub(crate) fn unit64(rng: &mut ChaCha8Rng) -> f64 {
+    (rng.next_u64() >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
 }
 
 #[cfg(test)]

@@ -89,6 +89,28 @@ pub(crate) fn is_class_weight(weight: f64) -> bool {
     weight > 0.0 && weight.is_finite()
 }
 
+/// That the shares of mixed images are `[B]` and, on the CPU, that each is from 0 to 1.
+pub(crate) fn shares(logits: &Tensor, shares: &Tensor) -> Result<()> {
+    let what = "shares";
+    let batch = logits.dim(0)?;
+    if shares.dims() != [batch] {
+        let found = shares.dims().to_vec();
+        return Err(Error::Shape { what, found, expected: "[B], one for each image" });
+    }
+    if !shares.device().is_cpu() {
+        return Ok(());
+    }
+    let shares = shares.to_dtype(DType::F64)?.to_vec1::<f64>()?;
+    match shares.iter().position(|share| !(0.0..=1.0).contains(share)) {
+        Some(image) => Err(Error::Option {
+            field: what,
+            found: format!("{} for image {image}", shares[image]),
+            expected: "a number from 0 to 1",
+        }),
+        None => Ok(()),
+    }
+}
+
 /// The batch and the classes that both networks' logits have in common.
 pub(crate) fn same_logits(student: &Tensor, teacher: &Tensor) -> Result<(usize, usize)> {
     let shape = logits_shape("student logits", student)?;

@@ -74,6 +74,14 @@ pub enum Error {
         /// Its type.
         found: candle_core::DType,
     },
+    /// Images that are mixed of two have two classes, and something takes one an image.
+    #[error(
+        "the images are mixed of two, so that each has two classes, and {what} one; train without mixing, or without it"
+    )]
+    Mixed {
+        /// What takes one class an image, with its verb.
+        what: &'static str,
+    },
     /// A method needs the teacher's logits and was given none.
     #[error("the teacher's logits are needed and were not given")]
     MissingTeacherLogits,

@@ -32,6 +32,9 @@ pub struct Inputs<'a> {
     /// What each class counts in the labels' cross-entropy, a float tensor `[C]` of numbers above 0 on the logits' device; `None`
     /// where all count the same. See [`cross_entropy_weighted`](crate::cross_entropy_weighted).
     pub class_weights: Option<&'a Tensor>,
+    /// The second class of each image and the share of its first one, where images are [mixed](MixedLabels) of two; the labels'
+    /// cross-entropy then has both as its target.
+    pub mixed: Option<MixedLabels<'a>>,
     /// The teacher's logits `[B, C]`, present when a method [needs](Needs::teacher_logits) them.
     pub teacher_logits: Option<&'a Tensor>,
     /// The student's values at the feature places that the methods [need](Needs::student), by place.
@@ -44,12 +47,13 @@ pub struct Inputs<'a> {
 }
 
 impl<'a> Inputs<'a> {
-    /// Logits and labels alone: no class weights, no teacher, no features, nothing from the host.
+    /// Logits and labels alone: no class weights, no mixed images, no teacher, no features, nothing from the host.
     pub fn new(student_logits: &'a Tensor, labels: &'a Tensor) -> Self {
         Self {
             student_logits,
             labels,
             class_weights: None,
+            mixed: None,
             teacher_logits: None,
             student_features: &NO_FEATURES,
             teacher_features: &NO_FEATURES,
@@ -72,6 +76,15 @@ impl<'a> Inputs<'a> {
     pub fn require_host(&self) -> Result<HostStep<'a>> {
         self.host.ok_or(Error::MissingHostStep)
     }
+}
+
+/// The targets of images that are each mixed of two, by mixup or CutMix.
+#[derive(Clone, Copy, Debug)]
+pub struct MixedLabels<'a> {
+    /// The class of the image that was mixed in, u32 `[B]`.
+    pub labels: &'a Tensor,
+    /// The share of the image's own class in its target, from 0 to 1, a float tensor `[B]`.
+    pub shares: &'a Tensor,
 }
 
 /// What only the host knows of a training step.

@@ -27,11 +27,11 @@ pub use class_weights::{ClassWeightRule, ClassWeights};
 pub use control::LabelSmoothingConfig;
 pub use error::{Error, Result};
 pub use features::{attention_transfer, cosine, mse, nst, vid};
-pub use inputs::{HostStep, Inputs, Needs, RunStep};
+pub use inputs::{HostStep, Inputs, MixedLabels, Needs, RunStep};
 pub use list::{METHODS, MethodConfig, MethodInfo, build, helper_parameters};
 pub use logits::{
-    DistConfig, DkdConfig, KdConfig, cross_entropy, cross_entropy_smoothed, cross_entropy_weighted,
-    dist, dkd, kd, kd_with_labels, standardize,
+    DistConfig, DkdConfig, KdConfig, cross_entropy, cross_entropy_mixed, cross_entropy_smoothed,
+    cross_entropy_weighted, dist, dkd, kd, kd_with_labels, standardize,
 };
 pub use method::{About, Definition, HelperInit, HelperParameter, Kind, Method};
 pub use objective::{Loss, Objective, Term, Weighted, alpha_weights};

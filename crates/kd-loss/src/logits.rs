@@ -8,7 +8,9 @@ mod kd;
 mod log_softmax;
 mod standardize;
 
-pub use cross_entropy::{cross_entropy, cross_entropy_smoothed, cross_entropy_weighted};
+pub use cross_entropy::{
+    cross_entropy, cross_entropy_mixed, cross_entropy_smoothed, cross_entropy_weighted,
+};
 pub use dist::{DistConfig, dist};
 pub use dkd::{DkdConfig, dkd};
 pub use kd::{KdConfig, kd, kd_with_labels};

@@ -142,7 +142,8 @@ impl Objective {
     }
 
     /// The loss of a batch; `at` gives the factors of the weights. The labels' cross-entropy and the first plain
-    /// [`kd`](crate::kd) are one operation, unless the classes have [weights](Inputs::class_weights).
+    /// [`kd`](crate::kd) are one operation, unless the classes have [weights](Inputs::class_weights) or the images are
+    /// [mixed](Inputs::mixed).
     ///
     /// # Errors
     /// As the methods' and [`cross_entropy_weighted`](crate::cross_entropy_weighted)'s, and when the step is past the end of the run.
@@ -193,7 +194,8 @@ impl Objective {
     ) -> Result<Option<(usize, FusedLoss)>> {
         let mut methods = self.methods.iter().enumerate();
         let found = methods.find_map(|(index, term)| Some((index, term, term.method.plain_kd()?)));
-        let takes_labels = self.labels_weight > 0.0 && inputs.class_weights.is_none();
+        let takes_labels =
+            self.labels_weight > 0.0 && inputs.class_weights.is_none() && inputs.mixed.is_none();
         let (Some((index, term, temperature)), Some(teacher), true) =
             (found, inputs.teacher_logits, takes_labels)
         else {

@@ -29,11 +29,13 @@ __device__ inline int tensor_of_block(const Tensors &tensors) {
     return low;
 }
 
-// The step's scalars: `step_size` is lr / (1 - beta1^step), `root` sqrt(1 - beta2^step).
+// The step's scalars: `step_size` is lr / (1 - beta1^step), `root` sqrt(1 - beta2^step), `shrinks_by` what the
+// parameters are multiplied by first where `shrinks`. `penalty` is that of L2.
 extern "C" __global__ void adam(const Tensors tensors, float *first, float *second, float beta1, float rest1,
-                                float beta2, float rest2, float eps, float weight_decay, float step_size,
-                                float root, const Step *now) {
-    if (now) step_size = now->scalars[0], root = now->scalars[1];
+                                float beta2, float rest2, float eps, float penalty, float step_size, float root,
+                                float shrinks_by, int shrinks, const Step *now) {
+    if (now) step_size = now->scalars[0], root = now->scalars[1], shrinks_by = now->scalars[2];
+    if (!shrinks) shrinks_by = 1;
     int tensor = tensor_of_block(tensors);
     unsigned from = (blockIdx.x - tensors.first_chunk[tensor]) * CHUNK;
     unsigned to = min(from + CHUNK, tensors.size[tensor]);
@@ -42,8 +44,8 @@ extern "C" __global__ void adam(const Tensors tensors, float *first, float *seco
     first += tensors.start[tensor];
     second += tensors.start[tensor];
     for (unsigned i = from + threadIdx.x; i < to; i += blockDim.x) {
-        float value = parameter[i];
-        float grad = grads[i] + weight_decay * value;
+        float value = parameter[i] * shrinks_by;
+        float grad = grads[i] + penalty * value;
         float m = beta1 * first[i] + rest1 * grad;
         float v = beta2 * second[i] + rest2 * grad * grad;
         first[i] = m;

@@ -1,4 +1,4 @@
-//! The optimiser Adam with PyTorch's semantics and a state that can be saved.
+//! The optimisers Adam and AdamW with PyTorch's semantics and a state that can be saved.
 
 use std::collections::BTreeMap;
 
@@ -23,13 +23,53 @@ pub struct AdamConfig {
     pub beta2: f64,
     /// Added to the denominator, the root of the mean of the squared gradients.
     pub eps: f64,
-    /// L2 penalty, added to the gradient (`torch.optim.Adam`, not AdamW).
+    /// How strongly parameters are drawn to zero; 0 does not.
     pub weight_decay: f64,
+    /// What the weight decay does.
+    pub decay: WeightDecay,
+}
+
+/// What a weight decay does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WeightDecay {
+    /// Times the parameter it is added to the gradient of each parameter, an L2 penalty: `torch.optim.Adam`.
+    #[default]
+    L2,
+    /// Before its step a parameter is multiplied by 1 - learning rate * weight decay (Loshchilov and Hutter, "Decoupled Weight Decay
+    /// Regularization", 2019, algorithm 2: `torch.optim.AdamW`). A parameter of fewer than two dimensions is not: these are biases
+    /// and the weights of batch normalisations, which big_vision and timm leave out, too.
+    Decoupled,
+    /// The same for each parameter, as `torch.optim.AdamW` does it where it is given no groups of parameters.
+    DecoupledForAll,
+}
+
+impl AdamConfig {
+    /// What the parameter's values are multiplied by before a step: 1 where no decoupled weight decay is meant for it.
+    fn shrinks_by(&self, parameter: &Tensor) -> f64 {
+        let decoupled = match self.decay {
+            WeightDecay::L2 => false,
+            WeightDecay::Decoupled => parameter.rank() >= 2,
+            WeightDecay::DecoupledForAll => true,
+        };
+        if decoupled { 1.0 - self.lr * self.weight_decay } else { 1.0 }
+    }
+
+    /// What the L2 penalty multiplies the parameter by; 0 where the weight decay is a decoupled one.
+    fn penalty(&self) -> f64 {
+        if self.decay == WeightDecay::L2 { self.weight_decay } else { 0.0 }
+    }
 }
 
 impl Default for AdamConfig {
     fn default() -> Self {
-        Self { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 }
+        Self {
+            lr: 1e-3,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.0,
+            decay: WeightDecay::L2,
+        }
     }
 }
 
@@ -43,7 +83,7 @@ pub struct Moments {
     pub second: Vec<f32>,
 }
 
-/// Adam (Kingma and Ba, 2015, algorithm 1), as `torch.optim.Adam` computes it in f32.
+/// Adam (Kingma and Ba, 2015, algorithm 1), as `torch.optim.Adam` computes it in f32, or AdamW by its [`WeightDecay`].
 ///
 /// All of its state is public, by parameter name, so that a run can be saved and continued exactly. Where the
 /// parameters lie on a GPU the moments lie there as well: [`fetch`](Self::fetch) brings them into `moments`.
@@ -131,22 +171,25 @@ impl Adam {
             true => StepScalars::default(),
             false => self.next_step(),
         };
-        let AdamConfig { beta1, beta2, eps, weight_decay, .. } = self.config;
-        let constants = [beta1, 1.0 - beta1, beta2, 1.0 - beta2, eps, weight_decay];
-        self.gpu.adam(parameters, grads, constants.map(|constant| constant as f32), scalars)
+        let AdamConfig { beta1, beta2, eps, .. } = self.config;
+        let constants = [beta1, 1.0 - beta1, beta2, 1.0 - beta2, eps, self.config.penalty()];
+        let decay = self.config.decay;
+        let constants = constants.map(|constant| constant as f32);
+        self.gpu.adam(parameters, grads, constants, decay, scalars)
     }
 
     /// Counts a step that a captured [`Graph`](crate::cuda::graph::Graph) is about to take, and gives what the graph is
-    /// launched with: `lr / (1 - beta1^step)` and `sqrt(1 - beta2^step)`. The launch changes the moments on the GPU, of
+    /// launched with: `lr / (1 - beta1^step)`, `sqrt(1 - beta2^step)` and `1 - lr * weight decay`. The launch changes the moments on the GPU, of
     /// this optimiser and of a clone that shares them.
     #[cfg(feature = "cuda")]
     pub fn next_step(&mut self) -> StepScalars {
         self.steps += 1;
         let step = i32::try_from(self.steps).unwrap_or(i32::MAX);
-        let AdamConfig { lr, beta1, beta2, .. } = self.config;
+        let AdamConfig { lr, beta1, beta2, weight_decay, .. } = self.config;
         let step_size = lr / (1.0 - beta1.powi(step));
         let root = (1.0 - beta2.powi(step)).sqrt();
-        StepScalars([step_size as f32, root as f32, 0.0, 0.0])
+        let shrinks_by = 1.0 - lr * weight_decay;
+        StepScalars([step_size as f32, root as f32, shrinks_by as f32, 0.0])
     }
 }
 
@@ -164,6 +207,7 @@ fn update(
         moments: std::sync::Mutex::new(moments),
         step_size: config.lr / (1.0 - config.beta1.powi(step)),
         bias_correction2_sqrt: (1.0 - config.beta2.powi(step)).sqrt(),
+        shrinks_by: config.shrinks_by(parameter),
         config,
     };
     parameter.inplace_op1(&op)
@@ -176,6 +220,7 @@ struct AdamUpdate<'a> {
     moments: std::sync::Mutex<&'a mut Moments>,
     step_size: f64,
     bias_correction2_sqrt: f64,
+    shrinks_by: f64,
     config: &'a AdamConfig,
 }
 
@@ -195,7 +240,8 @@ impl InplaceOp1 for AdamUpdate<'_> {
         let parameter = &mut parameter[from..to];
         let (beta1, beta2) = (self.config.beta1 as f32, self.config.beta2 as f32);
         let (rest1, rest2) = ((1.0 - self.config.beta1) as f32, (1.0 - self.config.beta2) as f32);
-        let weight_decay = self.config.weight_decay as f32;
+        let weight_decay = self.config.penalty() as f32;
+        let shrinks_by = self.shrinks_by as f32;
         let eps = self.config.eps as f32;
         let step_size = self.step_size as f32;
         let root = self.bias_correction2_sqrt as f32;
@@ -209,6 +255,7 @@ impl InplaceOp1 for AdamUpdate<'_> {
             .for_each(|(((parameter, grad), first), second)| {
                 let elements = parameter.iter_mut().zip(grad).zip(first).zip(second);
                 for (((parameter, &grad), first), second) in elements {
+                    *parameter *= shrinks_by;
                     let grad = grad + weight_decay * *parameter;
                     *first = beta1 * *first + rest1 * grad;
                     *second = beta2 * *second + rest2 * grad * grad;

@@ -2,6 +2,7 @@
 #![deny(missing_docs)]
 
 pub mod adam;
+pub mod average;
 mod batch_norm;
 mod conv;
 mod cpu;

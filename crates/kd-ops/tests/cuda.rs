@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
-use kd_ops::adam::{Adam, AdamConfig};
+use kd_ops::adam::{Adam, AdamConfig, WeightDecay};
 use kd_ops::cuda::graph::{Graph, keep_uploads};
 use kd_ops::sgd::{Sgd, SgdConfig};
 use kd_ops::{
@@ -387,7 +387,12 @@ fn parameters(
     let mut parameters = BTreeMap::new();
     let mut loss = Tensor::zeros((), DType::F32, device)?;
     for i in 0..100 {
-        let shape = if i == 3 { vec![3, 4097] } else { vec![1 + i % 7, 3] };
+        let shape = match i {
+            3 => vec![3, 4097],
+            // Biases, which a decoupled weight decay may leave out.
+            _ if i % 4 == 1 => vec![1 + i % 7],
+            _ => vec![1 + i % 7, 3],
+        };
         let var = Var::from_tensor(&numbers(&shape, i as u32 % 31)?.to_device(device)?)?;
         if i != 5 {
             let weights = (numbers(&shape, (i as u32 + 7) % 31)? * scale)?.to_device(device)?;
@@ -400,7 +405,13 @@ fn parameters(
 }
 
 fn optimisers_and_their_state(gpu: &Device) -> Result<()> {
-    let adam = AdamConfig { weight_decay: 0.01, ..AdamConfig::default() };
+    for decay in [WeightDecay::L2, WeightDecay::Decoupled, WeightDecay::DecoupledForAll] {
+        adam_and_its_state(gpu, AdamConfig { weight_decay: 0.1, decay, ..AdamConfig::default() })?;
+    }
+    sgd_and_its_state(gpu)
+}
+
+fn adam_and_its_state(gpu: &Device, adam: AdamConfig) -> Result<()> {
     let mut found = Vec::new();
     for device in [&Device::Cpu, gpu] {
         let (parameters, grads) = parameters(device, 1.0)?;
@@ -428,6 +439,10 @@ fn optimisers_and_their_state(gpu: &Device) -> Result<()> {
             assert_close(name, &tensor(&found.second)?, &tensor(&moments.second)?, 1e-6)?;
         }
     }
+    Ok(())
+}
+
+fn sgd_and_its_state(gpu: &Device) -> Result<()> {
     for (momentum, nesterov) in [(0.0, false), (0.9, false), (0.9, true)] {
         let config = SgdConfig { lr: 0.1, momentum, nesterov, weight_decay: 0.01 };
         let mut found = Vec::new();

@@ -4,7 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use candle_core::{Device, Result, Tensor, Var, safetensors};
-use kd_ops::adam::{Adam, AdamConfig};
+use kd_ops::adam::{Adam, AdamConfig, WeightDecay};
+use kd_ops::average::{Average, AverageConfig};
 use kd_ops::sgd::{Sgd, SgdConfig};
 use kd_ops::{
     BatchNorm, BatchNormConfig, Conv2dConfig, Statistics, clip_grad_norm, conv2d, grad_norms,
@@ -154,7 +155,8 @@ fn adam_agrees_step_by_step() -> Result<()> {
         };
         let parameter = fixture.var(case, "start")?;
         let parameters = BTreeMap::from([("p".to_string(), parameter.clone())]);
-        let mut adam = Adam::new(AdamConfig { lr, beta1, beta2, eps, weight_decay });
+        let mut adam =
+            Adam::new(AdamConfig { lr, beta1, beta2, eps, weight_decay, ..AdamConfig::default() });
         for step in 0..5 {
             let grad = fixture.get(case, &format!("grad.{step}"));
             let grads = (parameter.as_tensor() * grad)?.sum_all()?.backward()?;
@@ -165,6 +167,66 @@ fn adam_agrees_step_by_step() -> Result<()> {
         let tensor = |v: &[f32]| Tensor::from_slice(v, parameter.shape(), &Device::Cpu);
         fixture.assert_close(case, "first", &tensor(&moments.first)?)?;
         fixture.assert_close(case, "second", &tensor(&moments.second)?)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn adamw_agrees_step_by_step_with_and_without_a_decay_of_biases() -> Result<()> {
+    let fixture = Fixture::load("adamw")?;
+    for (case, decay) in
+        [("all", WeightDecay::DecoupledForAll), ("matrices", WeightDecay::Decoupled)]
+    {
+        let config = fixture.get(case, "config").to_vec1::<f64>()?;
+        let [lr, beta1, beta2, eps, weight_decay] = config[..] else { panic!("{case}") };
+        let var = |name: &str| Ok((name.to_string(), fixture.var(case, &format!("start.{name}"))?));
+        let parameters: BTreeMap<String, Var> =
+            [var("matrix"), var("bias")].into_iter().collect::<Result<_>>()?;
+        let mut adam = Adam::new(AdamConfig { lr, beta1, beta2, eps, weight_decay, decay });
+        for step in 0..4 {
+            let mut sum = Tensor::zeros((), candle_core::DType::F32, &Device::Cpu)?;
+            for (name, parameter) in &parameters {
+                let grad = fixture.get(case, &format!("grad.{name}.{step}"));
+                sum = (sum + (parameter.as_tensor() * grad)?.sum_all()?)?;
+            }
+            adam.step(&parameters, &sum.backward()?)?;
+            for (name, parameter) in &parameters {
+                fixture.assert_close(case, &format!("parameter.{name}.{step}"), parameter)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn averages_are_timms_and_pytorchs() -> Result<()> {
+    let fixture = Fixture::load("averages")?;
+    let names = ["weight", "bias", "running_mean", "running_var"];
+    let configs = [
+        ("ema", AverageConfig::Ema { decay: 0.6, warmup: false }),
+        ("ema_warmup", AverageConfig::Ema { decay: 0.6, warmup: true }),
+        ("mean", AverageConfig::LastEpochs { epochs: 5 }),
+    ];
+    for (case, config) in configs {
+        let var = |name: &str| {
+            Ok((name.to_string(), Var::zeros(5, candle_core::DType::F32, &Device::Cpu)?))
+        };
+        let parameters: BTreeMap<String, Var> =
+            names.into_iter().map(var).collect::<Result<_>>()?;
+        let mut average = Average::new(config, &parameters)?;
+        for step in 0..5 {
+            for name in names {
+                parameters[name].set(fixture.get("values", &format!("{name}.{step}")))?;
+            }
+            // A step is an epoch here: each config knows one of the two.
+            let now = step + 1;
+            average.approach(&parameters, config.weight_after_step(now as u64))?;
+            average.approach(&parameters, config.weight_after_epoch(now, 5))?;
+            for name in names {
+                let found = average.values[name].as_tensor();
+                fixture.assert_close(case, &format!("{name}.{step}"), found)?;
+            }
+        }
     }
     Ok(())
 }

@@ -176,7 +176,7 @@ proptest! {
         len in 1usize..300, steps in 1usize..6, lr in 1e-4f64..1e-1, beta1 in 0.0f64..0.99, beta2 in 0.5f64..0.9999,
         weight_decay in 0.0f64..0.1, seed in any::<u64>(),
     ) {
-        let config = AdamConfig { lr, beta1, beta2, eps: 1e-8, weight_decay };
+        let config = AdamConfig { lr, beta1, beta2, eps: 1e-8, weight_decay, ..AdamConfig::default() };
         let mut adam = Adam::new(config);
         let parameter = var(seed, 0, &[len]);
         let parameters = BTreeMap::from([("w".to_string(), parameter.clone())]);

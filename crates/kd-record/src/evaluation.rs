@@ -39,6 +39,20 @@ pub struct Evaluation {
     /// predictions of it together. Classes without test images that nothing is predicted to be are left out, as in scikit-learn's
     /// `f1_score(average="macro")`; a class without test images that some image is predicted to be counts with 0.
     pub macro_f1: f64,
+    /// The figures of the mean of the network's logits of each image and of its mirror image, where they were asked for. They stand
+    /// beside the others, which are of the images alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub test_flip: Option<TestFlip>,
+}
+
+/// What test-time flipping gives: a network asked about each image and about its mirror image, with the mean of both logits as its
+/// answer. It takes two forward passes.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TestFlip {
+    /// Share of correct predictions, from 0 to 1.
+    pub accuracy: f64,
+    /// Cross-entropy, mean over the images.
+    pub loss: f64,
 }
 
 /// What an evaluation's file has held since version 0.1.
@@ -50,11 +64,21 @@ struct Stored {
     classes: Vec<String>,
     confusion: Vec<Vec<u32>>,
     per_class_accuracy: Vec<Option<f64>>,
+    #[serde(default)]
+    test_flip: Option<TestFlip>,
 }
 
 impl From<Stored> for Evaluation {
     fn from(stored: Stored) -> Self {
-        let Stored { format, accuracy, loss, classes, confusion, mut per_class_accuracy } = stored;
+        let Stored {
+            format,
+            accuracy,
+            loss,
+            classes,
+            confusion,
+            mut per_class_accuracy,
+            test_flip,
+        } = stored;
         // Versions 0.1 and 0.2 wrote 0 for a class without test images.
         for (share, row) in per_class_accuracy.iter_mut().zip(&confusion) {
             if row.iter().all(|count| *count == 0) {
@@ -70,6 +94,7 @@ impl From<Stored> for Evaluation {
             classes,
             confusion,
             per_class_accuracy,
+            test_flip,
         }
     }
 }
@@ -112,6 +137,7 @@ impl Evaluation {
             macro_f1: macro_f1(&confusion),
             per_class_accuracy,
             confusion,
+            test_flip: None,
         }
     }
 

@@ -24,7 +24,7 @@ pub mod write;
 
 pub use comparison::Comparison;
 pub use error::{Error, Result};
-pub use evaluation::Evaluation;
+pub use evaluation::{Evaluation, TestFlip};
 pub use event::{
     DatasetRecord, EpochRecord, Event, EventLog, Events, Extension, Start, TeacherRecord,
 };

@@ -63,6 +63,9 @@ pub struct RunSummary {
     /// [Macro F1](crate::Evaluation::macro_f1) of the same weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub test_macro_f1: Option<f64>,
+    /// The accuracy of these weights with test-time flipping ([`TestFlip`](crate::TestFlip)), where it was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test_flip_accuracy: Option<f64>,
     /// Cross-entropy on the test images of the weights that the run ended with.
     pub test_loss: f64,
     /// Training loss of each epoch.

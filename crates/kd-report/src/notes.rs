@@ -2,8 +2,8 @@
 
 use kd_record::Evaluation;
 
-use crate::experiment::{Experiment, Run};
-use crate::format::grouped;
+use crate::experiment::{Arm, Experiment, Run};
+use crate::format::{grouped, percent_spread};
 use crate::{statistics, text};
 
 /// Sentences below the table: what the columns mean and how far chance goes.
@@ -51,6 +51,7 @@ pub(crate) fn notes(experiment: &Experiment) -> Vec<String> {
             text::plain(&untested.join(", "))
         ));
     }
+    notes.extend(flipped(experiment));
     notes.extend(extended(experiment));
     if experiment.dataset.name == "cifar10" {
         notes.push("Lecture and tutorial: accuracies in % that the source printed; the tutorial's from two releases, one seed each.".to_owned());
@@ -59,6 +60,21 @@ pub(crate) fn notes(experiment: &Experiment) -> Vec<String> {
         notes.push("Synthetic pictures are drawn by program so that everything runs without a download; these figures say nothing about CIFAR-10.".to_owned());
     }
     notes
+}
+
+/// What test-time flipping gives, which no figure of the table contains.
+fn flipped(experiment: &Experiment) -> Option<String> {
+    let of = |arm: &Arm| {
+        let values = arm.known(Run::test_flip_accuracy)?;
+        Some(format!("{} {} %", text::plain(&arm.name), percent_spread(&values)))
+    };
+    let known: Vec<String> = experiment.arms.iter().filter_map(of).collect();
+    (!known.is_empty()).then(|| {
+        format!(
+            "With test-time flipping (the mean of the logits of each test image and of its mirror image, two forward passes), beside the figures of the table: {}.",
+            known.join(", ")
+        )
+    })
 }
 
 /// A sentence for each run that was trained on for more epochs than it was started for.

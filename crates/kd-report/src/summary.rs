@@ -41,6 +41,7 @@ fn run_summary(experiment: &Experiment, run: &Run, several: bool) -> RunSummary 
         best_test_accuracy: run.best_test_accuracy(),
         test_balanced_accuracy: run.balanced_accuracy(),
         test_macro_f1: run.macro_f1(),
+        test_flip_accuracy: run.test_flip_accuracy(),
         test_loss: run.test_loss(),
         train_loss: run.epochs.iter().map(|epoch| epoch.train_loss).collect(),
         seconds: run.seconds(),

@@ -63,6 +63,9 @@ impl CapturedStep {
             rows: batch.rows.copy()?,
             indices: batch.indices.clone(),
             views: batch.views.clone(),
+            // No step of mixed images is captured.
+            mixed: None,
+            view: batch.view,
         };
         let figures = Tensor::zeros(figures, DType::F64, device)?;
         // A capture may not load the kernel that copies them.

@@ -6,7 +6,7 @@ use candle_core::{D, DType, Device, Tensor};
 use kd_data::{BatchConfig, Normalization, Split};
 use kd_models::Classifier;
 
-pub use kd_record::Evaluation;
+pub use kd_record::{Evaluation, TestFlip};
 
 use crate::Result;
 use crate::error::other;
@@ -37,6 +37,44 @@ pub fn evaluate(
     normalization: Normalization,
     device: &Device,
 ) -> Result<Evaluation> {
+    evaluate_by(
+        &|images| Ok(model.evaluate(images, &[])?.logits),
+        split,
+        classes,
+        normalization,
+        device,
+    )
+}
+
+/// The same of the mean of the network's logits of each image and of its mirror image.
+///
+/// # Errors
+/// As [`evaluate`]'s.
+pub fn evaluate_with_flip(
+    model: &dyn Classifier,
+    split: &Arc<Split>,
+    classes: &[String],
+    normalization: Normalization,
+    device: &Device,
+) -> Result<TestFlip> {
+    let both = |images: &Tensor| -> Result<Tensor> {
+        let logits = model.evaluate(images, &[])?.logits;
+        let mirrored = model.evaluate(&images.flip(&[3])?.contiguous()?, &[])?.logits;
+        Ok(((logits + mirrored)? * 0.5)?)
+    };
+    let Evaluation { accuracy, loss, .. } =
+        evaluate_by(&both, split, classes, normalization, device)?;
+    Ok(TestFlip { accuracy, loss })
+}
+
+/// Evaluates what gives the logits of a batch's images.
+fn evaluate_by(
+    answer: &dyn Fn(&Tensor) -> Result<Tensor>,
+    split: &Arc<Split>,
+    classes: &[String],
+    normalization: Normalization,
+    device: &Device,
+) -> Result<Evaluation> {
     if split.is_empty() {
         return Err(other!("there is no image to evaluate on; expected at least one"));
     }
@@ -59,7 +97,7 @@ pub fn evaluate(
     let mut answered = Vec::with_capacity(LOOK);
     for batch in kd_data::batches(split, &in_order(normalization), device)? {
         let batch = batch?;
-        let logits = model.evaluate(&batch.images, &[])?.logits;
+        let logits = answer(&batch.images)?;
         let mean_loss = kd_loss::cross_entropy(&logits, &batch.labels)?;
         answered.push(Answered { mean_loss, logits, indices: batch.indices });
         if answered.len() == LOOK {

@@ -56,6 +56,9 @@ pub(crate) fn tied_to_length(recipe: &RunRecipe) -> Option<String> {
     if let Some(name) = recipe.training.schedule.tied_to_length() {
         return Some(format!("the learning rate (training.schedule, `{name}`)"));
     }
+    if recipe.training.average.is_some_and(|average| average.is_tied_to_length()) {
+        return Some("the average of the weights (training.average, `last-epochs`)".into());
+    }
     let term = recipe.run.methods.iter().find(|term| term.schedule.is_tied_to_length())?;
     Some(format!("the weight of method `{}` (its warmup or decay)", term.method.name()))
 }
@@ -129,6 +132,9 @@ mod tests {
         assert_eq!(tied("", ""), None);
         assert_eq!(tied("schedule = { name = 'constant', warmup_epochs = 1 }", ""), None);
         assert_eq!(tied("schedule = { name = 'step', milestones = [3] }", ""), None);
+        assert_eq!(tied("average = { name = 'ema', decay = 0.9 }", ""), None);
+        let found = tied("average = { name = 'last-epochs', epochs = 2 }", "").unwrap();
+        assert!(found.contains("`last-epochs`"), "{found}");
         let found = tied("schedule = { name = 'one-cycle' }", "").unwrap();
         assert!(found.contains("`one-cycle`"), "{found}");
         for schedule in ["warmup = 0.2", "decay = 'linear'"] {

@@ -62,6 +62,8 @@ pub struct Choices {
     pub ignore_class_names: bool,
     /// The temperature of the methods that have one.
     pub temperature: Option<f64>,
+    /// What the teacher's logits are divided by, where that is not the same.
+    pub teacher_temperature: Option<f64>,
     /// What each class counts in the labels' cross-entropy.
     pub class_weights: Option<ClassWeights>,
     /// The labels' share of the loss, from 0 to 1, in a run with one method, which has the rest.
@@ -111,6 +113,7 @@ impl Default for Choices {
             class_map: None,
             ignore_class_names: false,
             temperature: None,
+            teacher_temperature: None,
             class_weights: None,
             alpha: None,
             init: None,
@@ -249,6 +252,9 @@ fn with_choices(recipe: &Recipe, mut run: RunConfig, choices: &Choices) -> Resul
     if let Some(temperature) = choices.temperature {
         set_temperature(&mut run, temperature)?;
     }
+    if let Some(temperature) = choices.teacher_temperature {
+        set_teacher_temperature(&mut run, temperature)?;
+    }
     if let Some(alpha) = choices.alpha {
         set_alpha(&mut run, alpha)?;
     }
@@ -297,6 +303,24 @@ fn set_temperature(run: &mut RunConfig, value: f64) -> Result<()> {
         true => Ok(()),
         false => Err(Error::Choice(format!(
             "--temperature is for the methods kd, dkd and dist; run {:?} has {}",
+            run.name,
+            run.method_name().as_deref().unwrap_or("no method")
+        ))),
+    }
+}
+
+fn set_teacher_temperature(run: &mut RunConfig, value: f64) -> Result<()> {
+    let mut found = false;
+    for term in &mut run.methods {
+        if let MethodConfig::Kd(config) = &mut term.method {
+            config.teacher_temperature = Some(value);
+            found = true;
+        }
+    }
+    match found {
+        true => Ok(()),
+        false => Err(Error::Choice(format!(
+            "--teacher-temperature is for the method kd; run {:?} has {}",
             run.name,
             run.method_name().as_deref().unwrap_or("no method")
         ))),

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use kd_record::{RunFolder, TestOutputs};
+use kd_record::{RunFolder, TestFlip, TestOutputs};
 
 use crate::run::ResolvedRun;
 use crate::teacher::{Pretrained, PretrainedConfig};
@@ -14,20 +14,34 @@ const SAMPLE: usize = 100;
 /// A seed of its own, so that the sample is the same in every run.
 const SAMPLE_SEED: u64 = 4;
 
+/// What the finished network gives with test-time flipping.
+pub(crate) fn flipped(run: &ResolvedRun, weights: &Path) -> Result<TestFlip> {
+    let normalization = run.recipe.data.normalization();
+    let network = finished(run, weights)?.network(&run.device)?;
+    let (test, classes) = (&run.data.test, &run.data.classes);
+    evaluate::evaluate_with_flip(&*network, test, classes, normalization, &run.device)
+}
+
+/// The network that the run ended with.
+fn finished(run: &ResolvedRun, weights: &Path) -> Result<Pretrained> {
+    let normalization = run.recipe.data.normalization();
+    let config = PretrainedConfig {
+        architecture: Some(run.recipe.run.model),
+        ..PretrainedConfig::new(&run.data.classes, run.data.test.shape, normalization)
+    };
+    Pretrained::load(weights, &config)
+}
+
 /// Asks the finished network, and where need be its teacher, about the test images.
 pub(crate) fn write(run: &ResolvedRun, weights: &Path) -> Result<()> {
     let test = &run.data.test;
     let (classes, normalization) = (run.data.classes.len(), run.recipe.data.normalization());
-    let config = PretrainedConfig {
-        architecture: Some(run.recipe.run.model),
-        ..PretrainedConfig::new(&run.data.classes, test.shape, normalization)
-    };
     let logits_of = |network: &Pretrained| {
         let built = network.network(&run.device)?;
         let logits = evaluate::logits(&*built, test, normalization, &run.device)?;
         Ok::<_, Error>(logits.flatten_all()?.to_vec1::<f32>()?)
     };
-    let own = Pretrained::load(weights, &config)?;
+    let own = finished(run, weights)?;
     // Cross-fitted teachers are several, of which none is the teacher of a test image.
     let alone = run.teacher.as_ref().filter(|teacher| teacher.parts.is_empty());
     let sample = test.balanced_subset(SAMPLE, classes, SAMPLE_SEED);

@@ -263,6 +263,8 @@ fn batches(run: &ResolvedRun, epoch: usize, first_batch: usize) -> Result<kd_dat
         epoch,
         first_batch,
         augment: recipe.data.augment(),
+        mix: recipe.data.mix(),
+        views: recipe.data.augment.views,
         normalization: recipe.data.normalization(),
         prefetch: evaluate::PREFETCH,
     };
@@ -414,13 +416,15 @@ impl Training<'_> {
         let started = Instant::now();
         let run = self.run;
         let normalization = run.recipe.data.normalization();
-        let weights = self.weights()?;
+        let epoch = self.state.epoch + 1;
+        self.trainer.end_epoch(epoch, run.recipe.training.epochs)?;
+        let weights = self.weights(epoch)?;
         let network = kd_models::build(&run.model_config(), kd_models::frozen(&weights))?;
         let evaluate =
             |images| evaluate(&*network, images, &run.data.classes, normalization, &run.device);
         let evaluation = evaluate(&run.data.test).map_err(|error| {
             let name = &run.recipe.run.name;
-            error.context(format!("run {name}, evaluation after epoch {}", self.state.epoch + 1))
+            error.context(format!("run {name}, evaluation after epoch {epoch}"))
         })?;
         let selection_accuracy = match &run.data.selection {
             None => None,
@@ -459,14 +463,16 @@ impl Training<'_> {
         Ok(record)
     }
 
-    /// The network's weights and running statistics, without the methods' helpers.
-    fn weights(&self) -> Result<BTreeMap<String, Tensor>> {
+    /// The network's weights and running statistics after epoch `epoch`, or their average where it counts, without the methods'
+    /// helpers.
+    fn weights(&self, epoch: usize) -> Result<BTreeMap<String, Tensor>> {
         let graph = self.run.model_config().graph()?;
         let [learner] = self.trainer.task().learners() else {
             return Err(other!("a run's weights are those of one network"));
         };
+        let values = learner.evaluated(epoch, self.run.recipe.training.epochs);
         let weight = |spec: &TensorSpec| {
-            Some((spec.name.clone(), learner.parameters.get(&spec.name)?.as_detached_tensor()))
+            Some((spec.name.clone(), values.get(&spec.name)?.as_detached_tensor()))
         };
         Ok(graph.tensors().filter_map(weight).collect())
     }
@@ -494,11 +500,10 @@ impl Training<'_> {
     /// Writes the evaluation, the weights that the run ends with and its answers to the test images.
     fn finish(mut self) -> Result<Outcome> {
         let evaluation = self.state.evaluation.take();
-        let evaluation = evaluation.context("the last checkpoint has no evaluation")?;
-        evaluation.write(&self.run.folder().evaluation())?;
+        let mut evaluation = evaluation.context("the last checkpoint has no evaluation")?;
         let path = self.run.folder().weights();
         match self.run.data.selection {
-            None => self.write_weights(&path, &self.weights()?)?,
+            None => self.write_weights(&path, &self.weights(self.state.epoch)?)?,
             Some(_) => {
                 let best = self.best_path();
                 let bytes = std::fs::read(&best).with_context(|| {
@@ -507,6 +512,10 @@ impl Training<'_> {
                 write_whole(&path, &bytes)?;
             }
         }
+        if self.run.recipe.training.test_flip {
+            evaluation.test_flip = Some(test_outputs::flipped(self.run, &path)?);
+        }
+        evaluation.write(&self.run.folder().evaluation())?;
         test_outputs::write(self.run, &path)?;
         self.log.write(Event::End { steps: self.state.step })?;
         self.log.flush()?;

@@ -58,11 +58,31 @@ impl Trainer {
         why
     }
 
-    /// Takes one step; what it measured stays on the device.
+    /// Takes one step and brings averages of weights up to date; what the step measured stays on the device.
     ///
     /// # Errors
     /// As [`step`]'s.
     pub fn step(&mut self, batch: &Batch, at: &At) -> Result<Figures> {
+        let figures = self.take_step(batch, at)?;
+        // Not part of the step, so that a captured one has it, too: its share of the average may change from step to step.
+        for learner in self.task.learners_mut() {
+            learner.average_step(at.step + 1)?;
+        }
+        Ok(figures)
+    }
+
+    /// Brings averages of weights up to date at the end of epoch `epoch`, counted from 1, of `epochs`.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn end_epoch(&mut self, epoch: usize, epochs: usize) -> Result<()> {
+        self.task
+            .learners_mut()
+            .iter_mut()
+            .try_for_each(|learner| learner.average_epoch(epoch, epochs))
+    }
+
+    fn take_step(&mut self, batch: &Batch, at: &At) -> Result<Figures> {
         let Self { task, teacher, config, .. } = self;
         let task = &mut **task;
         let teacher = teacher.as_deref();

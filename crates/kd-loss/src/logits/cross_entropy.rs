@@ -4,9 +4,9 @@ use candle_core::{D, Tensor};
 
 use super::fused::{self, FusedTerms, fused};
 use super::log_softmax::log_softmax;
-use crate::inputs::Inputs;
+use crate::inputs::{Inputs, MixedLabels};
 use crate::numeric::widened;
-use crate::{Result, check};
+use crate::{Error, Result, check};
 
 /// `mean over images of -log softmax(z)_label`, a scalar.
 ///
@@ -84,9 +84,48 @@ fn weighted(
     (log_p * targets)?.sum_all()?.neg()? / whole
 }
 
+/// Cross-entropy with targets of two classes: `share` of each target is on the label and the rest on the label of the image that was
+/// mixed in; of that, `smoothing` is spread evenly over all classes. As `torch.nn.CrossEntropyLoss(label_smoothing=...)` of such
+/// targets as probabilities.
+///
+/// `logits` is `[B, C]`, `labels` u32 `[B]`. The loss of f16 and bf16 logits is computed in f32. It is made of candle's operations on
+/// every device.
+///
+/// Zhang et al., "mixup: Beyond Empirical Risk Minimization" (2018), equation 1.
+///
+/// # Errors
+/// As [`cross_entropy_smoothed`], for both labels, and when the shares are not `[B]` or, on the CPU, one is not from 0 to 1. On a GPU
+/// neither labels nor shares are read back: there a label out of range makes the loss NaN.
+pub fn cross_entropy_mixed(
+    logits: &Tensor,
+    labels: &Tensor,
+    mixed: MixedLabels<'_>,
+    smoothing: f64,
+) -> Result<Tensor> {
+    check::share("smoothing", smoothing)?;
+    check::labels(logits, labels)?;
+    check::labels(logits, mixed.labels)?;
+    check::shares(logits, mixed.shares)?;
+    let log_p = log_softmax(&widened(logits)?)?;
+    let shares = mixed.shares.detach().to_dtype(log_p.dtype())?;
+    let (own, other) = (at_labels(&log_p, labels)?, at_labels(&log_p, mixed.labels)?);
+    let picked = (other.clone() + (shares * (own - other)?)?)?.mean_all()?;
+    if smoothing == 0.0 {
+        return Ok(picked.neg()?);
+    }
+    let even = log_p.mean(D::Minus1)?.mean_all()?;
+    Ok(((picked * (smoothing - 1.0))? - (even * smoothing)?)?)
+}
+
 /// The cross-entropy of a batch with its labels, with the weights of the classes where it has them.
 pub(crate) fn labels_cross_entropy(inputs: &Inputs<'_>, smoothing: f64) -> Result<Tensor> {
     let (logits, labels) = (inputs.student_logits, inputs.labels);
+    if let Some(mixed) = inputs.mixed {
+        if inputs.class_weights.is_some() {
+            return Err(Error::Mixed { what: "class weights count" });
+        }
+        return cross_entropy_mixed(logits, labels, mixed, smoothing);
+    }
     match inputs.class_weights {
         Some(weights) => cross_entropy_weighted(logits, labels, weights, smoothing),
         None => cross_entropy_smoothed(logits, labels, smoothing),
@@ -99,19 +138,24 @@ fn with_candle_ops(
     labels: &Tensor,
     smoothing: f64,
 ) -> candle_core::Result<Tensor> {
-    let classes = logits.dim(1)? as u32;
     let log_p = log_softmax(&widened(logits)?)?;
-    // A label out of range must not reach `gather`; it marks the loss instead.
-    let in_range = labels.lt(classes)?;
-    let labels = labels.minimum(classes - 1)?;
-    let picked = log_p.gather(&labels.unsqueeze(1)?, 1)?.squeeze(1)?;
-    let nan = Tensor::full(f32::NAN, picked.shape(), picked.device())?.to_dtype(picked.dtype())?;
-    let picked = in_range.where_cond(&picked, &nan)?.mean_all()?;
+    let picked = at_labels(&log_p, labels)?.mean_all()?;
     if smoothing == 0.0 {
         return picked.neg();
     }
     let even = log_p.mean(D::Minus1)?.mean_all()?;
     (picked * (smoothing - 1.0))? - (even * smoothing)?
+}
+
+/// The entry of each row of `log_p`, `[B, C]`, at the row's label: `[B]`, NaN where the label is no class.
+fn at_labels(log_p: &Tensor, labels: &Tensor) -> candle_core::Result<Tensor> {
+    let classes = log_p.dim(1)? as u32;
+    // A label out of range must not reach `gather`; it marks the loss instead.
+    let in_range = labels.lt(classes)?;
+    let labels = labels.minimum(classes - 1)?;
+    let picked = log_p.gather(&labels.unsqueeze(1)?, 1)?.squeeze(1)?;
+    let nan = Tensor::full(f32::NAN, picked.shape(), picked.device())?.to_dtype(picked.dtype())?;
+    in_range.where_cond(&picked, &nan)
 }
 
 #[cfg(test)]
@@ -186,6 +230,36 @@ mod tests {
                 assert_agrees(fixture, &case, &loss.unwrap(), &[student]);
             }
         });
+    }
+
+    #[test]
+    fn mixed_cross_entropy_is_pytorchs_of_probabilities() {
+        for_each_logits(|fixture, name, student, _| {
+            let partners = fixture["partners"].to_dtype(DType::U32).unwrap();
+            let mixed = MixedLabels { labels: &partners, shares: &fixture["shares"] };
+            for smoothing in [0.0, 0.1] {
+                let loss = cross_entropy_mixed(student, &labels(fixture), mixed, smoothing);
+                let case = format!("{name}.mixed_{smoothing:.1}");
+                assert_agrees(fixture, &case, &loss.unwrap(), &[student]);
+            }
+        });
+    }
+
+    #[test]
+    fn shares_that_make_no_sense_are_refused() -> Result<()> {
+        let z = Tensor::zeros((2, 3), DType::F32, &Device::Cpu)?;
+        let labels = Tensor::new(&[2u32, 1], &Device::Cpu)?;
+        for (shares, expected) in [
+            (vec![0.5f32], "shares has shape [1]; expected [B], one for each image"),
+            (vec![0.5, 1.5], "shares is 1.5 for image 1; expected a number from 0 to 1"),
+            (vec![f32::NAN, 0.5], "shares is NaN for image 0"),
+        ] {
+            let shares = Tensor::new(shares, &Device::Cpu)?;
+            let mixed = MixedLabels { labels: &labels, shares: &shares };
+            let message = cross_entropy_mixed(&z, &labels, mixed, 0.0).unwrap_err().to_string();
+            assert!(message.contains(expected), "{message}");
+        }
+        Ok(())
     }
 
     /// The loss of a bf16 or f16 row is that of the same numbers in f32, and f64 stays f64.

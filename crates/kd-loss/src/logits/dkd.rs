@@ -9,7 +9,7 @@ use super::standardize::both_logits;
 use crate::inputs::{Inputs, Needs};
 use crate::method::{About, Definition, Kind, Method};
 use crate::numeric::{finest, widened_both};
-use crate::{Result, Setup, check};
+use crate::{Error, Result, Setup, check};
 
 /// `T² · (alpha · TCKD + beta · NCKD)`, averaged over the batch, a scalar.
 ///
@@ -142,6 +142,9 @@ impl Method for DkdConfig {
     }
 
     fn loss(&self, inputs: &Inputs<'_>) -> Result<Tensor> {
+        if inputs.mixed.is_some() {
+            return Err(Error::Mixed { what: "dkd splits the loss by" });
+        }
         let (student, teacher) = both_logits(inputs, self.standardize)?;
         dkd(&student, &teacher, inputs.labels, self)
     }

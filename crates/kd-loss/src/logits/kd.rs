@@ -10,7 +10,7 @@ use super::log_softmax::log_softmax;
 use super::standardize::both_logits;
 use crate::inputs::{Inputs, Needs};
 use crate::method::{About, Definition, Kind, Method};
-use crate::numeric::{in_one_type, widened_both};
+use crate::numeric::{in_one_type, widened, widened_both};
 use crate::{Result, Setup, check};
 
 /// `T² · mean over images of KL(softmax(teacher / T) ‖ softmax(student / T))`, a scalar.
@@ -102,6 +102,11 @@ pub(crate) fn fused_with_labels(
 pub struct KdConfig {
     /// What both logits are divided by, above 0. The higher it is, the softer are the targets.
     pub temperature: f64,
+    /// What the teacher's logits are divided by instead; absent where it is the same. The loss is then
+    /// `T² · KL(softmax(teacher / teacher_temperature) ‖ softmax(student / T))` with the student's T, whose gradient is
+    /// `T (p - q)` for each image: its size is that of `temperature`, whatever this is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub teacher_temperature: Option<f64>,
     /// Whether both logits are [standardised](crate::standardize) first.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub standardize: bool,
@@ -110,7 +115,7 @@ pub struct KdConfig {
 impl Default for KdConfig {
     /// The temperature of the PyTorch tutorial on knowledge distillation, 2, to which the weights 0.25 and 0.75 belong; 0.9 and 0.1 belong to 4.
     fn default() -> Self {
-        Self { temperature: 2.0, standardize: false }
+        Self { temperature: 2.0, teacher_temperature: None, standardize: false }
     }
 }
 
@@ -129,6 +134,10 @@ impl Definition for Kd {
         options: &[
             ("temperature", "what both logits are divided by, above 0"),
             (
+                "teacher_temperature",
+                "what the teacher's logits are divided by instead, above 0; the loss is still multiplied by the square of `temperature`",
+            ),
+            (
                 "standardize",
                 "whether each image's logits are brought to mean 0 and deviation 1 first; its authors then take temperature 2, weight 9 and labels 0.1",
             ),
@@ -136,7 +145,11 @@ impl Definition for Kd {
     };
 
     fn validate(options: &KdConfig) -> Result<()> {
-        check::temperature(options.temperature)
+        check::temperature(options.temperature)?;
+        match options.teacher_temperature {
+            Some(temperature) => check::positive("teacher_temperature", temperature),
+            None => Ok(()),
+        }
     }
 
     fn build(options: &KdConfig, _: &Setup, _: VarBuilder<'_>) -> Result<Box<dyn Method>> {
@@ -150,11 +163,16 @@ impl Method for KdConfig {
     }
 
     fn plain_kd(&self) -> Option<f64> {
-        (!self.standardize).then_some(self.temperature)
+        let plain = !self.standardize && self.teacher_temperature.is_none();
+        plain.then_some(self.temperature)
     }
 
     fn loss(&self, inputs: &Inputs<'_>) -> Result<Tensor> {
-        let (student, teacher) = both_logits(inputs, self.standardize)?;
+        let (student, mut teacher) = both_logits(inputs, self.standardize)?;
+        if let Some(temperature) = self.teacher_temperature {
+            // Divided by the student's temperature, it is divided by its own.
+            teacher = (widened(&teacher)? * (self.temperature / temperature))?;
+        }
         kd(&student, &teacher, self.temperature)
     }
 }
@@ -223,6 +241,27 @@ mod tests {
                 |student| kd_formula(student, &teacher, temperature),
             );
         }
+    }
+
+    #[test]
+    fn a_temperature_of_the_teachers_own_agrees_with_pytorch() {
+        for_each_logits(|fixture, name, student, teacher| {
+            for (own, teachers) in [(1.0, 4.0), (4.0, 1.0), (2.0, 2.0)] {
+                let config = KdConfig {
+                    temperature: own,
+                    teacher_temperature: Some(teachers),
+                    standardize: false,
+                };
+                let labels = labels(fixture);
+                let inputs = Inputs {
+                    teacher_logits: Some(teacher),
+                    ..Inputs::new(student.as_tensor(), &labels)
+                };
+                let loss = config.loss(&inputs).unwrap();
+                let case = format!("{name}.kd_{own:.1}_{teachers:.1}");
+                assert_agrees(fixture, &case, &loss, &[student]);
+            }
+        });
     }
 
     /// KL(teacher ‖ student), not the other way round: a teacher that is sure makes it cross-entropy.

@@ -295,6 +295,9 @@ impl Method for Contrast {
     }
 
     fn loss(&self, inputs: &Inputs<'_>) -> Result<Tensor> {
+        if inputs.mixed.is_some() {
+            return Err(Error::Mixed { what: "crd draws negatives by" });
+        }
         let (student, teacher) = self.pair.features(inputs)?;
         let (student, teacher) = rows(&student, &teacher)?;
         let student = normalized(&self.student.rows(&student)?)?;

@@ -10,6 +10,7 @@ use candle_core::{Result, Tensor, Var, bail};
 use super::graph::{StepScalars, address_of_step};
 use super::tensor_table::{FILE, THREADS, TensorTable, address, pairs};
 use super::{device, kernel, launch, ptx};
+use crate::adam::WeightDecay;
 
 /// An optimiser's state on a GPU: one or two numbers for each element of each parameter; empty before its first step
 /// there.
@@ -118,7 +119,7 @@ impl OptimizerState {
     }
 
     /// A step of Adam, as kernels/optimizer.cu computes it. `constants` are beta1, 1 - beta1, beta2, 1 - beta2, eps and the
-    /// weight decay; a captured step reads its scalars from the GPU's memory instead of `scalars`.
+    /// L2 penalty, `decay` says which parameters shrink before the step; a captured step reads its scalars from the GPU's memory instead of `scalars`.
     ///
     /// # Errors
     /// When a parameter or a gradient is not f32, or their sizes differ.
@@ -127,6 +128,7 @@ impl OptimizerState {
         parameters: &BTreeMap<String, Var>,
         grads: &GradStore,
         constants: [f32; 6],
+        decay: WeightDecay,
         scalars: StepScalars,
     ) -> Result<()> {
         let pairs = pairs("adam", parameters, grads)?;
@@ -136,22 +138,30 @@ impl OptimizerState {
         let device = device("adam", pair.parameter)?;
         let (first, second) = (address("adam", &device, first)?, address("adam", &device, second)?);
         let captured = address_of_step();
-        let StepScalars([step_size, root, ..]) = scalars;
+        let StepScalars([step_size, root, shrinks_by, _]) = scalars;
         let start = |name: &str| state.places.get(name).map_or(0, |place| place.0);
-        for table in TensorTable::of("adam", &device, &pairs, start)? {
-            let function = kernel(&device, FILE, "adam", ptx::OPTIMIZER)?;
-            let mut args = function.builder();
-            args.arg(&table).arg(&first).arg(&second);
-            for constant in &constants {
-                args.arg(constant);
-            }
-            args.arg(&step_size).arg(&root).arg(&captured);
-            // SAFETY: the table's addresses are those of contiguous f32 tensors of the sizes given; `fits` has
-            // seen to it that the moments have a place for each parameter. Nothing on the host reads what is
-            // written, and what reads it on the GPU comes later on the stream.
-            unsafe { launch(args, (table.chunks(), 1), (THREADS, 1)) }?;
-        }
         state.seen.extend(pairs.iter().map(|pair| pair.name.to_string()));
+        let (shrinking, others): (Vec<_>, Vec<_>) =
+            pairs.into_iter().partition(|pair| match decay {
+                WeightDecay::L2 => false,
+                WeightDecay::Decoupled => pair.parameter.rank() >= 2,
+                WeightDecay::DecoupledForAll => true,
+            });
+        for (pairs, shrinks) in [(shrinking, 1i32), (others, 0)] {
+            for table in TensorTable::of("adam", &device, &pairs, start)? {
+                let function = kernel(&device, FILE, "adam", ptx::OPTIMIZER)?;
+                let mut args = function.builder();
+                args.arg(&table).arg(&first).arg(&second);
+                for constant in &constants {
+                    args.arg(constant);
+                }
+                args.arg(&step_size).arg(&root).arg(&shrinks_by).arg(&shrinks).arg(&captured);
+                // SAFETY: the table's addresses are those of contiguous f32 tensors of the sizes given; `fits` has
+                // seen to it that the moments have a place for each parameter. Nothing on the host reads what is
+                // written, and what reads it on the GPU comes later on the stream.
+                unsafe { launch(args, (table.chunks(), 1), (THREADS, 1)) }?;
+            }
+        }
         Ok(())
     }
 

@@ -109,6 +109,11 @@ impl Run {
         self.evaluation.as_ref().map_or(self.last().test_accuracy, |found| found.accuracy)
     }
 
+    /// Test accuracy of the same weights with test-time flipping; `None` before the run ends, and where it was not asked for.
+    pub(crate) fn test_flip_accuracy(&self) -> Option<f64> {
+        Some(self.evaluation.as_ref()?.test_flip?.accuracy)
+    }
+
     /// Balanced accuracy of the same weights; `None` before the run ends.
     pub(crate) fn balanced_accuracy(&self) -> Option<f64> {
         Some(self.evaluation.as_ref()?.balanced_accuracy)

@@ -12,7 +12,7 @@ use super::format::{self, Checkpoint, Expected, Unusable, parse};
 use crate::{Error, Result};
 use kd_record::write::write_whole;
 
-/// A checkpoint holds the parameters at most three times and little else; a file larger by more is not read.
+/// A checkpoint holds the parameters at most four times (with their average and Adam's two moments) and little else; a file larger by more is not read.
 const MAX_REST: u64 = 256 << 20;
 
 /// Writes `step-<step>.safetensors` into `folder`: the state and a task's tensors.
@@ -40,7 +40,7 @@ pub(super) fn load(path: &Path, expected: &Expected<'_>) -> Result<Checkpoint, U
 fn contents(path: &Path, expected: &Expected<'_>) -> anyhow::Result<Vec<u8>> {
     let shapes = expected.shapes.values();
     let values: usize = shapes.map(|shape| shape.iter().product::<usize>()).sum();
-    let limit = 12 * values as u64 + MAX_REST;
+    let limit = 16 * values as u64 + MAX_REST;
     let len = fs::metadata(path)?.len();
     ensure!(len <= limit, "it has {len} bytes; expected at most {limit}");
     Ok(fs::read(path)?)

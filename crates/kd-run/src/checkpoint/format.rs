@@ -1,7 +1,7 @@
 //! A checkpoint's bytes: how they are made, and what they say.
 //!
-//! A checkpoint is one safetensors file: `parameter/<name>` (running statistics among them), the optimiser's state
-//! (`adam.first/<name>` and `adam.second/<name>`, or `sgd.momentum/<name>`), and as bytes under `state` a JSON text with the
+//! A checkpoint is one safetensors file: `parameter/<name>` (running statistics among them), where an average of them is kept
+//! `average/<name>`, the optimiser's state (`adam.first/<name>` and `adam.second/<name>`, or `sgd.momentum/<name>`), and as bytes under `state` a JSON text with the
 //! rest. Random draws depend on the seed, the epoch and the step alone, so no generator's state is among them. The metadata
 //! holds a format number and a SHA-256 of all tensors.
 
@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 
 use super::State;
 use crate::recipe::{self, Relation};
-use crate::task::PARAMETER;
+use crate::task::{AVERAGE, PARAMETER};
 use kd_ops::optimizer::KINDS;
 use kd_record::hash::hex;
 
@@ -179,17 +179,15 @@ fn read_tensors(
         let Some((kind, name)) = full_name.split_once('/') else { continue };
         let shape = shapes.get(name).with_context(|| format!("{full_name} is not the run's"))?;
         let flat = [shape.iter().product::<usize>()];
-        let expected = if kind == PARAMETER { shape.as_slice() } else { &flat };
+        let shaped = kind == PARAMETER || kind == AVERAGE;
+        let expected = if shaped { shape.as_slice() } else { &flat };
         ensure!(
             view.shape() == expected && view.dtype() == Dtype::F32,
             "{full_name} is {} {:?}; the run's is F32 {shape:?}",
             view.dtype(),
             view.shape()
         );
-        ensure!(
-            kind == PARAMETER || KINDS.contains(&kind),
-            "{full_name} is nothing that a checkpoint holds"
-        );
+        ensure!(shaped || KINDS.contains(&kind), "{full_name} is nothing that a checkpoint holds");
         let values: Vec<f32> = view
             .data()
             .chunks_exact(4)

@@ -2,6 +2,7 @@
 
 use kd_loss::{MethodConfig, Term};
 use kd_ops::adam::AdamConfig;
+use kd_ops::average::AverageConfig;
 use kd_ops::schedule::LrSchedule;
 use kd_ops::sgd::SgdConfig;
 
@@ -37,11 +38,24 @@ impl Recipe {
         require(clip > 0.0 && clip.is_finite(), &path, clip, "a number above 0")?;
         check_schedule(&training.schedule)
             .map_err(|invalid| invalid.below(&[Step::Key("training"), Step::Key("schedule")]))?;
+        check_average(training.average)
+            .map_err(|invalid| invalid.below(&[Step::Key("training"), Step::Key("average")]))?;
+        let views = self.data.augment.views;
+        let expected = "none where training.sampler is balanced, which shows a picture several times in an epoch";
+        require(
+            views.is_none() || training.sampler.is_shuffle(),
+            &["data", "augment", "views"].map(Step::Key),
+            views.unwrap_or(0),
+            expected,
+        )?;
         self.optimizer.check().map_err(|invalid| invalid.below(&[Step::Key("optimizer")]))?;
         require(!self.runs.is_empty(), &[Step::Key("run")], "empty", "at least one [[run]]")?;
         for (index, run) in self.runs.iter().enumerate() {
             let place = [Step::Key("run"), Step::Index(index)];
             run.check().map_err(|invalid| invalid.below(&place))?;
+            if !self.data.mix().is_off() {
+                run.check_mixed().map_err(|invalid| invalid.below(&place))?;
+            }
             if self.runs[..index].iter().any(|other| other.name == run.name) {
                 let mut path = place.to_vec();
                 path.push(Step::Key("name"));
@@ -78,7 +92,23 @@ impl DataConfig {
         let augment = [Step::Key("augment"), Step::Key("crop_padding")];
         require(self.augment.crop_padding < 32, &augment, self.augment.crop_padding, "0 to 31")?;
         let augment = [Step::Key("augment"), Step::Key("cutout")];
-        require(self.augment.cutout <= 64, &augment, self.augment.cutout, "0 to 64")
+        require(self.augment.cutout <= 64, &augment, self.augment.cutout, "0 to 64")?;
+        let mix = self.mix();
+        for (key, alpha) in [("mixup", mix.mixup), ("cutmix", mix.cutmix)] {
+            let good = alpha == 0.0 || (0.01..=100.0).contains(&alpha);
+            let path = [Step::Key("augment"), Step::Key(key)];
+            require(good, &path, alpha, "0, or a number from 0.01 to 100")?;
+        }
+        let path = [Step::Key("augment"), Step::Key("mix_probability")];
+        let good = (0.0..=1.0).contains(&mix.probability);
+        require(good, &path, mix.probability, "a share from 0 to 1")?;
+        if let Some(views) = self.augment.views {
+            let path = [Step::Key("augment"), Step::Key("views")];
+            require((1..=MOST).contains(&views), &path, views, AT_LEAST_ONE)?;
+            let expected = "none without augmentation: all views would be the same";
+            require(!self.shows_plain_images(), &path, views, expected)?;
+        }
+        Ok(())
     }
 }
 
@@ -149,6 +179,24 @@ impl RunConfig {
             teacher,
             "none: no method of this run needs a teacher",
         )
+    }
+
+    /// Checks that all of the run can be meant where images are mixed of two.
+    fn check_mixed(&self) -> Result<(), Invalid> {
+        let weighs = self.class_weights.is_some();
+        let expected =
+            "none beside mixup or cutmix: they count one class an image, and a mixed image has two";
+        require(!weighs, &[Step::Key("class_weights")], "set", expected)?;
+        let parts = self.cross_fit.unwrap_or(0);
+        let expected = "none beside mixup or cutmix: the two images of a mixed one may be of different parts, whose teachers differ";
+        require(self.cross_fit.is_none(), &[Step::Key("cross_fit")], parts, expected)?;
+        for (index, term) in self.methods.iter().enumerate() {
+            let whole = !matches!(term.method, MethodConfig::Dkd(_) | MethodConfig::Crd(_));
+            let path = [Step::Key("method"), Step::Index(index), Step::Key("name")];
+            let expected = "another method beside mixup or cutmix: this one takes one class an image, and a mixed image has two";
+            require(whole, &path, term.method.name(), expected)?;
+        }
+        Ok(())
     }
 
     fn check_class_weights(&self) -> Result<(), Invalid> {
@@ -231,6 +279,19 @@ impl OptimizerConfig {
                 require(good, &[Step::Key("nesterov")], nesterov, "false without a momentum")?;
                 decay(weight_decay)
             }
+        }
+    }
+}
+
+fn check_average(average: Option<AverageConfig>) -> Result<(), Invalid> {
+    match average {
+        None => Ok(()),
+        Some(AverageConfig::Ema { decay, .. }) => {
+            let good = (0.0..1.0).contains(&decay);
+            require(good, &[Step::Key("decay")], decay, "a number from 0 to below 1")
+        }
+        Some(AverageConfig::LastEpochs { epochs }) => {
+            require(epochs >= 1, &[Step::Key("epochs")], epochs, "at least 1")
         }
     }
 }

@@ -1,6 +1,6 @@
 //! A recipe's table `[optimizer]`: the settings of each optimiser, and how they are read and written.
 
-use kd_ops::adam::{Adam, AdamConfig};
+use kd_ops::adam::{Adam, AdamConfig, WeightDecay};
 use kd_ops::optimizer::Optimizer;
 use kd_ops::sgd::{Sgd, SgdConfig};
 use serde::{Deserialize, Serialize};
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Table", into = "Table")]
 pub enum OptimizerConfig {
-    /// Adam, `name = "adam"`.
+    /// Adam, `name = "adam"`, or AdamW, `name = "adamw"`: the [`WeightDecay`] tells them apart.
     Adam(AdamConfig),
     /// Stochastic gradient descent with momentum, `name = "sgd"`.
     Sgd(SgdConfig),
@@ -40,6 +40,9 @@ struct Table {
     eps: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     weight_decay: Option<f64>,
+    /// Whether AdamW's weight decay also holds for biases and the weights of batch normalisations.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    decay_all: Option<bool>,
 }
 
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
@@ -47,14 +50,19 @@ struct Table {
 enum Name {
     #[default]
     Adam,
+    AdamW,
     Sgd,
 }
+
+/// The weight decay that `torch.optim.AdamW` has where none is given.
+const ADAMW_DECAY: f64 = 0.01;
 
 impl TryFrom<Table> for OptimizerConfig {
     type Error = String;
 
     fn try_from(table: Table) -> Result<Self, String> {
-        let Table { name, lr, momentum, nesterov, beta1, beta2, eps, weight_decay } = table;
+        let Table { name, lr, momentum, nesterov, beta1, beta2, eps, weight_decay, decay_all } =
+            table;
         let foreign = |settings: &[(&str, bool)], other: &str, own: &str| match settings
             .iter()
             .find(|(_, set)| *set)
@@ -65,19 +73,35 @@ impl TryFrom<Table> for OptimizerConfig {
             None => Ok(()),
         };
         match name {
-            Name::Adam => {
+            Name::Adam | Name::AdamW => {
                 let settings = [("momentum", momentum.is_some()), ("nesterov", nesterov.is_some())];
                 foreign(&settings, "sgd", "lr, beta1, beta2, eps and weight_decay")?;
-                let default = AdamConfig::default();
+                let decoupled = matches!(name, Name::AdamW);
+                let default = match (decoupled, decay_all) {
+                    (false, None) => AdamConfig::default(),
+                    (false, Some(_)) => return Err(adamw_alone()),
+                    (true, all) => AdamConfig {
+                        weight_decay: ADAMW_DECAY,
+                        decay: match all.unwrap_or(false) {
+                            true => WeightDecay::DecoupledForAll,
+                            false => WeightDecay::Decoupled,
+                        },
+                        ..AdamConfig::default()
+                    },
+                };
                 Ok(Self::Adam(AdamConfig {
                     lr: lr.unwrap_or(default.lr),
                     beta1: beta1.unwrap_or(default.beta1),
                     beta2: beta2.unwrap_or(default.beta2),
                     eps: eps.unwrap_or(default.eps),
                     weight_decay: weight_decay.unwrap_or(default.weight_decay),
+                    decay: default.decay,
                 }))
             }
             Name::Sgd => {
+                if decay_all.is_some() {
+                    return Err(adamw_alone());
+                }
                 let settings = [("beta1", beta1), ("beta2", beta2), ("eps", eps)];
                 let settings = settings.map(|(key, value)| (key, value.is_some()));
                 foreign(&settings, "adam", "lr, momentum, nesterov and weight_decay")?;
@@ -93,18 +117,26 @@ impl TryFrom<Table> for OptimizerConfig {
     }
 }
 
+/// Why an optimiser without a decoupled weight decay is not told what that holds for.
+fn adamw_alone() -> String {
+    "optimizer.decay_all is a setting of adamw; the weight decay of the others holds for every parameter".into()
+}
+
 impl From<OptimizerConfig> for Table {
     fn from(config: OptimizerConfig) -> Self {
         match config {
-            OptimizerConfig::Adam(AdamConfig { lr, beta1, beta2, eps, weight_decay }) => Self {
-                name: Name::Adam,
-                lr: Some(lr),
-                beta1: Some(beta1),
-                beta2: Some(beta2),
-                eps: Some(eps),
-                weight_decay: Some(weight_decay),
-                ..Self::default()
-            },
+            OptimizerConfig::Adam(AdamConfig { lr, beta1, beta2, eps, weight_decay, decay }) => {
+                Self {
+                    name: if decay == WeightDecay::L2 { Name::Adam } else { Name::AdamW },
+                    decay_all: (decay == WeightDecay::DecoupledForAll).then_some(true),
+                    lr: Some(lr),
+                    beta1: Some(beta1),
+                    beta2: Some(beta2),
+                    eps: Some(eps),
+                    weight_decay: Some(weight_decay),
+                    ..Self::default()
+                }
+            }
             OptimizerConfig::Sgd(SgdConfig { lr, momentum, nesterov, weight_decay }) => Self {
                 name: Name::Sgd,
                 lr: Some(lr),

@@ -1,12 +1,13 @@
 //! What a recipe holds.
 
-use kd_data::{Augment, Normalization, Sampler};
+use kd_data::{Augment, MixConfig, Normalization, Sampler};
 use kd_loss::{ClassWeights, Kind, MethodConfig, Term};
 use kd_models::Architecture;
 use kd_models::classes::ClassMap;
 use serde::{Deserialize, Serialize};
 
 use super::optimizer::OptimizerConfig;
+use kd_ops::average::AverageConfig;
 use kd_ops::schedule::LrSchedule;
 use kd_record::Precision;
 
@@ -126,8 +127,8 @@ impl std::str::FromStr for DatasetName {
     }
 }
 
-/// Random changes to training images; all off by default. See [`kd_data::Augment`].
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+/// Random changes to training images; all off by default. See [`kd_data::Augment`] and [`kd_data::MixConfig`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AugmentConfig {
     /// Shift by up to this many pixels.
@@ -136,6 +137,18 @@ pub struct AugmentConfig {
     pub flip: bool,
     /// Side in pixels of a square that is set to the mean colour; 0 cuts nothing out.
     pub cutout: usize,
+    /// Mixup's α: a picture becomes a share of itself and the rest of another, the share from Beta(α, α). 0 mixes none so.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub mixup: f64,
+    /// CutMix's α: a rectangle of a picture is another's. 0 mixes none so; beside `mixup` each picture gets either with probability 1/2.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub cutmix: f64,
+    /// The share of pictures that are mixed at all.
+    #[serde(skip_serializing_if = "is_one")]
+    pub mix_probability: f64,
+    /// How many views each picture has in the whole of training: epoch e shows view e modulo this. Without it each epoch draws new ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub views: Option<usize>,
 }
 
 /// How long and in what steps a network is trained.
@@ -163,6 +176,13 @@ pub struct TrainingConfig {
     /// How the learning rate changes over the run.
     #[serde(skip_serializing_if = "LrSchedule::is_constant")]
     pub schedule: LrSchedule,
+    /// An average of the weights that is evaluated, chosen from and saved in their place.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub average: Option<AverageConfig>,
+    /// Whether the finished network is also evaluated by the mean of its logits of each test image and of its mirror image; the
+    /// figure stands beside the plain one, never in its place.
+    #[serde(skip_serializing_if = "is_false")]
+    pub test_flip: bool,
 }
 
 /// One network to train.
@@ -240,6 +260,14 @@ fn is_false(value: &bool) -> bool {
     !value
 }
 
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
+}
+
+fn is_one(value: &f64) -> bool {
+    *value == 1.0
+}
+
 fn default_labels() -> f64 {
     1.0
 }
@@ -261,6 +289,22 @@ impl Default for DataConfig {
     }
 }
 
+impl Default for AugmentConfig {
+    fn default() -> Self {
+        let Augment { crop_padding, flip, cutout } = Augment::default();
+        let MixConfig { mixup, cutmix, probability } = MixConfig::default();
+        Self {
+            crop_padding,
+            flip,
+            cutout,
+            mixup,
+            cutmix,
+            mix_probability: probability,
+            views: None,
+        }
+    }
+}
+
 impl Default for TrainingConfig {
     fn default() -> Self {
         Self {
@@ -272,6 +316,8 @@ impl Default for TrainingConfig {
             clip_grad_norm: None,
             precision: Precision::default(),
             schedule: LrSchedule::default(),
+            average: None,
+            test_flip: false,
         }
     }
 }
@@ -284,8 +330,19 @@ impl DataConfig {
 
     /// The augmentation as `kd-data` takes it.
     pub fn augment(&self) -> Augment {
-        let AugmentConfig { crop_padding, flip, cutout } = self.augment;
+        let AugmentConfig { crop_padding, flip, cutout, .. } = self.augment;
         Augment { crop_padding, flip, cutout }
+    }
+
+    /// How images are mixed, as `kd-data` takes it.
+    pub fn mix(&self) -> MixConfig {
+        let AugmentConfig { mixup, cutmix, mix_probability: probability, .. } = self.augment;
+        MixConfig { mixup, cutmix, probability }
+    }
+
+    /// Whether training images are shown as they are.
+    pub fn shows_plain_images(&self) -> bool {
+        self.augment().is_off() && self.mix().is_off()
     }
 }
 

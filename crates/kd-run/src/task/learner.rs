@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor, Var};
 use kd_models::{Classifier, Parameters};
+use kd_ops::average::Average;
 use kd_ops::optimizer::Optimizer;
 
 use crate::Result;
@@ -17,13 +18,44 @@ pub struct Learner {
     pub parameters: Parameters,
     /// What changes the parameters in each step.
     pub optimizer: Optimizer,
+    /// An average of weights and running statistics that is evaluated and saved in their place.
+    pub average: Option<Average>,
 }
 
 /// The kind of a parameter's own values in a [`state`](Learner::state).
 pub(crate) const PARAMETER: &str = "parameter";
+/// The kind of its average.
+pub(crate) const AVERAGE: &str = "average";
 
 impl Learner {
-    /// The parameters as `parameter/<name>`, and what the optimiser remembers of them as `<kind>/<name>`; f32, on the CPU.
+    /// Brings the average up to date after step `step`, counted from 1.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn average_step(&mut self, step: u64) -> Result<()> {
+        let Self { average: Some(average), parameters, .. } = self else { return Ok(()) };
+        Ok(average.approach(parameters, average.config.weight_after_step(step))?)
+    }
+
+    /// Brings the average up to date after epoch `epoch`, counted from 1, of `epochs`.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn average_epoch(&mut self, epoch: usize, epochs: usize) -> Result<()> {
+        let Self { average: Some(average), parameters, .. } = self else { return Ok(()) };
+        Ok(average.approach(parameters, average.config.weight_after_epoch(epoch, epochs))?)
+    }
+
+    /// What is evaluated and saved after epoch `epoch`, counted from 1, of `epochs`: the average where it counts, else the
+    /// parameters.
+    pub fn evaluated(&self, epoch: usize, epochs: usize) -> &BTreeMap<String, Var> {
+        let average = self.average.as_ref();
+        let counts = average.filter(|average| average.config.counts(epoch, epochs));
+        counts.map_or(&self.parameters, |average| &average.values)
+    }
+
+    /// The parameters as `parameter/<name>`, their average as `average/<name>`, and what the optimiser remembers of them as
+    /// `<kind>/<name>`; f32, on the CPU.
     ///
     /// # Errors
     /// When the device fails.
@@ -32,6 +64,10 @@ impl Learner {
         for (name, parameter) in &self.parameters {
             let values = parameter.as_detached_tensor().to_device(&Device::Cpu)?;
             state.insert(format!("{PARAMETER}/{name}"), values);
+        }
+        for (name, average) in self.average.iter().flat_map(|average| &average.values) {
+            let values = average.as_detached_tensor().to_device(&Device::Cpu)?;
+            state.insert(format!("{AVERAGE}/{name}"), values);
         }
         for (name, values) in self.optimizer.state()? {
             let count = values.len();
@@ -43,8 +79,14 @@ impl Learner {
     /// Takes over a [`state`](Self::state) from after `steps` steps.
     ///
     /// # Errors
-    /// When it names a parameter that the learner lacks, or is another optimiser's.
+    /// When it names a parameter that the learner lacks, lacks an average that the learner keeps, or is another optimiser's.
     pub fn restore(&mut self, steps: u64, state: &BTreeMap<String, Tensor>) -> Result<()> {
+        let averaged = self.average.iter().flat_map(|average| average.values.keys());
+        for name in averaged {
+            if !state.contains_key(&format!("{AVERAGE}/{name}")) {
+                return Err(other!("the average of {name} is missing"));
+            }
+        }
         let mut remembered = BTreeMap::new();
         for (full_name, tensor) in state {
             match full_name.split_once('/') {
@@ -54,6 +96,10 @@ impl Learner {
                         parameter.ok_or_else(|| other!("the network has no parameter {name}"))?;
                     parameter.set(&tensor.to_device(parameter.device())?)?;
                 }
+                Some((AVERAGE, name)) => match &mut self.average {
+                    Some(average) => average.restore(name, tensor)?,
+                    None => return Err(other!("no average of {name} is kept")),
+                },
                 _ => {
                     let values = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
                     remembered.insert(full_name.clone(), values);

@@ -11,7 +11,7 @@ use kd_loss::Needs;
 use kd_models::Tape;
 
 pub use learner::Learner;
-pub(crate) use learner::PARAMETER;
+pub(crate) use learner::{AVERAGE, PARAMETER};
 pub use supervised::Supervised;
 
 use crate::Result;
@@ -45,8 +45,8 @@ pub trait Task: Send {
     /// Why the task's step can't be captured as a CUDA graph, in a few words.
     fn not_to_be_captured(&self) -> Option<String>;
 
-    /// Everything of the task that a checkpoint must keep, on the CPU: each learner's values as `parameter/<name>`, and what
-    /// its optimiser remembers as `<kind>/<name>`.
+    /// Everything of the task that a checkpoint must keep, on the CPU: each learner's values as `parameter/<name>`, an
+    /// average of them as `average/<name>`, and what its optimiser remembers as `<kind>/<name>`.
     ///
     /// # Errors
     /// When the device fails.

@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{DType, Tensor, Var};
-use kd_data::Batch;
-use kd_loss::{HelperInit, HostStep, Inputs, Needs, Objective, Setup, Weighted};
+use kd_data::{Batch, Mixed};
+use kd_loss::{HelperInit, HostStep, Inputs, MixedLabels, Needs, Objective, Setup, Weighted};
 use kd_models::{Output, Parameters};
 use kd_ops::DropoutKey;
+use kd_ops::average::Average;
 
 use super::{Learner, Task, TaskLoss};
 use crate::at::At;
@@ -23,13 +24,15 @@ pub struct Supervised {
     needs: Needs,
     /// What each class counts in the labels' cross-entropy: f32 `[C]` on the learner's device.
     class_weights: Option<Tensor>,
+    /// Whether the images are mixed of two.
+    mixes: bool,
 }
 
 impl Supervised {
     /// A learner and its loss, in which all classes count the same.
     pub fn new(learner: Learner, objective: Objective) -> Self {
         let needs = objective.needs();
-        Self { learner: [learner], objective, needs, class_weights: None }
+        Self { learner: [learner], objective, needs, class_weights: None, mixes: false }
     }
 
     /// The task of a run: its network with fresh or initial weights, its methods with what they learn, and its optimiser.
@@ -61,8 +64,16 @@ impl Supervised {
             methods.push(Weighted { name, weight: term.weight, schedule, method });
         }
         let optimizer = run.recipe.optimizer.optimizer();
+        let graph = config.graph()?;
+        let average = run.recipe.training.average.map(|average| {
+            // What methods learn besides the network is used in training alone.
+            let tensors = graph.tensors().filter_map(|spec| parameters.get_key_value(&spec.name));
+            Average::new(average, tensors)
+        });
         let objective = Objective::new(recipe.labels, methods)?;
-        let mut task = Self::new(Learner { network, parameters, optimizer }, objective);
+        let average = average.transpose()?;
+        let mut task = Self::new(Learner { network, parameters, optimizer, average }, objective);
+        task.mixes = !run.recipe.data.mix().is_off();
         if let Some(weights) = class_weights(recipe, &run.data)? {
             let weights = Tensor::new(weights, &run.device)?.to_dtype(DType::F32)?;
             task.class_weights = Some(weights);
@@ -128,6 +139,10 @@ impl Task for Supervised {
         });
         let inputs = Inputs {
             class_weights: self.class_weights.as_ref(),
+            mixed: batch
+                .mixed
+                .as_ref()
+                .map(|mixed| MixedLabels { labels: &mixed.labels, shares: &mixed.shares }),
             teacher_logits: taught.logits.as_ref(),
             student_features: &output.features,
             teacher_features: &taught.features,
@@ -135,7 +150,7 @@ impl Task for Supervised {
             ..Inputs::new(&output.logits, &batch.labels)
         };
         let loss = self.objective.loss(&inputs, at.run_step())?;
-        let correct = evaluate::correct_predictions(&output.logits, &batch.labels)?;
+        let correct = evaluate::correct_predictions(&output.logits, &larger_labels(batch)?)?;
         Ok(TaskLoss { total: loss.total, parts: loss.parts, correct, tapes: vec![tape] })
     }
 
@@ -144,6 +159,9 @@ impl Task for Supervised {
     }
 
     fn not_to_be_captured(&self) -> Option<String> {
+        if self.mixes {
+            return Some("mixup and CutMix make a step's images and targets on the host".into());
+        }
         let method = self.objective.needs_host()?;
         Some(format!(
             "method {method} needs what only the host knows: the step's number, the seed and the images' positions"
@@ -157,6 +175,14 @@ impl Task for Supervised {
     fn restore(&mut self, steps: u64, state: &BTreeMap<String, Tensor>) -> Result<()> {
         let [learner] = &mut self.learner;
         learner.restore(steps, state)
+    }
+}
+
+/// The class of each image; of one that is mixed of two, the class that has the larger share of it.
+fn larger_labels(batch: &Batch) -> candle_core::Result<Tensor> {
+    match &batch.mixed {
+        None => Ok(batch.labels.clone()),
+        Some(Mixed { labels, shares, .. }) => shares.ge(0.5)?.where_cond(&batch.labels, labels),
     }
 }
 

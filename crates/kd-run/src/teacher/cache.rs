@@ -94,6 +94,8 @@ mod tests {
             rows: Tensor::new(rows, &Device::Cpu).unwrap(),
             indices: rows.to_vec(),
             views: Vec::new(),
+            mixed: None,
+            view: 0,
         }
     }
 

@@ -107,7 +107,7 @@ pub(crate) fn prepare(
     for (output, shape) in wanted {
         let values = data.train.len() as u64 * shape.iter().product::<usize>() as u64;
         match budget.checked_sub(4 * values) {
-            Some(rest) if config.data.augment().is_off() => {
+            Some(rest) if config.data.shows_plain_images() => {
                 budget = rest;
                 let origin = origin(&output, &pretrained.identity, data, config);
                 let file = TeacherOutput::new(config.folder, origin, &shape);

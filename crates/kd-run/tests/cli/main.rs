@@ -7,6 +7,7 @@ mod evaluation;
 mod figures;
 mod going_on;
 mod images;
+mod ingredients;
 mod kills;
 mod methods;
 mod networks;

@@ -46,6 +46,9 @@ pub(crate) struct Distill {
     /// Temperature by which logits are divided (methods kd, dkd and dist)
     #[arg(long, value_name = "T", value_parser = positive)]
     temperature: Option<f64>,
+    /// Temperature by which the teacher's logits are divided, where it is not the same (method kd)
+    #[arg(long, value_name = "T", value_parser = positive)]
+    teacher_temperature: Option<f64>,
     /// Weight of the labels in the loss, from 0 to 1; the method has the rest
     #[arg(long, value_name = "A", value_parser = share)]
     alpha: Option<f64>,
@@ -66,6 +69,7 @@ pub(crate) fn run(flags: &Distill) -> Result<(), Failure> {
         teacher_std: flags.teacher_std,
         model: flags.model,
         temperature: flags.temperature,
+        teacher_temperature: flags.teacher_temperature,
         alpha: flags.alpha,
         ..flags.run.choices()?
     };

@@ -7,10 +7,11 @@ use candle_core::Tensor;
 use clap::Args;
 use kd_data::Split;
 use kd_models::Architecture;
+use kd_record::TestFlip;
 use kd_record::own::{self, Output};
 use kd_record::write::write_whole;
 use kd_run::data;
-use kd_run::evaluate::{Evaluation, evaluate, logits};
+use kd_run::evaluate::{Evaluation, evaluate, evaluate_with_flip, logits};
 use kd_run::teacher::{Pretrained, PretrainedConfig};
 use safetensors::tensor::{Dtype, TensorView};
 use serde::Serialize;
@@ -42,6 +43,9 @@ pub(crate) struct Eval {
     data: DataFlags,
     #[command(flatten)]
     classes: ClassFlags,
+    /// Also say what the mean of the logits of each picture and of its mirror image gives
+    #[arg(long)]
+    flip: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -107,7 +111,12 @@ pub(crate) fn run(flags: &Eval) -> Result<(), Failure> {
     let normalization = weights.normalization;
     weights.renormalize = None;
     let network = weights.network(&device)?;
-    let evaluation = evaluate(&*network, &data.test, &data.classes, normalization, &device)?;
+    let (test, classes) = (&data.test, &data.classes);
+    let mut evaluation = evaluate(&*network, test, classes, normalization, &device)?;
+    if flags.flip {
+        let flipped = evaluate_with_flip(&*network, test, classes, normalization, &device)?;
+        evaluation.test_flip = Some(flipped);
+    }
     if let Some(path) = &flags.logits {
         write_logits(path, &logits(&*network, &data.test, normalization, &device)?, &data.test)?;
     }
@@ -156,8 +165,15 @@ pub(super) fn one_line(evaluation: &Evaluation) -> String {
         0 => String::new(),
         _ => format!(" (of the {} of {classes} classes with test images)", classes - untested),
     };
+    let flipped = match &evaluation.test_flip {
+        Some(TestFlip { accuracy, loss }) => format!(
+            "; with mirror images test accuracy {:.2} %, test loss {loss:.4}",
+            100.0 * accuracy
+        ),
+        None => String::new(),
+    };
     format!(
-        "test accuracy {:.2} %, balanced accuracy {:.2} %{of}, macro F1 {:.2} %, test loss {:.4}",
+        "test accuracy {:.2} %, balanced accuracy {:.2} %{of}, macro F1 {:.2} %, test loss {:.4}{flipped}",
         100.0 * evaluation.accuracy,
         100.0 * evaluation.balanced_accuracy,
         100.0 * evaluation.macro_f1,
