@@ -2,6 +2,9 @@
 
 use std::sync::Arc;
 
+use sha2::{Digest, Sha256};
+
+use crate::hash::hex;
 use crate::{Dataset, Error, Result, Skipped, Split};
 
 /// Seed of the subsets that [`Limits`] take. Like the three seeds below it is a constant, so that the choice is the same in every run,
@@ -38,6 +41,9 @@ pub struct Portions {
     pub test: Arc<Split>,
     /// The number of training images before [`Portions::for_run`] left any out for one run.
     pub whole_train: usize,
+    /// SHA-256 of the part of the training images that [`Portions::for_run`] left out, as [`Portions::part_sha256`]; `None` where it
+    /// left out none.
+    pub left_out_sha256: Option<String>,
     /// Images taken out of the training images, on which the run selects its best epoch; `None` where it does not.
     pub selection: Option<Arc<Split>>,
     /// SHA-256 of the whole data set.
@@ -68,6 +74,7 @@ impl Portions {
         let mut data = Self {
             name: dataset.name,
             whole_train: 0,
+            left_out_sha256: None,
             train: Arc::new(dataset.train),
             test: Arc::new(dataset.test),
             selection: None,
@@ -113,6 +120,7 @@ impl Portions {
         select_on: Option<usize>,
     ) -> Result<Self> {
         if let Some([part, of]) = part {
+            self.left_out_sha256 = Some(self.part_sha256(part, of)?);
             let left_out = self.part(part, of)?;
             self.train = Arc::new(self.train.select(&all_but(self.train.len(), &left_out)));
         }
@@ -177,6 +185,20 @@ impl Portions {
         }
         let mut parts = self.train.balanced_parts(of, self.classes.len(), PART_SEED);
         Ok(parts.swap_remove(part - 1))
+    }
+
+    /// SHA-256, in hex, of the pixels and labels of the training images in part `part` (from 1) of `of` parts, by which two cuts of two
+    /// data sets can be told apart.
+    ///
+    /// # Errors
+    /// As [`Portions::part`].
+    pub fn part_sha256(&self, part: usize, of: usize) -> Result<String> {
+        let mut hash = Sha256::new();
+        for index in self.part(part, of)? {
+            hash.update(self.train.image(index as usize));
+            hash.update([self.train.labels[index as usize]]);
+        }
+        Ok(hex(hash))
     }
 
     /// Takes `count` images, balanced over the classes, out of the training images; each class keeps at least one. `setting` is what
@@ -281,6 +303,8 @@ mod tests {
             assert!(counts.iter().all(|count| (2..=4).contains(count)), "{counts:?}");
             let left_out = Some([index + 1, 4]);
             let seen = data.clone().for_run("t", left_out, None).unwrap();
+            assert_eq!(seen.left_out_sha256, data.part_sha256(index + 1, 4).ok());
+            assert_ne!(seen.left_out_sha256, data.part_sha256((index + 1) % 4 + 1, 4).ok());
             assert_eq!(seen.train.len() + part.len(), 103);
             let seen = data.clone().for_run("t", left_out, Some(20)).unwrap();
             let selection = seen.selection.unwrap();
@@ -322,6 +346,7 @@ mod tests {
             train: split(counts),
             test: split(&vec![2; counts.len()]),
             whole_train: counts.iter().sum(),
+            left_out_sha256: None,
             selection: None,
             sha256: String::new(),
             warning: None,

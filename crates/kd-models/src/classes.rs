@@ -33,12 +33,29 @@ pub enum FileClass {
 pub type ClassMap = BTreeMap<String, FileClass>;
 
 /// What is known of the classes of a weights file besides what the file says. The default is nothing.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ClassChoice {
     /// The file's class for each class of the data.
     pub map: Option<ClassMap>,
     /// Whether the file's class names are ignored: its first class is then the data's first class, and so on.
     pub ignore_names: bool,
+    /// How a person gives a class map for this file, for messages.
+    pub setting: &'static str,
+}
+
+impl ClassChoice {
+    /// Nothing is known besides what the file says; a class map would be given with `--class-map`.
+    pub const NONE: Self = Self {
+        map: None,
+        ignore_names: false,
+        setting: "--class-map FILE (class_map in a recipe)",
+    };
+}
+
+impl Default for ClassChoice {
+    fn default() -> Self {
+        Self::NONE
+    }
 }
 
 /// How a file's classes stand for the data's.
@@ -79,8 +96,9 @@ pub fn match_classes(
     }
     if count != data.len() {
         return Err(unfit(format!(
-            "these weights classify {count} classes; the data has {}: name the file's class for each class of the data with --class-map FILE (class_map in a recipe)",
-            data.len()
+            "these weights classify {count} classes; the data has {}: name the file's class for each class of the data with {}",
+            data.len(),
+            choice.setting
         )));
     }
     let Some(file) = file else {
@@ -106,8 +124,9 @@ pub fn match_classes(
     };
     let Some(rows) = data.iter().map(place).collect::<Option<Vec<_>>>() else {
         let (file, data) = differing(file, data);
+        let setting = choice.setting;
         return Err(unfit(format!(
-            "the file has the classes {file}; the data has the classes {data}: say which class of the file is meant by each class of the data with --class-map FILE (class_map in a recipe), or take them in the data's order with --ignore-class-names (ignore_class_names = true in a recipe)"
+            "the file has the classes {file}; the data has the classes {data}: say which class of the file is meant by each class of the data with {setting}, or take them in the data's order with --ignore-class-names (ignore_class_names = true in a recipe)"
         )));
     };
     let note = Some(format!(
@@ -256,7 +275,7 @@ mod tests {
     fn a_class_map_names_or_numbers_the_files_classes() {
         let with = |text: &str| ClassChoice {
             map: Some(toml::from_str(text).unwrap()),
-            ignore_names: false,
+            ..ClassChoice::default()
         };
         for map in ["boat = 'ship'", "boat = 1", "boat = 1\ncat = 0"] {
             assert_eq!(matched("cat ship", "boat cat", &with(map)).unwrap().rows, Some(vec![1, 0]));

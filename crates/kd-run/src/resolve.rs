@@ -58,6 +58,8 @@ pub struct Choices {
     pub teacher_std: Option<[f32; 3]>,
     /// The class of the weights file for each class of the data: the teacher's file, or where there is no teacher that of `init`.
     pub class_map: Option<ClassMap>,
+    /// The class of the file of `init` for each class of the data, in a run that has a teacher, too.
+    pub init_class_map: Option<ClassMap>,
     /// Ignore the class names of weights files and take their classes in the data's order.
     pub ignore_class_names: bool,
     /// The temperature of the methods that have one.
@@ -68,7 +70,8 @@ pub struct Choices {
     pub class_weights: Option<ClassWeights>,
     /// The labels' share of the loss, from 0 to 1, in a run with one method, which has the rest.
     pub alpha: Option<f64>,
-    /// The weights file to start from. In a run of another [name](Self::name) the recipe's `init_sha256` then does not count.
+    /// The weights file to start from. In a run of another [name](Self::name) the recipe's `init_sha256` and `init_class_map`
+    /// then do not count.
     pub init: Option<PathBuf>,
     /// Layers that stay as they are.
     pub freeze: Option<Vec<String>>,
@@ -111,6 +114,7 @@ impl Default for Choices {
             teacher_mean: None,
             teacher_std: None,
             class_map: None,
+            init_class_map: None,
             ignore_class_names: false,
             temperature: None,
             teacher_temperature: None,
@@ -185,14 +189,7 @@ pub fn resolve(recipe: &Recipe, run: &RunConfig, choices: &Choices) -> Result<Re
         (None, Some(name)) => Some(weights_path(recipe, choices, &out, name)),
         (None, None) => None,
     };
-    let run = &resolved.run;
-    let named = run.class_map.is_some() || run.ignore_class_names;
-    if named && teacher_path.is_none() && initial_path.is_none() {
-        return Err(Error::Choice(format!(
-            "run {:?} uses no weights file, so there are no classes to map: leave out --class-map and --ignore-class-names (class_map and ignore_class_names in a recipe)",
-            run.name
-        )));
-    }
+    check_class_maps(&resolved.run, teacher_path.is_some(), initial_path.is_some())?;
     let initial = match &initial_path {
         Some(path) => {
             check_input(&folder, "the weights to start from", path)?;
@@ -204,6 +201,23 @@ pub fn resolve(recipe: &Recipe, run: &RunConfig, choices: &Choices) -> Result<Re
     let (device, settings) = (choices.device.clone(), choices.settings.clone());
     let run = ResolvedRun { recipe: resolved, out, data, teacher, initial, device, settings };
     Ok(Resolved { run, notes, warnings })
+}
+
+/// Refuses class maps that no weights file of the run takes.
+fn check_class_maps(run: &RunConfig, teacher: bool, init: bool) -> Result<()> {
+    let wrong = match (&run.class_map, &run.init_class_map) {
+        (_, Some(_)) if !init => {
+            "starts from no weights file: leave out --init-class-map (init_class_map in a recipe)"
+        }
+        (Some(_), Some(_)) if !teacher => {
+            "has no teacher, so both class maps would be of the file that it starts from: leave out --class-map (class_map in a recipe)"
+        }
+        (map, None) if (map.is_some() || run.ignore_class_names) && !teacher && !init => {
+            "uses no weights file, so there are no classes to map: leave out --class-map and --ignore-class-names (class_map and ignore_class_names in a recipe)"
+        }
+        _ => return Ok(()),
+    };
+    Err(Error::Choice(format!("run {:?} {wrong}", run.name)))
 }
 
 /// What may not be meant in the data of a run.
@@ -264,8 +278,14 @@ fn with_choices(recipe: &Recipe, mut run: RunConfig, choices: &Choices) -> Resul
     run.teacher_model = choices.teacher_model.or(run.teacher_model);
     run.teacher_mean = choices.teacher_mean.or(run.teacher_mean);
     run.teacher_std = choices.teacher_std.or(run.teacher_std);
+    if choices.init.is_some() && choices.name.is_some() {
+        (run.init_sha256, run.init_class_map) = (None, None);
+    }
     if choices.ignore_class_names {
-        (run.class_map, run.ignore_class_names) = (None, true);
+        (run.class_map, run.init_class_map, run.ignore_class_names) = (None, None, true);
+    }
+    if let Some(map) = &choices.init_class_map {
+        (run.init_class_map, run.ignore_class_names) = (Some(map.clone()), false);
     }
     if let Some(map) = &choices.class_map {
         (run.class_map, run.ignore_class_names) = (Some(map.clone()), false);
@@ -276,9 +296,6 @@ fn with_choices(recipe: &Recipe, mut run: RunConfig, choices: &Choices) -> Resul
     if let Some([part, of]) = choices.part {
         run.part = Some([part, of]);
         run.name = part_name(&run.name, part, of);
-    }
-    if choices.init.is_some() && choices.name.is_some() {
-        run.init_sha256 = None;
     }
     if let Some(name) = &choices.name {
         check_name(name).map_err(|error| Error::Choice(format!("--name: {error}")))?;
@@ -435,7 +452,8 @@ fn load_teacher(
     let normalization = resolved.data.normalization();
     let folder = OutFolder::new(out).run(&resolved.run.name);
     let run = &mut resolved.run;
-    let choice = ClassChoice { map: run.class_map.clone(), ignore_names: run.ignore_class_names };
+    let (map, ignore_names) = (run.class_map.clone(), run.ignore_class_names);
+    let choice = ClassChoice { map, ignore_names, ..ClassChoice::default() };
     let config = PretrainedConfig {
         architecture: run.teacher_model,
         classes: &data.classes,
@@ -456,7 +474,7 @@ fn load_teacher(
         None => (load(path)?, path.to_owned()),
         Some(of) => {
             let parts: Result<Vec<_>> = (1..=of).map(|part| load(&part_path(part, of))).collect();
-            (Pretrained::cross_fitted(path, parts?, data.train.len())?, part_path(1, of))
+            (Pretrained::cross_fitted(path, parts?, data)?, part_path(1, of))
         }
     };
     if let Some(expected) = &run.teacher_sha256
@@ -489,9 +507,14 @@ fn load_initial(
     let normalization = resolved.data.normalization();
     let run = &mut resolved.run;
     let config = network_for(run.model, data);
-    // A class map is for the teacher's file where there is one.
+    // A class map without more is for the teacher's file where there is one.
     let map = run.class_map.clone().filter(|_| !run.needs_teacher());
-    let choice = ClassChoice { map, ignore_names: run.ignore_class_names };
+    let map = run.init_class_map.clone().or(map);
+    let mut choice =
+        ClassChoice { map, ignore_names: run.ignore_class_names, ..ClassChoice::default() };
+    if run.needs_teacher() {
+        choice.setting = "--init-class-map FILE (init_class_map in a recipe)";
+    }
     let initial = Initial::load(path, &config, &data.classes, &choice, normalization);
     let initial = initial.map_err(|error| {
         error.context(format!("run {} can't start from these weights", run.name))

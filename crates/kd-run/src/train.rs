@@ -528,8 +528,12 @@ impl Training<'_> {
         let network = self.run.model_config();
         let mut metadata = Metadata::new(&network, config.mean, config.std, &data.name);
         metadata.class_names = Some(data.classes.clone());
-        metadata.left_out =
-            run.part.map(|[part, of]| LeftOut { part, of, images: data.whole_train });
+        metadata.left_out = run.part.map(|[part, of]| LeftOut {
+            part,
+            of,
+            images: data.whole_train,
+            sha256: data.left_out_sha256.clone(),
+        });
         Ok(kd_models::weights::save(path, weights, &metadata)?)
     }
 }

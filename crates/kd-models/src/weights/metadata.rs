@@ -50,7 +50,7 @@ fn is_cifar(input: &[usize; 3]) -> bool {
 }
 
 /// A part of the training images.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeftOut {
     /// Which part, from 1.
     pub part: usize,
@@ -58,6 +58,9 @@ pub struct LeftOut {
     pub of: usize,
     /// The number of images in all parts together.
     pub images: usize,
+    /// SHA-256 of the part's images and labels, in hex; `None` in files of versions that did not write it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
 }
 
 impl Metadata {

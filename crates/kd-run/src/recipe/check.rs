@@ -168,9 +168,10 @@ impl RunConfig {
             require(!(set && self.needs_teacher()), &[Step::Key(key)], "set", expected)?;
         }
         self.check_teachers_images()?;
-        let one = self.class_map.is_none() || !self.ignore_class_names;
+        let maps = self.class_map.is_some() || self.init_class_map.is_some();
+        let one = !(maps && self.ignore_class_names);
         let path = [Step::Key("ignore_class_names")];
-        require(one, &path, true, "false beside a class_map, which says what is meant")?;
+        require(one, &path, true, "false beside a class map, which says what is meant")?;
         let teacher = self.teacher.as_deref().unwrap_or_default();
         let used = self.teacher.is_none() || self.needs_teacher();
         require(

@@ -248,6 +248,9 @@ pub struct RunConfig {
     /// has no teacher that of `init`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub class_map: Option<ClassMap>,
+    /// The same for the file of `init`, in a run that has a teacher, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init_class_map: Option<ClassMap>,
     /// Whether the class names of the teacher's file and of that of `init` are ignored and the classes taken in the data's order.
     #[serde(default, skip_serializing_if = "is_false")]
     pub ignore_class_names: bool,
@@ -368,6 +371,7 @@ impl RunConfig {
             labels: default_labels(),
             class_weights: None,
             class_map: None,
+            init_class_map: None,
             ignore_class_names: false,
             methods: Vec::new(),
         }

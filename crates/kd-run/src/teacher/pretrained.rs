@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
-use kd_data::{Normalization, Renormalize};
+use kd_data::{Normalization, Portions, Renormalize};
 use kd_models::classes::{ClassChoice, Matched, match_classes, select_rows};
 use kd_models::weights::{self, LeftOut, Loaded};
 use kd_models::{Architecture, Classifier, ModelConfig};
@@ -63,7 +63,7 @@ pub struct PretrainedConfig<'a> {
 impl<'a> PretrainedConfig<'a> {
     /// For weights of these classes, images of this shape, and weights that were trained on images of this normalisation.
     pub fn new(classes: &'a [String], input: [usize; 3], normalization: Normalization) -> Self {
-        const NOTHING: &ClassChoice = &ClassChoice { map: None, ignore_names: false };
+        const NOTHING: &ClassChoice = &ClassChoice::NONE;
         Self { architecture: None, classes, input, choice: NOTHING, normalization, stated: None }
     }
 }
@@ -151,14 +151,15 @@ impl Pretrained {
     /// Several networks that together teach as one: each answers for the part of the images that it has not seen.
     ///
     /// # Errors
-    /// When one was not trained without its part of these `images` training images, or is of another architecture.
-    pub fn cross_fitted(path: &Path, parts: Vec<Self>, images: usize) -> Result<Self> {
-        let of = parts.len();
+    /// When one was not trained without its part of these training images, or is of another architecture.
+    pub fn cross_fitted(path: &Path, parts: Vec<Self>, data: &Portions) -> Result<Self> {
+        let (of, images) = (parts.len(), data.train.len());
+        let mut notes = Vec::new();
         let (mut hash, mut identity) = (Sha256::new(), Sha256::new());
         for (index, part) in parts.iter().enumerate() {
-            let expected = LeftOut { part: index + 1, of, images };
-            if part.left_out != Some(expected) {
-                let found = part.left_out.map_or("without any part left out".into(), |found| {
+            let left_out = part.left_out.as_ref();
+            if left_out.map(|it| (it.part, it.of, it.images)) != Some((index + 1, of, images)) {
+                let found = left_out.map_or("without any part left out".into(), |found| {
                     format!(
                         "without part {} of {} of {} images",
                         found.part, found.of, found.images
@@ -170,6 +171,23 @@ impl Pretrained {
                     index + 1,
                     index + 1
                 )));
+            }
+            let expected = data.part_sha256(index + 1, of)?;
+            match left_out.and_then(|found| found.sha256.as_ref()) {
+                Some(found) if *found != expected => {
+                    return Err(Error::unfit(format!(
+                        "{}: this teacher was trained without part {} of {of} of other images (SHA-256 {found}; of the part here {expected}), so it may have been trained on images that it is to answer for: train it on this data with `kd train --part {}/{of}`",
+                        part.path.display(),
+                        index + 1,
+                        index + 1
+                    )));
+                }
+                Some(_) => {}
+                None => notes.push(format!(
+                    "{}: the file does not say which images it was trained without; they are taken to be part {} of {of} of this data",
+                    part.path.display(),
+                    index + 1
+                )),
             }
             hash.update(&part.sha256);
             identity.update(&part.identity);
@@ -198,7 +216,7 @@ impl Pretrained {
                 normalization.std
             )));
         }
-        let notes = parts.iter().flat_map(|part| part.notes.clone()).collect();
+        notes.splice(0..0, parts.iter().flat_map(|part| part.notes.clone()));
         let parts: Vec<_> = parts.into_iter().map(|part| part.tensors).collect();
         Ok(Self {
             path: path.to_owned(),

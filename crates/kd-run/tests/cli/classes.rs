@@ -154,6 +154,43 @@ fn initial_weights_are_mapped_like_a_teachers() {
 }
 
 #[test]
+fn a_teachers_file_and_initial_weights_have_a_class_map_each() {
+    let dir = cat_and_boat();
+    // The file to start from calls the boat a ferry.
+    network(
+        &dir.path("ferry.safetensors"),
+        [0, 1],
+        Some(["cat", "ferry"]),
+        Normalization::default(),
+    );
+    std::fs::write(dir.path("ferry.toml"), "boat = 1\n").unwrap();
+    let line = |name: &str, flags: &str| {
+        format!("distill --method kd --model student --name {name} {flags} --out out {SHORT}")
+    };
+    let run = |name: &str, flags: &str| {
+        dir.stdout(&line(name, flags));
+        dir.read(&format!("out/{name}.safetensors"))
+    };
+    let right = run("right", "--teacher right.safetensors --init right.safetensors");
+    let maps = "--teacher ship.safetensors --class-map map.toml --init ferry.safetensors";
+    let said = dir.fails(&line("mapped", maps), 1);
+    assert!(said.contains("with --init-class-map FILE (init_class_map in a recipe)"), "{said}");
+    assert!(right == run("mapped", &format!("{maps} --init-class-map ferry.toml")));
+    dir.stdout("distill --recipe out/mapped/recipe.toml --data pictures --out again");
+    assert!(right == dir.read("again/mapped.safetensors"), "the run's own recipe says it");
+    for (flags, expected) in [
+        ("--teacher right.safetensors --init-class-map ferry.toml", "starts from no weights file"),
+        ("--init-class-map ferry.toml --ignore-class-names", "cannot be used with"),
+    ] {
+        let said = dir.fails(&line("wrong", flags), 2);
+        assert!(said.contains(expected), "{said}");
+    }
+    let both = "--init ferry.safetensors --class-map map.toml --init-class-map ferry.toml";
+    let said = dir.fails(&format!("train --model student {both} --out out {SHORT}"), 2);
+    assert!(said.contains("has no teacher, so both class maps would be of the file"), "{said}");
+}
+
+#[test]
 fn a_teacher_beside_a_network_answers_in_the_networks_order() {
     let dir = cat_and_boat();
     let line = "predict --json --weights right.safetensors --teacher";

@@ -2,7 +2,9 @@
 
 use std::fs;
 
-use crate::workdir::WorkDir;
+use kd_models::weights::{load, peek, save};
+
+use crate::workdir::{TINY, WorkDir};
 
 fn recipe(dir: &WorkDir, runs: &str) {
     let data = "format = 1\nname = \"r\"\n[data]\ndataset = \"synthetic\"\n";
@@ -106,6 +108,39 @@ fn cross_fitted_targets_come_from_the_teacher_that_has_not_seen_the_image() {
     assert!((loss("kd").unwrap() - loss("live").unwrap()).abs() < 1e-4);
     let page = String::from_utf8(dir.read("out/report.html")).unwrap();
     assert!(page.contains("How good the teachers are"));
+}
+
+#[test]
+fn a_part_of_as_many_other_images_is_refused_for_cross_fitting() {
+    let dir = WorkDir::new();
+    recipe(
+        &dir,
+        &format!("[[run]]\nname = \"teacher\"\nmodel = \"student\"\n{STUDENT}")
+            .replace("teacher = \"teacher\"\n", "teacher = \"teacher\"\ncross_fit = 2\n"),
+    );
+    for part in ["1/2", "2/2"] {
+        dir.train(&format!("train --recipe r.toml --run teacher --part {part} --out out"));
+    }
+    // Where images are held out, the hundred to train on are others.
+    let student = "distill --recipe r.toml --run kd --teacher out/teacher.safetensors";
+    let said = dir.train_fails(&format!("{student} --held-out 200 --out held"), 1);
+    assert!(
+        said.contains("teacher-part-1-of-2.safetensors: this teacher was trained without part 1 of 2 of other images"),
+        "{said}"
+    );
+    // A file of an earlier version has no hash.
+    for part in [1, 2] {
+        let path = dir.path(&format!("out/teacher-part-{part}-of-2.safetensors"));
+        let config = peek(&path).unwrap().config(None, None).unwrap();
+        let loaded = load(&path, &config).unwrap();
+        let mut metadata = loaded.metadata.unwrap();
+        assert!(metadata.left_out.as_mut().unwrap().sha256.take().is_some());
+        save(&path, &loaded.tensors, &metadata).unwrap();
+    }
+    let output = dir.command(&format!("{student} --out old")).args(TINY).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(said.contains("does not say which images it was trained without"), "{said}");
 }
 
 #[test]

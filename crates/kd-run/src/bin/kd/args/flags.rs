@@ -38,6 +38,9 @@ pub(crate) struct RunFlags {
     pub(crate) init: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) classes: ClassFlags,
+    /// A class map for the file of --init, in a run that has a teacher, too
+    #[arg(long, value_name = "FILE", conflicts_with = "ignore_class_names")]
+    init_class_map: Option<PathBuf>,
     /// Layers to freeze, by name: "conv1,layer1"
     #[arg(long, value_name = "LAYERS", value_delimiter = ',')]
     pub(crate) freeze: Vec<String>,
@@ -140,7 +143,7 @@ impl ClassFlags {
     /// When the file with the class map can't be read.
     pub(crate) fn choice(&self) -> anyhow::Result<ClassChoice> {
         let map = self.class_map.as_deref().map(read_map).transpose()?;
-        Ok(ClassChoice { map, ignore_names: self.ignore_class_names })
+        Ok(ClassChoice { map, ignore_names: self.ignore_class_names, ..ClassChoice::default() })
     }
 }
 
@@ -189,7 +192,7 @@ impl RunFlags {
     /// # Errors
     /// When the file with the class map can't be read.
     pub(crate) fn choices(&self) -> anyhow::Result<Choices> {
-        let ClassChoice { map, ignore_names } = self.classes.choice()?;
+        let ClassChoice { map, ignore_names, .. } = self.classes.choice()?;
         let mut settings = Settings {
             keep_checkpoints: self.keep_checkpoints,
             tensorboard: self.tensorboard,
@@ -221,6 +224,7 @@ impl RunFlags {
             seed: self.seed,
             settings,
             class_map: map,
+            init_class_map: self.init_class_map.as_deref().map(read_map).transpose()?,
             ignore_class_names: ignore_names,
             ..Choices::default()
         })

@@ -116,6 +116,10 @@ fn with_command(error: Error, flags: &RunFlags, run: &ResolvedRun) -> Failure {
         run.recipe.run.name,
         quoted(&run.out)
     );
+    // The weights have the data's classes; a map of the recipe was for the file that the run itself started from.
+    if run.recipe.run.class_map.is_some() && !run.recipe.run.needs_teacher() {
+        line += " --ignore-class-names";
+    }
     if flags.data.data != Path::new("data") {
         line += &format!(" --data {}", quoted(&flags.data.data));
     }
