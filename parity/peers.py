@@ -156,6 +156,45 @@ def attention_transfer(folder: Path):
     return [("at_loss", options, lambda t: scope["at_loss"](t["student/same"], t["teacher/same"]))]
 
 
+def image_classification_sota(folder: Path):
+    dist = load(folder / "lib/models/losses/dist_kd.py").DIST
+    kl = load(folder / "lib/models/losses/kl_div.py").KLDivergence(tau=4)
+    logits = lambda t: (t["student_logits"], t["teacher_logits"])
+    losses = [
+        (f"DIST, tau {tau:g}", {"name": "dist", "temperature": tau}, lambda t, loss=dist(tau=tau): loss(*logits(t)))
+        for tau in (1.0, 4.0)
+    ]
+    return [*losses, ("KLDivergence", {"name": "kd", "temperature": 4.0}, lambda t: kl(*logits(t)))]
+
+
+def torchdistill(folder: Path):
+    for name in ("", ".losses", ".common"):
+        package = types.ModuleType(f"torchdistill{name}")
+        package.__path__ = [str(folder / f"torchdistill{name}".replace(".", "/"))]
+        sys.modules[package.__name__] = package
+    zoo = importlib.import_module("torchdistill.losses.mid_level")
+    at = {"x": {"student": {"io": "output", "path": "x"}, "teacher": {"io": "output", "path": "x"}}}
+    both = ("x", "output") * 2
+    temperature = 4.0
+
+    def on(student: str, teacher: str, loss, factor: float = 1.0):
+        return lambda t: factor * loss({"x": {"output": t[student]}}, {"x": {"output": t[teacher]}})
+
+    logits, same, vector = ((f"student{of}", f"teacher{of}") for of in ("_logits", "/same", "/vector"))
+    # Two of its losses are other functions: SPKDLoss divides rows by their sums of absolute values, where the paper's equation 2 takes
+    # lengths; DISTLoss bounds the product of lengths by 1e-8, where the authors add that, which shows at extreme logits.
+    rows = {"student": "vector", "teacher": "vector"}
+    return [
+        # Without the labels' part it leaves out the factor T^2.
+        ("KDLoss", {"name": "kd", "temperature": temperature}, on(*logits, zoo.KDLoss(*both, temperature, alpha=0.0), temperature**2)),
+        ("LogitStdKDLoss", {"name": "kd", "temperature": 2.0, "standardize": True}, on(*logits, zoo.LogitStdKDLoss(*both, 2.0, alpha=0.0), 4.0)),
+        ("ATLoss, code", {"name": "attention-transfer", "student": ["same"], "teacher": ["same"]}, on(*same, zoo.ATLoss(at, "code"))),
+        ("PKTLoss", {"name": "pkt", **rows}, on(*vector, zoo.PKTLoss(*both))),
+        ("RKDLoss, distance", {"name": "rkd-distance", **rows}, on(*vector, zoo.RKDLoss("x", "x", 1.0, 0.0, "mean"))),
+        ("RKDLoss, angle", {"name": "rkd-angle", **rows}, on(*vector, zoo.RKDLoss("x", "x", 0.0, 1.0, "mean"))),
+    ]
+
+
 PEERS = {
     "repdistiller": repdistiller,
     "mdistiller": mdistiller,
@@ -164,6 +203,8 @@ PEERS = {
     "rkd": rkd,
     "probabilistic-kt": probabilistic_kt,
     "attention-transfer": attention_transfer,
+    "image-classification-sota": image_classification_sota,
+    "torchdistill": torchdistill,
 }
 
 # --- The cases --------------------------------------------------------------------------------------------------------
