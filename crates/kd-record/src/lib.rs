@@ -9,6 +9,7 @@ pub mod evaluation;
 pub mod event;
 pub mod guess;
 pub mod hash;
+pub mod kept_views;
 pub mod layout;
 pub mod lock;
 pub mod names;
@@ -28,6 +29,7 @@ pub use evaluation::{Evaluation, TestFlip};
 pub use event::{
     DatasetRecord, EpochRecord, Event, EventLog, Events, Extension, Start, TeacherRecord,
 };
+pub use kept_views::{Keep, KeptViews, NumberType};
 pub use layout::{OutFolder, RunFolder};
 pub use names::{Compile, DeviceChoice, Precision};
 pub use roles::Roles;

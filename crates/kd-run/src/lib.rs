@@ -15,6 +15,7 @@ mod events;
 pub mod figures;
 mod going_on;
 pub mod initial;
+pub mod keep;
 mod precision;
 pub mod recipe;
 pub mod resolve;

@@ -72,6 +72,8 @@ pub enum Progress<'a> {
     },
     /// An epoch is done.
     Epoch(&'a EpochRecord),
+    /// Something worth knowing, as a sentence.
+    Note(&'a str),
 }
 
 /// How a run ended.
@@ -166,6 +168,7 @@ pub fn train(
     let training = &run.recipe.training;
     let config =
         StepConfig { precision: training.precision, clip_grad_norm: training.clip_grad_norm };
+    let kept = teacher.as_ref().and_then(|prepared| prepared.kept.clone());
     let trainer = Trainer::new(Box::new(task), teacher.map(|prepared| prepared.teacher), config);
     let mut training = Training { run, trainer, unread: Unread::default(), state, log };
     if unfinished {
@@ -174,7 +177,12 @@ pub fn train(
             training.save()?;
         }
     }
-    training.go(stop, observer)
+    let outcome = training.go(stop, observer)?;
+    if let Some(sentence) = kept.and_then(|kept| kept.after()) {
+        // The run has come to its end, whatever the observer says.
+        let _ = observer(Progress::Note(&sentence));
+    }
+    Ok(outcome)
 }
 
 /// Checks what is wrong whatever the folder holds.
@@ -229,14 +237,15 @@ fn ask_teacher(
     };
     let started = Instant::now();
     let images = run.data.train.len();
-    let cache = CacheConfig {
-        data: &run.recipe.data,
-        folder: &OutFolder::new(&run.out).cache(),
-        memory: run.settings.cache_memory,
-        device: &run.device,
-    };
+    let folder = OutFolder::new(&run.out).cache();
+    let cache = cache_config(run, &folder);
     let mut progress = |done| observer(Progress::TeacherPass { done, images });
     let prepared = teacher::prepare(teacher, needs, &run.data, &cache, &mut progress)?;
+    if let ControlFlow::Continue(Prepared { kept: Some(kept), .. }) = &prepared
+        && observer(Progress::Note(&kept.before()?)).is_break()
+    {
+        return Ok(ControlFlow::Break(()));
+    }
     if let ControlFlow::Continue(prepared) = &prepared
         && !resumed
     {
@@ -252,10 +261,29 @@ fn ask_teacher(
     Ok(prepared.map_continue(Some))
 }
 
+/// Where and how outputs of the run's teacher are cached; `folder` is that of the cache.
+pub(crate) fn cache_config<'a>(run: &'a ResolvedRun, folder: &'a Path) -> CacheConfig<'a> {
+    CacheConfig {
+        data: &run.recipe.data,
+        folder,
+        memory: run.settings.cache_memory,
+        device: &run.device,
+        keep: run.recipe.run.keep,
+        views: run.recipe.data.augment.views.unwrap_or(0),
+        seed: run.recipe.training.seed,
+    }
+}
+
 /// The training batches of an epoch from batch `first_batch` on.
 fn batches(run: &ResolvedRun, epoch: usize, first_batch: usize) -> Result<kd_data::Batches> {
+    let config = batch_config(run, epoch, first_batch);
+    Ok(kd_data::batches(&run.data.train, &config, &run.device)?)
+}
+
+/// The settings of these batches.
+pub(crate) fn batch_config(run: &ResolvedRun, epoch: usize, first_batch: usize) -> BatchConfig {
     let recipe = &run.recipe;
-    let config = BatchConfig {
+    BatchConfig {
         batch_size: recipe.training.batch_size,
         drop_last: recipe.training.drop_last,
         sampler: recipe.training.sampler,
@@ -267,8 +295,7 @@ fn batches(run: &ResolvedRun, epoch: usize, first_batch: usize) -> Result<kd_dat
         views: recipe.data.augment.views,
         normalization: recipe.data.normalization(),
         prefetch: evaluate::PREFETCH,
-    };
-    Ok(kd_data::batches(&run.data.train, &config, &run.device)?)
+    }
 }
 
 /// A run in training.

@@ -1,6 +1,6 @@
 //! Checks of every value of a recipe.
 
-use kd_loss::{MethodConfig, Term};
+use kd_loss::{Kind, MethodConfig, Term};
 use kd_ops::adam::AdamConfig;
 use kd_ops::average::AverageConfig;
 use kd_ops::schedule::LrSchedule;
@@ -53,6 +53,7 @@ impl Recipe {
         for (index, run) in self.runs.iter().enumerate() {
             let place = [Step::Key("run"), Step::Index(index)];
             run.check().map_err(|invalid| invalid.below(&place))?;
+            run.check_keep(&self.data).map_err(|invalid| invalid.below(&place))?;
             if !self.data.mix().is_off() {
                 run.check_mixed().map_err(|invalid| invalid.below(&place))?;
             }
@@ -180,6 +181,37 @@ impl RunConfig {
             teacher,
             "none: no method of this run needs a teacher",
         )
+    }
+
+    /// Checks that the teacher's logits of views can be kept.
+    fn check_keep(&self, data: &DataConfig) -> Result<(), Invalid> {
+        let Some(keep) = self.keep else { return Ok(()) };
+        let refuse =
+            |good: bool, expected: &str| require(good, &[Step::Key("keep")], "set", expected);
+        refuse(self.needs_teacher(), "none: no method of this run needs a teacher")?;
+        refuse(
+            !data.shows_plain_images(),
+            "none without augmentation: the teacher's outputs of the plain images are cached in any case",
+        )?;
+        refuse(
+            data.augment.views.is_some(),
+            "data.augment.views beside it: without it each epoch shows new views, none of which comes again",
+        )?;
+        let maps = |term: &&Term| {
+            let about = kd_loss::METHODS.iter().find(|info| info.name == term.method.name());
+            about.is_some_and(|info| matches!(info.about.kind, Kind::Feature | Kind::Relation))
+        };
+        if let Some(term) = self.methods.iter().find(maps) {
+            let name = term.method.name();
+            refuse(
+                false,
+                &format!(
+                    "none beside the method {name}: it learns from feature maps, a shifted or mirrored map is not the map of the shifted or mirrored picture, and whole maps of each view would take some thousand numbers a row; leave keep out, and each step asks the teacher"
+                ),
+            )?;
+        }
+        let top = keep.top.unwrap_or(1);
+        require(top >= 1, &[Step::Key("keep"), Step::Key("top")], top, "at least 1")
     }
 
     /// Checks that all of the run can be meant where images are mixed of two.

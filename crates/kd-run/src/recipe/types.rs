@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::optimizer::OptimizerConfig;
 use kd_ops::average::AverageConfig;
 use kd_ops::schedule::LrSchedule;
-use kd_record::Precision;
+use kd_record::{Keep, Precision};
 
 /// The recipe format that this version reads and writes.
 pub const FORMAT: u32 = 1;
@@ -211,6 +211,10 @@ pub struct RunConfig {
     /// it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cross_fit: Option<usize>,
+    /// How the teacher's logits of augmented views are kept in a file, to be read when a view comes again; needs `views` in
+    /// `[data.augment]`. Without it each step asks the teacher.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep: Option<Keep>,
     /// The mean of the images that the teacher was trained on, for a weights file that doesn't say it. Without it, the data's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub teacher_mean: Option<[f32; 3]>,
@@ -360,6 +364,7 @@ impl RunConfig {
             teacher_model: None,
             teacher_sha256: None,
             cross_fit: None,
+            keep: None,
             teacher_mean: None,
             teacher_std: None,
             part: None,

@@ -2,6 +2,7 @@
 
 mod cache;
 mod cross_fitted;
+mod kept;
 mod network;
 mod pretrained;
 
@@ -15,13 +16,15 @@ use kd_data::{Batch, Portions};
 use kd_loss::Needs;
 use kd_record::event::TeacherQuality;
 use kd_record::teacher_outputs::{self, Origin, TeacherOutput};
+use kd_record::{Keep, KeptViews};
 
 pub use cache::Cached;
 pub use cross_fitted::CrossFitted;
+pub use kept::{Kept, Used};
 pub use network::NetworkTeacher;
 pub use pretrained::{Network, Pretrained, PretrainedConfig};
 
-use crate::recipe::DataConfig;
+use crate::recipe::{AugmentConfig, DataConfig};
 use crate::{Error, Result, evaluate};
 use kd_report::softmax::argmax;
 
@@ -60,6 +63,12 @@ pub(crate) struct CacheConfig<'a> {
     pub(crate) memory: u64,
     /// Where teacher and cached outputs are.
     pub(crate) device: &'a Device,
+    /// How logits of views are kept, where they are.
+    pub(crate) keep: Option<Keep>,
+    /// The number of views of each image in the whole run, where they are counted.
+    pub(crate) views: usize,
+    /// The seed of the views.
+    pub(crate) seed: u64,
 }
 
 /// A run's teacher, ready to answer.
@@ -71,12 +80,60 @@ pub(crate) struct Prepared {
     pub(crate) cached: Vec<String>,
     /// The outputs that each step computes.
     pub(crate) computed: Vec<String>,
+    /// The file of kept views, where there is one.
+    pub(crate) kept: Option<Arc<Used>>,
+}
+
+/// The teacher of a run as a file of kept views has it behind itself.
+pub(crate) fn keeping(
+    pretrained: &Pretrained,
+    needs: &Needs,
+    data: &Portions,
+    keep: Keep,
+    config: &CacheConfig<'_>,
+) -> Result<Kept> {
+    let (behind, _) = asked(pretrained, needs, data, config.device)?;
+    let mut origin = origin(LOGITS, &pretrained.identity, data, config);
+    let AugmentConfig { crop_padding, flip, cutout, mixup, cutmix, mix_probability, .. } =
+        config.data.augment;
+    origin.view = format!(
+        "seed {}, crop_padding {crop_padding}, flip {flip}, cutout {cutout}, mixup {mixup}, cutmix {cutmix}, mix_probability {mix_probability}",
+        config.seed
+    );
+    let classes = pretrained.config.classes;
+    if keep.top.is_some_and(|top| top >= classes) {
+        return Err(Error::unfit(format!(
+            "keep.top is {} and there are {classes} classes; expected fewer than the classes, or none, which keeps all",
+            keep.top.unwrap_or(0)
+        )));
+    }
+    let file = KeptViews::open(config.folder, origin, keep, classes, config.views)?;
+    Ok(Kept::new(file, behind))
+}
+
+/// The training images of each part, of which one network answers each; empty where one network answers for all.
+type Parts = Vec<Vec<u32>>;
+
+/// The teacher that computes, and the parts.
+fn asked(
+    pretrained: &Pretrained,
+    needs: &Needs,
+    data: &Portions,
+    device: &Device,
+) -> Result<(Box<dyn Teacher>, Parts)> {
+    if pretrained.parts.is_empty() {
+        return Ok((Box::new(NetworkTeacher::of(pretrained, device)?), Vec::new()));
+    }
+    let teacher = CrossFitted::new(pretrained, needs, data, device)?;
+    let parts = teacher.parts();
+    Ok((Box::new(teacher), parts))
 }
 
 /// Decides which outputs are cached, and gets those: from the cache's folder, or by a pass over the training images, of
 /// which `progress` is told the number of images done. `Break` when `progress` breaks.
 ///
-/// With augmentation nothing is cached: each view of an image is new.
+/// With augmentation nothing is cached: each view of an image is new. Where logits of counted views are [kept](Kept), they are looked
+/// up in their file as steps ask for them.
 pub(crate) fn prepare(
     pretrained: &Pretrained,
     needs: &Needs,
@@ -85,14 +142,15 @@ pub(crate) fn prepare(
     progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
 ) -> Result<ControlFlow<(), Prepared>> {
     let device = config.device;
-    let (behind, parts): (Box<dyn Teacher>, _) = match pretrained.parts.is_empty() {
-        true => (Box::new(NetworkTeacher::of(pretrained, device)?), Vec::new()),
-        false => {
-            let teacher = CrossFitted::new(pretrained, needs, data, device)?;
-            let parts = teacher.parts();
-            (Box::new(teacher), parts)
-        }
-    };
+    if let Some(keep) = config.keep {
+        let kept = keeping(pretrained, needs, data, keep, config)?;
+        let used = Some(Arc::clone(kept.used()));
+        let (cached, computed) = (Vec::new(), vec![LOGITS.to_string()]);
+        let teacher = Box::new(kept);
+        let prepared = Prepared { teacher, logits: None, cached, computed, kept: used };
+        return Ok(ControlFlow::Continue(prepared));
+    }
+    let (behind, parts) = asked(pretrained, needs, data, device)?;
     // Cached even if no method needs them: they tell how well the teacher knows the images.
     let mut wanted = vec![(LOGITS.to_string(), vec![pretrained.config.classes])];
     for place in pretrained.config.graph()?.places() {
@@ -138,7 +196,7 @@ pub(crate) fn prepare(
         true => behind,
         false => Box::new(Cached::new(outputs, Some(behind))),
     };
-    Ok(ControlFlow::Continue(Prepared { teacher, logits, cached, computed }))
+    Ok(ControlFlow::Continue(Prepared { teacher, logits, cached, computed, kept: None }))
 }
 
 /// What the cached values of `output` depend on, of the teacher with this [identity](Pretrained::identity).

@@ -8,6 +8,7 @@ mod figures;
 mod going_on;
 mod images;
 mod ingredients;
+mod kept;
 mod kills;
 mod methods;
 mod networks;

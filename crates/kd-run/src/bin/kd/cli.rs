@@ -3,8 +3,8 @@
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::commands::{
-    compare, completions, distill, eval, export, man, methods, networks, predict, recipe, report,
-    train,
+    compare, completions, distill, eval, export, keep, man, methods, networks, predict, recipe,
+    report, train,
 };
 use crate::failure::Failure;
 
@@ -43,6 +43,9 @@ pub(crate) enum Command {
     Train(train::Train),
     /// Train a student with the help of a teacher
     Distill(distill::Distill),
+    /// Make the teacher's answers about a run's augmented pictures ahead of training, or check them
+    #[command(after_help = keep::Keep::HELP)]
+    Keep(keep::Keep),
     /// Measure weights on the test images: accuracy, loss and confusion matrix
     Eval(eval::Eval),
     /// Classify pictures with a network, and with its teacher beside it
@@ -71,6 +74,7 @@ impl Command {
         match self {
             Self::Train(flags) => train::run(flags),
             Self::Distill(flags) => distill::run(flags),
+            Self::Keep(flags) => keep::run(flags),
             Self::Eval(flags) => eval::run(flags),
             Self::Predict(flags) => predict::run(flags),
             Self::Export(flags) => export::run(flags),

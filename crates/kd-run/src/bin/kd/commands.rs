@@ -5,6 +5,7 @@ pub(crate) mod completions;
 pub(crate) mod distill;
 pub(crate) mod eval;
 pub(crate) mod export;
+pub(crate) mod keep;
 pub(crate) mod man;
 pub(crate) mod methods;
 pub(crate) mod networks;

@@ -102,6 +102,7 @@ impl Display {
                 self.moved(&text, batch, self.batches, &figures);
                 self.dashboard.figures = figures;
             }
+            Progress::Note(sentence) => show(&format!("{}: {sentence}", self.run)),
             Progress::Epoch(record) => {
                 self.dashboard.own.push(record.clone());
                 if !self.draw() {

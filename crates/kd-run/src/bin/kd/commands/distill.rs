@@ -56,10 +56,16 @@ pub(crate) struct Distill {
     #[arg(long, value_name = "MIB", default_value_t = Settings::default().cache_memory >> 20)]
     cache_memory: u64,
     #[command(flatten)]
-    run: RunFlags,
+    pub(super) run: RunFlags,
 }
 
 pub(crate) fn run(flags: &Distill) -> Result<(), Failure> {
+    let (recipe, run, choices) = meant(flags)?;
+    training::train(&flags.run, &recipe, &run, choices)
+}
+
+/// The recipe and its run that the flags mean, with all choices but the device.
+pub(super) fn meant(flags: &Distill) -> Result<(Recipe, RunConfig, Choices), Failure> {
     let recipe = read_recipe(flags.run.recipe.as_deref())?;
     let run = chosen_run(&recipe, flags)?;
     let mut choices = Choices {
@@ -74,7 +80,7 @@ pub(crate) fn run(flags: &Distill) -> Result<(), Failure> {
         ..flags.run.choices()?
     };
     choices.settings.cache_memory = flags.cache_memory.saturating_mul(1 << 20);
-    training::train(&flags.run, &recipe, &run, choices)
+    Ok((recipe, run, choices))
 }
 
 /// The run that the flags mean; a method that no run of the recipe has gets the weights of the list.
