@@ -230,6 +230,56 @@ fn crossed() -> Graph {
     g.finish(x).unwrap()
 }
 
+/// What mobile networks are made of, in forms that the named ones don't have either: depthwise convolutions of the images, with
+/// a bias, uneven zeros and of every stride; ReLU6 before a max-pool, of a sum and of a ReLU; a normalised value that a 1x1
+/// convolution reads without an activation.
+fn mobile() -> Graph {
+    let mut g = GraphBuilder::new("mobile", [3, 14, 11]).unwrap();
+    let conv =
+        |outputs, kernel| Conv { padding: kernel / 2, bias: false, ..Conv::new(outputs, kernel) };
+    let depthwise = |channels, kernel| Conv { groups: channels, ..conv(channels, kernel) };
+    let images = g.images();
+    let x = g.conv("images_dw", images, Conv { bias: true, ..depthwise(3, 3) }).unwrap();
+    let x = g.relu6("images_dw.act", x).unwrap();
+    let y = g.conv("images_pw", images, conv(3, 1)).unwrap();
+    let x = g.sum("stem", x, y).unwrap();
+    g.place("stem", x).unwrap();
+    let x = g.conv("expand", x, conv(20, 1)).unwrap();
+    let x = g.batch_norm("expand.bn", x).unwrap();
+    g.place("expand.bn", x).unwrap();
+    let x = g.relu6("expand.act", x).unwrap();
+    let same = Conv { padding: 0, same_padding: true, stride: 2, ..depthwise(20, 5) };
+    let x = g.conv("dw", x, same).unwrap();
+    g.place("dw", x).unwrap();
+    let x = g.batch_norm("dw.bn", x).unwrap();
+    let x = g.relu6("dw.act", x).unwrap();
+    let x = g.conv("project", x, Conv { bias: true, ..conv(9, 1) }).unwrap();
+    let x = g.batch_norm("project.bn", x).unwrap();
+    g.place("project.bn", x).unwrap();
+    let y = g.conv("wide", x, conv(33, 1)).unwrap();
+    let y = g.batch_norm("wide.bn", y).unwrap();
+    let y = g.relu6("wide.act", y).unwrap();
+    let y = g.conv("wide.dw", y, depthwise(33, 3)).unwrap();
+    let y = g.batch_norm("wide.dw.bn", y).unwrap();
+    let y = g.relu("wide.dw.relu", y).unwrap();
+    let y = g.relu6("wide.dw.act", y).unwrap();
+    let y = g.conv("narrow", y, conv(9, 1)).unwrap();
+    let y = g.batch_norm("narrow.bn", y).unwrap();
+    let x = g.sum("block", y, x).unwrap();
+    let x = g.relu6("block.act", x).unwrap();
+    g.place("block", x).unwrap();
+    // Uneven zeros of a convolution of all channels, and a normalised value behind a max-pool.
+    let x = g.conv("conv", x, Conv { padding: 0, same_padding: true, stride: 2, ..conv(11, 3) });
+    let x = g.batch_norm("conv.bn", x.unwrap()).unwrap();
+    let x = g.relu6("conv.act", x).unwrap();
+    let x = g.max_pool("pool", x, 2, 1).unwrap();
+    let x = g.conv("last", x, Conv { stride: 3, padding: 2, ..depthwise(11, 4) }).unwrap();
+    let x = g.global_average_pool("mean", x).unwrap();
+    let x = g.relu6("mean.act", x).unwrap();
+    let x = g.linear("head", x, 6).unwrap();
+    g.finish(x).unwrap()
+}
+
 fn graphs() -> Vec<(&'static str, Graph)> {
     vec![
         (
@@ -241,6 +291,7 @@ fn graphs() -> Vec<(&'static str, Graph)> {
         ("resnet14 of 11x13", resnet(2, [3, 11, 13])),
         ("odd", odd()),
         ("crossed", crossed()),
+        ("mobile", mobile()),
     ]
 }
 

@@ -99,6 +99,10 @@ pub(crate) trait Simd: Copy {
     unsafe fn where_equal(a: Self::V, b: Self::V, v: Self::V) -> Self::V;
     /// In each lane `v` where `y > 0`, else zero.
     unsafe fn where_positive(y: Self::V, v: Self::V) -> Self::V;
+    /// `v` within two bounds in each lane. A bound that is NaN does not hold; NaN stays NaN.
+    unsafe fn clamp(v: Self::V, low: Self::V, high: Self::V) -> Self::V;
+    /// In each lane `v` where `y` is above `low` and not at or above `high`, else zero. A `high` that is NaN does not hold.
+    unsafe fn where_within(y: Self::V, low: Self::V, high: Self::V, v: Self::V) -> Self::V;
     /// Writes the transpose of 8 rows of 8 numbers; a stride is the distance between two rows, in numbers.
     unsafe fn transpose8(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize);
 }
@@ -168,6 +172,16 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn where_positive(y: Self::V, v: Self::V) -> Self::V {
         std::array::from_fn(|i| if y[i] > 0.0 { v[i] } else { 0.0 })
+    }
+    #[inline(always)]
+    unsafe fn clamp(v: Self::V, low: Self::V, high: Self::V) -> Self::V {
+        let above = Self::map2(v, low, |v, low| if v < low { low } else { v });
+        Self::map2(above, high, |v, high| if v > high { high } else { v })
+    }
+    #[inline(always)]
+    unsafe fn where_within(y: Self::V, low: Self::V, high: Self::V, v: Self::V) -> Self::V {
+        let without = |i: usize| y[i] <= low[i] || y[i] >= high[i] || y[i].is_nan();
+        std::array::from_fn(|i| if without(i) { 0.0 } else { v[i] })
     }
     #[inline(always)]
     unsafe fn transpose8(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
@@ -248,6 +262,19 @@ mod x86 {
         #[inline(always)]
         unsafe fn where_positive(y: Self::V, v: Self::V) -> Self::V {
             unsafe { _mm256_and_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(y, _mm256_setzero_ps()), v) }
+        }
+        #[inline(always)]
+        unsafe fn clamp(v: Self::V, low: Self::V, high: Self::V) -> Self::V {
+            // The instructions return their second operand where one is NaN.
+            unsafe { _mm256_min_ps(high, _mm256_max_ps(low, v)) }
+        }
+        #[inline(always)]
+        unsafe fn where_within(y: Self::V, low: Self::V, high: Self::V, v: Self::V) -> Self::V {
+            unsafe {
+                let above = _mm256_cmp_ps::<_CMP_GT_OQ>(y, low);
+                let below = _mm256_cmp_ps::<_CMP_NGE_UQ>(y, high);
+                _mm256_and_ps(_mm256_and_ps(above, below), v)
+            }
         }
         #[inline(always)]
         unsafe fn transpose8(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
@@ -346,6 +373,18 @@ mod x86 {
         unsafe fn where_positive(y: Self::V, v: Self::V) -> Self::V {
             unsafe {
                 _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(y, _mm512_setzero_ps()), v)
+            }
+        }
+        #[inline(always)]
+        unsafe fn clamp(v: Self::V, low: Self::V, high: Self::V) -> Self::V {
+            unsafe { _mm512_min_ps(high, _mm512_max_ps(low, v)) }
+        }
+        #[inline(always)]
+        unsafe fn where_within(y: Self::V, low: Self::V, high: Self::V, v: Self::V) -> Self::V {
+            unsafe {
+                let above = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(y, low);
+                let below = _mm512_cmp_ps_mask::<_CMP_NGE_UQ>(y, high);
+                _mm512_maskz_mov_ps(above & below, v)
             }
         }
         #[inline(always)]

@@ -4,15 +4,15 @@ use std::ops::Range;
 
 use candle_core::{Device, Result, Tensor};
 use kd_ops::nhwc::{
-    View, add, add_pixels, frame, from_nchw, global_average_gradient, gradient_sums,
-    mask_by_affine, mask_by_value, matmul, max_pool_gradient, norm_gradient, subsample_gradient,
-    unframe, with_values,
+    Incoming, NormSums, Outgoing, View, WeightSums, add, add_gradient_sums, from_nchw,
+    global_average_gradient, mask_by_value, matmul, max_pool_gradient, norm_gradient,
+    subsample_gradient, with_values,
 };
 
-use super::forward::{Given, drop_out, lay_out_input, rows, store_rows, whole};
-use super::gradients::Back;
+use super::forward::{Given, drop_out, input, place, rows, store_rows, whole};
+use super::gradients::{Back, Data};
 use super::plan::Plan;
-use super::units::Work;
+use super::units::{IMAGES, Work};
 use super::weights::Weights;
 use super::workspace::{Image, Workspace};
 
@@ -43,12 +43,12 @@ pub(super) fn backward(
             continue;
         }
         let sums = Sums::of(plan, operations);
-        let frames = operations.iter().map(|operation| frames_len(plan, operation)).max();
+        let scratch = operations.iter().map(|operation| scratch_len(plan, operation)).max();
         let read = &*weights;
         let (groups, len) = (sums.groups(), sums.len);
         let total = workspace.images_with_sums(
             plan,
-            frames.unwrap_or(0),
+            scratch.unwrap_or(0),
             (groups, len),
             |image, memory| {
                 for (operation, of) in operations.iter().zip(&sums.of) {
@@ -62,7 +62,7 @@ pub(super) fn backward(
             }
         }
         for operation in operations {
-            if let Back::Sums { norm, .. } = *operation {
+            if let Some(norm) = operation.sums() {
                 let parameters = weights.take_gradient_sums(plan, workspace, norm);
                 found.push(NodeGradients { node: plan.units.norms[norm].node, parameters });
             }
@@ -87,7 +87,8 @@ impl Sums {
             if let Back::Conv { unit, trains: true, .. } = operation
                 && let Work::Conv { conv, .. } = &plan.units.units[*unit].work
             {
-                len += conv.sums_len() + conv.output().channels;
+                len +=
+                    conv.sums_len() + plan.units.values[plan.units.units[*unit].output].map.padded;
             }
             start..len
         });
@@ -104,13 +105,11 @@ impl Sums {
     }
 }
 
-/// Numbers of the frames of an operation, and what a convolution needs besides.
-pub(super) fn frames_len(plan: &Plan, operation: &Back) -> usize {
+/// Numbers of scratch memory that an operation needs for an image.
+pub(super) fn scratch_len(plan: &Plan, operation: &Back) -> usize {
     match *operation {
         Back::Conv { unit, .. } => match &plan.units.units[unit].work {
-            Work::Conv { conv, .. } => {
-                2 * conv.input().len() + conv.output().len() + conv.scratch_len()
-            }
+            Work::Conv { conv, .. } => conv.scratch_len(),
             _ => unreachable!("the operation is a convolution's"),
         },
         Back::Seed { shown, .. } => {
@@ -144,7 +143,7 @@ fn compute(
             };
             let seed = &seed[image.index * map.values()..(image.index + 1) * map.values()];
             if add_to {
-                let from = &mut image.frames[..map.len()];
+                let from = &mut image.scratch[..map.len()];
                 from_nchw(isa, seed, map, from, &whole(map));
                 add(isa, to, from);
             } else {
@@ -154,29 +153,23 @@ fn compute(
         Back::Conv { unit, from, norm, data, trains } => {
             conv(given, weights, image, sums, (unit, from, norm, data, trains));
         }
-        Back::Mask { slot, value } => {
+        Back::Mask { slot, value, activation } => {
             let ([y], [g]) = image.memory.places([plan.value(value)], [plan.slot(slot)]);
-            mask_by_value(isa, g, y);
-        }
-        Back::MaskNorm { slot, norm } => {
-            let z = plan.value(plan.units.norms[norm].value);
-            let ([z], [g]) = image.memory.places([z], [plan.slot(slot)]);
-            mask_by_affine(isa, g, z, weights.norms[norm].affine());
+            mask_by_value(isa, g, y, activation);
         }
         Back::Sums { norm, from } => {
             let value = plan.units.norms[norm].value;
-            let padded = plan.units.values[value].map.padded;
             let ([g, z], []) = image.memory.places([plan.slot(from), plan.value(value)], []);
-            let sums = &mut image.sums[plan.norm_sums(norm)..][..2 * padded];
-            let (sums, products) = sums.split_at_mut(padded);
-            gradient_sums(isa, g, z, &weights.norms[norm].mean, sums, products);
+            let (sums, products) = plan.sums_of(norm, image.sums);
+            sums.fill(0.0);
+            products.fill(0.0);
+            add_gradient_sums(isa, g, z, &weights.norms[norm].mean, sums, products);
         }
         Back::Norm { norm, from, to } => {
             let value = plan.units.norms[norm].value;
-            let map = &plan.units.values[value].map;
             let read = [plan.slot(from), plan.value(value)];
             let ([g, z], [to]) = image.memory.places(read, [plan.slot(to)]);
-            norm_gradient(isa, (g, z, map), weights.norms[norm].gradient(), to, &whole(map));
+            norm_gradient(isa, (g, z), weights.norms[norm].gradient(), to);
         }
         Back::Add { from, to } => {
             let ([from], [to]) = image.memory.places([plan.slot(from)], [plan.slot(to)]);
@@ -216,49 +209,44 @@ fn conv(
     weights: &Weights,
     image: &mut Image<'_>,
     sums: &mut [f32],
-    (index, from, norm, data, trains): (usize, usize, Option<usize>, Option<(usize, bool)>, bool),
+    (index, from, norm, data, trains): (usize, usize, Option<usize>, Option<Data>, bool),
 ) {
     let plan = given.plan;
-    let isa = plan.isa;
     let unit = &plan.units.units[index];
     let Work::Conv { conv, .. } = &unit.work else {
         unreachable!("the operation is a convolution's")
     };
-    let map = &plan.units.values[unit.output].map;
-    let (input, output) = (conv.input(), conv.output());
-    let (gradient, rest) = image.frames.split_at_mut(output.len());
-    let (input_frame, rest) = rest.split_at_mut(input.len());
-    let (data_frame, scratch) = rest.split_at_mut(input.len());
-    match norm {
-        Some(norm) => {
-            let read = [plan.slot(from), plan.value(unit.output)];
-            let ([g, z], []) = image.memory.places(read, []);
-            norm_gradient(isa, (g, z, map), weights.norms[norm].gradient(), gradient, &output);
-        }
-        None => {
-            let ([g], []) = image.memory.places([plan.slot(from)], []);
-            frame(isa, (g, map), None, false, gradient, &output);
-        }
-    }
-    if trains {
-        lay_out_input(given, weights, unit, (image.index, &mut image.memory), input_frame);
-    }
-    let (of_weight, of_bias) = sums.split_at_mut(sums.len().saturating_sub(output.channels));
-    let packed = weights.conv(index);
-    conv.backward(
-        gradient,
-        scratch,
-        data.is_some().then_some((&packed.gradient[..], &mut *data_frame)),
-        trains.then_some((&*input_frame, of_weight)),
-    );
-    if trains && packed.bias.is_some() {
-        add_pixels(isa, gradient, of_bias);
-    }
-    if let Some((to, add_to)) = data {
-        let map = &plan.units.values[unit.reads[0].value].map;
-        let ([], [to]) = image.memory.places([], [plan.slot(to)]);
-        unframe(isa, (data_frame, &input), None, false, (to, map), add_to);
-    }
+    let (packed, read) = (weights.conv(index), &unit.reads[0]);
+    let through = data.and_then(|data| data.sums);
+    // What nobody asks for may have given its place to another value.
+    let nothing = place(plan, IMAGES);
+    let asked = |asked: bool, value: usize| if asked { place(plan, value) } else { nothing };
+    // A sum's gradient may be its input's, too, to which the convolution on its other side adds.
+    let in_place = data.is_some_and(|data| data.to == from);
+    let reads = [
+        if in_place { nothing } else { plan.slot(from) },
+        asked(norm.is_some(), unit.output),
+        asked(trains || through.is_some(), read.value),
+    ];
+    let written = [data.map_or(nothing, |data| plan.slot(data.to))];
+    let ([gradient, z, x], [to]) = image.memory.places(reads, written);
+    let gradient = (!in_place).then_some(gradient);
+    let norm = norm.map(|norm| (z, weights.norms[norm].gradient()));
+    let outgoing = data.map(|data| Outgoing {
+        packed: &packed.gradient,
+        to,
+        add: data.add,
+        norm: data.sums.map(|norm| {
+            let (sums, products) = plan.sums_of(norm, image.sums);
+            NormSums { mean: &weights.norms[norm].mean, sums, products }
+        }),
+    });
+    let weight = trains.then(|| {
+        let (weight, bias) = sums.split_at_mut(conv.sums_len());
+        WeightSums { weight, bias: packed.bias.is_some().then_some(bias) }
+    });
+    let input = (trains || through.is_some()).then(|| input(given, weights, image.index, read, x));
+    conv.backward(input, Incoming { gradient, norm }, image.scratch, outgoing, weight);
 }
 
 /// The gradients of a convolution's weight and bias from the sums over all images.

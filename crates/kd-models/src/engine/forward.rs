@@ -3,8 +3,8 @@
 use candle_core::{Device, Result, Tensor};
 use kd_ops::DropoutKey;
 use kd_ops::nhwc::{
-    self, Frame, Map, Memory, View, activate, from_nchw, global_average, matmul, max_pool,
-    subsample, unframe, with_values,
+    self, Activation, Frame, Input, Map, Moments, Output, Place, View, activate, activation,
+    from_nchw, global_average, matmul, max_pool, subsample, with_values,
 };
 use rayon::prelude::*;
 
@@ -34,12 +34,12 @@ pub(super) fn forward(
     let batched = plan.units.norms.iter().any(|norm| norm.batch);
     for run in &plan.forward {
         let units = &plan.units.units[run.clone()];
-        if let [unit @ Unit { work: Work::Linear { node, relu }, .. }] = units {
-            linear(given, unit, *node, *relu, workspace)?;
+        if let [unit @ Unit { work: Work::Linear { node, activation }, .. }] = units {
+            linear(given, unit, *node, *activation, workspace)?;
         } else {
-            let frames = units.iter().map(|unit| frames_len(&unit.work)).max().unwrap_or(0);
+            let scratch = units.iter().map(|unit| scratch_len(&unit.work)).max().unwrap_or(0);
             let read = &*weights;
-            workspace.images(plan, frames, |image| {
+            workspace.images(plan, scratch, |image| {
                 for (unit, index) in units.iter().zip(run.clone()) {
                     compute(given, read, unit, index, image);
                 }
@@ -52,10 +52,10 @@ pub(super) fn forward(
     Ok(())
 }
 
-/// Numbers of the frames of a convolution's forward pass, and what the convolution needs besides.
-pub(super) fn frames_len(work: &Work) -> usize {
+/// Numbers of scratch memory that a unit needs for an image.
+pub(super) fn scratch_len(work: &Work) -> usize {
     match work {
-        Work::Conv { conv, .. } => conv.input().len() + conv.output().len() + conv.scratch_len(),
+        Work::Conv { conv, .. } => conv.scratch_len(),
         _ => 0,
     }
 }
@@ -70,39 +70,40 @@ fn compute(given: Given<'_>, weights: &Weights, unit: &Unit, index: usize, image
             let ([], [to]) = image.memory.places([], [output]);
             from_nchw(isa, pixels(given, image.index), map, to, &whole(map));
         }
-        Work::Conv { conv, relu, .. } => {
+        Work::Conv { conv, activation, .. } => {
             let packed = weights.conv(index);
-            let (input, output_frame) = (conv.input(), conv.output());
-            let (from, rest) = image.frames.split_at_mut(input.len());
-            let (result, scratch) = rest.split_at_mut(output_frame.len());
-            lay_out_input(given, weights, unit, (image.index, &mut image.memory), from);
-            conv.forward(from, &packed.forward, scratch, result);
-            let ([], [to]) = image.memory.places([], [output]);
-            unframe(isa, (result, &output_frame), packed.bias.as_deref(), *relu, (to, map), false);
+            let ([x], [to]) = image.memory.places([place(plan, unit.reads[0].value)], [output]);
+            let input = input(given, weights, image.index, &unit.reads[0], x);
+            let bias = packed.bias.as_deref();
+            let norm = plan.normalised(unit.output);
+            let moments = norm.map(|norm| moments(plan, norm, image.sums));
+            let output = Output { bias, activation: *activation, to, moments };
+            conv.forward(input, &packed.forward, image.scratch, output);
+            return;
         }
-        Work::Activate { relu } => {
-            let affine = |read: &Read| read.norm.map(|norm| weights.norms[norm].affine());
+        Work::Activate { activation } => {
+            let read = |of: &Read, x| read(weights, of, x);
             match &unit.reads[..] {
                 [a] => {
                     let ([x], [to]) = image.memory.places([plan.value(a.value)], [output]);
-                    activate(isa, map.padded, (x, affine(a)), None, *relu, to);
+                    let a = nhwc::Read { activation: *activation, ..read(a, x) };
+                    activate(isa, map.padded, a, None, to);
                 }
                 [a, b] => {
-                    let read = [plan.value(a.value), plan.value(b.value)];
-                    let ([x, y], [to]) = image.memory.places(read, [output]);
-                    activate(isa, map.padded, (x, affine(a)), Some((y, affine(b))), *relu, to);
+                    let places = [plan.value(a.value), plan.value(b.value)];
+                    let ([x, y], [to]) = image.memory.places(places, [output]);
+                    let a = nhwc::Read { activation: *activation, ..read(a, x) };
+                    activate(isa, map.padded, a, Some((y, read(b, y).affine)), to);
                 }
                 _ => unreachable!("a sum has one or two inputs"),
             }
         }
-        Work::MaxPool { windows, relu, winners } => {
+        Work::MaxPool { windows, activation: behind, winners } => {
             let from = &plan.units.values[unit.reads[0].value].map;
             let ([x], [to]) = image.memory.places([plan.value(unit.reads[0].value)], [output]);
             let winners = &mut image.winners[*winners..*winners + map.len()];
             max_pool(isa, (x, from), *windows, (&mut *to, map), winners);
-            if *relu {
-                nhwc::relu(isa, to);
-            }
+            activation(isa, *behind, to);
         }
         Work::Subsample | Work::GlobalAverage | Work::Flatten | Work::Dropout { .. } => {
             let from = &plan.units.values[unit.reads[0].value].map;
@@ -124,19 +125,21 @@ fn compute(given: Given<'_>, weights: &Weights, unit: &Unit, index: usize, image
         }
         Work::Linear { .. } => unreachable!("a linear layer takes the whole batch"),
     }
-    for (norm, of) in plan.units.norms.iter().enumerate() {
-        if of.batch && of.value == unit.output {
-            let ([x], []) = image.memory.places([output], []);
-            let sums = &mut image.sums[plan.norm_sums(norm)..][..2 * map.padded];
-            let (mean, squares) = sums.split_at_mut(map.padded);
-            nhwc::moments(isa, x, mean, squares);
-        }
+    if let Some(norm) = plan.normalised(unit.output) {
+        let ([x], []) = image.memory.places([output], []);
+        moments(plan, norm, image.sums).whole(isa, x);
     }
+}
+
+/// Where an image has the moments of what a normalisation normalises.
+fn moments<'a>(plan: &Plan, norm: usize, sums: &'a mut [f64]) -> Moments<'a> {
+    let (mean, squares) = plan.sums_of(norm, sums);
+    Moments { mean, squares }
 }
 
 /// The frame of a map that is nothing but the map.
 pub(super) fn whole(map: &Map) -> Frame {
-    Frame { rows: map.height, line: map.width, channels: map.padded, corner: 0 }
+    Frame { rows: map.height, line: map.width, channels: map.padded, top: 0, left: 0 }
 }
 
 /// One image as the caller gave it.
@@ -145,24 +148,32 @@ fn pixels<'a>(given: Given<'a>, index: usize) -> &'a [f32] {
     &given.images[index * len..(index + 1) * len]
 }
 
-/// Lays out what a convolution reads in its input's frame.
-pub(super) fn lay_out_input(
-    given: Given<'_>,
-    weights: &Weights,
-    unit: &Unit,
-    (index, memory): (usize, &mut Memory<'_>),
-    to: &mut [f32],
-) {
-    let Work::Conv { conv, .. } = &unit.work else { unreachable!("the caller has a convolution") };
-    let (plan, read) = (given.plan, &unit.reads[0]);
-    let map = &plan.units.values[read.value].map;
-    if read.value == IMAGES {
-        from_nchw(plan.isa, pixels(given, index), map, to, &conv.input());
-        return;
+/// Where a value lies; of the images, which lie with the caller, nothing.
+pub(super) fn place(plan: &Plan, value: usize) -> Place {
+    match value {
+        IMAGES => Place { kept: false, offset: 0, len: 0 },
+        value => plan.value(value),
     }
-    let ([x], []) = memory.places([plan.value(read.value)], []);
-    let affine = read.norm.map(|norm| weights.norms[norm].affine());
-    nhwc::frame(plan.isa, (x, map), affine, read.relu, to, &conv.input());
+}
+
+/// What a convolution reads of the image `index`; `x` is what lies at the [`place`] of the value.
+pub(super) fn input<'a>(
+    given: Given<'a>,
+    weights: &'a Weights,
+    index: usize,
+    of: &Read,
+    x: &'a [f32],
+) -> Input<'a> {
+    match of.value {
+        IMAGES => Input::Picture(pixels(given, index)),
+        _ => Input::Map(read(weights, of, x)),
+    }
+}
+
+/// A value `x` as it is read.
+fn read<'a>(weights: &'a Weights, of: &Read, x: &'a [f32]) -> nhwc::Read<'a> {
+    let affine = of.norm.map(|norm| weights.norms[norm].affine());
+    nhwc::Read { x, affine, activation: of.activation }
 }
 
 /// Dropout of one image's values in place, or of their gradient.
@@ -189,7 +200,7 @@ pub(super) fn drop_out(
 }
 
 /// The rows of a vector value, one for each image.
-pub(super) fn rows(workspace: &Workspace, plan: &Plan, place: nhwc::Place, map: &Map) -> Vec<f32> {
+pub(super) fn rows(workspace: &Workspace, plan: &Plan, place: Place, map: &Map) -> Vec<f32> {
     assert!(place.kept, "what a linear layer reads outlives its segment");
     let mut rows = Vec::with_capacity(workspace.batch * map.channels);
     for image in 0..workspace.batch {
@@ -203,7 +214,7 @@ pub(super) fn rows(workspace: &Workspace, plan: &Plan, place: nhwc::Place, map: 
 pub(super) fn store_rows(
     workspace: &mut Workspace,
     plan: &Plan,
-    place: nhwc::Place,
+    place: Place,
     map: &Map,
     rows: &[f32],
 ) {
@@ -222,7 +233,7 @@ fn linear(
     given: Given<'_>,
     unit: &Unit,
     node: usize,
-    relu: bool,
+    behind: Activation,
     workspace: &mut Workspace,
 ) -> Result<()> {
     let plan = given.plan;
@@ -240,9 +251,7 @@ fn linear(
         matmul(&mut y, sizes, View::rows(&x, inputs), weight, true);
         Ok(())
     })?;
-    if relu {
-        nhwc::relu(plan.isa, &mut y);
-    }
+    activation(plan.isa, behind, &mut y);
     store_rows(workspace, plan, plan.value(unit.output), to, &y);
     Ok(())
 }

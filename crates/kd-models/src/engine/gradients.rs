@@ -5,6 +5,8 @@
 //! reads keeps its gradient as it is behind that normalisation: the convolution before it goes through the normalisation on
 //! its way in.
 
+use kd_ops::nhwc::Activation;
+
 use super::units::{Read, Units, Work};
 
 /// An operation of the backward pass, for one image or, for a linear layer, for the batch.
@@ -14,17 +16,9 @@ pub(super) enum Back {
     Seed { shown: usize, to: usize, add: bool },
     /// The gradients of a convolution: of its weight and bias where `trains`, of what it reads where there is `data`.
     /// `norm` is the normalisation behind which `from` is the gradient.
-    Conv {
-        unit: usize,
-        from: usize,
-        norm: Option<usize>,
-        data: Option<(usize, bool)>,
-        trains: bool,
-    },
-    /// Through a ReLU, by the value that it gave.
-    Mask { slot: usize, value: usize },
-    /// Through a ReLU behind a normalisation, whose value does not exist.
-    MaskNorm { slot: usize, norm: usize },
+    Conv { unit: usize, from: usize, norm: Option<usize>, data: Option<Data>, trains: bool },
+    /// Through an activation, by the value that it gave.
+    Mask { slot: usize, value: usize, activation: Activation },
     /// The sums that make a normalisation's gradients.
     Sums { norm: usize, from: usize },
     /// Through a normalisation.
@@ -37,6 +31,28 @@ pub(super) enum Back {
     Through { unit: usize, from: usize, to: usize },
     /// The gradients of a linear layer: of its weight and bias where `trains`, of its input where there is `to`.
     Linear { unit: usize, from: usize, to: Option<usize>, trains: bool },
+}
+
+/// Where the gradient of what a convolution reads goes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Data {
+    pub(super) to: usize,
+    /// Whether it is added to what is there.
+    pub(super) add: bool,
+    /// The normalisation through which the convolution reads: `to` is the gradient behind it and before its activation, and
+    /// the sums of [`Back::Sums`] are taken on the way.
+    pub(super) sums: Option<usize>,
+}
+
+impl Back {
+    /// The normalisation whose sums the operation takes.
+    pub(super) fn sums(&self) -> Option<usize> {
+        match *self {
+            Self::Sums { norm, .. } => Some(norm),
+            Self::Conv { data: Some(data), .. } => data.sums,
+            _ => None,
+        }
+    }
 }
 
 /// The operations, and how many numbers an image's gradient has in each slot.
@@ -119,7 +135,10 @@ impl Builder<'_> {
     /// slot has the gradient behind that normalisation.
     fn is_behind_norm(&self, value: usize) -> bool {
         let Some(producer) = self.producer(value) else { return false };
-        let plain = matches!(self.units.units[producer].work, Work::Conv { relu: false, .. });
+        let plain = matches!(
+            self.units.units[producer].work,
+            Work::Conv { activation: Activation::Identity, .. }
+        );
         let shown = self.units.shown.iter().any(|(_, shown)| *shown == value);
         let reads: Vec<&Read> = (self.units.units.iter())
             .flat_map(|unit| &unit.reads)
@@ -146,35 +165,27 @@ impl Builder<'_> {
         let unit = &units.units[index];
         match unit.work {
             Work::Load => {}
-            Work::Conv { node, relu, .. } => {
-                if relu {
-                    self.push(Back::Mask { slot: from, value: output });
-                }
+            Work::Conv { node, activation, .. } => {
+                self.mask(from, output, activation);
                 self.conv(index, (self.trains)(node), from);
             }
-            Work::Activate { relu } => {
-                if relu {
-                    self.push(Back::Mask { slot: from, value: output });
-                }
+            Work::Activate { activation } => {
+                self.mask(from, output, activation);
                 for read in &unit.reads {
                     if self.needs(read) {
                         self.hand_down(index, read, from);
                     }
                 }
             }
-            Work::MaxPool { relu, .. } => {
-                if relu {
-                    self.push(Back::Mask { slot: from, value: output });
-                }
+            Work::MaxPool { activation, .. } => {
+                self.mask(from, output, activation);
                 self.through(index, from);
             }
             Work::Subsample | Work::GlobalAverage | Work::Flatten | Work::Dropout { .. } => {
                 self.through(index, from);
             }
-            Work::Linear { node, relu } => {
-                if relu {
-                    self.push(Back::Mask { slot: from, value: output });
-                }
+            Work::Linear { node, activation } => {
+                self.mask(from, output, activation);
                 let trains = (self.trains)(node);
                 let input = unit.reads[0].value;
                 if !self.needed[input] {
@@ -185,6 +196,13 @@ impl Builder<'_> {
                 self.push(Back::Linear { unit: index, from, to: Some(to), trains });
                 self.arrive(input, to);
             }
+        }
+    }
+
+    /// Through an activation, where there is one.
+    fn mask(&mut self, slot: usize, value: usize, activation: Activation) {
+        if activation != Activation::Identity {
+            self.push(Back::Mask { slot, value, activation });
         }
     }
 
@@ -221,21 +239,25 @@ impl Builder<'_> {
                 None => (self.slot(read.value), false),
             };
             self.of[read.value] = Some(to);
-            self.push(Back::Conv { unit: index, from, norm, data: Some((to, add)), trains });
+            let data = Some(Data { to, add, sums: None });
+            self.push(Back::Conv { unit: index, from, norm, data, trains });
             return;
         };
         let to = self.slot(read.value);
-        self.push(Back::Conv { unit: index, from, norm, data: Some((to, false)), trains });
-        if read.relu {
-            self.push(Back::MaskNorm { slot: to, norm: read_norm });
-        }
-        self.through_norm(read_norm, to);
+        let data = Some(Data { to, add: false, sums: Some(read_norm) });
+        self.push(Back::Conv { unit: index, from, norm, data, trains });
+        self.behind_norm(read_norm, to);
     }
 
-    /// The gradient behind a normalisation lies in `from`: goes on to what it normalises.
+    /// The gradient behind a normalisation lies in `from`: takes its sums and goes on to what it normalises.
     fn through_norm(&mut self, norm: usize, from: usize) {
-        let value = self.units.norms[norm].value;
         self.push(Back::Sums { norm, from });
+        self.behind_norm(norm, from);
+    }
+
+    /// The gradient behind a normalisation lies in `from` and its sums are taken: goes on to what it normalises.
+    fn behind_norm(&mut self, norm: usize, from: usize) {
+        let value = self.units.norms[norm].value;
         if self.is_behind_norm(value) {
             self.of[value] = Some(from);
         } else if self.needed[value] {

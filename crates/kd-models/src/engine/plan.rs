@@ -101,6 +101,22 @@ impl Plan {
         self.norm_sums[norm]
     }
 
+    /// The two sums of each padded channel of a normalisation, among an image's.
+    pub(super) fn sums_of<'a>(
+        &self,
+        norm: usize,
+        sums: &'a mut [f64],
+    ) -> (&'a mut [f64], &'a mut [f64]) {
+        let padded = self.units.values[self.units.norms[norm].value].map.padded;
+        sums[self.norm_sums(norm)..][..2 * padded].split_at_mut(padded)
+    }
+
+    /// The normalisation by the batch's statistics of a value; a value has at most one, for one that is read by two has a
+    /// unit of its own.
+    pub(super) fn normalised(&self, value: usize) -> Option<usize> {
+        self.units.norms.iter().position(|norm| norm.batch && norm.value == value)
+    }
+
     /// Sums of an image: two for each padded channel of each normalisation.
     pub(super) fn sums(&self) -> usize {
         self.norm_sums[self.norm_sums.len() - 1]
@@ -151,9 +167,7 @@ fn backward_segments(units: &Units, operations: &[Back]) -> Vec<Range<usize>> {
             _ => None,
         };
         let waits = through.filter(|norm| units.norms[*norm].batch).is_some_and(|through| {
-            run.clone().any(
-                |before| matches!(operations[before], Back::Sums { norm, .. } if norm == through),
-            )
+            run.clone().any(|before| operations[before].sums() == Some(through))
         });
         waits || linear(at) || linear(run.end - 1)
     })
@@ -182,23 +196,19 @@ fn lives(units: &Units, operations: &[Back], slots: &[usize]) -> Vec<Life> {
             Back::Seed { to, .. } => slot(to),
             Back::Conv { unit, from, norm, data, trains } => {
                 slot(from);
-                if let Some((to, _)) = data {
-                    slot(to);
+                if let Some(data) = data {
+                    slot(data.to);
                 }
                 if norm.is_some() {
                     value(units.units[unit].output);
                 }
-                if trains {
+                if trains || operation.sums().is_some() {
                     value(units.units[unit].reads[0].value);
                 }
             }
-            Back::Mask { slot: masked, value: by } => {
+            Back::Mask { slot: masked, value: by, .. } => {
                 slot(masked);
                 value(by);
-            }
-            Back::MaskNorm { slot: masked, norm } => {
-                slot(masked);
-                value(units.norms[norm].value);
             }
             Back::Sums { norm, from } => {
                 slot(from);

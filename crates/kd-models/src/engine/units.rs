@@ -1,10 +1,10 @@
 //! The forward pass as a list of units: which nodes of a graph are computed together, and how each reads its inputs.
 //!
 //! A batch normalisation has no unit where one layer alone reads it: that layer reads what was normalised through a scale
-//! and a shift (and a ReLU), so that the normalised map never exists. A ReLU before a max-pool is applied to the maxima. In
+//! and a shift (and an activation), so that the normalised map never exists. An activation before a max-pool is applied to the maxima. In
 //! evaluation a batch normalisation behind a convolution is folded into its weight and bias.
 
-use kd_ops::nhwc::{Conv, ConvSizes, Isa, Map, Windows};
+use kd_ops::nhwc::{Activation, Conv, ConvSizes, Isa, Map, Windows};
 
 use crate::Result;
 use crate::graph::{self, Graph, Op};
@@ -38,17 +38,17 @@ pub(super) struct Read {
     pub(super) value: usize,
     /// The batch normalisation through which it is read.
     pub(super) norm: Option<usize>,
-    /// Whether a ReLU follows that normalisation.
-    pub(super) relu: bool,
+    /// What follows that normalisation.
+    pub(super) activation: Activation,
 }
 
 impl Read {
     fn plain(value: usize) -> Self {
-        Self { value, norm: None, relu: false }
+        Self { value, norm: None, activation: Activation::Identity }
     }
 
-    pub(super) fn is_plain(&self) -> bool {
-        self.norm.is_none() && !self.relu
+    fn is_plain(&self) -> bool {
+        *self == Self::plain(self.value)
     }
 }
 
@@ -73,11 +73,11 @@ pub(super) enum Work {
     /// The images, NHWC.
     Load,
     /// The convolution of a node; in evaluation with the batch normalisation `fold` in its weight and bias.
-    Conv { node: usize, fold: Option<(usize, graph::Norm)>, relu: bool, conv: Box<Conv> },
+    Conv { node: usize, fold: Option<(usize, graph::Norm)>, activation: Activation, conv: Conv },
     /// The sum of its inputs, one or two.
-    Activate { relu: bool },
+    Activate { activation: Activation },
     /// The maximum of each window; `winners` is where the positions of an image's maxima start among all units'.
-    MaxPool { windows: Windows, relu: bool, winners: usize },
+    MaxPool { windows: Windows, activation: Activation, winners: usize },
     /// Every second pixel, with new channels of zeros.
     Subsample,
     /// The mean over the pixels.
@@ -85,7 +85,7 @@ pub(super) enum Work {
     /// The values channel after channel.
     Flatten,
     /// The linear layer of a node. It takes the whole batch at once.
-    Linear { node: usize, relu: bool },
+    Linear { node: usize, activation: Activation },
     /// Dropout in training.
     Dropout { share: f64, layer: u64 },
 }
@@ -93,12 +93,15 @@ pub(super) enum Work {
 /// Whether the engine computes such operations.
 pub(super) fn knows(graph: &Graph) -> bool {
     graph.nodes().iter().all(|node| match &node.op {
-        // Windows that see all channels, with as many zeros on each side.
-        Op::Conv(conv) => conv.groups == 1 && !conv.same_padding,
-        Op::Relu6 => false,
+        Op::Conv(conv) => {
+            let input = node.inputs.first().map(|id| &graph.node(*id).shape);
+            let sizes = input.and_then(|shape| sizes(conv, shape));
+            sizes.is_some_and(|sizes| sizes.is_known())
+        }
         Op::Images(_)
         | Op::BatchNorm(_)
         | Op::Relu
+        | Op::Relu6
         | Op::Add
         | Op::SubsamplePad { .. }
         | Op::GlobalAveragePool
@@ -108,6 +111,23 @@ pub(super) fn knows(graph: &Graph) -> bool {
         // A winner's position is a byte.
         Op::MaxPool { kernel, .. } => *kernel <= 15,
     })
+}
+
+/// The sizes of a convolution of a map of such a shape.
+fn sizes(conv: &graph::Conv, shape: &[usize]) -> Option<ConvSizes> {
+    let &[inputs, height, width] = shape else { return None };
+    let &graph::Conv { outputs, kernel, stride, groups, .. } = conv;
+    let pads = conv.pads([height, width]);
+    Some(ConvSizes { inputs, outputs, height, width, kernel, stride, pads, groups })
+}
+
+/// The activation that an operation is.
+fn activation(op: &Op) -> Option<Activation> {
+    match op {
+        Op::Relu => Some(Activation::Relu),
+        Op::Relu6 => Some(Activation::Relu6),
+        _ => None,
+    }
 }
 
 /// The units of a graph that the engine [knows]. `shown` says of each node whether somebody wants to see its value;
@@ -212,28 +232,31 @@ impl Builder<'_> {
         if read.is_plain() {
             return read.value;
         }
-        let relu = read.relu;
-        self.unit(node, Work::Activate { relu }, vec![Read { relu: false, ..read }]).value
+        let Read { activation, .. } = read;
+        let read = Read { activation: Activation::Identity, ..read };
+        self.unit(node, Work::Activate { activation }, vec![read]).value
     }
 
     /// How an [`Work::Activate`] reads a node.
     fn addend(&mut self, node: usize) -> Read {
         let read = self.read(node);
-        match read.value != IMAGES && !read.relu {
+        match read.value != IMAGES && read.activation == Activation::Identity {
             true => read,
             false => Read::plain(self.stored(node)),
         }
     }
 
-    /// Whether a ReLU's value is needed behind a max-pool only; and that max-pool.
-    fn pooled(&self, relu: usize) -> Option<usize> {
-        self.only_reader(relu, |op| matches!(op, Op::MaxPool { .. }))
+    /// Whether an activation's value is needed behind a max-pool only; and that max-pool.
+    fn pooled(&self, activation: usize) -> Option<usize> {
+        self.only_reader(activation, |op| matches!(op, Op::MaxPool { .. }))
     }
 
-    /// The ReLU that is fused behind a node: not one that is applied behind a max-pool.
-    fn fused_relu(&self, node: usize) -> Option<usize> {
-        let relu = self.only_reader(node, |op| *op == Op::Relu)?;
-        self.pooled(relu).is_none().then_some(relu)
+    /// The activation that is fused behind a node, and its node: not one that is applied behind a max-pool.
+    fn fused(&self, node: usize) -> (Activation, Option<usize>) {
+        let found = self.only_reader(node, |op| activation(op).is_some());
+        let found = found.filter(|&found| self.pooled(found).is_none());
+        let of = found.and_then(|node| activation(self.op(node)));
+        (of.unwrap_or_default(), found)
     }
 
     fn node(&mut self, node: usize, batch_norm: &impl Fn(usize) -> bool) -> Result<()> {
@@ -245,20 +268,21 @@ impl Builder<'_> {
                 let norm = Norm { node, value, batch: batch_norm(node), config };
                 self.made.norms.push(norm);
                 let norm = Some(self.made.norms.len() - 1);
-                self.reading[node] = Some(Read { value, norm, relu: false });
+                self.reading[node] = Some(Read { norm, ..Read::plain(value) });
                 if self.readers[node].len() != 1 {
                     self.stored(node);
                 }
             }
-            Op::Relu => self.relu(node),
+            Op::Relu => self.activation(node, Activation::Relu),
+            Op::Relu6 => self.activation(node, Activation::Relu6),
             Op::Add => {
                 let inputs: Vec<usize> =
                     self.graph.nodes()[node].inputs.iter().map(|id| id.index()).collect();
                 let reads = inputs.iter().map(|&input| self.addend(input)).collect();
-                let relu = self.fused_relu(node);
-                let read = self.unit(node, Work::Activate { relu: relu.is_some() }, reads);
-                if let Some(relu) = relu {
-                    self.reading[relu] = Some(read);
+                let (activation, fused) = self.fused(node);
+                let read = self.unit(node, Work::Activate { activation }, reads);
+                if let Some(fused) = fused {
+                    self.reading[fused] = Some(read);
                 }
             }
             Op::MaxPool { kernel, stride, padding } => {
@@ -270,12 +294,11 @@ impl Builder<'_> {
                 1 => self.reading[node] = Some(Read::plain(self.stored(self.input(node)))),
                 _ => self.single(node, Work::Flatten),
             },
-            Op::Relu6 => unreachable!("the engine knows this graph's operations"),
             Op::Linear { .. } => {
-                let relu = self.fused_relu(node);
-                self.single(node, Work::Linear { node, relu: relu.is_some() });
-                if let Some(relu) = relu {
-                    self.reading[relu] = self.reading[node];
+                let (activation, fused) = self.fused(node);
+                self.single(node, Work::Linear { node, activation });
+                if let Some(fused) = fused {
+                    self.reading[fused] = self.reading[node];
                 }
             }
             Op::Dropout { share, layer } => match self.train && share > 0.0 {
@@ -294,12 +317,10 @@ impl Builder<'_> {
 
     fn conv(&mut self, node: usize, conv: graph::Conv) -> Result<()> {
         let input = self.input(node);
-        let &[inputs, height, width] = &self.graph.nodes()[input].shape[..] else {
+        let Some(sizes) = sizes(&conv, &self.graph.nodes()[input].shape) else {
             unreachable!("a convolution reads a map")
         };
-        let graph::Conv { outputs, kernel, stride, padding, .. } = conv;
-        let sizes = ConvSizes { inputs, outputs, height, width, kernel, stride, padding };
-        let conv = Box::new(Conv::new(self.isa, sizes)?);
+        let conv = Conv::new(self.isa, sizes)?;
         let fold = match self.train {
             false => self.only_reader(node, |op| matches!(op, Op::BatchNorm(_))),
             true => None,
@@ -309,46 +330,47 @@ impl Builder<'_> {
             _ => None,
         });
         let last = fold.map_or(node, |(norm, _)| norm);
-        let relu = self.fused_relu(last);
-        let work = Work::Conv { node, fold, relu: relu.is_some(), conv };
-        let read = self.unit(node, work, vec![self.read(input)]);
-        for node in fold.map(|(norm, _)| norm).into_iter().chain(relu) {
+        let (activation, fused) = self.fused(last);
+        let read = match self.read(input) {
+            Read { value: IMAGES, .. } if !conv.reads_pictures() => Read::plain(self.stored(input)),
+            read => read,
+        };
+        let read = self.unit(node, Work::Conv { node, fold, activation, conv }, vec![read]);
+        for node in fold.map(|(norm, _)| norm).into_iter().chain(fused) {
             self.reading[node] = Some(read);
         }
         Ok(())
     }
 
-    fn relu(&mut self, node: usize) {
+    fn activation(&mut self, node: usize, activation: Activation) {
         let input = self.input(node);
         if let Some(pool) = self.pooled(node)
             && let Op::MaxPool { kernel, stride, padding } = *self.op(pool)
         {
             let value = self.stored(input);
             self.reading[node] = Some(Read::plain(value));
-            self.max_pool(pool, Windows { kernel, stride, padding }, Some(value));
+            self.max_pool(pool, Windows { kernel, stride, padding }, Some((value, activation)));
             return;
         }
         let read = self.read(input);
-        if read.relu {
-            self.reading[node] = Some(read);
-        } else if read.norm.is_some() {
-            self.reading[node] = Some(Read { relu: true, ..read });
+        if read.norm.is_some() && read.activation == Activation::Identity {
+            self.reading[node] = Some(Read { activation, ..read });
             if self.only_reader(node, |op| matches!(op, Op::Conv(_))).is_none() {
                 self.stored(node);
             }
         } else {
             let read = self.addend(input);
-            self.unit(node, Work::Activate { relu: true }, vec![read]);
+            self.unit(node, Work::Activate { activation }, vec![read]);
         }
     }
 
-    /// A max-pool; with `before` it reads that value, and a ReLU is applied to the maxima.
-    fn max_pool(&mut self, node: usize, windows: Windows, before: Option<usize>) {
-        let input = match before {
-            Some(value) => value,
-            None => self.stored(self.input(node)),
+    /// A max-pool; with `before` it reads that value, and the activation is applied to the maxima.
+    fn max_pool(&mut self, node: usize, windows: Windows, before: Option<(usize, Activation)>) {
+        let (input, activation) = match before {
+            Some(before) => before,
+            None => (self.stored(self.input(node)), Activation::Identity),
         };
-        let work = Work::MaxPool { windows, relu: before.is_some(), winners: self.made.winners };
+        let work = Work::MaxPool { windows, activation, winners: self.made.winners };
         let read = self.unit(node, work, vec![Read::plain(input)]);
         self.made.winners += self.made.values[read.value].map.len();
     }

@@ -38,8 +38,8 @@ pub(super) struct Image<'a> {
     pub(super) winners: &'a mut [u8],
     /// The image's part of [`Part::sums`].
     pub(super) sums: &'a mut [f64],
-    /// Memory for frames.
-    pub(super) frames: &'a mut [f32],
+    /// Memory for what an operation needs besides.
+    pub(super) scratch: &'a mut [f32],
 }
 
 impl Workspace {
@@ -84,15 +84,15 @@ impl Workspace {
         &mut self.parts[part].kept[image * plan.kept..(image + 1) * plan.kept]
     }
 
-    /// Calls `each` for every image, parts in parallel, with `frames` numbers for frames.
+    /// Calls `each` for every image, parts in parallel, with `scratch` numbers of scratch memory.
     pub(super) fn images(
         &mut self,
         plan: &Plan,
-        frames: usize,
+        scratch: usize,
         each: impl Fn(&mut Image<'_>) + Sync,
     ) {
         self.parts.par_iter_mut().for_each(|part| {
-            part.images(plan, frames, |image| each(image));
+            part.images(plan, scratch, |image| each(image));
         });
     }
 
@@ -101,7 +101,7 @@ impl Workspace {
     pub(super) fn images_with_sums(
         &mut self,
         plan: &Plan,
-        frames: usize,
+        scratch: usize,
         (groups, sums): (usize, usize),
         each: impl Fn(&mut Image<'_>, &mut [f32]) + Sync,
     ) -> &[f32] {
@@ -120,7 +120,7 @@ impl Workspace {
                     memory.resize(sums, 0.0);
                 }
                 for part in parts {
-                    part.images(plan, frames, |image| each(image, memory));
+                    part.images(plan, scratch, |image| each(image, memory));
                 }
             },
         );
@@ -138,10 +138,10 @@ impl Workspace {
 }
 
 impl Part {
-    fn images(&mut self, plan: &Plan, frames: usize, mut each: impl FnMut(&mut Image<'_>)) {
+    fn images(&mut self, plan: &Plan, scratch: usize, mut each: impl FnMut(&mut Image<'_>)) {
         let Self { images, kept, winners, sums } = self;
-        kd_ops::nhwc::with_scratch(plan.local + frames, |scratch| {
-            let (local, frames) = scratch.split_at_mut(plan.local);
+        kd_ops::nhwc::with_scratch(plan.local + scratch, |memory| {
+            let (local, scratch) = memory.split_at_mut(plan.local);
             for (i, index) in images.clone().enumerate() {
                 let at = |len: usize| i * len..(i + 1) * len;
                 each(&mut Image {
@@ -149,7 +149,7 @@ impl Part {
                     memory: Memory { kept: &mut kept[at(plan.kept)], local: &mut *local },
                     winners: &mut winners[at(plan.units.winners)],
                     sums: &mut sums[at(plan.sums())],
-                    frames: &mut *frames,
+                    scratch: &mut *scratch,
                 });
             }
         });

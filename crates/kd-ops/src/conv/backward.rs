@@ -203,7 +203,7 @@ impl<'a> Backward<'a> {
             *tag = f32::from(winner);
         }
         let place = if last.max_pool2 { &mut **dpooled } else { &mut *maps.output };
-        to_nhwc(self.chain.isa, masked, result, place, last.result_image(), 0);
+        to_nhwc(self.chain.isa, masked, result, place, last.result_image(), (0, 0));
     }
 
     /// With a pool: from the gradient of its result to that of the convolution's output.
@@ -260,7 +260,7 @@ impl<'a> Backward<'a> {
         let (size, image) = (first.input_size(), first.input_image());
         let data = &mut data[n * size.len()..(n + 1) * size.len()];
         let data_image = &scratch.data_image[..image.len()];
-        to_nchw(self.chain.isa, data_image, image, first.g.padding, data, size);
+        to_nchw(self.chain.isa, data_image, image, (first.g.padding, first.g.padding), data, size);
     }
 }
 

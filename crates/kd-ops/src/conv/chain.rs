@@ -102,7 +102,7 @@ impl Chain {
     ) {
         let first = &self.layers[0];
         let (size, image) = (first.input_size(), first.input_image());
-        to_nhwc(self.isa, x, size, maps[0].image, image, first.g.padding);
+        to_nhwc(self.isa, x, size, maps[0].image, image, (first.g.padding, first.g.padding));
         for (l, prepared) in prepared.iter().enumerate() {
             let layer = &self.layers[l];
             let (done, rest) = maps.split_at_mut(l + 1);
@@ -130,7 +130,7 @@ impl Chain {
                 for (winner, &tag) in winners.iter_mut().zip(&*maps.winners) {
                     *winner = tag as u8;
                 }
-                to_nchw(self.isa, maps.result(last), last.result_image(), 0, y, result);
+                to_nchw(self.isa, maps.result(last), last.result_image(), (0, 0), y, result);
             });
         };
         pieces(&mut y, result.len(), self.batch)

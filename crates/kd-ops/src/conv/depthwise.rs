@@ -150,13 +150,20 @@ impl Depthwise {
             with_scratch(self.input().len() + self.output().len(), |mut scratch| {
                 let image = carve(&mut scratch, self.input().len());
                 let output = carve(&mut scratch, self.output().len());
-                to_nhwc(self.isa, x, self.input_size(x), image, self.input(), self.g.padding);
+                to_nhwc(
+                    self.isa,
+                    x,
+                    self.input_size(x),
+                    image,
+                    self.input(),
+                    (self.g.padding, self.g.padding),
+                );
                 let window = self.taps.len() * lanes;
                 let weight = &packed[block * window..(block + 1) * window];
                 let bias = &padded_bias[block * lanes..(block + 1) * lanes];
                 self.windows(image, weight, bias, output);
                 let size = self.output_size(y);
-                to_nchw(self.isa, output, self.output(), 0, y, size);
+                to_nchw(self.isa, output, self.output(), (0, 0), y, size);
             });
         };
         y.par_chunks_mut(channels * out_plane).zip(x.par_chunks(channels * plane)).for_each(
@@ -220,15 +227,29 @@ impl Depthwise {
                     (n * channels + of_block.start) * plane..(n * channels + of_block.end) * plane
                 };
                 let (x, dy) = (&x[of(plane)], &dy[of(out_plane)]);
-                to_nhwc(self.isa, x, self.input_size(x), image, self.input(), self.g.padding);
-                to_nhwc(self.isa, dy, self.output_size(dy), dz, self.output(), 0);
+                to_nhwc(
+                    self.isa,
+                    x,
+                    self.input_size(x),
+                    image,
+                    self.input(),
+                    (self.g.padding, self.g.padding),
+                );
+                to_nhwc(self.isa, dy, self.output_size(dy), dz, self.output(), (0, 0));
                 add_pixels(self.isa, dz, &mut sums.bias);
                 self.add_weight_gradient(image, dz, &mut sums.weight);
                 if let Some(dx) = task.dx.get_mut(n - first) {
                     dimage.fill(0.0);
                     self.add_data_gradient(dz, weight, dimage);
                     let size = self.input_size(dx);
-                    to_nchw(self.isa, dimage, self.input(), self.g.padding, dx, size);
+                    to_nchw(
+                        self.isa,
+                        dimage,
+                        self.input(),
+                        (self.g.padding, self.g.padding),
+                        dx,
+                        size,
+                    );
                 }
             }
         });

@@ -33,7 +33,7 @@ impl Size {
     }
 }
 
-/// Copies an NCHW picture into the NHWC image `to`, its corner at pixel (`corner`, `corner`);
+/// Copies an NCHW picture into the NHWC image `to`, its first pixel at (`top`, `left`);
 /// the rest of `to` becomes zero.
 pub(crate) fn to_nhwc(
     isa: Isa,
@@ -41,7 +41,7 @@ pub(crate) fn to_nhwc(
     size: Size,
     to: &mut [f32],
     image: Nhwc,
-    corner: usize,
+    (top, left): (usize, usize),
 ) {
     let to = &mut to[..image.len()];
     to.fill(0.0);
@@ -50,14 +50,14 @@ pub(crate) fn to_nhwc(
         return;
     }
     assert!(size.channels <= image.channels);
-    assert!(size.height + corner <= image.rows && size.width + corner <= image.line);
+    assert!(size.height + top <= image.rows && size.width + left <= image.line);
     // SAFETY: the picture lies inside the image, as asserted.
-    unsafe { to_nhwc_kernel(isa, from.as_ptr(), size, to.as_mut_ptr(), image, corner) }
+    unsafe { to_nhwc_kernel(isa, from.as_ptr(), size, to.as_mut_ptr(), image, (top, left)) }
 }
 
 kernel! {
     fn to_nhwc_kernel(
-        from: *const f32, size: Size, to: *mut f32, image: Nhwc, corner: usize,
+        from: *const f32, size: Size, to: *mut f32, image: Nhwc, corner: (usize, usize),
     ) = to_nhwc_body;
 }
 
@@ -67,7 +67,7 @@ unsafe fn to_nhwc_body<S: Simd>(
     size: Size,
     to: *mut f32,
     image: Nhwc,
-    corner: usize,
+    (top, left): (usize, usize),
 ) {
     let plane = size.height * size.width;
     let blocks_x = size.width / 8 * 8;
@@ -76,7 +76,7 @@ unsafe fn to_nhwc_body<S: Simd>(
         // SAFETY: all offsets lie inside the picture and the image, by the caller's assertion.
         unsafe {
             let from = from.add(y * size.width);
-            let to = to.add(((y + corner) * image.line + corner) * image.channels);
+            let to = to.add(((y + top) * image.line + left) * image.channels);
             for c in (0..blocks_c).step_by(8) {
                 for x in (0..blocks_x).step_by(8) {
                     let from = from.add(c * plane + x);
@@ -93,12 +93,12 @@ unsafe fn to_nhwc_body<S: Simd>(
     }
 }
 
-/// Copies the picture whose corner is at pixel (`corner`, `corner`) of the NHWC image `from` into NCHW.
+/// Copies the picture whose first pixel is at (`top`, `left`) of the NHWC image `from` into NCHW.
 pub(crate) fn to_nchw(
     isa: Isa,
     from: &[f32],
     image: Nhwc,
-    corner: usize,
+    (top, left): (usize, usize),
     to: &mut [f32],
     size: Size,
 ) {
@@ -108,14 +108,14 @@ pub(crate) fn to_nchw(
         return;
     }
     assert!(size.channels <= image.channels);
-    assert!(size.height + corner <= image.rows && size.width + corner <= image.line);
+    assert!(size.height + top <= image.rows && size.width + left <= image.line);
     // SAFETY: the picture lies inside the image, as asserted.
-    unsafe { to_nchw_kernel(isa, from.as_ptr(), image, corner, to.as_mut_ptr(), size) }
+    unsafe { to_nchw_kernel(isa, from.as_ptr(), image, (top, left), to.as_mut_ptr(), size) }
 }
 
 kernel! {
     fn to_nchw_kernel(
-        from: *const f32, image: Nhwc, corner: usize, to: *mut f32, size: Size,
+        from: *const f32, image: Nhwc, corner: (usize, usize), to: *mut f32, size: Size,
     ) = to_nchw_body;
 }
 
@@ -123,7 +123,7 @@ kernel! {
 unsafe fn to_nchw_body<S: Simd>(
     from: *const f32,
     image: Nhwc,
-    corner: usize,
+    (top, left): (usize, usize),
     to: *mut f32,
     size: Size,
 ) {
@@ -133,7 +133,7 @@ unsafe fn to_nchw_body<S: Simd>(
     for y in 0..size.height {
         // SAFETY: as in `to_nhwc_body`, the other way round.
         unsafe {
-            let from = from.add(((y + corner) * image.line + corner) * image.channels);
+            let from = from.add(((y + top) * image.line + left) * image.channels);
             let to = to.add(y * size.width);
             for c in (0..blocks_c).step_by(8) {
                 for x in (0..blocks_x).step_by(8) {

@@ -1,7 +1,7 @@
 //! Cutting memory into pieces.
 
 /// Cuts the first `len` numbers off `memory`.
-pub(super) fn carve<'a>(memory: &mut &'a mut [f32], len: usize) -> &'a mut [f32] {
+pub(crate) fn carve<'a>(memory: &mut &'a mut [f32], len: usize) -> &'a mut [f32] {
     let (piece, rest) = std::mem::take(memory).split_at_mut(len);
     *memory = rest;
     piece
@@ -9,7 +9,7 @@ pub(super) fn carve<'a>(memory: &mut &'a mut [f32], len: usize) -> &'a mut [f32]
 
 /// `count` pieces of `len` entries each (the last may be shorter); also where `len` is zero, for which
 /// `chunks_mut` has no answer.
-pub(super) fn pieces<T>(mut all: &mut [T], len: usize, count: usize) -> Vec<&mut [T]> {
+pub(crate) fn pieces<T>(mut all: &mut [T], len: usize, count: usize) -> Vec<&mut [T]> {
     (0..count)
         .map(|_| {
             let len = len.min(all.len());

@@ -44,13 +44,13 @@ macro_rules! by_size {
 
 /// Where the rows of a product lie; see the module's text.
 #[derive(Clone, Copy)]
-pub(super) struct Rows<'a> {
+pub(crate) struct Rows<'a> {
     /// Where each row starts.
-    pub(super) row_offsets: &'a [u32],
+    pub(crate) row_offsets: &'a [u32],
     /// Where each segment starts, counted from its row's start.
-    pub(super) segment_offsets: &'a [u32],
+    pub(crate) segment_offsets: &'a [u32],
     /// Numbers of a segment.
-    pub(super) segment_len: usize,
+    pub(crate) segment_len: usize,
 }
 
 impl Rows<'_> {
@@ -69,7 +69,7 @@ impl Rows<'_> {
 
 /// Where entry (`k`, `col`) of a matrix of `k_len` rows and `cols` columns lies once it is packed: in panels that are two
 /// vectors wide, the last one a single vector where the number of vectors is odd.
-pub(super) fn packed_index(k: usize, col: usize, k_len: usize, cols: usize, lanes: usize) -> usize {
+pub(crate) fn packed_index(k: usize, col: usize, k_len: usize, cols: usize, lanes: usize) -> usize {
     let width = 2 * lanes;
     let panel = col / width;
     let this_width = width.min(cols - panel * width);
@@ -77,7 +77,7 @@ pub(super) fn packed_index(k: usize, col: usize, k_len: usize, cols: usize, lane
 }
 
 /// The product of all rows with a matrix: `out[t][0..cols] = row_t b`. `b` is packed (see [`packed_index`]), `out`'s rows are `cols` long.
-pub(super) fn rows_times_packed(
+pub(crate) fn rows_times_packed(
     isa: Isa,
     a: &[f32],
     rows: Rows<'_>,
@@ -175,7 +175,7 @@ unsafe fn product_tile<S: Simd, const R: usize, const C: usize>(
 
 /// The transposed rows times a matrix, added to what is there: `sums[k][0..cols] += sum over t of row_t[k] * b[t][0..cols]`.
 /// The rows of `b` and of `sums` are `cols` long.
-pub(super) fn add_transposed_rows_times(
+pub(crate) fn add_transposed_rows_times(
     isa: Isa,
     a: &[f32],
     rows: Rows<'_>,

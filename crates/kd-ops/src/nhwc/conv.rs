@@ -1,11 +1,14 @@
-//! A convolution of one image.
+//! A convolution of one image, with what lies before and behind it: its input is read through a normalisation and an
+//! activation, its result's moments are taken on the way, and its gradients go through the normalisations on both sides.
 
-use candle_core::Result;
+use candle_core::{Result, bail};
 
-use super::{Frame, Isa};
-use crate::conv::geometry::{Conv2dConfig, Geometry};
-use crate::conv::layer::Layer;
-use crate::conv::wanted::Wanted;
+use super::depthwise::Depthwise;
+use super::pointwise::Pointwise;
+use super::spatial::Spatial;
+use super::statistics::{add_gradient_sums, norm_gradient};
+use super::{Activation, Isa, Moments, NormGradient, Read, elementwise};
+use crate::conv::Pads;
 
 /// The sizes of a convolution with a square window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,79 +25,234 @@ pub struct ConvSizes {
     pub kernel: usize,
     /// Pixels between neighbouring windows.
     pub stride: usize,
-    /// Zeros on each of the four sides, in pixels.
-    pub padding: usize,
+    /// Zeros around the input.
+    pub pads: Pads,
+    /// Groups of channels: 1, or as many as there are inputs and outputs.
+    pub groups: usize,
 }
 
-/// A convolution without bias, by the algorithm that its sizes ask for.
+impl ConvSizes {
+    /// Whether there is a [`Conv`] of such groups and zeros.
+    pub fn is_known(&self) -> bool {
+        let Pads { top, bottom, left, right } = self.pads;
+        let depthwise = self.groups == self.inputs && self.groups == self.outputs;
+        // A window of a depthwise convolution has to see at least one pixel's side of the map.
+        let reaches = [top, bottom, left, right].iter().all(|&zeros| zeros < self.kernel);
+        self.groups == 1 || (depthwise && reaches)
+    }
+}
+
+/// A convolution by the algorithm that its sizes ask for.
 pub struct Conv {
-    layer: Layer,
+    kind: Kind,
+}
+
+enum Kind {
+    Spatial(Box<Spatial>),
+    Pointwise(Pointwise),
+    Depthwise(Depthwise),
+}
+
+/// What a convolution reads.
+#[derive(Clone, Copy, Debug)]
+pub enum Input<'a> {
+    /// A picture as the caller has it, NCHW.
+    Picture(&'a [f32]),
+    /// A map.
+    Map(Read<'a>),
+}
+
+/// Where a convolution's result goes.
+pub struct Output<'a> {
+    /// What is added to each channel, as long as the padded channels.
+    pub bias: Option<&'a [f32]>,
+    /// What follows the bias.
+    pub activation: Activation,
+    /// The result, a map.
+    pub to: &'a mut [f32],
+    /// The result's moments, where somebody normalises by them.
+    pub moments: Option<Moments<'a>>,
+}
+
+/// The gradient that comes to a convolution.
+#[derive(Clone, Copy, Debug)]
+pub struct Incoming<'a> {
+    /// A map: of the result or, with `norm`, of what a normalisation makes of it. `None` where it lies in [`Outgoing::to`],
+    /// which has its shape: the gradient of a sum of a convolution's result and input, to which the convolution adds.
+    pub gradient: Option<&'a [f32]>,
+    /// The result and the factors of that normalisation's gradient.
+    pub norm: Option<(&'a [f32], NormGradient<'a>)>,
+}
+
+/// Where the gradient of the input goes.
+pub struct Outgoing<'a> {
+    /// The weight, packed for it ([`Conv::pack`]).
+    pub packed: &'a [f32],
+    /// The gradient, a map.
+    pub to: &'a mut [f32],
+    /// Whether it is added to what is there.
+    pub add: bool,
+    /// Where the input is read through a normalisation: the gradient that is stored is the one behind that normalisation and
+    /// before its activation, and here are the sums of it.
+    pub norm: Option<NormSums<'a>>,
+}
+
+/// The sums that make the gradients of a normalisation, see [`add_gradient_sums`].
+pub struct NormSums<'a> {
+    /// The normalised value's mean.
+    pub mean: &'a [f32],
+    /// Each channel's sum of the gradient.
+    pub sums: &'a mut [f64],
+    /// Each channel's sum of the gradient times the distance from the mean.
+    pub products: &'a mut [f64],
+}
+
+/// The sums over images that make the gradients of weight and bias.
+pub struct WeightSums<'a> {
+    /// [`Conv::sums_len`] numbers.
+    pub weight: &'a mut [f32],
+    /// As long as the result's padded channels.
+    pub bias: Option<&'a mut [f32]>,
 }
 
 impl Conv {
     /// A convolution for the vectors of `isa`.
     ///
     /// # Errors
-    /// When the window does not fit into the padded image, or a size is zero.
+    /// When the window does not fit into the padded image, a size is zero, or the groups are neither one nor one a channel.
     pub fn new(isa: Isa, sizes: ConvSizes) -> Result<Self> {
-        let ConvSizes { inputs, outputs, height, width, kernel, stride, padding } = sizes;
-        let config = Conv2dConfig { stride, padding, ..Conv2dConfig::default() };
-        let (x, weight) = ([1, inputs, height, width], [outputs, inputs, kernel, kernel]);
-        let geometry = Geometry::new(&x, &weight, &config)?;
-        Ok(Self { layer: Layer::new(isa, geometry, false, false) })
+        if !sizes.is_known() {
+            bail!(
+                "conv: expected one group, or one a channel with fewer zeros than the window's side; got {sizes:?}"
+            );
+        }
+        let plain = (sizes.kernel, sizes.stride, sizes.pads) == (1, 1, Pads::default());
+        let kind = if sizes.groups > 1 {
+            Kind::Depthwise(Depthwise::new(isa, sizes)?)
+        } else if plain {
+            Kind::Pointwise(Pointwise::new(isa, sizes))
+        } else {
+            Kind::Spatial(Box::new(Spatial::new(isa, sizes)?))
+        };
+        Ok(Self { kind })
     }
 
-    /// Where its input has to lie, zeros around it.
-    pub fn input(&self) -> Frame {
-        let image = self.layer.input_image();
-        let corner = self.layer.g.padding;
-        Frame { rows: image.rows, line: image.line, channels: image.channels, corner }
+    /// Whether it can read [`Input::Picture`].
+    pub fn reads_pictures(&self) -> bool {
+        matches!(self.kind, Kind::Spatial(_))
     }
 
-    /// Where its output lies, from pixel (0, 0) on; what is beyond the output has no meaning.
-    pub fn output(&self) -> Frame {
-        let image = self.layer.output_image();
-        Frame { rows: image.rows, line: image.line, channels: image.channels, corner: 0 }
-    }
-
-    /// Numbers of scratch memory that a pass over one image needs besides the frames.
+    /// Numbers of scratch memory that a pass over one image needs.
     pub fn scratch_len(&self) -> usize {
-        self.layer.scratch_len()
+        match &self.kind {
+            Kind::Spatial(conv) => conv.scratch_len(),
+            Kind::Pointwise(conv) => conv.scratch_len(),
+            Kind::Depthwise(conv) => conv.scratch_len(),
+        }
     }
 
     /// Numbers of the sums that make the weight's gradient; see [`Self::finish_weight`].
     pub fn sums_len(&self) -> usize {
-        self.layer.sums_len()
+        match &self.kind {
+            Kind::Spatial(conv) => conv.sums_len(),
+            Kind::Pointwise(conv) => conv.sums_len(),
+            Kind::Depthwise(conv) => conv.sums_len(),
+        }
     }
 
-    /// The weight `[O, I, k, k]` as [`Self::forward`] takes it or, with `gradient`, as [`Self::backward`] does.
+    /// The weight `[O, I / groups, k, k]` as [`Self::forward`] takes it or, with `gradient`, as [`Self::backward`] does.
     pub fn pack(&self, weight: &[f32], gradient: bool) -> Vec<f32> {
-        self.layer.pack(weight, gradient)
+        match &self.kind {
+            Kind::Spatial(conv) => conv.pack(weight, gradient),
+            Kind::Pointwise(conv) => conv.pack(weight, gradient),
+            Kind::Depthwise(conv) => conv.pack(weight, gradient),
+        }
     }
 
-    /// The convolution of the frame `input` to the frame `output`.
-    pub fn forward(&self, input: &[f32], packed: &[f32], scratch: &mut [f32], output: &mut [f32]) {
-        self.layer.products(input, packed, scratch, output);
+    /// The convolution of one image.
+    pub fn forward(
+        &self,
+        input: Input<'_>,
+        packed: &[f32],
+        scratch: &mut [f32],
+        output: Output<'_>,
+    ) {
+        match (&self.kind, input) {
+            (Kind::Spatial(conv), input) => conv.forward(input, packed, scratch, output),
+            (Kind::Pointwise(conv), Input::Map(read)) => {
+                conv.forward(read, packed, scratch, output);
+            }
+            (Kind::Depthwise(conv), Input::Map(read)) => {
+                conv.forward(read, packed, scratch, output);
+            }
+            (_, Input::Picture(_)) => panic!("this convolution reads maps"),
+        }
     }
 
-    /// From the gradient of the output, a frame with zeros around it: with `data`, which is the packed weight and a frame,
-    /// the gradient of the input is written to that frame; with `weight`, which is the input's frame and sums, this image's
-    /// share is added to the sums.
+    /// From the gradient of one image's result: the input's goes to `data`, the image's share of the weight's is added to
+    /// `weight`. `input` is what the forward pass read; it may be left out where neither the weight's gradient nor a
+    /// normalisation's sums are asked for.
     pub fn backward(
         &self,
-        gradient: &[f32],
+        input: Option<Input<'_>>,
+        incoming: Incoming<'_>,
         scratch: &mut [f32],
-        mut data: Option<(&[f32], &mut [f32])>,
-        weight: Option<(&[f32], &mut [f32])>,
+        data: Option<Outgoing<'_>>,
+        weight: Option<WeightSums<'_>>,
     ) {
-        if let Some((_, frame)) = &mut data {
-            frame.fill(0.0);
+        let read = match input {
+            Some(Input::Map(read)) => Some(read),
+            _ => None,
+        };
+        match &self.kind {
+            Kind::Spatial(conv) => conv.backward(input, incoming, scratch, data, weight),
+            Kind::Pointwise(conv) => conv.backward(read, incoming, scratch, data, weight),
+            Kind::Depthwise(conv) => conv.backward(read, incoming, scratch, data, weight),
         }
-        self.layer.backward(gradient, scratch, Wanted { data, weight });
     }
 
-    /// The weight's gradient `[O, I, k, k]` from the sums over all images.
+    /// The weight's gradient `[O, I / groups, k, k]` from the sums over all images.
     pub fn finish_weight(&self, sums: &[f32]) -> Vec<f32> {
-        self.layer.finish_weight(sums)
+        match &self.kind {
+            Kind::Spatial(conv) => conv.finish_weight(sums),
+            Kind::Pointwise(conv) => conv.finish_weight(sums),
+            Kind::Depthwise(conv) => conv.finish_weight(sums),
+        }
+    }
+}
+
+impl Incoming<'_> {
+    /// Some numbers of the gradient of the convolution's result; `data` is where the gradient of the input goes.
+    pub(super) fn copy(
+        &self,
+        isa: Isa,
+        data: Option<&Outgoing<'_>>,
+        range: std::ops::Range<usize>,
+        to: &mut [f32],
+    ) {
+        let gradient = match (self.gradient, data) {
+            (Some(gradient), _) => &gradient[range.clone()],
+            (None, Some(data)) => &data.to[range.clone()],
+            (None, None) => panic!("a convolution has a gradient"),
+        };
+        match self.norm {
+            Some((z, by)) => norm_gradient(isa, (gradient, &z[range]), by, to),
+            None => to.copy_from_slice(gradient),
+        }
+    }
+}
+
+impl NormSums<'_> {
+    pub(super) fn start(&mut self) {
+        self.sums.fill(0.0);
+        self.products.fill(0.0);
+    }
+
+    /// Takes some pixels' gradient of what a layer reads as `read`: goes through its activation, in place, and adds to the
+    /// sums.
+    pub(super) fn take(&mut self, isa: Isa, gradient: &mut [f32], read: Read<'_>) {
+        let Some(affine) = read.affine else { panic!("what is normalised is read so") };
+        elementwise::mask_by_affine(isa, gradient, read.x, affine, read.activation);
+        add_gradient_sums(isa, gradient, read.x, self.mean, self.sums, self.products);
     }
 }

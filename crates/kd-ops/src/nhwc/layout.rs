@@ -48,7 +48,7 @@ impl Map {
 }
 
 /// The memory of a convolution's input or output: `rows` lines of `line` pixels of `channels` numbers, in which a map's
-/// first pixel lies at (`corner`, `corner`).
+/// first pixel lies at row `top` and column `left`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frame {
     /// Lines of pixels.
@@ -57,8 +57,10 @@ pub struct Frame {
     pub line: usize,
     /// Numbers of a pixel.
     pub channels: usize,
-    /// Row and column of the map's first pixel.
-    pub corner: usize,
+    /// The row of the map's first pixel.
+    pub top: usize,
+    /// The column of the map's first pixel.
+    pub left: usize,
 }
 
 impl Frame {
@@ -77,17 +79,17 @@ impl Frame {
     }
 
     pub(super) fn holds(&self, map: &Map) -> bool {
-        map.height + self.corner <= self.rows && map.width + self.corner <= self.line
+        map.height + self.top <= self.rows && map.width + self.left <= self.line
     }
 }
 
 /// Lays an NCHW image out in a frame; the rest of the frame becomes zero.
 pub fn from_nchw(isa: Isa, from: &[f32], map: &Map, to: &mut [f32], frame: &Frame) {
-    images::to_nhwc(isa, from, map.size(), to, frame.image(), frame.corner);
+    images::to_nhwc(isa, from, map.size(), to, frame.image(), (frame.top, frame.left));
 }
 
 /// Copies a map into NCHW, without its padding channels.
 pub fn to_nchw(isa: Isa, from: &[f32], map: &Map, to: &mut [f32]) {
     let image = Nhwc { rows: map.height, line: map.width, channels: map.padded };
-    images::to_nchw(isa, from, image, 0, to, map.size());
+    images::to_nchw(isa, from, image, (0, 0), to, map.size());
 }

@@ -8,26 +8,32 @@
 //! the sizes alone. Functions check their slices' lengths and panic where these don't fit: their caller is a plan, not a user.
 
 mod conv;
+mod depthwise;
 mod elementwise;
 mod layout;
 mod memory;
+mod pointwise;
 mod pool;
+mod read;
+mod spatial;
 mod statistics;
 mod tensors;
 #[cfg(test)]
 mod tests;
 
-pub use conv::{Conv, ConvSizes};
-pub use elementwise::{Affine, activate, add, frame, mask_by_affine, mask_by_value, relu, unframe};
+pub use conv::{Conv, ConvSizes, Incoming, Input, NormSums, Outgoing, Output, WeightSums};
+pub use elementwise::{activate, activation, add, mask_by_value};
 pub use layout::{Frame, Map, from_nchw, to_nchw};
 pub use memory::{Memory, Place};
 pub use pool::{
     Windows, global_average, global_average_gradient, max_pool, max_pool_gradient, subsample,
     subsample_gradient,
 };
-pub use statistics::{NormGradient, add_pixels, gradient_sums, moments, norm_gradient};
+pub use read::{Activation, Affine, Read};
+pub use statistics::{Moments, NormGradient, add_gradient_sums, norm_gradient};
 pub use tensors::{blend, dropout, with_values};
 
+pub use crate::conv::Pads;
 pub use crate::cpu::with_scratch;
 pub use crate::matmul::{View, matmul};
 pub use crate::simd::Isa;

@@ -1,6 +1,6 @@
 //! The sums over pixels that batch normalisation asks for, in its forward and in its backward pass.
 
-use super::{Frame, Isa, Map};
+use super::Isa;
 use crate::simd::{Simd, kernel};
 
 /// Pixels whose sum is kept in f32; such sums are added in f64.
@@ -10,33 +10,62 @@ const MOST_LANES: usize = 16;
 
 /// Each channel's mean over one image's pixels, and its sum of squared distances from that mean.
 ///
-/// Both come from one pass, in distances from the image's first pixel, so that a large mean does not cancel.
-pub fn moments(isa: Isa, x: &[f32], mean: &mut [f64], squares: &mut [f64]) {
-    let channels = mean.len();
-    assert!(channels.is_multiple_of(isa.lanes()) && squares.len() == channels);
-    assert!(!x.is_empty() && x.len().is_multiple_of(channels));
-    // SAFETY: whole vectors and lengths as asserted.
-    unsafe { moments_kernel(isa, x, mean, squares) }
-    let pixels = (x.len() / channels) as f64;
-    for ((mean, squares), &origin) in mean.iter_mut().zip(squares).zip(x) {
-        let distance = *mean / pixels;
-        *squares = (*squares - distance * *mean).max(0.0);
-        *mean = f64::from(origin) + distance;
+/// Both come from one pass, in distances from the image's first pixel, so that a large mean does not cancel. The pixels come
+/// part by part: [`Moments::add`] takes them while they are in the cache, [`Moments::finish`] ends it.
+pub struct Moments<'a> {
+    /// By padded channel; of a meaning once the moments are finished.
+    pub mean: &'a mut [f64],
+    /// By padded channel; of a meaning once the moments are finished.
+    pub squares: &'a mut [f64],
+}
+
+impl Moments<'_> {
+    /// Before the first part of an image.
+    pub fn start(&mut self) {
+        self.mean.fill(0.0);
+        self.squares.fill(0.0);
+    }
+
+    /// Takes some pixels; `origin` is the image's first one.
+    pub fn add(&mut self, isa: Isa, origin: &[f32], x: &[f32]) {
+        let channels = self.mean.len();
+        assert!(channels.is_multiple_of(isa.lanes()) && self.squares.len() == channels);
+        assert!(origin.len() >= channels && x.len().is_multiple_of(channels.max(1)));
+        // SAFETY: whole vectors and lengths as asserted.
+        unsafe { moments_kernel(isa, origin, x, self.mean, self.squares) }
+    }
+
+    /// Behind the last part of an image of `pixels`.
+    pub fn finish(&mut self, origin: &[f32], pixels: usize) {
+        for ((mean, squares), &origin) in self.mean.iter_mut().zip(&mut *self.squares).zip(origin) {
+            let distance = *mean / pixels as f64;
+            *squares = (*squares - distance * *mean).max(0.0);
+            *mean = f64::from(origin) + distance;
+        }
+    }
+
+    /// Of an image that is there as a whole.
+    pub fn whole(&mut self, isa: Isa, x: &[f32]) {
+        self.start();
+        self.add(isa, x, x);
+        self.finish(x, x.len() / self.mean.len().max(1));
     }
 }
 
 kernel! {
-    fn moments_kernel(x: &[f32], sums: &mut [f64], squares: &mut [f64]) = moments_body;
+    fn moments_kernel(origin: &[f32], x: &[f32], sums: &mut [f64], squares: &mut [f64]) = moments_body;
 }
 
 #[inline(always)]
-unsafe fn moments_body<S: Simd>(x: &[f32], sums: &mut [f64], squares: &mut [f64]) {
+unsafe fn moments_body<S: Simd>(origin: &[f32], x: &[f32], sums: &mut [f64], squares: &mut [f64]) {
     let channels = sums.len();
     let pixels = x.len() / channels;
     for c in (0..channels).step_by(S::LANES) {
         let mut totals = [[0.0f64; MOST_LANES]; 2];
+        totals[0][..S::LANES].copy_from_slice(&sums[c..c + S::LANES]);
+        totals[1][..S::LANES].copy_from_slice(&squares[c..c + S::LANES]);
         // SAFETY: the caller's lengths.
-        let origin = unsafe { S::load(x.as_ptr().add(c)) };
+        let origin = unsafe { S::load(origin.as_ptr().add(c)) };
         for first in (0..pixels).step_by(RUN) {
             // SAFETY: as above; `lanes` has room for a vector.
             unsafe {
@@ -68,9 +97,9 @@ unsafe fn add_lanes<S: Simd>(v: S::V, totals: &mut [f64; MOST_LANES]) {
     }
 }
 
-/// Each channel's sum over one image's pixels of the gradient `g` and of `g * (x - mean)`: what the gradients of a batch
+/// Adds each channel's sum over some pixels of the gradient `g` and of `g * (x - mean)`: what the gradients of a batch
 /// normalisation of `x` are made of.
-pub fn gradient_sums(
+pub fn add_gradient_sums(
     isa: Isa,
     g: &[f32],
     x: &[f32],
@@ -103,6 +132,8 @@ unsafe fn gradient_sums_body<S: Simd>(
     let pixels = g.len() / channels;
     for c in (0..channels).step_by(S::LANES) {
         let mut totals = [[0.0f64; MOST_LANES]; 2];
+        totals[0][..S::LANES].copy_from_slice(&sums[c..c + S::LANES]);
+        totals[1][..S::LANES].copy_from_slice(&products[c..c + S::LANES]);
         for first in (0..pixels).step_by(RUN) {
             // SAFETY: the caller's lengths.
             unsafe {
@@ -138,32 +169,16 @@ pub struct NormGradient<'a> {
     pub shift: &'a [f32],
 }
 
-/// The gradient of a batch normalisation's input `x`, laid out in a frame; the rest of the frame becomes zero.
-pub fn norm_gradient(
-    isa: Isa,
-    (g, x, map): (&[f32], &[f32], &Map),
-    by: NormGradient<'_>,
-    to: &mut [f32],
-    frame: &Frame,
-) {
-    let to = &mut to[..frame.len()];
-    assert!(g.len() == map.len() && x.len() == map.len());
-    assert!(frame.holds(map) && frame.channels == map.padded && frame.corner == 0);
-    for factors in [by.scale, by.slope, by.mean, by.shift] {
-        assert!(factors.len() == map.padded);
+/// The gradient of a batch normalisation's input `x`, of some pixels.
+pub fn norm_gradient(isa: Isa, (g, x): (&[f32], &[f32]), by: NormGradient<'_>, to: &mut [f32]) {
+    let channels = by.mean.len();
+    assert!(g.len() == to.len() && x.len() == to.len());
+    assert!(channels.is_multiple_of(isa.lanes()) && to.len().is_multiple_of(channels.max(1)));
+    for factors in [by.scale, by.slope, by.shift] {
+        assert!(factors.len() == channels);
     }
-    let row = map.width * map.padded;
-    let mut lines = to.chunks_exact_mut(frame.line * frame.channels);
-    let pixels = g.chunks_exact(row).zip(x.chunks_exact(row));
-    for ((g, x), line) in pixels.zip(lines.by_ref()) {
-        let (line, beyond) = line.split_at_mut(row);
-        // SAFETY: whole vectors and equal lengths, as asserted.
-        unsafe { norm_gradient_kernel(isa, g, x, by, line) }
-        beyond.fill(0.0);
-    }
-    for line in lines {
-        line.fill(0.0);
-    }
+    // SAFETY: whole vectors and equal lengths, as asserted.
+    unsafe { norm_gradient_kernel(isa, g, x, by, to) }
 }
 
 kernel! {
@@ -191,6 +206,6 @@ unsafe fn norm_gradient_body<S: Simd>(g: &[f32], x: &[f32], by: NormGradient<'_>
 }
 
 /// Adds each channel's sum over the pixels of a map or frame to `sums`.
-pub fn add_pixels(isa: Isa, x: &[f32], sums: &mut [f32]) {
+pub(super) fn add_pixels(isa: Isa, x: &[f32], sums: &mut [f32]) {
     crate::conv::pointwise::add_pixels(isa, x, sums);
 }

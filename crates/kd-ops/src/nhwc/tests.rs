@@ -2,6 +2,8 @@
 
 use super::*;
 
+mod conv;
+
 fn numbers(len: usize, seed: u32) -> Vec<f32> {
     let hash = |i: u32| (i.wrapping_add(seed).wrapping_mul(2_654_435_761) >> 8) as f32;
     (0..len as u32).map(|i| hash(i) / (1 << 23) as f32 - 1.0).collect()
@@ -33,7 +35,13 @@ fn moments_are_those_of_f64_also_far_from_zero() {
         for distance in [0.0f32, 1000.0] {
             x.iter_mut().for_each(|x| *x += distance);
             let (mut mean, mut squares) = (vec![0.0; map.padded], vec![0.0; map.padded]);
-            moments(isa, &x, &mut mean, &mut squares);
+            let mut moments = Moments { mean: &mut mean, squares: &mut squares };
+            // In two parts.
+            moments.start();
+            let (first, rest) = x.split_at(5 * map.padded);
+            moments.add(isa, &x, first);
+            moments.add(isa, &x, rest);
+            moments.finish(&x, map.pixels());
             for c in 0..map.channels {
                 let of_channel: Vec<f64> =
                     x.iter().skip(c).step_by(map.padded).map(|&x| f64::from(x)).collect();
@@ -50,19 +58,20 @@ fn moments_are_those_of_f64_also_far_from_zero() {
 fn a_frame_has_zeros_around_what_was_activated_and_gives_it_back() {
     for (isa, map, x) in maps() {
         let (scale, shift) = (numbers(map.padded, 2), numbers(map.padded, 3));
-        let affine = Affine { scale: &scale, shift: &shift };
+        let affine = Some(Affine { scale: &scale, shift: &shift });
+        let read = Read { x: &x, affine, activation: Activation::Relu };
         // As wide as the map's pixels, and as a convolution of unpadded channels has them.
         for channels in [map.padded, map.channels] {
-            let room = Frame { rows: 11, line: 9, channels, corner: 2 };
+            let room = Frame { rows: 11, line: 9, channels, top: 2, left: 1 };
             let mut to = vec![f32::NAN; room.len()];
-            frame(isa, (&x, &map), Some(affine), true, &mut to, &room);
+            elementwise::frame(isa, (read, &map), &mut to, &room);
             for (at, found) in to.iter().enumerate() {
                 let (c, pixel) = (at % channels, at / channels);
                 let (row, column) = (pixel / room.line, pixel % room.line);
-                let inside = (2..9).contains(&row) && (2..8).contains(&column);
+                let inside = (2..9).contains(&row) && (1..7).contains(&column);
                 let expected = match inside && c < map.channels {
                     true => {
-                        let x = x[((row - 2) * map.width + column - 2) * map.padded + c];
+                        let x = x[((row - 2) * map.width + column - 1) * map.padded + c];
                         f64::from(x).mul_add(f64::from(scale[c]), f64::from(shift[c])).max(0.0)
                     }
                     // A padding channel has what its own scale and shift make of zero.
@@ -72,10 +81,50 @@ fn a_frame_has_zeros_around_what_was_activated_and_gives_it_back() {
                 assert_near(f64::from(*found), expected, "frame");
             }
             let mut back = vec![1.0; map.len()];
-            unframe(isa, (&to, &room), None, false, (&mut back, &map), true);
-            let at = (2 * room.line + 2) * channels;
+            let plain = (None, Activation::Identity);
+            elementwise::unframe(isa, (&to, &room), plain, (&mut back, &map), true);
+            let at = (2 * room.line + 1) * channels;
             assert_near(f64::from(back[0]), 1.0 + f64::from(to[at]), "unframe");
         }
+    }
+}
+
+#[test]
+fn activations_and_their_derivatives_at_their_bounds() {
+    let x = [-1.0f32, -0.0, 0.0, 0.5, 5.5, 6.0, 7.0, f32::INFINITY];
+    let cases = [
+        (Activation::Identity, x, [1.0f32; 8]),
+        (
+            Activation::Relu,
+            [0.0, 0.0, 0.0, 0.5, 5.5, 6.0, 7.0, f32::INFINITY],
+            [0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0],
+        ),
+        (
+            Activation::Relu6,
+            [0.0, 0.0, 0.0, 0.5, 5.5, 6.0, 6.0, 6.0],
+            [0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0],
+        ),
+    ];
+    for isa in Isa::available() {
+        for (of, values, derivatives) in cases {
+            // Two times eight are a whole number of any unit's vectors.
+            let twice = |x: [f32; 8]| [x, x].concat();
+            let mut y = twice(x);
+            activation(isa, of, &mut y);
+            assert_eq!(y, twice(values), "{isa:?} {of:?}");
+            let mut g = vec![1.0; 16];
+            mask_by_value(isa, &mut g, &y, of);
+            assert_eq!(g, twice(derivatives), "{isa:?} {of:?}");
+            let (scale, shift) = ([2.0f32; 16], [0.0f32; 16]);
+            let affine = Affine { scale: &scale, shift: &shift };
+            let half: Vec<f32> = twice(x).iter().map(|x| x / 2.0).collect();
+            let mut g = vec![1.0; 16];
+            elementwise::mask_by_affine(isa, &mut g, &half, affine, of);
+            assert_eq!(g, twice(derivatives), "{isa:?} {of:?}");
+        }
+        let mut nan = [f32::NAN; 16];
+        activation(isa, Activation::Relu6, &mut nan);
+        assert!(nan.iter().all(|x| x.is_nan()));
     }
 }
 
@@ -85,11 +134,10 @@ fn a_normalisations_gradient_is_the_formulas() {
         let g = numbers(map.len(), 4);
         let [scale, slope, mean, shift] = [5, 6, 7, 8].map(|seed| numbers(map.padded, seed));
         let by = NormGradient { scale: &scale, slope: &slope, mean: &mean, shift: &shift };
-        let whole = Frame { rows: map.height, line: map.width, channels: map.padded, corner: 0 };
         let mut to = vec![f32::NAN; map.len()];
-        norm_gradient(isa, (&g, &x, &map), by, &mut to, &whole);
+        norm_gradient(isa, (&g, &x), by, &mut to);
         let (mut sums, mut products) = (vec![0.0; map.padded], vec![0.0; map.padded]);
-        gradient_sums(isa, &g, &x, &mean, &mut sums, &mut products);
+        add_gradient_sums(isa, &g, &x, &mean, &mut sums, &mut products);
         let [mut expected_sums, mut expected_products] = [(); 2].map(|()| vec![0.0; map.padded]);
         for (at, found) in to.iter().enumerate() {
             let c = at % map.padded;
