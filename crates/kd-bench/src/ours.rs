@@ -108,7 +108,8 @@ fn training(
     }
     let mut step = 0;
     let mut take = move || {
-        let at = At { seed: 0, epoch: 0, epochs: 1, step, steps: step + 1, learning_rate };
+        let (epoch, epochs, steps) = (0, 1, step + 1);
+        let at = At { seed: 0, epoch, epochs, step, steps, learning_rate, part: 0 };
         let mut unread = Unread::default();
         unread.push(step, &batch.indices, trainer.step(&batch, &at)?);
         // Last: on a GPU it waits for the step.

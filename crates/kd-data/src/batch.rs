@@ -96,6 +96,33 @@ pub struct Batch {
     pub view: usize,
 }
 
+impl Batch {
+    /// The `len` images from image `from` on, as a batch.
+    ///
+    /// # Errors
+    /// When the batch has not so many images.
+    pub fn part(&self, from: usize, len: usize) -> Result<Self> {
+        let narrow = |tensor: &Tensor| tensor.narrow(0, from, len);
+        let mixed = match &self.mixed {
+            None => None,
+            Some(Mixed { mixes, labels, shares }) => Some(Mixed {
+                labels: narrow(labels)?,
+                shares: narrow(shares)?,
+                mixes: mixes[from..from + len].to_vec(),
+            }),
+        };
+        Ok(Self {
+            images: narrow(&self.images)?,
+            labels: narrow(&self.labels)?,
+            rows: narrow(&self.rows)?,
+            indices: self.indices[from..from + len].to_vec(),
+            views: self.views[from..from + len].to_vec(),
+            mixed,
+            view: self.view,
+        })
+    }
+}
+
 /// Refuses settings and sources that no batches can be made of.
 pub(crate) fn check<S: Source + ?Sized>(source: &S, config: &BatchConfig) -> Result<()> {
     source.check()?;

@@ -79,6 +79,8 @@ pub struct Choices {
     pub epochs: Option<usize>,
     /// Images in a step.
     pub batch_size: Option<usize>,
+    /// Parts that a step is computed in.
+    pub accumulate: Option<usize>,
     /// Which images an epoch has.
     pub sampler: Option<Sampler>,
     /// Learning rate.
@@ -124,6 +126,7 @@ impl Default for Choices {
             freeze: None,
             epochs: None,
             batch_size: None,
+            accumulate: None,
             sampler: None,
             lr: None,
             clip_grad_norm: None,
@@ -233,6 +236,19 @@ fn warnings(data: &Portions, resolved: &RunRecipe, folder: &RunFolder) -> Vec<St
         let twice = "sampler and class_weights are both \"balanced\": rare classes count more twice over, by the square of how rare they are";
         found.push(twice.into());
     }
+    let normalizes = || {
+        let config = network_for(resolved.run.model, data);
+        config
+            .graph()
+            .is_ok_and(|graph| graph.tensors().any(|spec| spec.name.ends_with("running_mean")))
+    };
+    if let Some(parts) = resolved.training.accumulate.filter(|parts| *parts > 1)
+        && normalizes()
+    {
+        found.push(format!(
+            "each step is computed in {parts} parts, and batch normalisation takes the statistics of a part, not of the whole step: the steps are not those of accumulate = 1"
+        ));
+    }
     found.iter().map(|warning| format!("{}: {warning}", resolved.run.name)).collect()
 }
 
@@ -254,6 +270,7 @@ fn with_choices(recipe: &Recipe, mut run: RunConfig, choices: &Choices) -> Resul
     let own_epochs = run.epochs.take();
     training.epochs = choices.epochs.or(own_epochs).unwrap_or(training.epochs);
     training.batch_size = choices.batch_size.unwrap_or(training.batch_size);
+    training.accumulate = choices.accumulate.or(training.accumulate);
     training.sampler = choices.sampler.unwrap_or(training.sampler);
     training.seed = choices.seed.unwrap_or(training.seed);
     training.clip_grad_norm = choices.clip_grad_norm.or(training.clip_grad_norm);

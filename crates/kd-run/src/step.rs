@@ -7,9 +7,9 @@ use kd_record::Precision;
 use crate::Result;
 use crate::at::At;
 use crate::figures::Figures;
-use crate::precision::{begin, in_precision};
+use crate::pass::Pass;
 use crate::task::Task;
-use crate::teacher::{Answers, Teacher};
+use crate::teacher::Teacher;
 
 /// What a run says that was to capture its steps and doesn't.
 pub(crate) const PIECE_BY_PIECE: &str =
@@ -22,6 +22,9 @@ pub struct StepConfig {
     pub precision: Precision,
     /// The norm down to which a step's gradients are scaled where they have a larger one.
     pub clip_grad_norm: Option<f64>,
+    /// The number of parts of equal size, as nearly as can be, that a step's batch is computed in, one after the other; their
+    /// gradients are added. `None` computes it as one.
+    pub parts: Option<usize>,
 }
 
 /// Takes one step of training: asks the teacher about the batch, computes the task's loss and its gradients, clips the
@@ -40,23 +43,16 @@ pub fn step(
     at: &At,
     config: &StepConfig,
 ) -> Result<Figures> {
-    // A teacher answers in f32, whatever the precision of training is.
-    let taught = match teacher {
-        Some(teacher) => teacher.answer(batch, task.needs())?,
-        None => Answers::default(),
+    let pass = Pass { task, teacher, precision: config.precision };
+    let (loss, mut gradients) = match config.parts {
+        None => pass.of(batch, at, 1.0)?,
+        Some(parts) => pass.in_parts(batch, at, parts)?,
     };
-    let products = begin(config.precision);
-    let mut loss = task.loss(at, &in_precision(batch, config.precision)?, &taught)?;
-    let mut gradients = loss.total.backward()?;
-    for (learner, tape) in task.learners().iter().zip(std::mem::take(&mut loss.tapes)) {
-        learner.network.backward(tape, &mut gradients)?;
-    }
     let max_norm = config.clip_grad_norm.unwrap_or(f64::INFINITY);
     let mut norms = Vec::new();
     for learner in task.learners() {
         norms.push(clip_grad_norm_on_device(&learner.parameters, &mut gradients, max_norm)?);
     }
-    drop(products);
     for learner in task.learners_mut() {
         learner.optimizer.step(at.learning_rate, &learner.parameters, &gradients)?;
     }

@@ -21,7 +21,7 @@ use crate::error::other;
 use crate::evaluate::{self, Evaluation, evaluate};
 use crate::events::RunLog;
 use crate::figures::{NotFinite, Sums, Unread};
-use crate::recipe::RunRecipe;
+use crate::recipe::{RunRecipe, TrainingConfig};
 use crate::run::{Every, ResolvedRun, Settings};
 use crate::start::start;
 use crate::step::{PIECE_BY_PIECE, StepConfig};
@@ -166,8 +166,8 @@ pub fn train(
         false => None,
     };
     let training = &run.recipe.training;
-    let config =
-        StepConfig { precision: training.precision, clip_grad_norm: training.clip_grad_norm };
+    let TrainingConfig { precision, clip_grad_norm, accumulate: parts, .. } = *training;
+    let config = StepConfig { precision, clip_grad_norm, parts };
     let kept = teacher.as_ref().and_then(|prepared| prepared.kept.clone());
     let trainer = Trainer::new(Box::new(task), teacher.map(|prepared| prepared.teacher), config);
     let mut training = Training { run, trainer, unread: Unread::default(), state, log };
@@ -400,6 +400,7 @@ impl Training<'_> {
             step,
             steps: training.epochs as u64 * batches as u64,
             learning_rate: share * self.run.recipe.optimizer.lr(),
+            part: 0,
         }
     }
 

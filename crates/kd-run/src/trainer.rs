@@ -45,9 +45,9 @@ impl Trainer {
             return None;
         }
         let teacher = self.teacher.as_ref();
-        let why = self
-            .task
-            .not_to_be_captured()
+        let parts = self.config.parts.map(|parts| format!("a step is computed in {parts} parts"));
+        let why = parts
+            .or_else(|| self.task.not_to_be_captured())
             .or_else(|| teacher?.not_to_be_captured(self.task.needs()).map(str::to_string));
         #[cfg(feature = "cuda")]
         {

@@ -38,6 +38,11 @@ impl Recipe {
         require(clip > 0.0 && clip.is_finite(), &path, clip, "a number above 0")?;
         check_schedule(&training.schedule)
             .map_err(|invalid| invalid.below(&[Step::Key("training"), Step::Key("schedule")]))?;
+        if let Some(parts) = training.accumulate {
+            let path = [Step::Key("training"), Step::Key("accumulate")];
+            let expected = "at least 1, at most training.batch_size";
+            require((1..=training.batch_size).contains(&parts), &path, parts, expected)?;
+        }
         check_average(training.average)
             .map_err(|invalid| invalid.below(&[Step::Key("training"), Step::Key("average")]))?;
         let views = self.data.augment.views;
@@ -54,6 +59,9 @@ impl Recipe {
             let place = [Step::Key("run"), Step::Index(index)];
             run.check().map_err(|invalid| invalid.below(&place))?;
             run.check_keep(&self.data).map_err(|invalid| invalid.below(&place))?;
+            if training.accumulate.is_some() {
+                run.check_accumulated().map_err(|invalid| invalid.below(&place))?;
+            }
             if !self.data.mix().is_off() {
                 run.check_mixed().map_err(|invalid| invalid.below(&place))?;
             }
@@ -181,6 +189,19 @@ impl RunConfig {
             teacher,
             "none: no method of this run needs a teacher",
         )
+    }
+
+    /// Checks that the loss of a batch is the mean over its images, so that it can be computed in parts.
+    fn check_accumulated(&self) -> Result<(), Invalid> {
+        let weighs = self.class_weights.is_some();
+        let expected = "none beside training.accumulate: they are divided by their sum over the whole step, which a part doesn't know";
+        require(!weighs, &[Step::Key("class_weights")], "set", expected)?;
+        for (index, term) in self.methods.iter().enumerate() {
+            let path = [Step::Key("method"), Step::Index(index), Step::Key("name")];
+            let expected = "another method beside training.accumulate: this one compares the images of the whole step with each other";
+            require(!compares_images(&term.method), &path, term.method.name(), expected)?;
+        }
+        Ok(())
     }
 
     /// Checks that the teacher's logits of views can be kept.
@@ -314,6 +335,20 @@ impl OptimizerConfig {
             }
         }
     }
+}
+
+/// Whether a method's loss depends on which images come together.
+fn compares_images(method: &MethodConfig) -> bool {
+    matches!(
+        method,
+        MethodConfig::Dist(_)
+            | MethodConfig::RkdDistance(_)
+            | MethodConfig::RkdAngle(_)
+            | MethodConfig::Similarity(_)
+            | MethodConfig::Congruence(_)
+            | MethodConfig::Pkt(_)
+            | MethodConfig::Crd(_)
+    )
 }
 
 fn check_average(average: Option<AverageConfig>) -> Result<(), Invalid> {

@@ -159,6 +159,10 @@ pub struct TrainingConfig {
     pub epochs: usize,
     /// Images in a step; the last step of an epoch may have fewer.
     pub batch_size: usize,
+    /// The number of parts that a step's images are computed in, one after the other, with their gradients added: a step of
+    /// `batch_size` images in the memory of a part.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accumulate: Option<usize>,
     /// Leave out the last step of an epoch where it would have fewer images than the others.
     #[serde(skip_serializing_if = "is_false")]
     pub drop_last: bool,
@@ -317,6 +321,7 @@ impl Default for TrainingConfig {
         Self {
             epochs: 10,
             batch_size: 128,
+            accumulate: None,
             drop_last: false,
             sampler: Sampler::default(),
             seed: 0,

@@ -6,7 +6,6 @@ use candle_core::{DType, Tensor, Var};
 use kd_data::{Batch, Mixed};
 use kd_loss::{HelperInit, HostStep, Inputs, MixedLabels, Needs, Objective, Setup, Weighted};
 use kd_models::{Output, Parameters};
-use kd_ops::DropoutKey;
 use kd_ops::average::Average;
 
 use super::{Learner, Task, TaskLoss};
@@ -125,9 +124,9 @@ impl Task for Supervised {
     }
 
     fn loss(&self, at: &At, batch: &Batch, taught: &Answers) -> Result<TaskLoss> {
-        let key = DropoutKey { seed: at.seed, step: at.step };
         let places: Vec<&str> = self.needs.student.iter().map(String::as_str).collect();
-        let (output, tape) = self.learner().network.train(&batch.images, key, &places)?;
+        let (output, tape) =
+            self.learner().network.train(&batch.images, at.dropout_key(), &places)?;
         let output = in_f32(output)?;
         // A step with a method that needs this is never captured.
         let host = self.needs.host.then(|| HostStep {

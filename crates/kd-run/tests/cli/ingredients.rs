@@ -232,3 +232,81 @@ fn the_teachers_temperature_is_a_flag_of_kd() {
         "{message}"
     );
 }
+
+/// The parts' sums are rounded otherwise, so that the tensors agree and are not the same.
+#[test]
+fn a_step_in_parts_is_the_step_of_the_whole_batch() {
+    let dir = WorkDir::new();
+    dir.teacher("teacher.safetensors", 10, 5);
+    let data =
+        "dataset = 'synthetic', train_limit = 50, test_limit = 40, augment = { mixup = 1.0 }";
+    let training = "epochs = 2, batch_size = 16, clip_grad_norm = 1.0";
+    let text = recipe(data, training, "name = 'sgd', lr = 0.1, momentum = 0.9");
+    let text = text.replace("labels = 0.0", "labels = 0.5\ndropout = 0.0");
+    std::fs::write(dir.path("r.toml"), text).unwrap();
+    let line = "distill --recipe r.toml --run taught --out";
+    dir.stdout(&format!("{line} whole"));
+    // The last step of an epoch has two images, fewer than the parts.
+    dir.stdout(&format!("{line} parts --accumulate 3"));
+    dir.stdout(&format!("{line} one --accumulate 1"));
+    let values = |out: &str| {
+        let bytes = dir.read(&format!("{out}/taught.safetensors"));
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let mut values = Vec::new();
+        for (name, tensor) in tensors.tensors() {
+            let numbers = tensor.data().chunks(4);
+            let numbers = numbers.map(|b| f32::from_le_bytes(b.try_into().unwrap()));
+            values.push((name, numbers.collect::<Vec<_>>()));
+        }
+        values.sort_by(|a, b| a.0.cmp(&b.0));
+        values
+    };
+    let (whole, parts) = (values("whole"), values("parts"));
+    assert_eq!(whole, values("one"));
+    assert_ne!(whole, parts);
+    for ((name, whole), (_, parts)) in whole.iter().zip(&parts) {
+        for (a, b) in whole.iter().zip(parts) {
+            assert!((a - b).abs() < 1e-5 + 1e-4 * a.abs(), "{name}: {a} and {b}");
+        }
+    }
+    let epoch = |out: &str| {
+        let events = dir.events(&format!("{out}/taught"));
+        let epoch = events.iter().rfind(|event| event["event"] == "epoch").unwrap().clone();
+        (epoch["train_loss"].as_f64().unwrap(), epoch["train_accuracy"].clone())
+    };
+    let ((whole, right), (parts, as_right)) = (epoch("whole"), epoch("parts"));
+    assert!((whole - parts).abs() < 1e-4 && right == as_right, "{whole} {parts}");
+}
+
+#[test]
+fn what_can_not_be_computed_in_parts_is_refused_or_warned_of() {
+    let dir = WorkDir::new();
+    dir.teacher("teacher.safetensors", 10, 5);
+    let text = recipe("dataset = 'synthetic'", "accumulate = 2", "lr = 0.01");
+    for (from, to, expected) in [
+        (
+            "name = 'kd'\nweight = 1.0\ntemperature = 2.0\nteacher_temperature = 1.0",
+            "name = 'dist'\nweight = 1.0",
+            "run[2].method[1].name: is dist; expected another method beside training.accumulate",
+        ),
+        (
+            "name = 'alone'",
+            "name = 'alone'\nclass_weights = 'balanced'",
+            "run[1].class_weights: is set; expected none beside training.accumulate",
+        ),
+        (
+            "accumulate = 2",
+            "accumulate = 0",
+            "training.accumulate: is 0; expected at least 1, at most training.batch_size",
+        ),
+        ("accumulate = 2", "accumulate = 200", "training.accumulate: is 200"),
+    ] {
+        assert!(text.contains(from));
+        std::fs::write(dir.path("r.toml"), text.replace(from, to)).unwrap();
+        let message = dir.train_fails("distill --recipe r.toml --run taught --out out", 1);
+        assert!(message.contains(expected), "{message}");
+    }
+    std::fs::write(dir.path("r.toml"), text).unwrap();
+    let said = dir.train("train --recipe r.toml --run alone --out out");
+    assert!(said.contains("alone: each step is computed in 2 parts, and batch normalisation takes the statistics of a part"), "{said}");
+}

@@ -50,6 +50,9 @@ pub(crate) struct RunFlags {
     /// Number of images in a step
     #[arg(long, value_name = "IMAGES", value_parser = at_least_one)]
     pub(crate) batch_size: Option<usize>,
+    /// Compute each step in this many parts, with their gradients added: less memory for the same step
+    #[arg(long, value_name = "PARTS", value_parser = at_least_one)]
+    pub(crate) accumulate: Option<usize>,
     /// Which images an epoch has: each once ("shuffle"), or as many draws in which each class is equally likely ("balanced")
     #[arg(long, value_parser = one_of::<Sampler>(Sampler::ALL.map(Sampler::name)))]
     pub(crate) sampler: Option<Sampler>,
@@ -216,6 +219,7 @@ impl RunFlags {
             freeze: (!self.freeze.is_empty()).then(|| self.freeze.clone()),
             epochs: self.epochs,
             batch_size: self.batch_size,
+            accumulate: self.accumulate,
             sampler: self.sampler,
             class_weights: self.class_weights.clone(),
             lr: self.lr,
