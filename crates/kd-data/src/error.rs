@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::one_line::shown;
+
 /// The result of this crate's functions.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -10,7 +12,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[non_exhaustive]
 pub enum Error {
     /// A file or folder of the data set does not exist.
-    #[error("{}: not found; expected {expected}; {advice}", path.display())]
+    #[error("{}: not found; expected {expected}; {advice}", shown(path))]
     Missing {
         /// The file or folder.
         path: PathBuf,
@@ -20,7 +22,7 @@ pub enum Error {
         advice: String,
     },
     /// A file can't be read.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {source}", shown(path))]
     Io {
         /// The path of the file that can't be used.
         path: PathBuf,
@@ -28,7 +30,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A file is not what its name promises.
-    #[error("{}: at byte {offset}: found {found}, expected {expected}; {advice}", path.display())]
+    #[error("{}: at byte {offset}: found {found}, expected {expected}; {advice}", shown(path))]
     Malformed {
         /// The path of the file that can't be used.
         path: PathBuf,
@@ -42,7 +44,7 @@ pub enum Error {
         advice: String,
     },
     /// A file can't be read as a picture.
-    #[error("{}: expected a whole PNG or JPEG file, but {reason}", path.display())]
+    #[error("{}: expected a whole PNG or JPEG file, but {reason}", shown(path))]
     Picture {
         /// The path of the file that can't be used.
         path: PathBuf,
@@ -50,7 +52,7 @@ pub enum Error {
         reason: String,
     },
     /// Several files of a folder can't be read as pictures.
-    #[error("{}: {} pictures can't be read; repair them or take them out:{}", dir.display(), broken.len(), listed(broken))]
+    #[error("{}: {} pictures can't be read; repair them or take them out:{}", shown(dir), broken.len(), listed(broken))]
     Pictures {
         /// The data set's folder, with `train` and `test` in it.
         dir: PathBuf,
@@ -58,7 +60,7 @@ pub enum Error {
         broken: Vec<Error>,
     },
     /// A folder of pictures is not laid out as it should be.
-    #[error("{}: found {found}, expected {expected}", path.display())]
+    #[error("{}: found {found}, expected {expected}", shown(path))]
     Folder {
         /// The path of the folder that can't be used.
         path: PathBuf,

@@ -112,17 +112,24 @@ fn class_folders(folder: &Path) -> Result<Vec<String>> {
         });
     }
     let mut names = Vec::new();
-    for (path, _) in images::entries(folder)? {
+    for (path, kind) in images::entries(folder)? {
+        if images::leads_nowhere(&path, kind) {
+            return Err(Error::Folder {
+                path,
+                found: "a link that leads nowhere, which may have been a class".into(),
+                expected: "a link to a folder of pictures, or none".into(),
+            });
+        }
         if !path.is_dir() {
             continue;
         }
         match path.file_name().and_then(|name| name.to_str()) {
-            Some(name) if !name.contains('\n') => names.push(name.to_owned()),
+            Some(name) if !name.contains(char::is_control) => names.push(name.to_owned()),
             _ => {
                 return Err(Error::Folder {
                     path,
                     found: "a name that no class can have".into(),
-                    expected: "UTF-8 on one line".into(),
+                    expected: "UTF-8 without control characters".into(),
                 });
             }
         }

@@ -61,7 +61,8 @@ pub(crate) fn check_side(side: usize) -> Result<()> {
 }
 
 /// The picture files in a folder and in the folders below it, in the order of their names. Hidden files, linked folders and
-/// files whose names don't end like a picture's are left out.
+/// files whose names don't end like a picture's are left out. A link that leads nowhere is among the files, for the error that
+/// names it, where its name ends like a picture's or has no ending: it may have led to a folder of pictures.
 ///
 /// # Errors
 /// When the folder, or one in it, can't be read.
@@ -76,7 +77,9 @@ fn collect(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
     for (path, kind) in entries(folder)? {
         if kind.is_dir() {
             collect(&path, found)?;
-        } else if is_named_like_a_picture(&path) && path.is_file() {
+        } else if is_named_like_a_picture(&path) && !path.is_dir()
+            || path.extension().is_none() && leads_nowhere(&path, kind)
+        {
             found.push(path);
         }
     }
@@ -96,6 +99,11 @@ pub(crate) fn entries(folder: &Path) -> Result<Vec<(PathBuf, fs::FileType)>> {
     Ok(all)
 }
 
+/// Whether a file of this kind is a link whose target is missing or can't be reached.
+pub(crate) fn leads_nowhere(path: &Path, kind: fs::FileType) -> bool {
+    kind.is_symlink() && fs::metadata(path).is_err()
+}
+
 fn is_named_like_a_picture(path: &Path) -> bool {
     let ending = path.extension().unwrap_or_default();
     ENDINGS.iter().any(|known| ending.eq_ignore_ascii_case(known))
@@ -107,7 +115,10 @@ fn unreadable(path: &Path, reason: impl ToString) -> Error {
 
 fn contents(path: &Path) -> Result<Vec<u8>> {
     let io = |source| Error::Io { path: path.into(), source };
-    let about = fs::metadata(path).map_err(io)?;
+    let about = fs::metadata(path).map_err(|source| match fs::read_link(path) {
+        Ok(target) => unreadable(path, format!("it is a link to {}: {source}", target.display())),
+        Err(_) => io(source),
+    })?;
     if !about.is_file() {
         return Err(unreadable(path, "it is not a regular file"));
     }

@@ -19,6 +19,7 @@ pub mod hub;
 pub mod images;
 mod mix;
 mod normalize;
+mod one_line;
 mod portions;
 mod random;
 mod sampler;

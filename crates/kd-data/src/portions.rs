@@ -5,6 +5,7 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use crate::hash::hex;
+use crate::one_line::shown;
 use crate::{Dataset, Error, Result, Skipped, Split};
 
 /// Seed of the subsets that [`Limits`] take. Like the three seeds below it is a constant, so that the choice is the same in every run,
@@ -153,7 +154,7 @@ impl Portions {
     pub fn skipped_sentence(&self) -> Option<String> {
         const NAMED: usize = 5;
         let skipped = self.skipped.iter().take(NAMED);
-        let named: Vec<_> = skipped.map(|skipped| skipped.path.display().to_string()).collect();
+        let named: Vec<_> = skipped.map(|skipped| shown(&skipped.path)).collect();
         let more = match self.skipped.len() {
             0 => return None,
             all if all > NAMED => format!(" and {} more", all - NAMED),

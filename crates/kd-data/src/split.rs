@@ -6,6 +6,7 @@ use candle_core::{Device, Tensor};
 use sha2::{Digest, Sha256};
 
 use crate::hash::hex;
+use crate::one_line::{on_one_line, shown};
 use crate::random::{Purpose, generator, shuffle};
 use crate::source::{Block, Picture, Source};
 use crate::{Error, Result};
@@ -49,6 +50,13 @@ pub struct Skipped {
     pub path: PathBuf,
     /// Why it can't be read.
     pub reason: String,
+}
+
+impl Skipped {
+    /// The file's name and why it can't be read, on one line, with control characters escaped as in Rust (`\n`).
+    pub fn line(&self) -> String {
+        format!("{}: {}", shown(&self.path), on_one_line(&self.reason))
+    }
 }
 
 impl Split {

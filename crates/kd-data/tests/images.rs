@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use image::RgbImage;
 use kd_data::images::SIDE;
-use kd_data::{Error, Result, image_folder, image_folder_without_broken, images};
+use kd_data::{Error, Limits, Portions, Result, image_folder, image_folder_without_broken, images};
 use tempfile::TempDir;
 
 fn fixtures() -> PathBuf {
@@ -211,6 +211,60 @@ fn broken_pictures_are_left_out_where_it_is_asked_for_and_named() {
     assert!(text.contains("found no picture that can be read, nor in "), "{text}");
     assert!(text.contains("test/ant, the first because of "), "{text}");
     assert!(text.contains("train/zebra/a.png: "), "{text}");
+}
+
+/// A file's name may hold a line end or an escape sequence; a list, a message and a terminal line stay whole.
+#[cfg(unix)]
+#[test]
+fn names_with_control_characters_stay_on_one_line() {
+    let dir = picture_folder(&FILES);
+    fs::write(dir.path().join("train/ant/a\nb\u{1b}[31m.png"), "no picture").unwrap();
+    let found = image_folder_without_broken(dir.path(), SIDE).unwrap();
+    let shown = "train/ant/a\\nb\\u{1b}[31m.png";
+    assert_eq!(found.skipped[0].line(), format!("{shown}: its contents are neither"));
+    let sentence =
+        Portions::new(found, &Limits::default(), None).unwrap().skipped_sentence().unwrap();
+    assert_eq!(sentence, format!("1 picture that can't be read is left out: {shown}"));
+    let error = image_folder(dir.path(), SIDE).unwrap_err().to_string();
+    assert!(error.contains(shown) && !error.contains(char::is_control), "{error:?}");
+    // A class's name goes into files, tables and messages, so that it may not hold any.
+    fs::remove_dir_all(dir.path().join("train/ant")).unwrap();
+    fs::rename(dir.path().join("train/zebra"), dir.path().join("train/ze\tbra")).unwrap();
+    let error = image_folder(dir.path(), SIDE).unwrap_err().to_string();
+    assert!(error.contains("ze\\tbra: found a name that no class can have"), "{error:?}");
+}
+
+/// What can't be reached is a picture that can't be read, not one that isn't there.
+#[cfg(unix)]
+#[test]
+fn links_that_lead_nowhere_are_named_and_counted() {
+    use std::os::unix::fs::symlink;
+
+    let dir = picture_folder(&FILES);
+    let whole = image_folder(dir.path(), SIDE).unwrap();
+    // Neither is a picture's name.
+    symlink("gone", dir.path().join("train/ant/notes.txt")).unwrap();
+    symlink("gone", dir.path().join("train/ant/.hid.png")).unwrap();
+    assert_eq!(image_folder(dir.path(), SIDE).unwrap(), whole);
+    symlink("../zebra/a.png", dir.path().join("train/ant/linked.png")).unwrap();
+    assert_eq!(image_folder(dir.path(), SIDE).unwrap().train.len(), whole.train.len() + 1);
+    fs::remove_file(dir.path().join("train/ant/linked.png")).unwrap();
+
+    symlink("/nowhere/at/all.png", dir.path().join("train/ant/gone.png")).unwrap();
+    symlink("self.JPG", dir.path().join("test/zebra/self.JPG")).unwrap();
+    symlink("../../batch1", dir.path().join("train/zebra/batch1")).unwrap();
+    let error = image_folder(dir.path(), SIDE).unwrap_err().to_string();
+    assert!(error.contains("3 pictures can't be read"), "{error}");
+    assert!(error.contains("gone.png: ") && error.contains("a link to /nowhere/at/all.png: "));
+    let found = image_folder_without_broken(dir.path(), SIDE).unwrap();
+    let named: Vec<_> = found.skipped.iter().map(|s| s.path.to_str().unwrap()).collect();
+    assert_eq!(named, ["train/ant/gone.png", "train/zebra/batch1", "test/zebra/self.JPG"]);
+    assert_eq!((&found.train, &found.test), (&whole.train, &whole.test));
+    // Beside the classes' folders it may have been a class.
+    symlink("/nowhere", dir.path().join("train/yak")).unwrap();
+    let text =
+        message(image_folder_without_broken(dir.path(), SIDE), &dir.path().join("train/yak"));
+    assert!(text.contains("found a link that leads nowhere"), "{text}");
 }
 
 #[test]

@@ -199,7 +199,7 @@ pub fn select_rows(config: &ModelConfig, tensors: &mut Tensors, rows: &[usize]) 
 /// What to show of two lists of names that differ: each whole, or of long ones the names that the other lacks.
 pub fn differing(a: &[String], b: &[String]) -> (String, String) {
     if a.len().max(b.len()) <= SHOWN {
-        return (a.join(", "), b.join(", "));
+        return (listed(a), listed(b));
     }
     let only = |of: &[String], other: &[String]| {
         let names: Vec<_> = of.iter().filter(|name| !other.contains(name)).cloned().collect();
@@ -212,9 +212,31 @@ pub fn differing(a: &[String], b: &[String]) -> (String, String) {
 /// The names, or the first of many and the number of the rest.
 pub fn shortened(names: &[String]) -> String {
     match names.len() <= SHOWN {
-        true => names.join(", "),
-        false => format!("{}, and {} more", names[..SHOWN / 2].join(", "), names.len() - SHOWN / 2),
+        true => listed(names),
+        false => {
+            format!("{}, and {} more", listed(&names[..SHOWN / 2]), names.len() - SHOWN / 2)
+        }
     }
+}
+
+/// The names as a list in which two that differ look different: a name with a comma, or with a space at its start or end, stands in quotes,
+/// and a letter that has no width of its own, such as the accent of a decomposed `e\u{301}`, is escaped as in Rust.
+fn listed(names: &[String]) -> String {
+    let shown = |name: &String| {
+        let plain = |letter: char| matches!(letter, '\'' | '"' | '\\');
+        let escaped: String = name
+            .chars()
+            .map(|letter| match plain(letter) {
+                true => letter.to_string(),
+                false => letter.escape_debug().to_string(),
+            })
+            .collect();
+        match name.trim() != name || name.is_empty() || name.contains(',') {
+            true => format!("\"{escaped}\""),
+            false => escaped,
+        }
+    };
+    names.iter().map(shown).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
@@ -231,6 +253,20 @@ mod tests {
     fn matched(file: &str, data: &str, choice: &ClassChoice) -> Result<Matched> {
         let (file, data) = (names(file), names(data));
         match_classes(Path::new("t.safetensors"), Some(&file), file.len(), &data, choice)
+    }
+
+    #[test]
+    fn names_that_differ_look_different() {
+        let names = |texts: &[&str]| texts.iter().map(|&text| text.into()).collect::<Vec<String>>();
+        let (composed, decomposed) =
+            differing(&names(&["caf\u{e9}", "a"]), &names(&["cafe\u{301}", "a "]));
+        assert_eq!((&*composed, &*decomposed), ("caf\u{e9}, a", "cafe\\u{301}, \"a \""));
+        let (one, two) = (shortened(&names(&["a, b"])), shortened(&names(&["a", "b"])));
+        assert_eq!((&*one, &*two), ("\"a, b\"", "a, b"));
+        assert_eq!(
+            shortened(&names(&["it's", "zero\u{200b}", "\u{1b}[2J"])),
+            "it's, zero\\u{200b}, \\u{1b}[2J"
+        );
     }
 
     #[test]

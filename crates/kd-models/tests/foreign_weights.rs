@@ -272,7 +272,7 @@ fn files_that_are_no_weights_are_named_as_what_they_are() {
     let mut tar = vec![0; 512];
     tar[..4].copy_from_slice(b"data");
     tar[257..262].copy_from_slice(b"ustar");
-    let cases: [(&[u8], &str, &str); 14] = [
+    let cases: [(&[u8], &str, &str); 15] = [
         (b"", "empty (0 bytes)", "again"),
         (
             b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n",
@@ -291,6 +291,7 @@ fn files_that_are_no_weights_are_named_as_what_they_are() {
         (b"{\n  \"architectures\": []}", "JSON", "weights file itself"),
         (b"\xff\xd8\xff\xe0\0\x10JFIF\0", "JPEG", "weights file"),
         (&tar, "tar archive", "tar -xf"),
+        (b"\xef\xbb\xbf\x10\0\0\0\0\0\0\0{", "byte order mark", "again"),
     ];
     for (bytes, what, cure) in cases {
         for name in ["weights.safetensors", "weights.pth"] {

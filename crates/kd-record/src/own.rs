@@ -70,6 +70,9 @@ impl Output<'_> {
             Err(Error::NotOurs { path: self.path.to_owned(), found: found.to_owned(), cure })
         };
         match fs::metadata(self.path) {
+            Err(_) if leads_nowhere(self.path) => {
+                refused("is a link that leads nowhere", "take it away, or choose another name")
+            }
             Err(_) => Ok(()),
             Ok(there) if there.is_dir() => refused("is a folder", "choose another name"),
             Ok(there) if !there.is_file() => refused("is no regular file", "choose another name"),
@@ -112,6 +115,9 @@ pub fn check_run(folder: &RunFolder) -> Result<()> {
         })
     };
     let weights = folder.weights();
+    if leads_nowhere(&weights) {
+        return refused(weights, ": it is a link that leads nowhere".into());
+    }
     if weights.exists() {
         if !is_ours(&weights, WEIGHTS)? {
             return refused(weights, ": kd did not write it".into());
@@ -140,6 +146,11 @@ pub fn check_run(folder: &RunFolder) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether `path` is a link whose target is missing: nobody can tell whose file would take its place.
+fn leads_nowhere(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|there| there.is_symlink()) && !path.exists()
 }
 
 fn is_empty(folder: &Path) -> bool {
@@ -360,6 +371,22 @@ mod tests {
         }
         // No force replaces a folder.
         assert!(refusal(folder.path(), WEIGHTS, &[], Some(true)).contains("is a folder"));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_that_leads_nowhere_is_not_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("student.safetensors");
+        std::os::unix::fs::symlink("another-disk/student.safetensors", &path).unwrap();
+        for force in [None, Some(false), Some(true)] {
+            let error = Output { path: &path, kind: WEIGHTS, others: &[], force }.check();
+            let error = error.unwrap_err().to_string();
+            assert!(error.contains("is a link that leads nowhere; take it away"), "{error}");
+        }
+        let run = crate::OutFolder::new(folder.path()).run("student");
+        let error = check_run(&run).unwrap_err().to_string();
+        assert!(error.contains("not of this run: it is a link that leads nowhere"), "{error}");
     }
 
     #[test]

@@ -4,3 +4,8 @@
 pub fn plain(text: &str) -> String {
     text.replace(char::is_control, "?")
 }
+
+/// As [`plain`], for text of several lines: line ends stay.
+pub fn plain_lines(text: &str) -> String {
+    text.replace(|letter: char| letter.is_control() && letter != '\n', "?")
+}

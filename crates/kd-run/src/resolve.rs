@@ -163,6 +163,7 @@ pub fn resolve(recipe: &Recipe, run: &RunConfig, choices: &Choices) -> Result<Re
     device::check(&choices.device, resolved.training.precision, choices.settings.compile)?;
     let out = choices.out.clone().unwrap_or_else(|| Path::new("runs").join(&recipe.name));
     let teacher_path = teacher_path(recipe, &resolved.run, choices, &out)?;
+    resolved.check_run()?;
 
     check_out(&resolved, &choices.data, &out)?;
     let folder = OutFolder::new(&out).run(&resolved.run.name);

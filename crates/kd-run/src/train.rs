@@ -206,8 +206,7 @@ fn write_skipped(folder: &RunFolder, skipped: &[Skipped]) -> Result<()> {
     if skipped.is_empty() {
         return Ok(());
     }
-    let line = |skipped: &Skipped| format!("{}: {}\n", skipped.path.display(), skipped.reason);
-    let text: String = skipped.iter().map(line).collect();
+    let text: String = skipped.iter().map(|picture| picture.line() + "\n").collect();
     Ok(write_whole(&folder.skipped_pictures(), text.as_bytes())?)
 }
 

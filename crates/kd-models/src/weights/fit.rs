@@ -179,14 +179,19 @@ impl<'a> View<'a> {
         let mut done = Vec::new();
         if !(self.dict.key.is_empty() && self.prefix.is_empty()) {
             let others = contents.dicts.iter().filter(|dict| dict.key != self.dict.key);
-            let others: Vec<_> = others.map(|dict| format!("{:?}", dict.key)).collect();
+            let others: Vec<_> = others
+                .map(|dict| match dict.key.is_empty() {
+                    true => "tensors outside of any dict".to_owned(),
+                    false => format!("the dict {:?}", dict.key),
+                })
+                .collect();
             let removed = match self.prefix.is_empty() {
                 true => String::new(),
                 false => format!(", without the `{}` before their names", self.prefix),
             };
             done.push(format!("takes {}{removed}", self.place()));
             if !others.is_empty() {
-                done.push(format!("leaves the dicts {} aside", others.join(", ")));
+                done.push(format!("leaves aside {}", others.join(", ")));
             }
         }
         if let (false, Some(first)) = (self.beside.is_empty(), self.beside.first()) {

@@ -80,6 +80,11 @@ pub(super) fn kind(start: &[u8]) -> Kind {
     if is_html(start) {
         return Kind::Foreign(HTML);
     }
+    if start.starts_with(b"\xef\xbb\xbf") {
+        return Kind::Foreign(
+            "text behind a byte order mark: a program took the file for text and changed it; copy or download it again",
+        );
+    }
     if is_onnx(start) {
         return Kind::Foreign(
             "an ONNX network, whose weights have lost PyTorch's names; save the state dict that it was exported from",

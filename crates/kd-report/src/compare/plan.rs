@@ -23,6 +23,8 @@ pub struct Overrides {
     pub test_limit: Option<usize>,
     /// Take this many training images out and test on them.
     pub held_out: Option<usize>,
+    /// Whether pictures that can't be read are left out, also where the recipes don't say so.
+    pub skip_broken: bool,
 }
 
 impl Overrides {
@@ -37,6 +39,7 @@ impl Overrides {
             ("data", "train_limit", "--train-limit", number(self.train_limit)),
             ("data", "test_limit", "--test-limit", number(self.test_limit)),
             ("data", "held_out", "--held-out", number(self.held_out)),
+            ("data", "skip_broken", "--skip-broken", self.skip_broken.then_some(Value::Bool(true))),
         ]
         .into_iter()
         .filter_map(|(table, key, flag, value)| Some((table, key, flag, value?)))
@@ -45,9 +48,17 @@ impl Overrides {
 
     /// The same as flags of `kd train` and `kd distill`.
     pub fn flags(&self) -> Vec<String> {
-        let text = |value: &Value| value.as_str().map_or(value.to_string(), str::to_owned);
+        let text = |value: Value| match value {
+            // The presence of a switch is its value.
+            Value::Bool(_) => None,
+            Value::String(text) => Some(text),
+            other => Some(other.to_string()),
+        };
         let flags = self.all().into_iter();
-        flags.flat_map(|(_, _, flag, value)| [flag.to_owned(), text(&value)]).collect()
+        flags
+            .flat_map(|(_, _, flag, value)| [Some(flag.to_owned()), text(value)])
+            .flatten()
+            .collect()
     }
 
     fn apply(&self, recipe: &mut Value) {

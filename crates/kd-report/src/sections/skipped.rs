@@ -2,6 +2,7 @@
 
 use crate::experiment::Experiment;
 use crate::page::parts::{Section, Table};
+use crate::text::plain;
 
 /// The most pictures that the page lists of one experiment; the run's folder has a file with all.
 const LISTED: usize = 200;
@@ -39,6 +40,6 @@ fn table(experiment: &Experiment, several: bool) -> Option<Table> {
             false => format!("{all} pictures{listed}"),
         },
         head: ["Picture", "Why"].map(str::to_owned).to_vec(),
-        rows: rows.map(|picture| vec![picture.path.clone(), picture.reason.clone()]).collect(),
+        rows: rows.map(|picture| vec![plain(&picture.path), plain(&picture.reason)]).collect(),
     })
 }

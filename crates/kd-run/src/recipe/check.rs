@@ -25,6 +25,20 @@ impl RunRecipe {
     }
 }
 
+impl RunRecipe {
+    /// Checks the values of the run alone, which flags may have changed: before any data are read.
+    ///
+    /// # Errors
+    /// As [`Self::validate`]'s, as a choice that makes no sense for the run.
+    pub(crate) fn check_run(&self) -> crate::Result<()> {
+        let mixed = || if self.data.mix().is_off() { Ok(()) } else { self.run.check_mixed() };
+        self.run
+            .check()
+            .and_then(|()| mixed())
+            .map_err(|invalid| crate::Error::Choice(format!("run {:?}: {invalid}", self.run.name)))
+    }
+}
+
 impl Recipe {
     pub(super) fn check(&self) -> Result<(), Invalid> {
         self.data.check().map_err(|invalid| invalid.below(&[Step::Key("data")]))?;

@@ -281,3 +281,14 @@ fn a_file_with_another_normalisation_sees_its_own() {
     let message = dir.fails(&line, 1);
     assert!(message.contains("set mean and std in the recipe's [data] table"), "{message}");
 }
+
+#[cfg(unix)]
+#[test]
+fn a_class_map_that_never_ends_is_not_read_for_ever() {
+    let dir = WorkDir::new();
+    let line = "eval --weights none --dataset synthetic --test-limit 10 --class-map /dev/zero";
+    let message = dir.fails(line, 1);
+    let expected =
+        "the class map can't be read: /dev/zero: can't be read: it has more than 1048576 bytes";
+    assert!(message.contains(expected), "{message}");
+}

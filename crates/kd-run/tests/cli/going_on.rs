@@ -1,10 +1,15 @@
 //! A run that is trained on for more epochs ends as one that had them from the start, bit for bit, or it is refused with the way out.
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::process::Output;
 
+use kd_record::hash::hex;
 use kd_run::train::{Outcome, Progress, train};
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use crate::resume::resolved;
 use crate::workdir::{BATCHES, WorkDir};
@@ -190,4 +195,76 @@ fn fewer_epochs_other_settings_and_lost_checkpoints_are_errors() {
         said.contains("`one-cycle`") && said.contains("finish it with 2 epochs first"),
         "{said}"
     );
+}
+
+/// Rewrites a run's checkpoints and its evaluation with the fields that kd 0.1.0 writes, read off a run of it, and no others.
+fn as_written_by_0_1(dir: &WorkDir, run: &str) {
+    fn keep(value: &mut Value, keys: &[&str]) {
+        let fields = value.as_object_mut().unwrap();
+        fields.retain(|key, _| keys.contains(&key.as_str()));
+        assert_eq!(fields.len(), keys.len(), "{fields:?}");
+    }
+    let evaluation = ["format", "accuracy", "loss", "classes", "confusion", "per_class_accuracy"];
+    for path in dir.checkpoints(run) {
+        let contents = std::fs::read(&path).unwrap();
+        let file = SafeTensors::deserialize(&contents).unwrap();
+        let mut tensors: BTreeMap<_, _> = file.tensors().into_iter().collect();
+        let mut state: Value = serde_json::from_slice(tensors["state"].data()).unwrap();
+        keep(
+            &mut state,
+            &[
+                "recipe",
+                "epoch",
+                "batch",
+                "step",
+                "sums",
+                "evaluation",
+                "best",
+                "best_step",
+                "events",
+            ],
+        );
+        keep(&mut state["sums"], &["loss", "parts", "images", "right", "seconds"]);
+        if !state["evaluation"].is_null() {
+            keep(&mut state["evaluation"], &evaluation);
+        }
+        let as_old = |line: &str| {
+            let mut event: Value = serde_json::from_str(line).unwrap();
+            event.as_object_mut().unwrap().remove("roles");
+            format!("{event}\n")
+        };
+        let events: String = state["events"].as_str().unwrap().lines().map(as_old).collect();
+        state["events"] = events.into();
+        let text = serde_json::to_vec(&state).unwrap();
+        let view = TensorView::new(Dtype::U8, vec![text.len()], &text).unwrap();
+        tensors.insert("state".into(), view);
+        let mut hash = Sha256::new();
+        for (name, view) in &tensors {
+            hash.update(format!("{name} {} {:?}\n", view.dtype(), view.shape()));
+            hash.update(view.data());
+        }
+        let header = json!({ "format": 1, "sha256": hex(hash) }).to_string();
+        let header = [("kd-checkpoint".to_owned(), header)].into();
+        std::fs::write(&path, safetensors::serialize(tensors, Some(header)).unwrap()).unwrap();
+    }
+    let mut found = dir.json(&format!("{run}/evaluation.json"));
+    keep(&mut found, &evaluation);
+    std::fs::write(dir.path(&format!("{run}/evaluation.json")), found.to_string()).unwrap();
+}
+
+#[test]
+fn a_run_of_version_0_1_is_trained_on() {
+    let dir = WorkDir::new();
+    let line = "train --model student --out";
+    kd(&dir, &format!("{line} whole --epochs 3"), 0);
+    kd(&dir, &format!("{line} more --epochs 2"), 0);
+    as_written_by_0_1(&dir, "more/student");
+    let output = dir.stdout(&format!("{line} more --epochs 2 {FEW}"));
+    assert!(output.contains("finished before"), "{output}");
+    let said = kd(&dir, &format!("{line} more --epochs 3"), 0);
+    assert!(said.contains("student: trained on from a run of 2 epochs to 3"), "{said}");
+    for file in ["student.safetensors", "student/evaluation.json"] {
+        let (whole, more) = (format!("whole/{file}"), format!("more/{file}"));
+        assert!(dir.read(&whole) == dir.read(&more), "{file} differs");
+    }
 }

@@ -220,6 +220,33 @@ fn broken_pictures_are_left_out_where_it_is_asked_for_and_listed() {
 }
 
 #[test]
+fn class_weights_without_labels_are_refused_before_anything_is_read() {
+    let dir = WorkDir::new();
+    // Neither the data nor the teacher is there: they would be missed first if they were looked for.
+    let line = "distill --method kd --alpha 0 --class-weights balanced --dataset cifar10 --data none --teacher none --out out";
+    let message = dir.fails(line, 2);
+    let expected =
+        "run \"kd\": class_weights: is set; expected none in a run whose labels have the weight 0";
+    assert!(message.contains(expected), "{message}");
+    assert!(!dir.path("out").exists());
+}
+
+#[test]
+fn a_comparison_leaves_broken_pictures_out_where_it_is_asked_for() {
+    let dir = uneven();
+    damage(&files(&dir.path("pictures/train/ant"))[3]);
+    let recipe = "format = 1\nname = \"one\"\n[data]\ndataset = \"folder\"\n[[run]]\nname = \"student\"\nmodel = \"student\"\n";
+    std::fs::write(dir.path("one.toml"), recipe).unwrap();
+    let line = "compare one.toml --seeds 1 --data pictures --epochs 1 --batch-size 16 --device cpu --out out";
+    assert!(dir.fails(line, 1).contains("--skip-broken"));
+    let table = dir.stdout(&format!("{line} --skip-broken"));
+    assert!(table.contains("student"), "{table}");
+    assert!(dir.path("out/seed-0/student/skipped-pictures.txt").exists());
+    let figures = dir.json("out/figures.json");
+    assert_eq!(figures["arms"][0]["settings"]["data"]["skip_broken"], true);
+}
+
+#[test]
 fn warnings_about_classes_go_to_standard_error() {
     let dir = uneven();
     let line = format!("train --model student --out out {SHORT} --test-limit 2 --train-limit 2");

@@ -27,6 +27,7 @@ use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
+use kd_report::text::plain_lines;
 use tracing_subscriber::EnvFilter;
 
 use cli::Cli;
@@ -43,7 +44,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             // Where not even standard error can be written, the exit code still says it.
-            let _ = writeln!(std::io::stderr(), "{failure}");
+            let _ = writeln!(std::io::stderr(), "{}", plain_lines(&failure.to_string()));
             ExitCode::from(failure.exit_code())
         }
     }

@@ -8,6 +8,7 @@ use clap::Args;
 use kd_data::Sampler;
 use kd_loss::ClassWeights;
 use kd_models::classes::{ClassChoice, ClassMap};
+use kd_record::read::read_text;
 use kd_record::{Compile, DeviceChoice, Precision};
 use kd_run::device;
 use kd_run::recipe::{DataConfig, DatasetName};
@@ -150,10 +151,12 @@ impl ClassFlags {
     }
 }
 
+/// The most bytes of a class map: two names of 1 KiB for each of 256 classes, twice over.
+const LONGEST_MAP: u64 = 1 << 20;
+
 /// Reads a class map: a TOML file with a line such as `boat = "ship"` or `boat = 8` for each class of the data.
 fn read_map(path: &Path) -> anyhow::Result<ClassMap> {
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("{}: the class map can't be read", path.display()))?;
+    let text = read_text(path, LONGEST_MAP).context("the class map can't be read")?;
     toml::from_str(&text).with_context(|| {
         format!(
             "{}: this is no class map; expected lines such as `boat = \"ship\"`: a class of the data, and the file's class that stands for it, by name or by number from 0",

@@ -73,6 +73,9 @@ pub(crate) struct Compare {
     /// The data set [default: that of the recipes]
     #[arg(long, value_parser = one_of::<DatasetName>(DatasetName::ALL.map(DatasetName::name)))]
     dataset: Option<DatasetName>,
+    /// Leave out pictures that can't be read, and list them (data set "folder")
+    #[arg(long)]
+    skip_broken: bool,
     /// Number of passes over the training images of each run [default: that of the recipes]
     #[arg(long, value_parser = at_least_one)]
     epochs: Option<usize>,
@@ -132,6 +135,7 @@ fn train_and_compare(flags: &Compare, kd: &Path) -> Result<(), Failure> {
         train_limit: flags.train_limit,
         test_limit: flags.test_limit,
         held_out: flags.held_out,
+        skip_broken: flags.skip_broken,
     };
     let plan = plan::plan(&resolved?, &overrides)?;
     let work = Work { kd: kd.to_owned(), out: out(flags), overrides, flags, plan: &plan };

@@ -9,6 +9,7 @@ use candle_core::Tensor;
 use kd_data::Normalization;
 use kd_models::weights::Loaded;
 use kd_models::{Architecture, ModelConfig, weights};
+use kd_report::text::plain;
 
 /// A file's network, and what it was trained on.
 pub(super) struct Weights {
@@ -23,7 +24,7 @@ pub(super) struct Weights {
 pub(super) fn say(notes: &[String]) {
     for note in notes {
         // A note that can't be shown is no reason not to go on.
-        let _ = writeln!(std::io::stderr(), "{note}");
+        let _ = writeln!(std::io::stderr(), "{}", plain(note));
     }
 }
 
