@@ -118,6 +118,33 @@ pub fn cifar100(dir: &Path) -> Result<Dataset> {
     read(dir, &CIFAR100)
 }
 
+/// CIFAR-10 without its files: black images, as many and of the same classes, to plan a run by. The SHA-256 is empty.
+pub fn blank_cifar10() -> Dataset {
+    blank(&CIFAR10)
+}
+
+/// CIFAR-100 in the same way.
+pub fn blank_cifar100() -> Dataset {
+    blank(&CIFAR100)
+}
+
+fn blank(layout: &Layout) -> Dataset {
+    let split = |files: &[(&str, usize)]| {
+        let count: usize = files.iter().map(|(_, records)| records).sum();
+        let labels = (0..count).map(|image| (image % layout.classes.len()) as u8).collect();
+        Split { images: vec![0; count * PIXELS], labels, coarse_labels: None, shape: SHAPE }
+    };
+    let (train, test) = layout.files.split_at(layout.files.len() - 1);
+    Dataset {
+        name: layout.name.into(),
+        classes: layout.classes.iter().map(|&class| class.into()).collect(),
+        train: split(train),
+        test: split(test),
+        sha256: String::new(),
+        skipped: Vec::new(),
+    }
+}
+
 /// Reads any number of CIFAR-10's records from memory; `name` stands for the file's in errors.
 ///
 /// # Errors

@@ -30,7 +30,9 @@ mod synthetic;
 pub use augment::{Augment, View};
 pub use batch::{Batch, BatchConfig};
 pub use batches::{Batches, batches};
-pub use cifar::{cifar10, cifar10_records, cifar100, cifar100_records};
+pub use cifar::{
+    blank_cifar10, blank_cifar100, cifar10, cifar10_records, cifar100, cifar100_records,
+};
 pub use error::{Error, Result};
 #[cfg(feature = "images")]
 pub use folder::{image_folder, image_folder_without_broken};

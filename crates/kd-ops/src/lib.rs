@@ -2,6 +2,7 @@
 #![deny(missing_docs)]
 
 pub mod adam;
+mod available_memory;
 pub mod average;
 mod batch_norm;
 mod conv;
@@ -22,6 +23,7 @@ pub mod sgd;
 mod shortcut;
 mod simd;
 
+pub use available_memory::{memory_limit, peak_memory, resident_memory};
 pub use batch_norm::{BatchNorm, BatchNormConfig, Statistics};
 pub use conv::{Conv2d, Conv2dConfig, Pads, conv2d, conv2d_chain};
 pub use dropout::{DropoutKey, dropout};

@@ -80,6 +80,15 @@ pub fn bytes(number: u64) -> String {
     }
 }
 
+/// Memory as systems count it: "102 MiB", "1.50 GiB".
+pub fn memory(bytes: u64) -> String {
+    match bytes {
+        0..0x10_0000 => format!("{} KiB", bytes.div_ceil(1 << 10)),
+        0x10_0000..0x4000_0000 => format!("{:.0} MiB", bytes as f64 / f64::from(1 << 20)),
+        _ => format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30)),
+    }
+}
+
 /// Images per second: whole above ten.
 pub fn rate(per_second: f64) -> String {
     if per_second < 10.0 { format!("{per_second:.1}") } else { grouped(per_second.round() as u64) }

@@ -34,9 +34,40 @@ pub fn load(config: &DataConfig, folder: &Path) -> Result<Portions> {
             dataset.sha256
         )));
     }
-    let limits =
-        Limits { train: config.train_limit, test: config.test_limit, held_out: config.held_out };
-    Ok(Portions::new(dataset, &limits, files.and_then(|files| warning(folder, files)))?)
+    let warning = files.and_then(|files| warning(folder, files));
+    Ok(Portions::new(dataset, &limits(config), warning)?)
+}
+
+/// The same, to plan a run by: where the files of CIFAR are not there, black images in their number, and a sentence that says so.
+///
+/// # Errors
+/// As [`load`]'s, but for files of CIFAR that are missing.
+pub(crate) fn load_or_blank(
+    config: &DataConfig,
+    folder: &Path,
+) -> Result<(Portions, Option<String>)> {
+    let blank = match config.dataset {
+        DatasetName::Cifar10 => kd_data::blank_cifar10,
+        DatasetName::Cifar100 => kd_data::blank_cifar100,
+        DatasetName::Synthetic | DatasetName::Folder => return Ok((load(config, folder)?, None)),
+    };
+    match load(config, folder) {
+        Err(Error::Other(error))
+            if matches!(error.downcast_ref(), Some(kd_data::Error::Missing { .. })) =>
+        {
+            let note = format!(
+                "{}: the files of {} are not there; planned with the numbers of its images",
+                folder.display(),
+                config.dataset.name()
+            );
+            Ok((Portions::new(blank(), &limits(config), None)?, Some(note)))
+        }
+        loaded => Ok((loaded?, None)),
+    }
+}
+
+fn limits(config: &DataConfig) -> Limits {
+    Limits { train: config.train_limit, test: config.test_limit, held_out: config.held_out }
 }
 
 /// One's own pictures in `folder`; those that can't be read are left out, or an error that says how to do so.

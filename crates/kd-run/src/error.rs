@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::path::PathBuf;
 
 use kd_models::Error as Models;
+use kd_report::format::memory as memory_size;
 
 /// The result of this library's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -70,6 +71,23 @@ pub enum Error {
     /// The data or a weights file does not fit the run. The message names the file, what was found and what was expected.
     #[error(transparent)]
     DoesNotFit(anyhow::Error),
+    /// The run needs more memory than there is.
+    #[error(
+        "run {run} needs about {} of memory with batches of {batch_size} images, and {} can be had; {}; --memory SIZE states another limit",
+        memory_size(*needed), memory_size(*limit), memory_cure(*batch_that_fits)
+    )]
+    Memory {
+        /// The run's name.
+        run: String,
+        /// Images of a batch.
+        batch_size: usize,
+        /// The bytes that the run takes at its peak, as far as it can be said beforehand.
+        needed: u64,
+        /// The bytes that the process may take.
+        limit: u64,
+        /// The largest batch size with which the run fits; `None` where not even one image does.
+        batch_that_fits: Option<usize>,
+    },
     /// A choice beside the recipe makes no sense for the run; the message names it.
     #[error("{0}")]
     Choice(String),
@@ -102,6 +120,14 @@ fn other_cure(from: usize, finished: bool) -> String {
     match finished {
         true => "train on from its weights, as a run of another name".into(),
         false => format!("finish it with {from} epochs first"),
+    }
+}
+
+/// What to do about a run that does not fit into memory.
+fn memory_cure(batch_that_fits: Option<usize>) -> String {
+    match batch_that_fits {
+        Some(size) => format!("expected training.batch_size at most {size}: --batch-size {size}"),
+        None => "not even batches of one image fit: take a smaller network, or fewer images".into(),
     }
 }
 

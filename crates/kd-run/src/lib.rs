@@ -17,6 +17,7 @@ mod going_on;
 pub mod initial;
 pub mod keep;
 mod pass;
+pub mod plan;
 mod precision;
 pub mod recipe;
 pub mod resolve;

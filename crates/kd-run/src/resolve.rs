@@ -254,7 +254,11 @@ fn warnings(data: &Portions, resolved: &RunRecipe, folder: &RunFolder) -> Vec<St
 }
 
 /// The recipe of one run, with the choices laid over it.
-fn with_choices(recipe: &Recipe, mut run: RunConfig, choices: &Choices) -> Result<RunRecipe> {
+pub(crate) fn with_choices(
+    recipe: &Recipe,
+    mut run: RunConfig,
+    choices: &Choices,
+) -> Result<RunRecipe> {
     let Recipe { name, mut data, mut training, mut optimizer, .. } = recipe.clone();
     if let Some(dataset) = choices.dataset {
         if dataset != data.dataset {
@@ -555,7 +559,7 @@ fn load_initial(
 }
 
 /// Fills in the feature places that the recipe leaves to the methods.
-fn fill_in_places(
+pub(crate) fn fill_in_places(
     run: &mut RunConfig,
     teacher: Option<&Pretrained>,
     data: &Portions,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use candle_core::Device;
 use kd_data::{BatchConfig, Portions};
 use kd_loss::Setup;
-use kd_models::{Architecture, ModelConfig};
+use kd_models::{Architecture, Graph, ModelConfig};
 use kd_record::{Compile, OutFolder, RunFolder};
 
 use crate::initial::Initial;
@@ -42,7 +42,15 @@ impl ResolvedRun {
         BatchConfig { batch_size, drop_last, ..BatchConfig::default() }.count(self.data.train.len())
     }
 
-    /// The network that is trained.
+    /// The network that is trained, without weights.
+    ///
+    /// # Errors
+    /// When the network does not take the data's images.
+    pub fn graph(&self) -> crate::Result<Graph> {
+        Ok(self.model_config().graph()?)
+    }
+
+    /// The settings of the network that is trained.
     pub(crate) fn model_config(&self) -> ModelConfig {
         let run = &self.recipe.run;
         ModelConfig { dropout: run.dropout.unwrap_or(0.0), ..network_for(run.model, &self.data) }
@@ -58,6 +66,9 @@ pub struct Settings {
     pub keep_checkpoints: usize,
     /// Most bytes of teacher outputs that are cached in memory.
     pub cache_memory: u64,
+    /// Most bytes that the process may take: a run that needs more is refused. `None`: what the machine has free and the limits of
+    /// the process's control groups leave, where the system tells.
+    pub memory: Option<u64>,
     /// Steps from one step event to the next; on a GPU figures are read no more often.
     pub event_steps: u64,
     /// Whether a file for TensorBoard is written into the run's folder.
@@ -73,6 +84,7 @@ impl Default for Settings {
             checkpoint_every: Every::Epochs(1),
             keep_checkpoints: 2,
             cache_memory: 2 << 30,
+            memory: None,
             event_steps: 50,
             tensorboard: false,
             compile: Compile::Off,

@@ -21,6 +21,7 @@ use crate::error::other;
 use crate::evaluate::{self, Evaluation, evaluate};
 use crate::events::RunLog;
 use crate::figures::{NotFinite, Sums, Unread};
+use crate::plan::{self, RunMemory};
 use crate::recipe::{RunRecipe, TrainingConfig};
 use crate::run::{Every, ResolvedRun, Settings};
 use crate::start::start;
@@ -50,6 +51,8 @@ pub enum Progress<'a> {
         resumed: bool,
         /// The number of epochs that the run had until now, where it goes on for more.
         extended_from: Option<usize>,
+        /// The memory that the run takes; `None` on a GPU.
+        memory: Option<RunMemory>,
     },
     /// The teacher computes its outputs for the training images, which are then cached.
     TeacherPass {
@@ -100,7 +103,7 @@ pub enum Outcome {
 /// When the folder is in use, holds a run of another recipe, of more epochs or of another version, or one of fewer epochs that can't be
 /// trained on, or can't be written; when it or the weights'
 /// place holds what is not of this run; when the device
-/// lacks the precision; when a loss, a gradient or a weight is not finite (the last good checkpoint is kept): this is found in
+/// lacks the precision; when the run needs more memory than there is; when a loss, a gradient or a weight is not finite (the last good checkpoint is kept): this is found in
 /// the very step on the CPU, and on a GPU when figures are next read.
 pub fn train(
     run: &ResolvedRun,
@@ -123,6 +126,7 @@ pub fn train(
     }
 
     let mut task = Supervised::of_run(run)?;
+    let memory = plan::check(run, &task)?;
     let found = checkpoint::latest(&checkpoints, &expected(run, &recipe, &task))?;
     let resumed = found.is_some();
     let mut extension = None;
@@ -148,9 +152,9 @@ pub fn train(
     let epochs = run.recipe.training.epochs;
     let (name, batches, step) = (&run.recipe.run.name, run.steps_per_epoch(), state.step);
     let extended_from = extension.as_ref().map(|extension| extension.from);
-    let stop =
-        observer(Progress::Started { run: name, epochs, batches, step, resumed, extended_from })
-            .is_break();
+    let started =
+        Progress::Started { run: name, epochs, batches, step, resumed, extended_from, memory };
+    let stop = observer(started).is_break();
     let unfinished = state.epoch < epochs;
     if unfinished && !resumed {
         log.write(Event::Start(Box::new(start(run)?)))?;
@@ -274,7 +278,11 @@ pub(crate) fn cache_config<'a>(run: &'a ResolvedRun, folder: &'a Path) -> CacheC
 }
 
 /// The training batches of an epoch from batch `first_batch` on.
-fn batches(run: &ResolvedRun, epoch: usize, first_batch: usize) -> Result<kd_data::Batches> {
+pub(crate) fn batches(
+    run: &ResolvedRun,
+    epoch: usize,
+    first_batch: usize,
+) -> Result<kd_data::Batches> {
     let config = batch_config(run, epoch, first_batch);
     Ok(kd_data::batches(&run.data.train, &config, &run.device)?)
 }

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 use kd_data::{Batch, Portions};
 use kd_loss::Needs;
+use kd_models::ModelConfig;
 use kd_record::event::TeacherQuality;
 use kd_record::teacher_outputs::{self, Origin, TeacherOutput};
 use kd_record::{Keep, KeptViews};
@@ -129,11 +130,55 @@ fn asked(
     Ok((Box::new(teacher), parts))
 }
 
-/// Decides which outputs are cached, and gets those: from the cache's folder, or by a pass over the training images, of
-/// which `progress` is told the number of images done. `Break` when `progress` breaks.
+/// Which of a teacher's outputs are cached and which are computed in each step.
+pub(crate) struct Division {
+    /// The names and the shapes of one image's values.
+    pub(crate) cached: Vec<(String, Vec<usize>)>,
+    pub(crate) computed: Vec<String>,
+}
+
+/// Divides the outputs of a teacher for so many training images by the `memory` that cached ones may take, in bytes.
 ///
 /// With augmentation nothing is cached: each view of an image is new. Where logits of counted views are [kept](Kept), they are looked
 /// up in their file as steps ask for them.
+pub(crate) fn division(
+    network: &ModelConfig,
+    needs: &Needs,
+    images: usize,
+    config: &CacheConfig<'_>,
+) -> Result<Division> {
+    if config.keep.is_some() {
+        return Ok(Division { cached: Vec::new(), computed: vec![LOGITS.to_string()] });
+    }
+    // Cached even if no method needs them: they tell how well the teacher knows the images.
+    let mut wanted = vec![(LOGITS.to_string(), vec![network.classes])];
+    for place in network.graph()?.places() {
+        if needs.teacher.contains(&place.name) {
+            wanted.push((place.name, place.shape));
+        }
+    }
+    let mut division = Division { cached: Vec::new(), computed: Vec::new() };
+    let mut budget = config.memory;
+    for (output, shape) in wanted {
+        match budget.checked_sub(bytes_of_output(&shape, images)) {
+            Some(rest) if config.data.shows_plain_images() => {
+                budget = rest;
+                division.cached.push((output, shape));
+            }
+            _ if output == LOGITS && !needs.teacher_logits => {}
+            _ => division.computed.push(output),
+        }
+    }
+    Ok(division)
+}
+
+/// The bytes of an output for so many images.
+pub(crate) fn bytes_of_output(shape: &[usize], images: usize) -> u64 {
+    4 * images as u64 * shape.iter().product::<usize>() as u64
+}
+
+/// Gets a teacher ready, and what is cached of its outputs: from the cache's folder, or by a pass over the training images, of
+/// which `progress` is told the number of images done. `Break` when `progress` breaks.
 pub(crate) fn prepare(
     pretrained: &Pretrained,
     needs: &Needs,
@@ -151,34 +196,19 @@ pub(crate) fn prepare(
         return Ok(ControlFlow::Continue(prepared));
     }
     let (behind, parts) = asked(pretrained, needs, data, device)?;
-    // Cached even if no method needs them: they tell how well the teacher knows the images.
-    let mut wanted = vec![(LOGITS.to_string(), vec![pretrained.config.classes])];
-    for place in pretrained.config.graph()?.places() {
-        if needs.teacher.contains(&place.name) {
-            wanted.push((place.name, place.shape));
-        }
-    }
+    let Division { cached, computed } =
+        division(&pretrained.config, needs, data.train.len(), config)?;
     let mut outputs = BTreeMap::new();
-    let mut computed = Vec::new();
     let mut missing = Vec::new();
-    let mut budget = config.memory;
-    for (output, shape) in wanted {
-        let values = data.train.len() as u64 * shape.iter().product::<usize>() as u64;
-        match budget.checked_sub(4 * values) {
-            Some(rest) if config.data.shows_plain_images() => {
-                budget = rest;
-                let origin = origin(&output, &pretrained.identity, data, config);
-                let file = TeacherOutput::new(config.folder, origin, &shape);
-                match read(&file)? {
-                    Some(values) => {
-                        let rows = Tensor::from_vec(values, &file.shape[..], device)?;
-                        outputs.insert(output, rows);
-                    }
-                    None => missing.push(file),
-                }
+    for (output, shape) in cached {
+        let origin = origin(&output, &pretrained.identity, data, config);
+        let file = TeacherOutput::new(config.folder, origin, &shape);
+        match read(&file)? {
+            Some(values) => {
+                let rows = Tensor::from_vec(values, &file.shape[..], device)?;
+                outputs.insert(output, rows);
             }
-            _ if output == LOGITS && !needs.teacher_logits => {}
-            _ => computed.push(output),
+            None => missing.push(file),
         }
     }
     if !missing.is_empty() {

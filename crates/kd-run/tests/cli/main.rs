@@ -14,6 +14,7 @@ mod methods;
 mod networks;
 mod own;
 mod pictures;
+mod plan;
 mod recipes;
 mod resolve;
 mod resume;

@@ -3,8 +3,8 @@
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::commands::{
-    compare, completions, distill, eval, export, keep, man, methods, networks, predict, recipe,
-    report, train,
+    compare, completions, distill, eval, export, keep, man, methods, networks, plan, predict,
+    recipe, report, train,
 };
 use crate::failure::Failure;
 
@@ -60,6 +60,8 @@ pub(crate) enum Command {
     Methods(methods::Methods),
     /// List every network with its size and its feature places
     Networks(networks::Networks),
+    /// Say what each run of a recipe takes: memory, multiply-adds, time
+    Plan(plan::Plan),
     /// Check a recipe and print it with every default filled in
     Recipe(recipe::ShowRecipe),
     /// Print completions for a shell
@@ -82,6 +84,7 @@ impl Command {
             Self::Compare(flags) => compare::run(flags),
             Self::Methods(flags) => methods::run(flags),
             Self::Networks(flags) => networks::run(flags),
+            Self::Plan(flags) => plan::run(flags),
             Self::Recipe(flags) => recipe::run(flags),
             Self::Completions(flags) => completions::run(flags, Cli::command()),
             Self::Man(flags) => man::run(flags, Cli::command()),

@@ -9,6 +9,7 @@ pub(crate) mod keep;
 pub(crate) mod man;
 pub(crate) mod methods;
 pub(crate) mod networks;
+pub(crate) mod plan;
 pub(crate) mod predict;
 pub(crate) mod recipe;
 pub(crate) mod report;

@@ -68,10 +68,14 @@ impl Display {
     /// An observer for [`train`](kd_run::train::train), which never stops the run.
     pub(crate) fn observe(&mut self, progress: Progress<'_>) -> ControlFlow<()> {
         match progress {
-            Progress::Started { run, epochs, batches, step, resumed, extended_from } => {
+            Progress::Started { run, epochs, batches, step, resumed, extended_from, memory } => {
                 (self.run, self.epochs, self.batches) = (run.to_string(), epochs, batches);
                 self.begun = (Instant::now(), step);
                 self.last_line = Some(Instant::now());
+                if let Some(memory) = memory {
+                    let peak = kd_report::format::memory(memory.peak);
+                    show(&format!("{run}: needs about {peak} of memory"));
+                }
                 if let Some(from) = extended_from {
                     show(&format!("{run}: trained on from a run of {from} epochs to {epochs}"));
                 }

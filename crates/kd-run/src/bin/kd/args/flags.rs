@@ -15,7 +15,9 @@ use kd_run::recipe::{DataConfig, DatasetName};
 use kd_run::resolve::Choices;
 use kd_run::run::{Every, Settings};
 
-use super::values::{at_least_one, class_weights, every, one_of, positive, seed, threads};
+use super::values::{
+    at_least_one, class_weights, every, memory_size, one_of, positive, seed, threads,
+};
 
 /// The flags that `kd train` and `kd distill` share.
 #[derive(Debug, Args)]
@@ -87,6 +89,9 @@ pub(crate) struct RunFlags {
     /// Number of latest checkpoints that stay on disk, besides the best
     #[arg(long, value_name = "N", default_value = "2", value_parser = at_least_one)]
     pub(crate) keep_checkpoints: usize,
+    /// Refuse to begin a run that takes more memory than this: "8GiB", "500MB" [default: what the machine has free]
+    #[arg(long, value_name = "SIZE", value_parser = memory_size)]
+    pub(crate) memory: Option<u64>,
     /// Also write the measurements as a file for TensorBoard: `tensorboard --logdir OUT`
     #[arg(long)]
     pub(crate) tensorboard: bool,
@@ -203,6 +208,7 @@ impl RunFlags {
             keep_checkpoints: self.keep_checkpoints,
             tensorboard: self.tensorboard,
             compile: self.compile,
+            memory: self.memory,
             ..Settings::default()
         };
         if let Some(every) = self.checkpoint_every {

@@ -108,6 +108,30 @@ pub(super) fn every(text: &str) -> Result<Every, String> {
     }
 }
 
+/// A number of bytes with its unit: "8GiB", "1.5 GB", "500MiB".
+pub(super) fn memory_size(text: &str) -> Result<u64, String> {
+    const EXPECTED: &str = "expected a size above 0 with its unit, such as 8GiB, 500MiB or 2GB";
+    let unit = text.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.');
+    let number: f64 = text[..text.len() - unit.len()].parse().map_err(|_| EXPECTED)?;
+    let scale = match unit.trim().to_ascii_lowercase().as_str() {
+        "b" => 1.0,
+        "kb" => 1e3,
+        "mb" => 1e6,
+        "gb" => 1e9,
+        "tb" => 1e12,
+        "k" | "kib" => f64::from(1 << 10),
+        "m" | "mib" => f64::from(1 << 20),
+        "g" | "gib" => f64::from(1 << 30),
+        "t" | "tib" => f64::from(1 << 20) * f64::from(1 << 20),
+        _ => return Err(EXPECTED.into()),
+    };
+    let bytes = number * scale;
+    if !(1.0..1e18).contains(&bytes) {
+        return Err(EXPECTED.into());
+    }
+    Ok(bytes as u64)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -126,6 +150,23 @@ mod tests {
             assert!(class_weights(wrong).unwrap_err().contains("cat=1,dog=2.5"), "{wrong}");
         }
         assert!(class_weights("a=1,a=2").unwrap_err().contains("class `a` has two numbers"));
+    }
+
+    #[test]
+    fn memory_has_a_unit() {
+        for (text, expected) in [
+            ("8GiB", 8 << 30),
+            ("1.5 GB", 1_500_000_000),
+            ("500m", 500 << 20),
+            ("2TiB", 2 << 40),
+            ("64kb", 64_000),
+        ] {
+            assert_eq!(memory_size(text), Ok(expected));
+        }
+        for wrong in ["", "8", "GiB", "-1GiB", "0GiB", "1e3GiB", "1..2GiB", "9999999TiB", "8 GiBs"]
+        {
+            assert!(memory_size(wrong).unwrap_err().contains("such as 8GiB"), "{wrong}");
+        }
     }
 
     #[test]

@@ -1,0 +1,111 @@
+//! A run to plan by: as [`resolve`](crate::resolve::resolve) makes one, but nothing has to be there besides the recipe.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use candle_core::Tensor;
+use kd_data::Portions;
+use kd_models::{Architecture, ModelConfig, weights};
+
+use crate::data;
+use crate::recipe::{Recipe, RunConfig, RunRecipe};
+use crate::resolve::{Choices, fill_in_places, with_choices};
+use crate::run::{ResolvedRun, network_for};
+use crate::teacher::Pretrained;
+use crate::{Result, device};
+
+/// A run whose weights are fresh ones, its teacher's, too: it is as large and takes as long as the run itself.
+pub struct Outline {
+    /// The run. It is not to be trained: its teacher knows nothing.
+    pub run: ResolvedRun,
+    /// Sentences about what is not there and was assumed.
+    pub notes: Vec<String>,
+}
+
+/// Outlines a run of `recipe` with the choices laid over it. Of CIFAR's files and of weights files that are not there, sizes are
+/// assumed, and said. Nothing is written.
+///
+/// # Errors
+/// When a choice makes no sense for the run, when the data is damaged, or when one's own pictures are not there.
+pub fn outline(recipe: &Recipe, run: &RunConfig, choices: &Choices) -> Result<Outline> {
+    let mut resolved = with_choices(recipe, run.clone(), choices)?;
+    device::check(&choices.device, resolved.training.precision, choices.settings.compile)?;
+    let RunConfig { part, select_on, .. } = resolved.run;
+    let (data, note) = data::load_or_blank(&resolved.data, &choices.data)?;
+    let data = data.for_run(&resolved.run.name, part, select_on)?;
+    let mut notes: Vec<String> = note.into_iter().collect();
+    let teacher = match resolved.run.needs_teacher() {
+        true => Some(teacher(recipe, &resolved, choices, &data, &mut notes)?),
+        false => None,
+    };
+    fill_in_places(&mut resolved.run, teacher.as_ref(), &data)?;
+    let out = choices.out.clone().unwrap_or_else(|| Path::new("runs").join(&recipe.name));
+    let run = ResolvedRun {
+        recipe: resolved,
+        out,
+        data,
+        teacher,
+        initial: None,
+        device: choices.device.clone(),
+        settings: choices.settings.clone(),
+    };
+    Ok(Outline { run, notes })
+}
+
+/// A fresh teacher of the network that the run's teacher has.
+fn teacher(
+    recipe: &Recipe,
+    resolved: &RunRecipe,
+    choices: &Choices,
+    data: &Portions,
+    notes: &mut Vec<String>,
+) -> Result<Pretrained> {
+    let run = &resolved.run;
+    let named = |name: &str| recipe.runs.iter().find(|other| other.name == name);
+    let path = choices.teacher.clone().or_else(|| {
+        let name = run.teacher.as_deref().filter(|name| named(name).is_none())?;
+        Some(choices.recipe_folder.as_deref().unwrap_or(Path::new("")).join(name))
+    });
+    let network = match (&path, run.teacher.as_deref().and_then(named)) {
+        (Some(path), _) if path.exists() => {
+            let found = weights::peek(path)?.config(run.teacher_model, Some(data.classes.len()))?;
+            network_for(found.architecture, data)
+        }
+        (None, Some(teacher)) => network_for(teacher.model, data),
+        (path, _) => {
+            let model = run.teacher_model.unwrap_or(Architecture::TUTORIAL_TEACHER);
+            let what = path.as_ref().map_or("no file is named".into(), |path| {
+                format!("{} is not there", path.display())
+            });
+            notes.push(format!(
+                "{}: the teacher's weights: {what}; planned with the network {model}",
+                run.name
+            ));
+            network_for(model, data)
+        }
+    };
+    let parameters = kd_models::init(&network, 0, &candle_core::Device::Cpu)?;
+    let tensors: BTreeMap<String, Tensor> =
+        parameters.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor())).collect();
+    Ok(fresh(network, tensors, run.cross_fit, resolved))
+}
+
+fn fresh(
+    config: ModelConfig,
+    tensors: BTreeMap<String, Tensor>,
+    parts: Option<usize>,
+    resolved: &RunRecipe,
+) -> Pretrained {
+    Pretrained {
+        path: Path::new("").to_owned(),
+        sha256: String::new(),
+        config,
+        parts: vec![tensors.clone(); parts.unwrap_or(0)],
+        tensors,
+        left_out: None,
+        normalization: resolved.data.normalization(),
+        renormalize: None,
+        identity: String::new(),
+        notes: Vec::new(),
+    }
+}
