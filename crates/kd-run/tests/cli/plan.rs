@@ -104,6 +104,12 @@ fn a_plan_needs_no_data_and_takes_the_flags_of_train() {
     assert!(run["notes"].to_string().contains("the files of cifar10 are not there"));
     let planned = plan(&dir, "--model resnet8 --dataset cifar100 --train-limit 1000");
     assert_eq!(planned["runs"][0]["train_images"], 1000);
+    // A step in four parts has the maps of a quarter of its images.
+    let in_parts =
+        plan(&dir, "--model resnet8 --dataset cifar100 --train-limit 1000 --accumulate 4");
+    let maps = |planned: &Value| planned["runs"][0]["memory"]["maps"].as_f64().unwrap();
+    let share = maps(&in_parts) / maps(&planned);
+    assert!((0.2..0.3).contains(&share), "{share}");
     let message = dir.fails("plan --dataset folder --data pictures", 1);
     assert!(message.contains("pictures"), "{message}");
     let message = dir.fails("plan --memory 8", 2);
