@@ -233,8 +233,8 @@ fn the_recorded_settings_are_those_of_the_recipes() {
     }
     let new = figures.arms.split_off(before.arms.len());
     let new: Vec<&str> = new.iter().map(|arm| arm.name.as_str()).collect();
-    assert_eq!(new, ["correlation-congruence", "dist", "logit-standardization-dkd"]);
-    assert_eq!(figures, before, "no other arm is new");
+    assert!(new.is_empty(), "these settings are not in the figures: {new:?}");
+    assert_eq!(figures, before);
     let document = fs::read_to_string(root.join("docs/methods.md")).unwrap();
     for old in ["correlation-congruence-0.02", "dist-tau-1", "logit-standardization-dkd-1-8"] {
         assert!(figures.arms.iter().any(|arm| arm.name == old), "{old}");
