@@ -53,6 +53,8 @@ pub fn with_scratch<T>(len: usize, body: impl FnOnce(&mut [f32]) -> T) -> T {
         // Taken out while in use: a nested call (work stealing) then gets memory of its own.
         let mut memory = scratch.take();
         if memory.len() < len {
+            // The old one goes first, or there would be both for a moment.
+            drop(std::mem::take(&mut memory));
             memory = vec![0.0; len];
         }
         let result = body(&mut memory[..len]);

@@ -4,17 +4,17 @@ use std::ops::Range;
 
 use candle_core::{Device, Result, Tensor};
 use kd_ops::nhwc::{
-    Incoming, NormSums, Outgoing, View, WeightSums, add, add_gradient_sums, from_nchw,
-    global_average_gradient, mask_by_value, matmul, max_pool_gradient, norm_gradient,
+    Backward, Conv, Incoming, NormSums, Outgoing, View, WeightSums, add, add_gradient_sums,
+    from_nchw, global_average_gradient, mask_by_value, matmul, max_pool_gradient, norm_gradient,
     subsample_gradient, with_values,
 };
 
 use super::forward::{Given, drop_out, input, place, rows, store_rows, whole};
 use super::gradients::{Back, Data};
 use super::plan::Plan;
-use super::units::{IMAGES, Work};
+use super::units::{IMAGES, Unit, Work};
 use super::weights::Weights;
-use super::workspace::{Image, Workspace};
+use super::workspace::{Image, Stack, Workspace};
 
 /// The gradients of a node's parameters, in the node's order, those that nobody trains among them.
 pub(super) struct NodeGradients {
@@ -43,16 +43,16 @@ pub(super) fn backward(
             continue;
         }
         let sums = Sums::of(plan, operations);
-        let scratch = operations.iter().map(|operation| scratch_len(plan, operation)).max();
         let read = &*weights;
         let (groups, len) = (sums.groups(), sums.len);
         let total = workspace.images_with_sums(
             plan,
-            scratch.unwrap_or(0),
+            stack(plan, operations),
             (groups, len),
-            |image, memory| {
+            |images, scratch, memory| {
                 for (operation, of) in operations.iter().zip(&sums.of) {
-                    compute(given, read, &seeds, operation, image, &mut memory[of.clone()]);
+                    let sums = &mut memory[of.clone()];
+                    compute(given, read, &seeds, operation, (&mut *images, &mut *scratch), sums);
                 }
             },
         );
@@ -105,29 +105,51 @@ impl Sums {
     }
 }
 
-/// Numbers of scratch memory that an operation needs for an image.
-pub(super) fn scratch_len(plan: &Plan, operation: &Back) -> usize {
-    match *operation {
-        Back::Conv { unit, .. } => match &plan.units.units[unit].work {
-            Work::Conv { conv, .. } => conv.scratch_len(),
-            _ => unreachable!("the operation is a convolution's"),
-        },
+/// How images pass some operations.
+pub(super) fn stack(plan: &Plan, operations: &[Back]) -> Stack {
+    let convs = operations.iter().filter_map(|operation| match *operation {
+        Back::Conv { unit, .. } => plan.units.units[unit].work.conv(),
+        _ => None,
+    });
+    let seeds = operations.iter().filter_map(|operation| match *operation {
         Back::Seed { shown, .. } => {
             let (_, value) = plan.units.shown[shown];
-            plan.units.values[value].map.len()
+            Some(plan.units.values[value].map.len())
         }
-        _ => 0,
+        _ => None,
+    });
+    Stack {
+        images: convs.clone().map(Conv::images).max().unwrap_or(1),
+        scratch: convs.map(Conv::scratch_len).chain(seeds).max().unwrap_or(0),
     }
 }
 
-/// Computes an operation for one image.
+/// Computes an operation for some images.
 fn compute(
     given: Given<'_>,
     weights: &Weights,
     seeds: &[Option<Vec<f32>>],
     operation: &Back,
-    image: &mut Image<'_>,
+    (images, scratch): (&mut [Image<'_>], &mut [f32]),
     sums: &mut [f32],
+) {
+    match *operation {
+        Back::Conv { unit, from, norm, data, trains } => {
+            conv(given, weights, (images, scratch), sums, (unit, from, norm, data, trains));
+        }
+        _ => images
+            .iter_mut()
+            .for_each(|image| compute_single(given, weights, seeds, operation, (image, scratch))),
+    }
+}
+
+/// Computes an operation that is no convolution's for one image.
+fn compute_single(
+    given: Given<'_>,
+    weights: &Weights,
+    seeds: &[Option<Vec<f32>>],
+    operation: &Back,
+    (image, scratch): (&mut Image<'_>, &mut [f32]),
 ) {
     let plan = given.plan;
     let isa = plan.isa;
@@ -143,15 +165,12 @@ fn compute(
             };
             let seed = &seed[image.index * map.values()..(image.index + 1) * map.values()];
             if add_to {
-                let from = &mut image.scratch[..map.len()];
+                let from = &mut scratch[..map.len()];
                 from_nchw(isa, seed, map, from, &whole(map));
                 add(isa, to, from);
             } else {
                 from_nchw(isa, seed, map, to, &whole(map));
             }
-        }
-        Back::Conv { unit, from, norm, data, trains } => {
-            conv(given, weights, image, sums, (unit, from, norm, data, trains));
         }
         Back::Mask { slot, value, activation } => {
             let ([y], [g]) = image.memory.places([plan.value(value)], [plan.slot(slot)]);
@@ -159,7 +178,7 @@ fn compute(
         }
         Back::Sums { norm, from } => {
             let value = plan.units.norms[norm].value;
-            let ([g, z], []) = image.memory.places([plan.slot(from), plan.value(value)], []);
+            let ([z], [g]) = image.memory.places([plan.value(value)], [plan.slot(from)]);
             let (sums, products) = plan.sums_of(norm, image.sums);
             sums.fill(0.0);
             products.fill(0.0);
@@ -199,25 +218,49 @@ fn compute(
                 _ => unreachable!("no other unit has a gradient of this kind"),
             }
         }
+        Back::Conv { .. } => unreachable!("a convolution may take several images"),
         Back::Linear { .. } => unreachable!("a linear layer takes the whole batch"),
     }
 }
 
-/// A convolution's gradients for one image; see [`Back::Conv`].
+/// A convolution's gradients for some images; see [`Back::Conv`].
 fn conv(
     given: Given<'_>,
     weights: &Weights,
-    image: &mut Image<'_>,
+    (images, scratch): (&mut [Image<'_>], &mut [f32]),
     sums: &mut [f32],
     (index, from, norm, data, trains): (usize, usize, Option<usize>, Option<Data>, bool),
 ) {
     let plan = given.plan;
     let unit = &plan.units.units[index];
-    let Work::Conv { conv, .. } = &unit.work else {
-        unreachable!("the operation is a convolution's")
-    };
-    let (packed, read) = (weights.conv(index), &unit.reads[0]);
-    let through = data.and_then(|data| data.sums);
+    let Some(conv) = unit.work.conv() else { unreachable!("the operation is a convolution's") };
+    let packed = weights.conv(index);
+    let pass = |image| conv_pass(given, weights, image, unit, (from, norm, data, trains));
+    for images in images.chunks_mut(conv.images()) {
+        let weight = trains.then(|| {
+            let (weight, bias) = sums.split_at_mut(conv.sums_len());
+            WeightSums { weight, bias: packed.bias.is_some().then_some(bias) }
+        });
+        match images {
+            [image] => conv.backward(&mut [pass(image)], &packed.gradient, scratch, weight),
+            images => {
+                let mut passes: Vec<_> = images.iter_mut().map(pass).collect();
+                conv.backward(&mut passes, &packed.gradient, scratch, weight);
+            }
+        }
+    }
+}
+
+/// A convolution's reading and writing of one image.
+fn conv_pass<'a>(
+    given: Given<'a>,
+    weights: &'a Weights,
+    image: &'a mut Image<'_>,
+    unit: &Unit,
+    (from, norm, data, trains): (usize, Option<usize>, Option<Data>, bool),
+) -> Backward<'a> {
+    let (plan, read) = (given.plan, &unit.reads[0]);
+    let reads_input = trains || data.is_some_and(|data| data.sums.is_some());
     // What nobody asks for may have given its place to another value.
     let nothing = place(plan, IMAGES);
     let asked = |asked: bool, value: usize| if asked { place(plan, value) } else { nothing };
@@ -226,27 +269,25 @@ fn conv(
     let reads = [
         if in_place { nothing } else { plan.slot(from) },
         asked(norm.is_some(), unit.output),
-        asked(trains || through.is_some(), read.value),
+        asked(reads_input, read.value),
     ];
     let written = [data.map_or(nothing, |data| plan.slot(data.to))];
     let ([gradient, z, x], [to]) = image.memory.places(reads, written);
-    let gradient = (!in_place).then_some(gradient);
-    let norm = norm.map(|norm| (z, weights.norms[norm].gradient()));
+    let incoming = Incoming {
+        gradient: (!in_place).then_some(gradient),
+        norm: norm.map(|norm| (z, weights.norms[norm].gradient())),
+    };
+    let sums = &mut *image.sums;
     let outgoing = data.map(|data| Outgoing {
-        packed: &packed.gradient,
         to,
         add: data.add,
         norm: data.sums.map(|norm| {
-            let (sums, products) = plan.sums_of(norm, image.sums);
+            let (sums, products) = plan.sums_of(norm, sums);
             NormSums { mean: &weights.norms[norm].mean, sums, products }
         }),
     });
-    let weight = trains.then(|| {
-        let (weight, bias) = sums.split_at_mut(conv.sums_len());
-        WeightSums { weight, bias: packed.bias.is_some().then_some(bias) }
-    });
-    let input = (trains || through.is_some()).then(|| input(given, weights, image.index, read, x));
-    conv.backward(input, Incoming { gradient, norm }, image.scratch, outgoing, weight);
+    let input = reads_input.then(|| input(given, weights, image.index, read, x));
+    Backward { input, incoming, outgoing }
 }
 
 /// The gradients of a convolution's weight and bias from the sums over all images.

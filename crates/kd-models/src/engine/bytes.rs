@@ -54,11 +54,12 @@ pub(crate) fn pass_bytes(graph: &Graph, asked: Asked<'_>) -> Result<Option<PassB
     let ways = if train { 2 } else { 1 };
     // A packed weight has as many numbers as the sums for its gradient, but for the padding of its rows.
     let packed: usize = convs().map(|conv| ways * conv.sums_len()).sum();
-    let besides = plan.units.units.iter().map(|unit| forward::scratch_len(&unit.work));
-    let besides =
-        besides.chain(plan.operations.iter().map(|back| backward::scratch_len(&plan, back)));
-    let images_at_once = threads.min(batch);
-    let scratch = images_at_once * (plan.local + besides.max().unwrap_or(0));
+    let runs = plan.forward.iter().map(|run| forward::stack(&plan.units.units[run.clone()]));
+    let backward_runs =
+        plan.backward.iter().map(|run| backward::stack(&plan, &plan.operations[run.clone()]));
+    let scratch =
+        runs.chain(backward_runs).map(|stack| stack.images.min(batch) * plan.local + stack.scratch);
+    let scratch = threads.min(batch) * scratch.max().unwrap_or(0);
     // Each piece of memory for sums is as large as the largest that has been asked of it.
     let mut pieces: Vec<usize> = Vec::new();
     for run in &plan.backward {

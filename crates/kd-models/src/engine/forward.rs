@@ -3,15 +3,15 @@
 use candle_core::{Device, Result, Tensor};
 use kd_ops::DropoutKey;
 use kd_ops::nhwc::{
-    self, Activation, Frame, Input, Map, Moments, Output, Place, View, activate, activation,
-    from_nchw, global_average, matmul, max_pool, subsample, with_values,
+    self, Activation, Conv, Forward, Frame, Input, Map, Moments, Output, Place, View, activate,
+    activation, from_nchw, global_average, matmul, max_pool, subsample, with_values,
 };
 use rayon::prelude::*;
 
 use super::plan::Plan;
 use super::units::{IMAGES, Read, Unit, Work};
-use super::weights::{Tensors, Weights};
-use super::workspace::{Image, Workspace};
+use super::weights::{PackedConv, Tensors, Weights};
+use super::workspace::{Image, Stack, Workspace};
 
 /// What a pass reads.
 #[derive(Clone, Copy)]
@@ -37,11 +37,10 @@ pub(super) fn forward(
         if let [unit @ Unit { work: Work::Linear { node, activation }, .. }] = units {
             linear(given, unit, *node, *activation, workspace)?;
         } else {
-            let scratch = units.iter().map(|unit| scratch_len(&unit.work)).max().unwrap_or(0);
             let read = &*weights;
-            workspace.images(plan, scratch, |image| {
+            workspace.images(plan, stack(units), |images, scratch| {
                 for (unit, index) in units.iter().zip(run.clone()) {
-                    compute(given, read, unit, index, image);
+                    compute(given, read, (unit, index), images, scratch);
                 }
             });
         }
@@ -52,16 +51,61 @@ pub(super) fn forward(
     Ok(())
 }
 
-/// Numbers of scratch memory that a unit needs for an image.
-pub(super) fn scratch_len(work: &Work) -> usize {
-    match work {
-        Work::Conv { conv, .. } => conv.scratch_len(),
-        _ => 0,
+/// How images pass some units.
+pub(super) fn stack(units: &[Unit]) -> Stack {
+    let convs = units.iter().filter_map(|unit| unit.work.conv());
+    Stack {
+        images: convs.clone().map(Conv::images).max().unwrap_or(1),
+        scratch: convs.map(Conv::scratch_len).max().unwrap_or(0),
     }
 }
 
-/// Computes a unit for one image.
-fn compute(given: Given<'_>, weights: &Weights, unit: &Unit, index: usize, image: &mut Image<'_>) {
+/// Computes a unit for some images.
+fn compute(
+    given: Given<'_>,
+    weights: &Weights,
+    (unit, index): (&Unit, usize),
+    images: &mut [Image<'_>],
+    scratch: &mut [f32],
+) {
+    let Work::Conv { conv, .. } = &unit.work else {
+        images.iter_mut().for_each(|image| compute_single(given, weights, unit, image));
+        return;
+    };
+    let packed = weights.conv(index);
+    let pass = |image| conv_pass(given, weights, (unit, packed), image);
+    for images in images.chunks_mut(conv.images()) {
+        match images {
+            [image] => conv.forward(&mut [pass(image)], &packed.forward, scratch),
+            images => {
+                let mut passes: Vec<_> = images.iter_mut().map(pass).collect();
+                conv.forward(&mut passes, &packed.forward, scratch);
+            }
+        }
+    }
+}
+
+/// A convolution's reading and writing of one image.
+fn conv_pass<'a>(
+    given: Given<'a>,
+    weights: &'a Weights,
+    (unit, packed): (&Unit, &'a PackedConv),
+    image: &'a mut Image<'_>,
+) -> Forward<'a> {
+    let Work::Conv { activation, .. } = unit.work else {
+        unreachable!("the caller has a convolution")
+    };
+    let (plan, read) = (given.plan, &unit.reads[0]);
+    let ([x], [to]) = image.memory.places([place(plan, read.value)], [plan.value(unit.output)]);
+    let moments = plan.normalised(unit.output).map(|norm| moments(plan, norm, image.sums));
+    Forward {
+        input: input(given, weights, image.index, read, x),
+        output: Output { bias: packed.bias.as_deref(), activation, to, moments },
+    }
+}
+
+/// Computes a unit that is no convolution for one image.
+fn compute_single(given: Given<'_>, weights: &Weights, unit: &Unit, image: &mut Image<'_>) {
     let plan = given.plan;
     let (isa, map) = (plan.isa, &plan.units.values[unit.output].map);
     let output = plan.value(unit.output);
@@ -69,17 +113,6 @@ fn compute(given: Given<'_>, weights: &Weights, unit: &Unit, index: usize, image
         Work::Load => {
             let ([], [to]) = image.memory.places([], [output]);
             from_nchw(isa, pixels(given, image.index), map, to, &whole(map));
-        }
-        Work::Conv { conv, activation, .. } => {
-            let packed = weights.conv(index);
-            let ([x], [to]) = image.memory.places([place(plan, unit.reads[0].value)], [output]);
-            let input = input(given, weights, image.index, &unit.reads[0], x);
-            let bias = packed.bias.as_deref();
-            let norm = plan.normalised(unit.output);
-            let moments = norm.map(|norm| moments(plan, norm, image.sums));
-            let output = Output { bias, activation: *activation, to, moments };
-            conv.forward(input, &packed.forward, image.scratch, output);
-            return;
         }
         Work::Activate { activation } => {
             let read = |of: &Read, x| read(weights, of, x);
@@ -123,6 +156,7 @@ fn compute(given: Given<'_>, weights: &Weights, unit: &Unit, index: usize, image
                 _ => unreachable!("the outer arm has these four"),
             }
         }
+        Work::Conv { .. } => unreachable!("a convolution may take several images"),
         Work::Linear { .. } => unreachable!("a linear layer takes the whole batch"),
     }
     if let Some(norm) = plan.normalised(unit.output) {

@@ -149,17 +149,22 @@ fn runs(count: usize, cut: impl Fn(Range<usize>, usize) -> bool) -> Vec<Range<us
 
 fn forward_segments(units: &Units) -> Vec<Range<usize>> {
     let linear = |unit: usize| matches!(units.units[unit].work, Work::Linear { .. });
+    let several = |unit: usize| units.units[unit].work.conv().map(|conv| conv.images() > 1);
     runs(units.units.len(), |run, unit| {
         let waits = units.units[unit].reads.iter().filter_map(|read| read.norm).any(|norm| {
             let norm = &units.norms[norm];
             norm.batch && run.clone().any(|before| units.units[before].output == norm.value)
         });
-        waits || linear(unit) || linear(run.end - 1)
+        waits || differs(run.clone(), unit, several) || linear(unit) || linear(run.end - 1)
     })
 }
 
 fn backward_segments(units: &Units, operations: &[Back]) -> Vec<Range<usize>> {
     let linear = |at: usize| matches!(operations[at], Back::Linear { .. });
+    let several = |at: usize| match operations[at] {
+        Back::Conv { unit, .. } => units.units[unit].work.conv().map(|conv| conv.images() > 1),
+        _ => None,
+    };
     runs(operations.len(), |run, at| {
         let through = match operations[at] {
             Back::Conv { norm, .. } => norm,
@@ -169,8 +174,15 @@ fn backward_segments(units: &Units, operations: &[Back]) -> Vec<Range<usize>> {
         let waits = through.filter(|norm| units.norms[*norm].batch).is_some_and(|through| {
             run.clone().any(|before| operations[before].sums() == Some(through))
         });
-        waits || linear(at) || linear(run.end - 1)
+        waits || differs(run.clone(), at, several) || linear(at) || linear(run.end - 1)
     })
+}
+
+/// Whether one of a convolution and of the last one before it in its run takes several images at once and the other does not
+/// (`several`; `None` for what is no convolution): a segment has memory for as many images.
+fn differs(run: Range<usize>, at: usize, several: impl Fn(usize) -> Option<bool>) -> bool {
+    let before = run.rev().find_map(&several);
+    several(at).is_some_and(|several| before.is_some_and(|before| before != several))
 }
 
 /// When each value and then each slot is used.

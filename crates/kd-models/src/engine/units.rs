@@ -90,6 +90,16 @@ pub(super) enum Work {
     Dropout { share: f64, layer: u64 },
 }
 
+impl Work {
+    /// The convolution, if it is one.
+    pub(super) fn conv(&self) -> Option<&Conv> {
+        match self {
+            Self::Conv { conv, .. } => Some(conv),
+            _ => None,
+        }
+    }
+}
+
 /// Whether the engine computes such operations.
 pub(super) fn knows(graph: &Graph) -> bool {
     graph.nodes().iter().all(|node| match &node.op {

@@ -21,6 +21,15 @@ pub(super) struct Workspace {
     pub(super) sums: Vec<Vec<f32>>,
 }
 
+/// How images pass a segment.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stack {
+    /// How many are taken at once at most.
+    pub(super) images: usize,
+    /// Numbers of scratch memory that so many images need.
+    pub(super) scratch: usize,
+}
+
 /// A part of the batch's images and their memory.
 pub(super) struct Part {
     pub(super) images: Range<usize>,
@@ -38,8 +47,6 @@ pub(super) struct Image<'a> {
     pub(super) winners: &'a mut [u8],
     /// The image's part of [`Part::sums`].
     pub(super) sums: &'a mut [f64],
-    /// Memory for what an operation needs besides.
-    pub(super) scratch: &'a mut [f32],
 }
 
 impl Workspace {
@@ -84,26 +91,30 @@ impl Workspace {
         &mut self.parts[part].kept[image * plan.kept..(image + 1) * plan.kept]
     }
 
-    /// Calls `each` for every image, parts in parallel, with `scratch` numbers of scratch memory.
+    /// Calls `each` for all images, at most `stack.images` at once, in parallel.
     pub(super) fn images(
         &mut self,
         plan: &Plan,
-        scratch: usize,
-        each: impl Fn(&mut Image<'_>) + Sync,
+        stack: Stack,
+        each: impl Fn(&mut [Image<'_>], &mut [f32]) + Sync,
     ) {
-        self.parts.par_iter_mut().for_each(|part| {
-            part.images(plan, scratch, |image| each(image));
+        let images_per_part = self.parts[0].images.len().max(1);
+        // At least four pieces of work, where the batch allows it.
+        let images = stack.images.min(self.batch.div_ceil(4));
+        let per_group = images.div_ceil(images_per_part).max(1);
+        self.parts.par_chunks_mut(per_group).for_each(|parts| {
+            stacks(parts, plan, stack, |images, scratch| each(images, scratch));
         });
     }
 
-    /// Calls `each` for every image with sums of `sums` numbers: those of a group of parts, of which there are at most
-    /// `groups`. Afterwards the first group's are the sums over all images; they are returned.
+    /// Calls `each` for all images, at most `stack.images` at once, with sums of `sums` numbers: those of a group of parts, of
+    /// which there are at most `groups`. Afterwards the first group's are the sums over all images; they are returned.
     pub(super) fn images_with_sums(
         &mut self,
         plan: &Plan,
-        scratch: usize,
+        stack: Stack,
         (groups, sums): (usize, usize),
-        each: impl Fn(&mut Image<'_>, &mut [f32]) + Sync,
+        each: impl Fn(&mut [Image<'_>], &mut [f32], &mut [f32]) + Sync,
     ) -> &[f32] {
         let per_group = self.parts.len().div_ceil(groups);
         let groups = self.parts.len().div_ceil(per_group);
@@ -119,9 +130,7 @@ impl Workspace {
                     memory.clear();
                     memory.resize(sums, 0.0);
                 }
-                for part in parts {
-                    part.images(plan, scratch, |image| each(image, memory));
-                }
+                stacks(parts, plan, stack, |images, scratch| each(images, scratch, memory));
             },
         );
         let [total, rest @ ..] = of_groups else { return &[] };
@@ -137,21 +146,62 @@ impl Workspace {
     }
 }
 
-impl Part {
-    fn images(&mut self, plan: &Plan, scratch: usize, mut each: impl FnMut(&mut Image<'_>)) {
-        let Self { images, kept, winners, sums } = self;
-        kd_ops::nhwc::with_scratch(plan.local + scratch, |memory| {
-            let (local, scratch) = memory.split_at_mut(plan.local);
-            for (i, index) in images.clone().enumerate() {
-                let at = |len: usize| i * len..(i + 1) * len;
-                each(&mut Image {
-                    index,
-                    memory: Memory { kept: &mut kept[at(plan.kept)], local: &mut *local },
-                    winners: &mut winners[at(plan.units.winners)],
-                    sums: &mut sums[at(plan.sums())],
-                    scratch: &mut *scratch,
-                });
+/// Calls `each` for the images of some parts, as many at once as `stack` says, with scratch memory.
+fn stacks(
+    parts: &mut [Part],
+    plan: &Plan,
+    stack: Stack,
+    mut each: impl FnMut(&mut [Image<'_>], &mut [f32]),
+) {
+    let count: usize = parts.iter().map(|part| part.images.len()).sum();
+    // Stacks of much the same size.
+    let at_once = count.div_ceil(count.div_ceil(stack.images).max(1)).max(1);
+    let local = plan.local.max(1);
+    kd_ops::nhwc::with_scratch(at_once * local + stack.scratch, |memory| {
+        let (locals, scratch) = memory.split_at_mut(at_once * local);
+        let mut images = parts.iter_mut().flat_map(|part| part.images(plan));
+        if at_once == 1 {
+            for (index, memory, winners, sums) in images {
+                let memory = Memory { kept: memory, local: &mut *locals };
+                each(&mut [Image { index, memory, winners, sums }], scratch);
             }
-        });
+            return;
+        }
+        loop {
+            let with_local = locals.chunks_exact_mut(local).zip(images.by_ref());
+            let mut stack: Vec<Image<'_>> = with_local
+                .map(|(local, (index, kept, winners, sums))| {
+                    let memory = Memory { kept, local };
+                    Image { index, memory, winners, sums }
+                })
+                .collect();
+            if stack.is_empty() {
+                return;
+            }
+            each(&mut stack, scratch);
+        }
+    });
+}
+
+impl Part {
+    /// Each image's position in the batch and its pieces of the part's memory.
+    fn images<'a>(
+        &'a mut self,
+        plan: &Plan,
+    ) -> impl Iterator<Item = (usize, &'a mut [f32], &'a mut [u8], &'a mut [f64])> + use<'a> {
+        let lens = (plan.kept, plan.units.winners, plan.sums());
+        let mut kept = &mut self.kept[..];
+        let mut winners = &mut self.winners[..];
+        let mut sums = &mut self.sums[..];
+        self.images.clone().map(move |index| {
+            (index, take(&mut kept, lens.0), take(&mut winners, lens.1), take(&mut sums, lens.2))
+        })
     }
+}
+
+/// Cuts the first `len` entries off.
+fn take<'a, T>(all: &mut &'a mut [T], len: usize) -> &'a mut [T] {
+    let (piece, rest) = std::mem::take(all).split_at_mut(len);
+    *all = rest;
+    piece
 }

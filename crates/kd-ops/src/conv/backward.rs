@@ -234,7 +234,7 @@ impl<'a> Backward<'a> {
             data: asked.then_some((&self.packed[l], data_image)),
             weight: Some((&*maps.image, &mut sums.weight)),
         };
-        layer.backward(maps.output, scratch.algorithm, wanted);
+        layer.backward(1, maps.output, scratch.algorithm, wanted);
     }
 
     /// The gradient of layer `l`'s input becomes that of the result of the layer before it, behind that layer's ReLU.

@@ -25,9 +25,20 @@ pub(crate) struct Layer {
 }
 
 impl Layer {
+    /// A convolution that takes one image at a time.
     pub(crate) fn new(isa: Isa, g: Geometry, relu: bool, max_pool2: bool) -> Self {
+        Self::with_images(isa, g, 1, relu, max_pool2)
+    }
+
+    /// A convolution alone, which takes as many images at once as is best for it; and how many these are.
+    pub(crate) fn stacked(isa: Isa, g: Geometry) -> (Self, usize) {
+        let images = if Winograd::suits(&g) { Winograd::images_at_once(&g) } else { 1 };
+        (Self::with_images(isa, g, images, false, false), images)
+    }
+
+    fn with_images(isa: Isa, g: Geometry, images: usize, relu: bool, max_pool2: bool) -> Self {
         let algorithm = if Winograd::suits(&g) {
-            Algorithm::Winograd(Winograd::new(isa, g))
+            Algorithm::Winograd(Winograd::new(isa, g, images))
         } else {
             Algorithm::Direct(Direct::new(isa, g))
         };
@@ -119,7 +130,7 @@ impl Layer {
         maps: &mut Maps<'_>,
         scratch: &mut [f32],
     ) {
-        self.products(maps.image, packed, scratch, maps.output);
+        self.products(1, maps.image, packed, scratch, maps.output);
         pointwise::bias_relu(self.isa, maps.output, bias, self.relu);
         if self.max_pool2 {
             let size = (self.g.out_height, self.g.out_width);
@@ -128,25 +139,42 @@ impl Layer {
         }
     }
 
-    /// The convolution alone, of the image `image` (see [`Self::input_image`]) to `output` (see [`Self::output_image`]).
+    /// The convolution alone, of `images` images that lie one behind the other (see [`Self::input_image`]) to `output` (see
+    /// [`Self::output_image`]).
     pub(crate) fn products(
         &self,
+        images: usize,
         image: &[f32],
         packed: &[f32],
         scratch: &mut [f32],
         output: &mut [f32],
     ) {
         match &self.algorithm {
-            Algorithm::Winograd(winograd) => winograd.forward(image, packed, scratch, output),
-            Algorithm::Direct(direct) => direct.forward(image, packed, output),
+            Algorithm::Winograd(winograd) => {
+                winograd.forward(images, image, packed, scratch, output);
+            }
+            Algorithm::Direct(direct) => {
+                assert!(images == 1);
+                direct.forward(image, packed, output);
+            }
         }
     }
 
-    /// The gradients of the convolution alone, from that of its output, `dz` (see [`Self::output_image`]).
-    pub(crate) fn backward(&self, dz: &[f32], scratch: &mut [f32], wanted: Wanted<'_>) {
+    /// The gradients of the convolution alone, from that of the outputs of `images` images, `dz` (see
+    /// [`Self::output_image`]).
+    pub(crate) fn backward(
+        &self,
+        images: usize,
+        dz: &[f32],
+        scratch: &mut [f32],
+        wanted: Wanted<'_>,
+    ) {
         match &self.algorithm {
-            Algorithm::Winograd(winograd) => winograd.backward(dz, scratch, wanted),
-            Algorithm::Direct(direct) => direct.backward(dz, scratch, wanted),
+            Algorithm::Winograd(winograd) => winograd.backward(images, dz, scratch, wanted),
+            Algorithm::Direct(direct) => {
+                assert!(images == 1);
+                direct.backward(dz, scratch, wanted);
+            }
         }
     }
 

@@ -1,4 +1,4 @@
-//! A convolution of one image, with what lies before and behind it: its input is read through a normalisation and an
+//! A convolution of an image, or of a few images at once, with what lies before and behind it: its input is read through a normalisation and an
 //! activation, its result's moments are taken on the way, and its gradients go through the normalisations on both sides.
 
 use candle_core::{Result, bail};
@@ -6,8 +6,8 @@ use candle_core::{Result, bail};
 use super::depthwise::Depthwise;
 use super::pointwise::Pointwise;
 use super::spatial::Spatial;
-use super::statistics::{add_gradient_sums, norm_gradient};
-use super::{Activation, Isa, Moments, NormGradient, Read, elementwise};
+use super::statistics::{add_masked_sums, norm_gradient};
+use super::{Activation, Isa, Moments, NormGradient, Read};
 use crate::conv::Pads;
 
 /// The sizes of a convolution with a square window.
@@ -86,8 +86,6 @@ pub struct Incoming<'a> {
 
 /// Where the gradient of the input goes.
 pub struct Outgoing<'a> {
-    /// The weight, packed for it ([`Conv::pack`]).
-    pub packed: &'a [f32],
     /// The gradient, a map.
     pub to: &'a mut [f32],
     /// Whether it is added to what is there.
@@ -97,7 +95,26 @@ pub struct Outgoing<'a> {
     pub norm: Option<NormSums<'a>>,
 }
 
-/// The sums that make the gradients of a normalisation, see [`add_gradient_sums`].
+/// One image's forward pass.
+pub struct Forward<'a> {
+    /// What is read.
+    pub input: Input<'a>,
+    /// What is written.
+    pub output: Output<'a>,
+}
+
+/// One image's backward pass.
+pub struct Backward<'a> {
+    /// What the forward pass read; it may be left out where neither the weight's gradient nor a normalisation's sums are asked
+    /// for.
+    pub input: Option<Input<'a>>,
+    /// The gradient of the result.
+    pub incoming: Incoming<'a>,
+    /// Where the gradient of the input goes, if somebody asks for it.
+    pub outgoing: Option<Outgoing<'a>>,
+}
+
+/// The sums that make the gradients of a normalisation, see [`super::add_gradient_sums`].
 pub struct NormSums<'a> {
     /// The normalised value's mean.
     pub mean: &'a [f32],
@@ -142,7 +159,15 @@ impl Conv {
         matches!(self.kind, Kind::Spatial(_))
     }
 
-    /// Numbers of scratch memory that a pass over one image needs.
+    /// How many images it takes at once at most; it is fastest with as many.
+    pub fn images(&self) -> usize {
+        match &self.kind {
+            Kind::Spatial(conv) => conv.images(),
+            Kind::Pointwise(_) | Kind::Depthwise(_) => 1,
+        }
+    }
+
+    /// Numbers of scratch memory that a pass over as many images needs as it takes at once.
     pub fn scratch_len(&self) -> usize {
         match &self.kind {
             Kind::Spatial(conv) => conv.scratch_len(),
@@ -169,45 +194,48 @@ impl Conv {
         }
     }
 
-    /// The convolution of one image.
-    pub fn forward(
-        &self,
-        input: Input<'_>,
-        packed: &[f32],
-        scratch: &mut [f32],
-        output: Output<'_>,
-    ) {
-        match (&self.kind, input) {
-            (Kind::Spatial(conv), input) => conv.forward(input, packed, scratch, output),
-            (Kind::Pointwise(conv), Input::Map(read)) => {
-                conv.forward(read, packed, scratch, output);
+    /// The convolution of at most [`Self::images`] images.
+    pub fn forward(&self, images: &mut [Forward<'_>], packed: &[f32], scratch: &mut [f32]) {
+        if let Kind::Spatial(conv) = &self.kind {
+            return conv.forward(images, packed, scratch);
+        }
+        for Forward { input, output } in images {
+            let Input::Map(read) = *input else { panic!("this convolution reads maps") };
+            match &self.kind {
+                Kind::Spatial(_) => {}
+                Kind::Pointwise(conv) => conv.forward(read, packed, scratch, output),
+                Kind::Depthwise(conv) => conv.forward(read, packed, scratch, output),
             }
-            (Kind::Depthwise(conv), Input::Map(read)) => {
-                conv.forward(read, packed, scratch, output);
-            }
-            (_, Input::Picture(_)) => panic!("this convolution reads maps"),
         }
     }
 
-    /// From the gradient of one image's result: the input's goes to `data`, the image's share of the weight's is added to
-    /// `weight`. `input` is what the forward pass read; it may be left out where neither the weight's gradient nor a
-    /// normalisation's sums are asked for.
+    /// From the gradient of the results of at most [`Self::images`] images: the gradients of the inputs, for which the weight
+    /// is `packed`, go where it is asked for; the images' share of the weight's is added to `weight`.
     pub fn backward(
         &self,
-        input: Option<Input<'_>>,
-        incoming: Incoming<'_>,
+        images: &mut [Backward<'_>],
+        packed: &[f32],
         scratch: &mut [f32],
-        data: Option<Outgoing<'_>>,
-        weight: Option<WeightSums<'_>>,
+        mut weight: Option<WeightSums<'_>>,
     ) {
-        let read = match input {
-            Some(Input::Map(read)) => Some(read),
-            _ => None,
-        };
-        match &self.kind {
-            Kind::Spatial(conv) => conv.backward(input, incoming, scratch, data, weight),
-            Kind::Pointwise(conv) => conv.backward(read, incoming, scratch, data, weight),
-            Kind::Depthwise(conv) => conv.backward(read, incoming, scratch, data, weight),
+        if let Kind::Spatial(conv) = &self.kind {
+            return conv.backward(images, packed, scratch, weight);
+        }
+        for Backward { input, incoming, outgoing } in images {
+            let read = match *input {
+                Some(Input::Map(read)) => Some(read),
+                _ => None,
+            };
+            let (incoming, weight) = (*incoming, weight.as_mut());
+            match &self.kind {
+                Kind::Spatial(_) => {}
+                Kind::Pointwise(conv) => {
+                    conv.backward(read, incoming, (packed, outgoing), scratch, weight);
+                }
+                Kind::Depthwise(conv) => {
+                    conv.backward(read, incoming, (packed, outgoing), scratch, weight);
+                }
+            }
         }
     }
 
@@ -252,7 +280,7 @@ impl NormSums<'_> {
     /// sums.
     pub(super) fn take(&mut self, isa: Isa, gradient: &mut [f32], read: Read<'_>) {
         let Some(affine) = read.affine else { panic!("what is normalised is read so") };
-        elementwise::mask_by_affine(isa, gradient, read.x, affine, read.activation);
-        add_gradient_sums(isa, gradient, read.x, self.mean, self.sums, self.products);
+        let mask = Some((affine, read.activation));
+        add_masked_sums(isa, gradient, read.x, mask, self.mean, self.sums, self.products);
     }
 }

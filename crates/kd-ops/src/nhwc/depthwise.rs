@@ -139,9 +139,10 @@ impl Depthwise {
         read: Read<'_>,
         packed: &[f32],
         mut scratch: &mut [f32],
-        output: Output<'_>,
+        output: &mut Output<'_>,
     ) {
-        let Output { bias, activation, to, mut moments } = output;
+        let Output { bias, activation, to, moments } = output;
+        let (bias, activation) = (*bias, *activation);
         assert!(read.x.len() == self.from.len() && to.len() == self.to.len());
         let (line, _) = self.lines();
         let ring = carve(&mut scratch, self.kernel * line);
@@ -149,7 +150,7 @@ impl Depthwise {
         let taps = self.kernel * channels;
         let step = self.stride * channels;
         let steps = Steps { kernel: self.kernel, step, channels, width: self.to.width };
-        if let Some(moments) = &mut moments {
+        if let Some(moments) = moments {
             moments.start();
         }
         let mut next = 0;
@@ -167,12 +168,12 @@ impl Depthwise {
             let out = &mut rest[..row];
             windows(self.isa, &lines[..count], steps, out);
             bias_activation(self.isa, channels, bias, activation, out);
-            if let Some(moments) = &mut moments {
+            if let Some(moments) = moments {
                 let origin = if y == 0 { &*out } else { &*before };
                 moments.add(self.isa, origin, out);
             }
         }
-        if let Some(moments) = &mut moments {
+        if let Some(moments) = moments {
             moments.finish(to, self.to.pixels());
         }
     }
@@ -181,9 +182,9 @@ impl Depthwise {
         &self,
         read: Option<Read<'_>>,
         incoming: Incoming<'_>,
+        (packed, data): (&[f32], &mut Option<Outgoing<'_>>),
         mut scratch: &mut [f32],
-        mut data: Option<Outgoing<'_>>,
-        mut weight: Option<WeightSums<'_>>,
+        mut weight: Option<&mut WeightSums<'_>>,
     ) {
         assert!(incoming.gradient.is_none_or(|gradient| gradient.len() == self.to.len()));
         let (line, gradient_line) = self.lines();
@@ -195,7 +196,7 @@ impl Depthwise {
         let taps = self.kernel * channels;
         let step = self.stride * channels;
         let steps = Steps { kernel: self.kernel, step, channels, width: self.to.width };
-        if let Some(Outgoing { norm: Some(norm), .. }) = &mut data {
+        if let Some(Outgoing { norm: Some(norm), .. }) = data {
             norm.start();
         }
         let (mut next, mut done) = (0, 0);
@@ -214,17 +215,17 @@ impl Depthwise {
                     add_pixels(self.isa, dz, bias);
                 }
             }
-            let Some(data) = &mut data else { continue };
+            let Some(data) = data else { continue };
             self.spread(dz, &mut gradient_ring[y % self.kernel * gradient_line..][..gradient_line]);
             // The rows that no later window sees.
             while done < self.from.height && (done + self.pads.top) / self.stride <= y {
-                self.data_row(done, y, gradient_ring, read, data, dx);
+                self.data_row((done, y), gradient_ring, read, (packed, &mut *data), dx);
                 done += 1;
             }
         }
-        let (Some(data), Some(last)) = (&mut data, self.to.height.checked_sub(1)) else { return };
+        let (Some(data), Some(last)) = (data, self.to.height.checked_sub(1)) else { return };
         for y in done..self.from.height {
-            self.data_row(y, last, gradient_ring, read, data, dx);
+            self.data_row((y, last), gradient_ring, read, (packed, &mut *data), dx);
         }
     }
 
@@ -243,14 +244,13 @@ impl Depthwise {
         }
     }
 
-    /// A row of the input's gradient; rows up to `last` of the result's are in the ring.
+    /// Row `y` of the input's gradient; rows up to `last` of the result's are in the ring.
     fn data_row(
         &self,
-        y: usize,
-        last: usize,
+        (y, last): (usize, usize),
         ring: &[f32],
         read: Option<Read<'_>>,
-        data: &mut Outgoing<'_>,
+        (packed, data): (&[f32], &mut Outgoing<'_>),
         dx: &mut [f32],
     ) {
         let (_, line) = self.lines();
@@ -263,7 +263,7 @@ impl Depthwise {
             let (from, between) = (from / self.stride, from % self.stride);
             if between == 0 && from <= last {
                 let x = &ring[from % self.kernel * line..][..line];
-                lines[count] = Line { x, weight: &data.packed[ky * taps..(ky + 1) * taps] };
+                lines[count] = Line { x, weight: &packed[ky * taps..(ky + 1) * taps] };
                 count += 1;
             }
         }

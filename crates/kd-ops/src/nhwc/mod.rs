@@ -21,7 +21,9 @@ mod tensors;
 #[cfg(test)]
 mod tests;
 
-pub use conv::{Conv, ConvSizes, Incoming, Input, NormSums, Outgoing, Output, WeightSums};
+pub use conv::{
+    Backward, Conv, ConvSizes, Forward, Incoming, Input, NormSums, Outgoing, Output, WeightSums,
+};
 pub use elementwise::{activate, activation, add, mask_by_value};
 pub use layout::{Frame, Map, from_nchw, to_nchw};
 pub use memory::{Memory, Place};

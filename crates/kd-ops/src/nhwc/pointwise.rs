@@ -94,13 +94,14 @@ impl Pointwise {
         read: Read<'_>,
         packed: &[f32],
         mut scratch: &mut [f32],
-        output: Output<'_>,
+        output: &mut Output<'_>,
     ) {
-        let Output { bias, activation, to, mut moments } = output;
+        let Output { bias, activation, to, moments } = output;
+        let (bias, activation) = (*bias, *activation);
         assert!(read.x.len() == self.pixels * self.inputs);
         assert!(to.len() == self.pixels * self.outputs);
         let strip = carve(&mut scratch, self.strip() * self.inputs);
-        if let Some(moments) = &mut moments {
+        if let Some(moments) = moments {
             moments.start();
         }
         for (first, pixels) in self.strips() {
@@ -110,12 +111,12 @@ impl Pointwise {
             let rows = self.rows(&self.input_rows, pixels, self.inputs);
             rows_times_packed(self.isa, x, rows, packed, y, self.outputs);
             bias_activation(self.isa, self.outputs, bias, activation, y);
-            if let Some(moments) = &mut moments {
+            if let Some(moments) = moments {
                 let origin = if first == 0 { &*y } else { &*before };
                 moments.add(self.isa, origin, y);
             }
         }
-        if let Some(moments) = &mut moments {
+        if let Some(moments) = moments {
             moments.finish(to, self.pixels);
         }
     }
@@ -141,16 +142,16 @@ impl Pointwise {
         &self,
         read: Option<Read<'_>>,
         incoming: Incoming<'_>,
+        (packed, data): (&[f32], &mut Option<Outgoing<'_>>),
         mut scratch: &mut [f32],
-        mut data: Option<Outgoing<'_>>,
-        mut weight: Option<WeightSums<'_>>,
+        mut weight: Option<&mut WeightSums<'_>>,
     ) {
         let whole = self.pixels * self.outputs;
         assert!(incoming.gradient.is_none_or(|gradient| gradient.len() == whole));
         let x_strip = carve(&mut scratch, self.strip() * self.inputs);
         let dx_strip = carve(&mut scratch, self.strip() * self.inputs);
         let dz_strip = carve(&mut scratch, self.strip() * self.outputs);
-        if let Some(Outgoing { norm: Some(norm), .. }) = &mut data {
+        if let Some(Outgoing { norm: Some(norm), .. }) = data {
             norm.start();
         }
         for (first, pixels) in self.strips() {
@@ -165,7 +166,7 @@ impl Pointwise {
                     add_pixels(self.isa, dz, bias);
                 }
             }
-            let Some(Outgoing { packed, to, add: add_to, norm }) = &mut data else { continue };
+            let Some(Outgoing { to, add: add_to, norm }) = data else { continue };
             let range = first * self.inputs..(first + pixels) * self.inputs;
             let to = &mut to[range.clone()];
             let rows = self.rows(&self.output_rows, pixels, self.outputs);

@@ -3,7 +3,7 @@
 
 use candle_core::Result;
 
-use super::conv::{ConvSizes, Incoming, Input, Outgoing, Output, WeightSums};
+use super::conv::{Backward, ConvSizes, Forward, Incoming, Input, Outgoing, Output, WeightSums};
 use super::elementwise::{frame, unframe};
 use super::statistics::add_pixels;
 use super::{Activation, Frame, Isa, Map, from_nchw};
@@ -15,6 +15,8 @@ use crate::conv::wanted::Wanted;
 pub(super) struct Spatial {
     isa: Isa,
     layer: Layer,
+    /// How many images are taken at once, one behind the other.
+    images: usize,
     from: Map,
     to: Map,
     /// Where the input lies, zeros around it, and where the output does, from pixel (0, 0) on; what is beyond the output has
@@ -37,10 +39,11 @@ impl Spatial {
         };
         let config = Conv2dConfig { stride, padding, ..Conv2dConfig::default() };
         let (x, weight) = ([1, inputs, rows, line], [outputs, inputs, kernel, kernel]);
-        let layer = Layer::new(isa, Geometry::new(&x, &weight, &config)?, false, false);
+        let (layer, images) = Layer::stacked(isa, Geometry::new(&x, &weight, &config)?);
         let (to, image, result) = (&layer.g, layer.input_image(), layer.output_image());
         Ok(Self {
             isa,
+            images,
             from: Map::new(isa, [inputs, height, width]),
             to: Map::new(isa, [outputs, to.out_height, to.out_width]),
             input: Frame {
@@ -61,8 +64,12 @@ impl Spatial {
         })
     }
 
+    pub(super) fn images(&self) -> usize {
+        self.images
+    }
+
     pub(super) fn scratch_len(&self) -> usize {
-        2 * self.input.len() + self.output.len() + self.layer.scratch_len()
+        self.images * (2 * self.input.len() + self.output.len()) + self.layer.scratch_len()
     }
 
     pub(super) fn sums_len(&self) -> usize {
@@ -86,57 +93,68 @@ impl Spatial {
 
     pub(super) fn forward(
         &self,
-        input: Input<'_>,
+        images: &mut [Forward<'_>],
         packed: &[f32],
         mut scratch: &mut [f32],
-        output: Output<'_>,
     ) {
-        let image = carve(&mut scratch, self.input.len());
-        let result = carve(&mut scratch, self.output.len());
-        self.lay_out(input, image);
-        self.layer.products(image, packed, scratch, result);
-        let Output { bias, activation, to, moments } = output;
-        let result = (&*result, &self.output);
-        unframe(self.isa, result, (bias, activation), (&mut *to, &self.to), false);
-        if let Some(mut moments) = moments {
-            moments.whole(self.isa, to);
+        assert!(images.len() <= self.images);
+        let inputs = carve(&mut scratch, images.len() * self.input.len());
+        let results = carve(&mut scratch, images.len() * self.output.len());
+        for (image, frame) in images.iter().zip(inputs.chunks_exact_mut(self.input.len())) {
+            self.lay_out(image.input, frame);
+        }
+        self.layer.products(images.len(), inputs, packed, scratch, results);
+        for (image, frame) in images.iter_mut().zip(results.chunks_exact(self.output.len())) {
+            let Output { bias, activation, to, moments } = &mut image.output;
+            let (result, behind) = ((frame, &self.output), (*bias, *activation));
+            unframe(self.isa, result, behind, (to, &self.to), false);
+            if let Some(moments) = moments {
+                moments.whole(self.isa, to);
+            }
         }
     }
 
     pub(super) fn backward(
         &self,
-        input: Option<Input<'_>>,
-        incoming: Incoming<'_>,
+        images: &mut [Backward<'_>],
+        packed: &[f32],
         mut scratch: &mut [f32],
-        data: Option<Outgoing<'_>>,
         weight: Option<WeightSums<'_>>,
     ) {
-        let gradient = carve(&mut scratch, self.output.len());
-        let image = carve(&mut scratch, self.input.len());
-        let data_image = carve(&mut scratch, self.input.len());
-        self.lay_out_gradient(incoming, data.as_ref(), gradient);
-        if let (Some(_), Some(input)) = (&weight, input) {
-            self.lay_out(input, image);
+        assert!(images.len() <= self.images);
+        let gradients = carve(&mut scratch, images.len() * self.output.len());
+        let inputs = carve(&mut scratch, images.len() * self.input.len());
+        let data = carve(&mut scratch, images.len() * self.input.len());
+        let places = gradients.chunks_exact_mut(self.output.len());
+        for ((image, gradient), input) in
+            images.iter().zip(places).zip(inputs.chunks_exact_mut(self.input.len()))
+        {
+            self.lay_out_gradient(image.incoming, image.outgoing.as_ref(), gradient);
+            if let (Some(_), Some(read)) = (&weight, image.input) {
+                self.lay_out(read, input);
+            }
         }
-        if data.is_some() {
-            data_image.fill(0.0);
+        let asked = images.iter().any(|image| image.outgoing.is_some());
+        if asked {
+            data.fill(0.0);
         }
         let WeightSums { weight, bias } = match weight {
             Some(sums) => sums,
             None => WeightSums { weight: &mut [], bias: None },
         };
         let wanted = Wanted {
-            data: data.as_ref().map(|data| (data.packed, &mut *data_image)),
-            weight: (!weight.is_empty()).then_some((&*image, weight)),
+            data: asked.then_some((packed, &mut *data)),
+            weight: (!weight.is_empty()).then_some((&*inputs, weight)),
         };
-        self.layer.backward(gradient, scratch, wanted);
+        self.layer.backward(images.len(), gradients, scratch, wanted);
         if let Some(bias) = bias {
-            add_pixels(self.isa, gradient, bias);
+            add_pixels(self.isa, gradients, bias);
         }
-        if let Some(Outgoing { to, add, norm, .. }) = data {
+        for (image, data) in images.iter_mut().zip(data.chunks_exact(self.input.len())) {
+            let Some(Outgoing { to, add, norm }) = &mut image.outgoing else { continue };
             let plain = (None, Activation::Identity);
-            unframe(self.isa, (data_image, &self.input), plain, (&mut *to, &self.from), add);
-            if let (Some(mut norm), Some(Input::Map(read))) = (norm, input) {
+            unframe(self.isa, (data, &self.input), plain, (to, &self.from), *add);
+            if let (Some(norm), Some(Input::Map(read))) = (norm, image.input) {
                 norm.start();
                 norm.take(self.isa, to, read);
             }

@@ -1,6 +1,6 @@
 //! The sums over pixels that batch normalisation asks for, in its forward and in its backward pass.
 
-use super::Isa;
+use super::{Activation, Affine, Isa};
 use crate::simd::{Simd, kernel};
 
 /// Pixels whose sum is kept in f32; such sums are added in f64.
@@ -98,11 +98,25 @@ unsafe fn add_lanes<S: Simd>(v: S::V, totals: &mut [f64; MOST_LANES]) {
 }
 
 /// Adds each channel's sum over some pixels of the gradient `g` and of `g * (x - mean)`: what the gradients of a batch
-/// normalisation of `x` are made of.
+/// normalisation of `x` are made of. The gradient stays as it is.
 pub fn add_gradient_sums(
     isa: Isa,
-    g: &[f32],
+    g: &mut [f32],
     x: &[f32],
+    mean: &[f32],
+    sums: &mut [f64],
+    products: &mut [f64],
+) {
+    add_masked_sums(isa, g, x, None, mean, sums, products);
+}
+
+/// The same; but first `g` goes, in place, through the activation that was applied to `x * scale + shift`: it becomes zero
+/// where that is not within its bounds.
+pub(super) fn add_masked_sums(
+    isa: Isa,
+    g: &mut [f32],
+    x: &[f32],
+    mask: Option<(Affine<'_>, Activation)>,
     mean: &[f32],
     sums: &mut [f64],
     products: &mut [f64],
@@ -110,20 +124,25 @@ pub fn add_gradient_sums(
     let channels = mean.len();
     assert!(channels.is_multiple_of(isa.lanes()) && g.len().is_multiple_of(channels.max(1)));
     assert!(x.len() == g.len() && sums.len() == channels && products.len() == channels);
+    let mask = mask.filter(|(_, activation)| *activation != Activation::Identity);
+    assert!(mask.is_none_or(|(affine, _)| affine.fits(channels)));
+    let mask = mask.map(|(affine, activation)| (affine, activation.bounds()));
     // SAFETY: whole vectors and lengths as asserted.
-    unsafe { gradient_sums_kernel(isa, g, x, mean, sums, products) }
+    unsafe { masked_sums_kernel(isa, g, x, mask, mean, sums, products) }
 }
 
 kernel! {
-    fn gradient_sums_kernel(
-        g: &[f32], x: &[f32], mean: &[f32], sums: &mut [f64], products: &mut [f64],
-    ) = gradient_sums_body;
+    fn masked_sums_kernel(
+        g: &mut [f32], x: &[f32], mask: Option<(Affine<'_>, [f32; 2])>, mean: &[f32], sums: &mut [f64],
+        products: &mut [f64],
+    ) = masked_sums_body;
 }
 
 #[inline(always)]
-unsafe fn gradient_sums_body<S: Simd>(
-    g: &[f32],
+unsafe fn masked_sums_body<S: Simd>(
+    g: &mut [f32],
     x: &[f32],
+    mask: Option<(Affine<'_>, [f32; 2])>,
     mean: &[f32],
     sums: &mut [f64],
     products: &mut [f64],
@@ -139,13 +158,30 @@ unsafe fn gradient_sums_body<S: Simd>(
             unsafe {
                 let mean = S::load(mean.as_ptr().add(c));
                 let (mut sum, mut product) = ([S::splat(0.0); 2], [S::splat(0.0); 2]);
-                for pixel in first..(first + RUN).min(pixels) {
-                    let at = pixel * channels + c;
-                    let g = S::load(g.as_ptr().add(at));
+                let mut add = |pixel: usize, g: S::V, x: S::V| {
                     let i = pixel % 2;
                     sum[i] = S::add(sum[i], g);
-                    product[i] =
-                        S::mul_add(g, S::sub(S::load(x.as_ptr().add(at)), mean), product[i]);
+                    product[i] = S::mul_add(g, S::sub(x, mean), product[i]);
+                };
+                let run = first..(first + RUN).min(pixels);
+                let places = |pixel: usize| pixel * channels + c;
+                if let Some((affine, [low, high])) = mask {
+                    let (low, high) = (S::splat(low), S::splat(high));
+                    let scale = S::load(affine.scale.as_ptr().add(c));
+                    let shift = S::load(affine.shift.as_ptr().add(c));
+                    for pixel in run {
+                        let at = g.as_mut_ptr().add(places(pixel));
+                        let x = S::load(x.as_ptr().add(places(pixel)));
+                        let y = S::mul_add(x, scale, shift);
+                        let masked = S::where_within(y, low, high, S::load(at));
+                        S::store(at, masked);
+                        add(pixel, masked, x);
+                    }
+                } else {
+                    for pixel in run {
+                        let at = places(pixel);
+                        add(pixel, S::load(g.as_ptr().add(at)), S::load(x.as_ptr().add(at)));
+                    }
                 }
                 add_lanes::<S>(S::add(sum[0], sum[1]), &mut totals[0]);
                 add_lanes::<S>(S::add(product[0], product[1]), &mut totals[1]);

@@ -121,7 +121,7 @@ impl Case {
             moments: Some(Moments { mean: &mut means, squares: &mut squares }),
         };
         let packed = conv.pack(&self.weight, false);
-        conv.forward(Input::Map(read), &packed, &mut scratch, output);
+        conv.forward(&mut [Forward { input: Input::Map(read), output }], &packed, &mut scratch);
         near(&found, &z, "values");
         for (c, (mean, squares)) in means.iter().zip(&squares).enumerate().take(self.to.channels) {
             let channel = || z.iter().skip(c).step_by(self.to.padded);
@@ -133,7 +133,7 @@ impl Case {
         let mut with_bias = vec![f32::NAN; self.to.len()];
         let (bias, activation) = (Some(&self.bias[..]), Activation::Relu);
         let output = Output { bias, activation, to: &mut with_bias, moments: None };
-        conv.forward(Input::Map(read), &packed, &mut scratch, output);
+        conv.forward(&mut [Forward { input: Input::Map(read), output }], &packed, &mut scratch);
         let biased = z.iter().enumerate();
         let biased = biased.map(|(at, z)| (z + f64::from(self.bias[at % self.to.padded])).max(0.0));
         near(&with_bias, &biased.collect::<Vec<f64>>(), "values with bias and ReLU");
@@ -170,12 +170,13 @@ impl Case {
         let (mut sums, mut products) =
             (vec![f64::NAN; self.from.padded], vec![f64::NAN; self.from.padded]);
         let norm = NormSums { mean, sums: &mut sums, products: &mut products };
+        let outgoing = Some(Outgoing { to: &mut found, add: false, norm: Some(norm) });
+        let sums_of_weight = WeightSums { weight: &mut weight, bias: Some(&mut bias) };
         conv.backward(
-            Some(Input::Map(read)),
-            incoming,
+            &mut [Backward { input: Some(Input::Map(read)), incoming, outgoing }],
+            &packed,
             &mut scratch,
-            Some(Outgoing { packed: &packed, to: &mut found, add: false, norm: Some(norm) }),
-            Some(WeightSums { weight: &mut weight, bias: Some(&mut bias) }),
+            Some(sums_of_weight),
         );
         near(&found, &masked, "the input's gradient behind its activation");
         near(&conv.finish_weight(&weight), &dw, "the weight's gradient");
@@ -186,16 +187,18 @@ impl Case {
 
         // The input's gradient alone, added to what is there.
         let mut found = vec![1.0; self.from.len()];
-        let outgoing = Outgoing { packed: &packed, to: &mut found, add: true, norm: None };
-        conv.backward(None, incoming, &mut scratch, Some(outgoing), None);
+        let outgoing = Some(Outgoing { to: &mut found, add: true, norm: None });
+        let image = Backward { input: None, incoming, outgoing };
+        conv.backward(&mut [image], &packed, &mut scratch, None);
         near(&found, &dx.iter().map(|dx| dx + 1.0).collect::<Vec<f64>>(), "what is added");
 
         // The same, where the gradient lies in that very place.
         if self.from == self.to {
             let mut found = self.gradient.clone();
-            let outgoing = Outgoing { packed: &packed, to: &mut found, add: true, norm: None };
+            let outgoing = Some(Outgoing { to: &mut found, add: true, norm: None });
             let incoming = Incoming { gradient: None, ..incoming };
-            conv.backward(None, incoming, &mut scratch, Some(outgoing), None);
+            let image = Backward { input: None, incoming, outgoing };
+            conv.backward(&mut [image], &packed, &mut scratch, None);
             let sum = dx.iter().zip(&self.gradient).map(|(dx, g)| dx + f64::from(*g));
             near(&found, &sum.collect::<Vec<f64>>(), "what is added in place");
         }
@@ -291,5 +294,62 @@ fn any_other_convolution_by_windows_and_by_winograd() {
         (4, 8, 5, 1, around(2)),
     ] {
         check(ConvSizes { inputs, outputs, kernel, stride, pads, ..SIZES });
+    }
+}
+
+#[test]
+fn several_images_at_once_give_what_each_gives_alone() {
+    let sizes = ConvSizes { inputs: 48, outputs: 40, height: 5, width: 7, ..SIZES };
+    let sizes = ConvSizes { kernel: 3, pads: around(1), ..sizes };
+    for isa in Isa::available() {
+        let conv = Conv::new(isa, sizes).unwrap();
+        assert!(conv.images() >= 5);
+        let (from, to) = (Map::new(isa, [48, 5, 7]), Map::new(isa, [40, 5, 7]));
+        let images = |map: &Map, seed: u32| {
+            (0..5).map(|i| padded(map, map.len(), seed + 1000 * i)).collect()
+        };
+        let (xs, gradients): (Vec<Vec<f32>>, Vec<Vec<f32>>) = (images(&from, 1), images(&to, 2));
+        let weight = numbers(48 * 40 * 9, 3);
+        let (forward, backward) = (conv.pack(&weight, false), conv.pack(&weight, true));
+        let mut scratch = vec![f32::NAN; conv.scratch_len()];
+        let mut run = |at_once: usize| {
+            let (mut ys, mut dxs) = (vec![vec![0.0; to.len()]; 5], vec![vec![0.0; from.len()]; 5]);
+            let (mut dw, mut db) = (vec![0.0; conv.sums_len()], vec![0.0; to.padded]);
+            for first in (0..5).step_by(at_once) {
+                let of = first..(first + at_once).min(5);
+                let input = |x| Input::Map(Read::plain(x));
+                let passes = xs[of.clone()].iter().zip(&mut ys[of.clone()]);
+                let mut passes: Vec<Forward<'_>> = passes
+                    .map(|(x, to)| {
+                        let activation = Activation::Identity;
+                        let output = Output { bias: None, activation, to, moments: None };
+                        Forward { input: input(x), output }
+                    })
+                    .collect();
+                conv.forward(&mut passes, &forward, &mut scratch);
+                let passes = xs[of.clone()].iter().zip(&gradients[of.clone()]).zip(&mut dxs[of]);
+                let mut passes: Vec<Backward<'_>> = passes
+                    .map(|((x, gradient), to)| Backward {
+                        input: Some(input(x)),
+                        incoming: Incoming { gradient: Some(gradient), norm: None },
+                        outgoing: Some(Outgoing { to, add: false, norm: None }),
+                    })
+                    .collect();
+                let sums = WeightSums { weight: &mut dw, bias: Some(&mut db) };
+                conv.backward(&mut passes, &backward, &mut scratch, Some(sums));
+            }
+            (ys, dxs, conv.finish_weight(&dw), db)
+        };
+        let (ys, dxs, dw, db) = run(1);
+        for at_once in [2, 5] {
+            let together = run(at_once);
+            assert!(together.0 == ys && together.1 == dxs, "{isa:?}: {at_once} images at once");
+            for (found, expected) in [(&together.2, &dw), (&together.3, &db)] {
+                let largest = expected.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+                for (found, expected) in found.iter().zip(expected) {
+                    assert!((found - expected).abs() <= 1e-5 * largest, "{isa:?}: {at_once}");
+                }
+            }
+        }
     }
 }
