@@ -274,7 +274,12 @@ impl Builder<'_> {
             Op::Images(_) => self.reading[node] = Some(Read::plain(IMAGES)),
             Op::Conv(conv) => self.conv(node, conv)?,
             Op::BatchNorm(config) => {
-                let value = self.stored(self.input(node));
+                let mut value = self.stored(self.input(node));
+                if self.made.norms.iter().any(|norm| norm.value == value) {
+                    // A value has the sums of one normalisation, so a second one gets a copy.
+                    let copy = Work::Activate { activation: Activation::default() };
+                    value = self.unit(node, copy, vec![Read::plain(value)]).value;
+                }
                 let norm = Norm { node, value, batch: batch_norm(node), config };
                 self.made.norms.push(norm);
                 let norm = Some(self.made.norms.len() - 1);
