@@ -16,10 +16,12 @@ use libtest_mimic::{Arguments, Trial};
 use workdir::{TINY, WorkDir, weights};
 
 fn main() {
-    let tests: [(&str, fn()); 7] = [
+    let tests: [(&str, fn()); 9] = [
         ("training_is_that_of_the_cpu", training_is_that_of_the_cpu),
         ("graphs_change_no_bit", graphs_change_no_bit),
         ("a_graph_follows_a_schedule", a_graph_follows_a_schedule),
+        ("an_average_follows_captured_steps", an_average_follows_captured_steps),
+        ("mixed_kept_views_in_parts_are_those_of_the_cpu", mixed_kept_views_in_parts),
         ("a_second_run_reads_the_cache", a_second_run_reads_the_cache),
         ("a_teacher_answers_in_f32", a_teacher_answers_in_f32),
         ("what_cannot_be_captured_is_submitted", what_cannot_be_captured_is_submitted),
@@ -148,6 +150,59 @@ fn a_graph_follows_a_schedule() {
     std::fs::write(dir.path("recipe.toml"), recipe).unwrap();
     let line = "distill --recipe recipe.toml --run kd --teacher teacher.safetensors";
     same_with_graphs(&dir, line, "kd", true);
+}
+
+/// AdamW, whose decay a graph is launched with, and an average of the weights, whose share changes with each step.
+fn an_average_follows_captured_steps() {
+    let dir = WorkDir::new();
+    let recipe = r#"
+        format = 1
+        name = "average"
+        training = { average = { name = "ema", decay = 0.9, warmup = true }, schedule = { name = "cosine" } }
+        optimizer = { name = "adamw", lr = 0.01, weight_decay = 0.1 }
+        [[run]]
+        name = "student"
+        model = "student"
+    "#;
+    std::fs::write(dir.path("recipe.toml"), recipe).unwrap();
+    same_with_graphs(&dir, "train --recipe recipe.toml --run student", "student", true);
+}
+
+/// Pictures that are mixed on the host, logits that are kept there, and steps in parts: none is captured.
+fn mixed_kept_views_in_parts() {
+    let dir = WorkDir::new();
+    small_teacher(&dir);
+    let recipe = r#"
+        format = 1
+        name = "mixed"
+        data = { augment = { flip = true, mixup = 1.0, cutmix = 1.0, views = 1 } }
+        training = { accumulate = 2 }
+        [[run]]
+        name = "student"
+        model = "student"
+        dropout = 0.0
+        teacher = "teacher.safetensors"
+        labels = 0.5
+        keep = { type = "f32" }
+        [[run.method]]
+        name = "kd"
+        weight = 0.5
+    "#;
+    std::fs::write(dir.path("recipe.toml"), recipe).unwrap();
+    let line = "distill --recipe recipe.toml --run student";
+    dir.train(&format!("{line} --device cpu --out cpu"));
+    let said = dir.train(&format!("{line} --device cuda --compile graph --out gpu"));
+    assert!(
+        said.contains(
+            "piece by piece, none is captured as a CUDA graph: a step is computed in 2 parts"
+        ),
+        "{said}"
+    );
+    let (cpu, gpu) = (figures(&dir, "cpu/student"), figures(&dir, "gpu/student"));
+    for (gpu, cpu) in gpu.iter().zip(&cpu) {
+        let allowed = 1e-3 * cpu.abs() + if *cpu < 1.0 { 0.026 } else { 0.0 };
+        assert!((gpu - cpu).abs() <= allowed, "{gpu}, on the CPU {cpu}");
+    }
 }
 
 fn method_by_itself_and_in_a_graph(method: &str) {
