@@ -9,6 +9,8 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
+from hashed import hashed, short_digest
+
 CLASSES = 7
 # Name: images, the tag of their hash, the norm at the end of a residual branch, the middle of the norms' scales. Sizes are
 # such that strides and "same" paddings round. With most images the input of some ReLU is as near to zero as rounding reaches,
@@ -46,7 +48,7 @@ def tag(name: str) -> int:
     return value
 
 
-def fixed_weights(model: nn.Module, hashed, last: str, middle: float) -> None:
+def fixed_weights(model: nn.Module, last: str, middle: float) -> None:
     """Values from the hash of each tensor's name: of normalisations scales of half to one and a half times `middle` (with 2
     ReLU6 cuts off), shifts and means about 0, variances about 1; uniform in the bounds of 1/sqrt(fan_in) elsewhere. Scales and
     shifts at the end of a residual branch, named `last`, are a fifth, which keeps rounding from growing."""
@@ -72,12 +74,12 @@ def fixed_weights(model: nn.Module, hashed, last: str, middle: float) -> None:
                 value.mul_(0.2)
 
 
-def fixture(name: str, hashed, short_digest) -> dict[str, Tensor]:
+def fixture(name: str) -> dict[str, Tensor]:
     """Evaluation, two steps of SGD in training, and evaluation with what they left."""
     torch.manual_seed(0)
     model = module(name, CLASSES, drop_rate=0.0)
     shape, images_tag, last, middle = NETWORKS[name]
-    fixed_weights(model, hashed, last, middle)
+    fixed_weights(model, last, middle)
     images, labels = hashed(shape, images_tag, 2.0), torch.arange(shape[0]) * 3 % CLASSES
     tensors = {"logits": evaluated(model, images)}
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-5, momentum=0.9)

@@ -32,9 +32,10 @@ use crate::graph::{Graph, Op};
 use crate::{Output, Result};
 use backward::backward;
 pub(crate) use bytes::{Asked, PassBytes, pass_bytes};
-use forward::{Given, forward, show};
+use forward::{Given, forward, planes, show};
 use gradients::Back;
 use plan::{Plan, Purpose};
+use units::IMAGES;
 use weights::Weights;
 use workspace::Workspace;
 
@@ -74,9 +75,11 @@ pub(crate) struct TrainPass {
 }
 
 impl Engine {
-    /// Whether the engine computes this graph on such images.
+    /// Whether the engine computes this graph on such images. What images were computed from gets its gradient through candle
+    /// alone.
     pub(crate) fn computes(graph: &Graph, images: &Tensor) -> bool {
-        images.device().is_cpu() && images.dtype() == DType::F32 && units::knows(graph)
+        let leaf = images.is_variable() || !images.track_op();
+        leaf && images.device().is_cpu() && images.dtype() == DType::F32 && units::knows(graph)
     }
 
     /// The logits and the values at `places` in evaluation. No gradient reaches anything through them.
@@ -86,7 +89,7 @@ impl Engine {
         images: &Tensor,
         places: &[(&str, usize)],
     ) -> Result<Output> {
-        let plan = self.plan(network, false, places)?;
+        let plan = self.plan(network, (false, false), places)?;
         let mut workspace = self.workspace(&plan, images.dim(0)?);
         let shown = with_values(images, |images| {
             let given = Given { plan: &plan, tensors: network.tensors, images, key: None };
@@ -98,8 +101,8 @@ impl Engine {
         Ok(output(network.graph, &plan, places, shown))
     }
 
-    /// The forward pass in training. Gradients reach the result's tensors, and from there the parameters by
-    /// [`Engine::backward`].
+    /// The forward pass in training. Gradients reach the result's tensors, and from there by [`Engine::backward`] the
+    /// parameters and, where they are a variable, the images.
     pub(crate) fn train(
         &self,
         network: Network<'_>,
@@ -107,7 +110,7 @@ impl Engine {
         key: DropoutKey,
         places: &[(&str, usize)],
     ) -> Result<(Output, TrainPass)> {
-        let plan = self.plan(network, true, places)?;
+        let plan = self.plan(network, (true, images.track_op()), places)?;
         let mut workspace = self.workspace(&plan, images.dim(0)?);
         let asks = |unit: usize| {
             plan.operations.iter().any(
@@ -127,7 +130,8 @@ impl Engine {
         Ok((output, pass))
     }
 
-    /// Adds the parameters' gradients to `gradients`, which has those of the pass's results.
+    /// Adds the gradients of the parameters and of images that are a variable to `gradients`, which has those of the pass's
+    /// results.
     pub(crate) fn backward(
         &self,
         network: Network<'_>,
@@ -149,12 +153,12 @@ impl Engine {
                     continue;
                 }
                 // A method of the loss may have read the parameter, too.
-                let sum = match gradients.remove(parameter) {
-                    Some(other) => (other + gradient)?,
-                    None => gradient,
-                };
-                gradients.insert(parameter, sum);
+                add_gradient(gradients, parameter, gradient)?;
             }
+        }
+        if let Some(slot) = plan.images {
+            let map = &plan.units.values[IMAGES].map;
+            add_gradient(gradients, &images, planes(&plan, &workspace, plan.slot(slot), map)?)?;
         }
         self.give_back(plan, workspace);
         Ok(())
@@ -165,17 +169,17 @@ impl Engine {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The plan for what is asked, made or kept.
+    /// The plan for what is asked, made or kept: in training or not, with the gradient of the images or not.
     fn plan(
         &self,
         network: Network<'_>,
-        train: bool,
+        (train, images): (bool, bool),
         places: &[(&str, usize)],
     ) -> Result<Arc<Plan>> {
         let mut shown: Vec<usize> = places.iter().map(|(_, node)| *node).collect();
         shown.sort_unstable();
         shown.dedup();
-        let purpose = Purpose { train, shown };
+        let purpose = Purpose { train, shown, images };
         let mut kept = self.kept();
         if let Some(plan) = kept.plans.iter().find(|plan| plan.purpose == purpose) {
             return Ok(plan.clone());
@@ -217,6 +221,16 @@ impl Engine {
             kept.workspaces.remove(0);
         }
     }
+}
+
+/// Adds to the gradient of a tensor.
+fn add_gradient(gradients: &mut GradStore, of: &Tensor, gradient: Tensor) -> Result<()> {
+    let sum = match gradients.remove(of) {
+        Some(other) => (other + gradient)?,
+        None => gradient,
+    };
+    gradients.insert(of, sum);
+    Ok(())
 }
 
 /// The shown values under their names.

@@ -338,6 +338,34 @@ fn frozen_layers_get_no_gradient_and_keep_their_statistics() {
     }
 }
 
+/// Also where nothing is trained but the images.
+#[test]
+fn images_that_are_a_variable_get_the_gradient_that_candle_gives_them() {
+    for (name, graph) in graphs() {
+        let [channels, height, width] = graph.input();
+        let start = tensors(&trained(&graph));
+        let places = graph.places();
+        let all: Vec<&str> = places.iter().map(|place| place.name.as_str()).collect();
+        // Where rounding decides a ReLU, gradients jump: three of eight batches have to agree.
+        let mut agreeing = 0;
+        for tag in 1..=8 {
+            for asked in [&[][..], &all] {
+                let images =
+                    Var::from_tensor(&numbers(&[3, channels, height, width], tag)).unwrap();
+                let [candle, planned] = Way::BOTH.map(|way| {
+                    let network = GraphNetwork::new(graph.clone(), frozen(&start)).unwrap();
+                    let (_, gradients) = way.train(&network, &images, (KEY, asked), loss);
+                    let gradient = gradients.get(&images).expect("the images have a gradient");
+                    assert_eq!(gradient.dims(), images.dims());
+                    values(gradient)
+                });
+                agreeing += usize::from(difference(&candle, &planned) < BOUND);
+            }
+        }
+        assert!(agreeing >= 6, "{name}: {agreeing} of 16 agree");
+    }
+}
+
 /// As candle's way does: nothing is divided by the number of images but the loss.
 #[test]
 fn a_batch_without_images_gives_gradients_of_zero() {

@@ -379,7 +379,7 @@ fn maps_of_bf16_beside_f32_parameters(gpu: &Device) -> Result<()> {
     Ok(())
 }
 
-/// Parameters of odd sizes, more of them than a launch takes, with their gradients times `scale`.
+/// Parameters of odd sizes, biases among them, more than a launch takes, with their gradients times `scale`.
 fn parameters(
     device: &Device,
     scale: f64,
@@ -389,7 +389,6 @@ fn parameters(
     for i in 0..100 {
         let shape = match i {
             3 => vec![3, 4097],
-            // Biases, which a decoupled weight decay may leave out.
             _ if i % 4 == 1 => vec![1 + i % 7],
             _ => vec![1 + i % 7, 3],
         };

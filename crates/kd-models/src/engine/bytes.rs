@@ -44,7 +44,8 @@ pub(crate) fn pass_bytes(graph: &Graph, asked: Asked<'_>) -> Result<Option<PassB
             && parameters(node).next().is_some_and(|weight| trains(&weight.name))
     };
     let any_trains = |node: usize| parameters(node).any(|spec| trains(&spec.name));
-    let plan = Plan::new(graph, Isa::detect(), Purpose { train, shown }, batch_norm, any_trains)?;
+    let purpose = Purpose { train, shown, images: false };
+    let plan = Plan::new(graph, Isa::detect(), purpose, batch_norm, any_trains)?;
     let convs = || {
         plan.units.units.iter().filter_map(|unit| match &unit.work {
             Work::Conv { conv, .. } => Some(conv),

@@ -293,7 +293,17 @@ fn linear(
 /// A value of the whole batch as a tensor: `[B, C, H, W]` or `[B, F]`.
 pub(super) fn show(plan: &Plan, workspace: &Workspace, value: usize) -> Result<Tensor> {
     let of = &plan.units.values[value];
-    let (map, place) = (&of.map, plan.value(value));
+    let shown = planes(plan, workspace, plan.value(value), &of.map)?;
+    if of.vector { shown.flatten_from(1) } else { Ok(shown) }
+}
+
+/// A map of the whole batch, or a gradient of that shape, as a tensor `[B, C, H, W]`.
+pub(super) fn planes(
+    plan: &Plan,
+    workspace: &Workspace,
+    place: Place,
+    map: &Map,
+) -> Result<Tensor> {
     let len = map.values();
     let mut values = vec![0.0; workspace.batch * len];
     let images = values.par_chunks_mut(len.max(1)).enumerate();
@@ -301,11 +311,6 @@ pub(super) fn show(plan: &Plan, workspace: &Workspace, value: usize) -> Result<T
         let kept = workspace.kept(plan, image);
         nhwc::to_nchw(plan.isa, &kept[place.offset..place.offset + place.len], map, to);
     });
-    let batch = workspace.batch;
-    match of.vector {
-        true => Tensor::from_vec(values, (batch, map.channels), &Device::Cpu),
-        false => {
-            Tensor::from_vec(values, (batch, map.channels, map.height, map.width), &Device::Cpu)
-        }
-    }
+    let shape = (workspace.batch, map.channels, map.height, map.width);
+    Tensor::from_vec(values, shape, &Device::Cpu)
 }

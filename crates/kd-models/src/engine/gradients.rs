@@ -7,7 +7,7 @@
 
 use kd_ops::nhwc::Activation;
 
-use super::units::{Read, Units, Work};
+use super::units::{IMAGES, Read, Units, Work};
 
 /// An operation of the backward pass, for one image or, for a linear layer, for the batch.
 #[derive(Clone, Copy, Debug)]
@@ -59,29 +59,35 @@ impl Back {
 pub(super) struct Gradients {
     pub(super) operations: Vec<Back>,
     pub(super) slots: Vec<usize>,
+    /// The slot of the images' gradient, where it is asked for and something depends on them.
+    pub(super) images: Option<usize>,
 }
 
-/// The backward pass of `units`. `trains` says of a node whether it has parameters that are trained.
-pub(super) fn gradients(units: &Units, trains: impl Fn(usize) -> bool) -> Gradients {
+/// The backward pass of `units`. `trains` says of a node whether it has parameters that are trained, `images` whether the
+/// gradient of the images is asked for.
+pub(super) fn gradients(units: &Units, trains: impl Fn(usize) -> bool, images: bool) -> Gradients {
     let mut builder = Builder {
         units,
         trains: &trains,
-        needed: needed(units, &trains),
+        needed: needed(units, &trains, images),
         of: vec![None; units.values.len()],
-        made: Gradients { operations: Vec::new(), slots: Vec::new() },
+        made: Gradients { operations: Vec::new(), slots: Vec::new(), images: None },
     };
     for unit in (0..units.units.len()).rev() {
         builder.unit(unit);
     }
+    builder.made.images = builder.of[IMAGES];
     builder.made
 }
 
-/// Which values' gradients are needed: those behind something that is trained.
-fn needed(units: &Units, trains: &dyn Fn(usize) -> bool) -> Vec<bool> {
+/// Which values' gradients are needed: those behind something that is trained or, with `images`, behind the images.
+fn needed(units: &Units, trains: &dyn Fn(usize) -> bool, images: bool) -> Vec<bool> {
     let mut needed = vec![false; units.values.len()];
+    needed[IMAGES] = images;
     for unit in &units.units {
         let own = match unit.work {
             Work::Conv { node, .. } | Work::Linear { node, .. } => trains(node),
+            Work::Load => images,
             _ => false,
         };
         needed[unit.output] =
@@ -164,6 +170,7 @@ impl Builder<'_> {
         let units = self.units;
         let unit = &units.units[index];
         match unit.work {
+            Work::Load if self.needed[IMAGES] => self.arrive(IMAGES, from),
             Work::Load => {}
             Work::Conv { node, activation, .. } => {
                 self.mask(from, output, activation);

@@ -17,6 +17,8 @@ pub(super) struct Purpose {
     pub(super) train: bool,
     /// The nodes that are shown besides the logits, in the graph's order.
     pub(super) shown: Vec<usize>,
+    /// Whether the gradient of the images is asked for, too.
+    pub(super) images: bool,
 }
 
 /// How a graph is computed for a purpose, whatever the size of the batch.
@@ -33,6 +35,8 @@ pub(super) struct Plan {
     values: Vec<Place>,
     /// Where each slot lies.
     slots: Vec<Place>,
+    /// The slot of the images' gradient, where it is asked for.
+    pub(super) images: Option<usize>,
     /// Numbers of an image that stay from segment to segment.
     pub(super) kept: usize,
     /// Numbers that a segment needs for its image besides them.
@@ -56,13 +60,13 @@ impl Plan {
         // The logits.
         shown[graph.nodes().len() - 1] = true;
         let units = units(graph, isa, &shown, purpose.train, batch_norm)?;
-        let Gradients { operations, slots } = match purpose.train {
-            true => gradients(&units, trains),
-            false => Gradients { operations: Vec::new(), slots: Vec::new() },
+        let Gradients { operations, slots, images } = match purpose.train {
+            true => gradients(&units, trains, purpose.images),
+            false => Gradients { operations: Vec::new(), slots: Vec::new(), images: None },
         };
         let forward = forward_segments(&units);
         let backward = backward_segments(&units, &operations);
-        let lives = lives(&units, &operations, &slots);
+        let lives = lives(&units, &operations, &slots, images);
         let count = units.units.len();
         let segment = |position: usize| match position.checked_sub(count) {
             None => forward.iter().position(|run| run.contains(&position)),
@@ -90,6 +94,7 @@ impl Plan {
             backward,
             values,
             slots,
+            images,
             kept: layout.kept,
             local: layout.local,
             norm_sums,
@@ -185,8 +190,8 @@ fn differs(run: Range<usize>, at: usize, several: impl Fn(usize) -> Option<bool>
     several(at).is_some_and(|several| before.is_some_and(|before| before != several))
 }
 
-/// When each value and then each slot is used.
-fn lives(units: &Units, operations: &[Back], slots: &[usize]) -> Vec<Life> {
+/// When each value and then each slot is used; `images` is the slot that is read when all is done.
+fn lives(units: &Units, operations: &[Back], slots: &[usize], images: Option<usize>) -> Vec<Life> {
     let mut values: Vec<Life> =
         units.values.iter().map(|value| Life::of(value.map.len())).collect();
     let mut of_slots: Vec<Life> = slots.iter().map(|len| Life::of(*len)).collect();
@@ -243,6 +248,9 @@ fn lives(units: &Units, operations: &[Back], slots: &[usize]) -> Vec<Life> {
                 }
             }
         }
+    }
+    if let Some(images) = images {
+        of_slots[images].at(between + 1 + operations.len());
     }
     // The images are the caller's.
     values[IMAGES].used = None;
