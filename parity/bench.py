@@ -20,7 +20,8 @@ from torch import Tensor
 from networks import ResNet, Student, Teacher
 
 TEMPERATURE, ALPHA = 2.0, 0.75
-# Each network by kd's name for it; in a work's name `_step` or `_eval` follows.
+# Networks for 32 x 32 pixels by kd's names; in a work's name `_step` or `_eval` follows. All others are torchvision's and timm's,
+# with the pixels of a side behind the name: `resnet18_224_step`.
 NETWORKS: dict[str, Callable[[], torch.nn.Module]] = {
     "teacher": Teacher,
     "student": Student,
@@ -66,41 +67,57 @@ def loss_alone(work: str, layout: str, device: str) -> Callable[[], None]:
     return step
 
 
+def sized(name: str) -> tuple[Callable[[], torch.nn.Module], int]:
+    """A network by its name, and the pixels of an image's side."""
+    if name in NETWORKS:
+        return NETWORKS[name], 32
+    network, _, side = name.rpartition("_")
+    if not network or not side.isdecimal():
+        raise ValueError(f"no network is called {name!r}; one of torchvision's or timm's has its pixels behind the name")
+    import families  # needs torchvision and timm, which the tutorial's networks do without
+
+    return lambda: families.module(network, 10), int(side)
+
+
+def logits_of(answer: Tensor | tuple) -> Tensor:
+    """This project's modules give their features beside the logits."""
+    return answer if isinstance(answer, Tensor) else answer[0]
+
+
 def prepare(work: str, layout: str, size: int, device: str, precision: str) -> Callable[[], None]:
     if work.startswith("loss_"):
         return loss_alone(work, layout, device)
     with_teacher = work == "kd_step_with_teacher"
     name, _, kind = ("student", "", "step") if work.startswith("kd_step") else work.rpartition("_")
-    if name not in NETWORKS or kind not in ("step", "eval"):
+    if kind not in ("step", "eval"):
         raise ValueError(f"no work is called {work!r}")
+    make, side = sized(name)
     memory = torch.channels_last if "channels_last" in layout else torch.contiguous_format
-    images = torch.randn(size, 3, 32, 32, device=device).to(memory_format=memory)
+    images = torch.randn(size, 3, side, side, device=device).to(memory_format=memory)
     labels = torch.arange(size, device=device) % 10
     teacher_logits = torch.randn(size, 10, device=device)
 
-    def ready(name: str) -> torch.nn.Module:
-        network = NETWORKS[name]().to(device=device, memory_format=memory)
-        return compiled(network, layout)
+    def ready(make: Callable[[], torch.nn.Module]) -> torch.nn.Module:
+        return compiled(make().to(device=device, memory_format=memory), layout)
 
-    asked = name if kind == "eval" else "teacher"
-    teacher = ready(asked).eval() if kind == "eval" or with_teacher else None
+    teacher = ready(make if kind == "eval" else Teacher).eval() if kind == "eval" or with_teacher else None
 
     mixed = torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
 
     def answers() -> Tensor:
         with torch.no_grad(), mixed:
-            return teacher(images)[0].float()
+            return logits_of(teacher(images)).float()
 
     if kind == "eval":
         return answers
-    network = ready(name).train()
+    network = ready(make).train()
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
 
     def step() -> None:
         optimizer.zero_grad()
         soft = answers() if with_teacher else teacher_logits
         with mixed:
-            logits = network(images)[0].float()
+            logits = logits_of(network(images)).float()
         loss = F.cross_entropy(logits, labels)
         if work.startswith("kd_step"):
             loss = ALPHA * loss + (1 - ALPHA) * kl(logits, soft)

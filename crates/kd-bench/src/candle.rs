@@ -9,18 +9,18 @@ use candle_nn::{
 
 use kd_models::Architecture;
 
-use crate::work::{ALPHA, Batch, CLASSES, Logits, Step, TEMPERATURE, Work};
+use crate::work::{ALPHA, Batch, CLASSES, Logits, Sized, Step, TEMPERATURE, Work};
 
 pub(crate) fn prepare(work: Work, batch: Batch) -> anyhow::Result<Step> {
     Ok(match work {
-        Work::Step(network) => training(plan(network)?, batch, Soft::None)?,
+        Work::Step(of) => training(plan(of)?, batch, Soft::None)?,
         Work::KdStep => training(&STUDENT, batch, Soft::Given)?,
         Work::KdStepWithTeacher => {
             let teacher = Network::frozen(&TEACHER, batch.images.device())?;
             training(&STUDENT, batch, Soft::Live(teacher))?
         }
-        Work::Eval(network) => {
-            let network = Network::frozen(plan(network)?, batch.images.device())?;
+        Work::Eval(of) => {
+            let network = Network::frozen(plan(of)?, batch.images.device())?;
             Box::new(move || {
                 network.forward(&batch.images, false)?;
                 Ok(())
@@ -59,13 +59,14 @@ const TEACHER: Plan = Plan {
 const STUDENT: Plan = Plan { convs: &[(3, 16, true), (16, 16, true)], flat: 1024, hidden: 256 };
 
 /// The plan of one of the tutorial's networks.
-fn plan(architecture: Architecture) -> anyhow::Result<&'static Plan> {
-    match architecture {
-        Architecture::TUTORIAL_TEACHER => Ok(&TEACHER),
-        Architecture::TUTORIAL_STUDENT => Ok(&STUDENT),
-        other => {
-            anyhow::bail!("candle's side has the tutorial's networks alone, not {}", other.name())
-        }
+fn plan(of: Sized) -> anyhow::Result<&'static Plan> {
+    match of {
+        Sized { network: Architecture::TUTORIAL_TEACHER, input: [3, 32, 32] } => Ok(&TEACHER),
+        Sized { network: Architecture::TUTORIAL_STUDENT, input: [3, 32, 32] } => Ok(&STUDENT),
+        Sized { network, input } => anyhow::bail!(
+            "candle's side has the tutorial's networks on 32x32 pixels alone, not {} on {input:?}",
+            network.name()
+        ),
     }
 }
 

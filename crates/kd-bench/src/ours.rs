@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use kd_loss::{KdConfig, MethodConfig, Objective, Setup, Weighted, alpha_weights, kd_with_labels};
 use kd_models::{Architecture, ModelConfig};
 use kd_record::{Compile, Precision};
@@ -26,24 +26,22 @@ pub(crate) fn prepare(
         training(architecture, batch, teacher, precision, compile)
     };
     Ok(match work {
-        Work::Step(network) => training(network, batch, None)?,
+        Work::Step(of) => training(of.network, batch, None)?,
         Work::KdStep => {
             let outputs = BTreeMap::from([("logits".to_string(), batch.teacher_logits.clone())]);
             let teacher = Box::new(Cached::new(outputs, None));
             training(Architecture::TUTORIAL_STUDENT, batch, Some(teacher))?
         }
         Work::KdStepWithTeacher => {
-            let teacher = Box::new(NetworkTeacher::new(untrained(
-                Architecture::TUTORIAL_TEACHER,
-                batch.images.device(),
-            )?));
+            let teacher = untrained(Architecture::TUTORIAL_TEACHER, &batch.images)?;
+            let teacher = Box::new(NetworkTeacher::new(teacher));
             training(Architecture::TUTORIAL_STUDENT, batch, Some(teacher))?
         }
         Work::Eval(_) | Work::Loss { .. } if compile == Compile::Graph => {
             anyhow::bail!("only training steps are captured")
         }
-        Work::Eval(network) => {
-            let network = untrained(network, batch.images.device())?;
+        Work::Eval(of) => {
+            let network = untrained(of.network, &batch.images)?;
             Box::new(move || {
                 network.evaluate(&batch.images, &[])?;
                 Ok(())
@@ -60,14 +58,17 @@ pub(crate) fn prepare(
     })
 }
 
-fn config(architecture: Architecture) -> ModelConfig {
-    ModelConfig::new(architecture, CLASSES)
+/// A network for such images `[B, C, H, W]`.
+fn config(architecture: Architecture, images: &Tensor) -> anyhow::Result<ModelConfig> {
+    let (_, channels, height, width) = images.dims4()?;
+    let input = [channels, height, width];
+    Ok(ModelConfig { input, ..ModelConfig::new(architecture, CLASSES) })
 }
 
 /// A network that takes no part in training.
-fn untrained(architecture: Architecture, device: &Device) -> anyhow::Result<Network> {
-    let config = config(architecture);
-    let parameters = kd_models::init(&config, 1, device)?;
+fn untrained(architecture: Architecture, images: &Tensor) -> anyhow::Result<Network> {
+    let config = config(architecture, images)?;
+    let parameters = kd_models::init(&config, 1, images.device())?;
     let weights: BTreeMap<String, Tensor> =
         parameters.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor())).collect();
     Ok(kd_models::build(&config, kd_models::frozen(&weights))?)
@@ -82,7 +83,7 @@ fn training(
     compile: Compile,
 ) -> anyhow::Result<Step> {
     kd_run::device::check(batch.images.device(), precision, compile)?;
-    let config = config(architecture);
+    let config = config(architecture, &batch.images)?;
     let parameters = kd_models::init(&config, 0, batch.images.device())?;
     let network = kd_models::build(&config, kd_models::var_builder(&parameters))?;
     let objective = match &teacher {

@@ -17,10 +17,10 @@ pub(crate) type Step = Box<dyn FnMut() -> anyhow::Result<()>>;
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Work {
-    /// A network learns from labels: `resnet20_step`.
-    Step(Architecture),
+    /// A network learns from labels: `resnet20_step`, or `resnet18_224_step` on images of 224 x 224 pixels.
+    Step(Sized),
     /// A network computes its logits, as in evaluation: `resnet20_eval`.
-    Eval(Architecture),
+    Eval(Sized),
     /// The tutorial's student learns from labels and from cached logits of its teacher.
     KdStep,
     /// The same, but the teacher computes its logits in the step, as in the tutorial.
@@ -29,9 +29,28 @@ pub(crate) enum Work {
     Loss { batch: usize, classes: usize, dtype: DType },
 }
 
+/// A network and the shape of an image.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Sized {
+    pub(crate) network: Architecture,
+    pub(crate) input: [usize; 3],
+}
+
+impl Sized {
+    /// A network by its name, behind which the pixels of a side may stand: `mobilenet_v2_035_128`.
+    fn from_name(name: &str) -> Option<Self> {
+        if let Ok(network) = name.parse::<Architecture>() {
+            return Some(Self { network, input: network.default_input() });
+        }
+        let (network, side) = name.rsplit_once('_')?;
+        let (network, side) = (network.parse::<Architecture>().ok()?, side.parse().ok()?);
+        Some(Self { network, input: [3, side, side] })
+    }
+}
+
 impl Work {
     pub(crate) fn from_name(name: &str) -> anyhow::Result<Self> {
-        let network = |suffix| name.strip_suffix(suffix).and_then(|name| name.parse().ok());
+        let network = |suffix| name.strip_suffix(suffix).and_then(Sized::from_name);
         Ok(match name {
             "kd_step" => Self::KdStep,
             "kd_step_with_teacher" => Self::KdStepWithTeacher,
@@ -47,7 +66,7 @@ impl Work {
     /// The shape of one image.
     pub(crate) fn input(self) -> [usize; 3] {
         match self {
-            Self::Step(network) | Self::Eval(network) => network.default_input(),
+            Self::Step(of) | Self::Eval(of) => of.input,
             Self::KdStep | Self::KdStepWithTeacher | Self::Loss { .. } => [3, 32, 32],
         }
     }

@@ -1,7 +1,7 @@
 //! What `cargo xtask bench` can measure.
 
 /// What can be measured, in the order of the table. A network's step or evaluation is a work that workers know by its name.
-pub(super) const WORKS: [Work; 10] = [
+pub(super) const WORKS: [Work; 16] = [
     Work { name: "teacher_step", kind: Measure::Time { images: 128 } },
     Work { name: "student_step", kind: Measure::Time { images: 128 } },
     Work { name: "teacher_eval", kind: Measure::Time { images: 128 } },
@@ -17,6 +17,22 @@ pub(super) const WORKS: [Work; 10] = [
     Work {
         name: "resnet56_peak_memory",
         kind: Measure::Memory { of: "resnet56_step", images: 128 },
+    },
+    // Pictures of 224 x 224 pixels.
+    Work { name: "resnet18_224_step", kind: Measure::Time { images: 32 } },
+    Work { name: "mobilenet_v2_224_step", kind: Measure::Time { images: 32 } },
+    Work { name: "efficientnet_lite0_224_eval", kind: Measure::Time { images: 32 } },
+    Work {
+        name: "resnet18_peak_memory",
+        kind: Measure::Memory { of: "resnet18_224_step", images: 32 },
+    },
+    Work {
+        name: "mobilenet_v2_peak_memory",
+        kind: Measure::Memory { of: "mobilenet_v2_224_step", images: 32 },
+    },
+    Work {
+        name: "efficientnet_lite0_peak_memory",
+        kind: Measure::Memory { of: "efficientnet_lite0_224_step", images: 32 },
     },
 ];
 
