@@ -76,6 +76,14 @@ pub(crate) fn packed_index(k: usize, col: usize, k_len: usize, cols: usize, lane
     panel * width * k_len + k * this_width + col % width
 }
 
+/// What is done to a product on its way to memory: a number by column is added, then it is held within bounds, of which one
+/// that is NaN does not hold.
+#[derive(Clone, Copy)]
+pub(crate) struct Behind<'a> {
+    pub(crate) bias: &'a [f32],
+    pub(crate) bounds: [f32; 2],
+}
+
 /// The product of all rows with a matrix: `out[t][0..cols] = row_t b`. `b` is packed (see [`packed_index`]), `out`'s rows are `cols` long.
 pub(crate) fn rows_times_packed(
     isa: Isa,
@@ -85,16 +93,33 @@ pub(crate) fn rows_times_packed(
     out: &mut [f32],
     cols: usize,
 ) {
+    rows_times_packed_behind(isa, a, rows, b, None, out, cols);
+}
+
+/// The same, with what is done behind it.
+pub(crate) fn rows_times_packed_behind(
+    isa: Isa,
+    a: &[f32],
+    rows: Rows<'_>,
+    b: &[f32],
+    behind: Option<Behind<'_>>,
+    out: &mut [f32],
+    cols: usize,
+) {
     debug_assert!(rows.fit(a.len()));
+    assert!(behind.is_none_or(|behind| behind.bias.len() == cols));
     assert!(cols.is_multiple_of(isa.lanes()) && b.len() >= rows.len() * cols);
     assert!(out.len() >= rows.row_offsets.len() * cols);
     // SAFETY: `isa` is available; the sizes are checked above.
-    unsafe { rows_times_packed_kernel(isa, a.as_ptr(), rows, b.as_ptr(), out.as_mut_ptr(), cols) }
+    unsafe {
+        let (a, b, out) = (a.as_ptr(), b.as_ptr(), out.as_mut_ptr());
+        rows_times_packed_kernel(isa, a, rows, b, behind, out, cols);
+    }
 }
 
 kernel! {
     fn rows_times_packed_kernel(
-        a: *const f32, rows: Rows<'_>, b: *const f32, out: *mut f32, cols: usize,
+        a: *const f32, rows: Rows<'_>, b: *const f32, behind: Option<Behind<'_>>, out: *mut f32, cols: usize,
     ) = rows_times_packed_body;
 }
 
@@ -103,6 +128,7 @@ unsafe fn rows_times_packed_body<S: Simd>(
     a: *const f32,
     rows: Rows<'_>,
     b: *const f32,
+    behind: Option<Behind<'_>>,
     out: *mut f32,
     cols: usize,
 ) {
@@ -121,7 +147,7 @@ unsafe fn rows_times_packed_body<S: Simd>(
                     product_tile::<S>,
                     take,
                     two,
-                    (a, rows, t, panel, out.add(t * cols + col), cols)
+                    (a, rows, t, panel, (behind, col), out.add(t * cols + col), cols)
                 );
             }
             t += take;
@@ -137,6 +163,7 @@ unsafe fn product_tile<S: Simd, const R: usize, const C: usize>(
     rows: Rows<'_>,
     t: usize,
     panel: *const f32,
+    (behind, col): (Option<Behind<'_>>, usize),
     out: *mut f32,
     cols: usize,
 ) {
@@ -162,6 +189,15 @@ unsafe fn product_tile<S: Simd, const R: usize, const C: usize>(
                     for c in 0..C {
                         sums[r][c] = S::mul_add(a, b[c], sums[r][c]);
                     }
+                }
+            }
+        }
+        if let Some(Behind { bias, bounds: [low, high] }) = behind {
+            for c in 0..C {
+                let bias = S::load(bias.as_ptr().add(col + c * S::LANES));
+                for r in 0..R {
+                    let v = S::add(sums[r][c], bias);
+                    sums[r][c] = S::clamp(v, S::splat(low), S::splat(high));
                 }
             }
         }

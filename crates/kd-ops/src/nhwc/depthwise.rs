@@ -34,6 +34,13 @@ struct Line<'a> {
     weight: &'a [f32],
 }
 
+impl<'a> Line<'a> {
+    /// The same from some number on.
+    fn from(self, first: usize) -> Self {
+        Self { x: self.x.get(first..).unwrap_or(&[]), ..self }
+    }
+}
+
 /// How windows lie along a line.
 #[derive(Clone, Copy)]
 struct Steps {
@@ -113,11 +120,21 @@ impl Depthwise {
         row(first)..row(first + self.kernel)
     }
 
-    /// Lays the rows before `end` that are not in the ring yet into it; `next` is the first of them.
+    /// The windows of a line that see no zeros beside the map. Where it is read as it is they read it where it lies, and what
+    /// they alone see is not laid out.
+    fn inner(&self) -> std::ops::Range<usize> {
+        let start = self.pads.left.div_ceil(self.stride).min(self.to.width);
+        let last = (self.from.width + self.pads.left).checked_sub(self.kernel);
+        let end = last.map_or(0, |last| last / self.stride + 1).min(self.to.width);
+        start..end.max(start)
+    }
+
+    /// Lays the rows up to the end of `rows` that are not in the ring yet into it; `next` is the first of them. What the windows
+    /// `inner` alone see is left out.
     fn fill_ring(
         &self,
         read: Read<'_>,
-        rows: std::ops::Range<usize>,
+        (rows, inner): (std::ops::Range<usize>, &std::ops::Range<usize>),
         next: &mut usize,
         ring: &mut [f32],
     ) {
@@ -129,7 +146,20 @@ impl Depthwise {
             let (pixels, behind) = rest.split_at_mut(row);
             before.fill(0.0);
             behind.fill(0.0);
-            copy_read(self.isa, channels, read.part(y * row..(y + 1) * row), pixels);
+            // The pixels that the windows at both ends see.
+            let seen = |window: usize| (window * self.stride).saturating_sub(self.pads.left);
+            let (left, right) = match inner.is_empty() {
+                true => (self.from.width, self.from.width),
+                false => {
+                    let left = seen(inner.start) + self.kernel;
+                    (left.min(self.from.width), seen(inner.end).min(self.from.width))
+                }
+            };
+            for part in [0..left, right.max(left)..self.from.width] {
+                let part = part.start * channels..part.end * channels;
+                let of_row = y * row + part.start..y * row + part.end;
+                copy_read(self.isa, channels, read.part(of_row), &mut pixels[part]);
+            }
         }
         *next = (*next).max(rows.end);
     }
@@ -153,10 +183,11 @@ impl Depthwise {
         if let Some(moments) = moments {
             moments.start();
         }
+        let inner = if read.is_plain() { self.inner() } else { 0..0 };
         let mut next = 0;
         for y in 0..self.to.height {
             let rows = self.rows(y);
-            self.fill_ring(read, rows.clone(), &mut next, ring);
+            self.fill_ring(read, (rows.clone(), &inner), &mut next, ring);
             let mut lines = [Line { x: &[], weight: &[] }; MOST_LINES];
             let count = rows.len();
             for (of, row) in lines.iter_mut().zip(rows) {
@@ -166,7 +197,23 @@ impl Depthwise {
             }
             let (before, rest) = to.split_at_mut(y * row);
             let out = &mut rest[..row];
-            windows(self.isa, &lines[..count], steps, out);
+            for edge in [0..inner.start, inner.end..self.to.width] {
+                let lines = lines.map(|line| line.from(edge.start * step));
+                let steps = Steps { width: edge.len(), ..steps };
+                let out = &mut out[edge.start * channels..edge.end * channels];
+                windows(self.isa, &lines[..count], steps, out);
+            }
+            if !inner.is_empty() {
+                let first = (inner.start * self.stride - self.pads.left) * channels;
+                let from = self.from.width * channels;
+                let rows = self.rows(y).map(|row| &read.x[row * from..(row + 1) * from]);
+                for (line, x) in lines.iter_mut().zip(rows) {
+                    line.x = &x[first..];
+                }
+                let steps = Steps { width: inner.len(), ..steps };
+                let out = &mut out[inner.start * channels..inner.end * channels];
+                windows(self.isa, &lines[..count], steps, out);
+            }
             bias_activation(self.isa, channels, bias, activation, out);
             if let Some(moments) = moments {
                 let origin = if y == 0 { &*out } else { &*before };
@@ -204,7 +251,7 @@ impl Depthwise {
             incoming.copy(self.isa, data.as_ref(), y * row..(y + 1) * row, dz);
             if let (Some(sums), Some(read)) = (&mut weight, read) {
                 let rows = self.rows(y);
-                self.fill_ring(read, rows.clone(), &mut next, ring);
+                self.fill_ring(read, (rows.clone(), &(0..0)), &mut next, ring);
                 for row in rows {
                     let ky = row + self.pads.top - y * self.stride;
                     let x = &ring[row % self.kernel * line..][..line];

@@ -210,7 +210,6 @@ pub(super) fn bias_activation(
     match bias {
         // SAFETY: whole vectors, as asserted.
         Some(bias) => unsafe { bias_kernel(isa, bias, activation.bounds(), x) },
-        None if activation == Activation::Identity => {}
         None => self::activation(isa, activation, x),
     }
 }
@@ -263,8 +262,10 @@ unsafe fn add_body<S: Simd>(to: &mut [f32], x: &[f32]) {
 
 /// An activation in place; NaN stays NaN.
 pub fn activation(isa: Isa, activation: Activation, x: &mut [f32]) {
-    // SAFETY: the kernel stays within the slice.
-    unsafe { activation_kernel(isa, activation, x) }
+    if activation != Activation::Identity {
+        // SAFETY: the kernel stays within the slice.
+        unsafe { activation_kernel(isa, activation, x) }
+    }
 }
 
 kernel! {

@@ -2,11 +2,14 @@
 //! cache on their way from the normalisation before it to the moments behind it.
 
 use super::conv::{ConvSizes, Incoming, Outgoing, Output, WeightSums};
-use super::elementwise::{add, bias_activation, copy_read};
+use super::elementwise::{activation, add, copy_read};
 use super::statistics::add_pixels;
 use super::{Isa, Read};
 use crate::conv::memory::carve;
-use crate::conv::products::{Rows, add_transposed_rows_times, packed_index, rows_times_packed};
+use crate::conv::products::{
+    Behind, Rows, add_transposed_rows_times, packed_index, rows_times_packed,
+    rows_times_packed_behind,
+};
 
 /// Bytes that a strip's input and output may take together.
 const STRIP_BYTES: usize = 128 << 10;
@@ -109,8 +112,11 @@ impl Pointwise {
             let (before, rest) = to.split_at_mut(first * self.outputs);
             let y = &mut rest[..pixels * self.outputs];
             let rows = self.rows(&self.input_rows, pixels, self.inputs);
-            rows_times_packed(self.isa, x, rows, packed, y, self.outputs);
-            bias_activation(self.isa, self.outputs, bias, activation, y);
+            let behind = bias.map(|bias| Behind { bias, bounds: activation.bounds() });
+            rows_times_packed_behind(self.isa, x, rows, packed, behind, y, self.outputs);
+            if bias.is_none() {
+                self::activation(self.isa, activation, y);
+            }
             if let Some(moments) = moments {
                 let origin = if first == 0 { &*y } else { &*before };
                 moments.add(self.isa, origin, y);

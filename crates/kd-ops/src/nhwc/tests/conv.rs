@@ -138,6 +138,21 @@ impl Case {
         let biased = biased.map(|(at, z)| (z + f64::from(self.bias[at % self.to.padded])).max(0.0));
         near(&with_bias, &biased.collect::<Vec<f64>>(), "values with bias and ReLU");
 
+        // A value that is read as it is, with bias and ReLU6 behind.
+        let mut plain = vec![0.0; self.to.len()];
+        self.products(|to, from, w| {
+            plain[to] += f64::from(self.x[from]) * f64::from(self.weight[w])
+        });
+        let mut found = vec![f32::NAN; self.to.len()];
+        let (bias, activation) = (Some(&self.bias[..]), Activation::Relu6);
+        let output = Output { bias, activation, to: &mut found, moments: None };
+        let input = Input::Map(Read::plain(&self.x));
+        conv.forward(&mut [Forward { input, output }], &packed, &mut scratch);
+        let biased = plain.iter().enumerate();
+        let biased =
+            biased.map(|(at, z)| (z + f64::from(self.bias[at % self.to.padded])).clamp(0.0, 6.0));
+        near(&found, &biased.collect::<Vec<f64>>(), "values of what is read as it is");
+
         // Backward, through the normalisation behind the result.
         let z: Vec<f32> = z.iter().map(|z| *z as f32).collect();
         let dz = |at: usize| {
@@ -263,7 +278,7 @@ fn a_depthwise_convolution_of_any_window_stride_and_zeros() {
 #[test]
 fn a_depthwise_convolution_of_a_small_map() {
     for (height, width) in [(1, 1), (1, 5), (2, 2), (4, 1)] {
-        for (kernel, stride) in [(3, 1), (3, 2), (5, 2)] {
+        for (kernel, stride) in [(3, 1), (3, 2), (5, 2), (7, 1)] {
             let sizes = ConvSizes {
                 inputs: 9,
                 outputs: 9,
