@@ -82,7 +82,8 @@ pub trait Classifier {
     }
 
     /// Completes the gradients that `loss.backward()` gave, where the loss was computed from [`Self::train`]'s output: adds
-    /// what goes through the network to its parameters and, where the images are a variable, to them. A network of candle's operations alone has nothing to add.
+    /// what goes through the network to its parameters and, where the images are a variable, to them. A network of candle's
+    /// operations alone has nothing to add.
     ///
     /// # Errors
     /// When a gradient's tensor is not f32 on the CPU.

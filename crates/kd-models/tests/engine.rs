@@ -366,6 +366,26 @@ fn images_that_are_a_variable_get_the_gradient_that_candle_gives_them() {
     }
 }
 
+/// What the engine has no kernel for is computed through candle, without a word and without an error.
+#[test]
+fn a_depthwise_window_of_more_than_15_pixels_goes_through_candle() {
+    let mut g = GraphBuilder::new("wide", [8, 18, 18]).unwrap();
+    let images = g.images();
+    let conv = Conv { groups: 8, padding: 8, ..Conv::new(8, 17) };
+    let x = g.conv("conv", images, conv).unwrap();
+    let x = g.global_average_pool("mean", x).unwrap();
+    let x = g.linear("head", x, 4).unwrap();
+    let graph = g.finish(x).unwrap();
+    let parameters = trained(&graph);
+    let network = GraphNetwork::new(graph, var_builder(&parameters)).unwrap();
+    let images = numbers(&[2, 8, 18, 18], 1);
+    let (_, tape) = network.train(&images, KEY, &[]).unwrap();
+    assert_eq!(format!("{tape:?}"), format!("{:?}", kd_models::Tape::default()));
+    let expected = network.forward_t(&images, Mode::Eval, &[]).unwrap();
+    let found = network.evaluate(&images, &[]).unwrap();
+    assert!(values(&expected.logits) == values(&found.logits));
+}
+
 /// As candle's way does: nothing is divided by the number of images but the loss.
 #[test]
 fn a_batch_without_images_gives_gradients_of_zero() {

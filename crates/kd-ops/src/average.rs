@@ -85,7 +85,7 @@ impl AverageConfig {
 /// An average of weights.
 #[derive(Clone, Debug)]
 pub struct Average {
-    /// Which one.
+    /// How the average follows the weights.
     pub config: AverageConfig,
     /// The averages, by the names of the parameters and running statistics that they are of.
     pub values: BTreeMap<String, Var>,

@@ -116,8 +116,7 @@ impl Plan {
         sums[self.norm_sums(norm)..][..2 * padded].split_at_mut(padded)
     }
 
-    /// The normalisation by the batch's statistics of a value; a value has at most one, for a second one
-    /// normalises a copy.
+    /// The normalisation by the batch's statistics of a value. There is at most one: a second one normalises a copy.
     pub(super) fn normalised(&self, value: usize) -> Option<usize> {
         self.units.norms.iter().position(|norm| norm.batch && norm.value == value)
     }

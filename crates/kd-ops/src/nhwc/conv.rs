@@ -3,7 +3,7 @@
 
 use candle_core::{Result, bail};
 
-use super::depthwise::Depthwise;
+use super::depthwise::{Depthwise, MOST_LINES};
 use super::pointwise::Pointwise;
 use super::spatial::Spatial;
 use super::statistics::{add_masked_sums, norm_gradient};
@@ -32,13 +32,13 @@ pub struct ConvSizes {
 }
 
 impl ConvSizes {
-    /// Whether there is a [`Conv`] of such groups and zeros.
+    /// Whether there is a [`Conv`] of such groups, zeros and windows.
     pub fn is_known(&self) -> bool {
         let Pads { top, bottom, left, right } = self.pads;
         let depthwise = self.groups == self.inputs && self.groups == self.outputs;
-        // A window of a depthwise convolution has to see at least one pixel's side of the map.
+        // The gradient of a depthwise convolution's input is one with `kernel - 1` less so many zeros on each side.
         let reaches = [top, bottom, left, right].iter().all(|&zeros| zeros < self.kernel);
-        self.groups == 1 || (depthwise && reaches)
+        self.groups == 1 || (depthwise && reaches && self.kernel <= MOST_LINES)
     }
 }
 
@@ -58,7 +58,7 @@ enum Kind {
 pub enum Input<'a> {
     /// A picture as the caller has it, NCHW.
     Picture(&'a [f32]),
-    /// A map.
+    /// What an earlier layer gave, a map, as it is read.
     Map(Read<'a>),
 }
 
@@ -126,7 +126,7 @@ pub struct NormSums<'a> {
 
 /// The sums over images that make the gradients of weight and bias.
 pub struct WeightSums<'a> {
-    /// [`Conv::sums_len`] numbers.
+    /// The sums for the weight's gradient in the convolution's own order, [`Conv::sums_len`] numbers.
     pub weight: &'a mut [f32],
     /// As long as the result's padded channels.
     pub bias: Option<&'a mut [f32]>,
@@ -140,7 +140,7 @@ impl Conv {
     pub fn new(isa: Isa, sizes: ConvSizes) -> Result<Self> {
         if !sizes.is_known() {
             bail!(
-                "conv: expected one group, or one a channel with fewer zeros than the window's side; got {sizes:?}"
+                "conv: expected one group, or one a channel with fewer zeros than the window's side and windows of at most {MOST_LINES} pixels; got {sizes:?}"
             );
         }
         let plain = (sizes.kernel, sizes.stride, sizes.pads) == (1, 1, Pads::default());

@@ -18,7 +18,7 @@ impl Affine<'_> {
 /// What is applied to each number behind a layer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Activation {
-    /// Nothing.
+    /// The number stays as it is.
     #[default]
     Identity,
     /// `max(x, 0)`; its derivative at 0 is 0.
