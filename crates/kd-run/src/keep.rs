@@ -6,17 +6,17 @@ use std::time::Instant;
 
 use kd_data::BatchConfig;
 use kd_loss::Needs;
-use kd_record::OutFolder;
+use kd_record::{KeptViews, OutFolder};
 
 use crate::run::ResolvedRun;
 use crate::teacher::{self, Kept};
 use crate::train::{batch_config, cache_config};
-use crate::{Error, Result};
+use crate::{Error, Result, evaluate};
 
 /// What was made ahead.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Made {
-    /// The file.
+    /// The file that the rows are in.
     pub path: PathBuf,
     /// Rows that the run asks for.
     pub rows: usize,
@@ -83,7 +83,7 @@ pub fn make(
     };
     let (mut done, mut computed) = (0, 0);
     for view in 0..views {
-        if file.read(view, &images)?.iter().all(Option::is_some) {
+        if is_whole(file, view, &images)? {
             done += images.len();
             continue;
         }
@@ -97,6 +97,16 @@ pub fn make(
         }
     }
     Ok(made(computed, false))
+}
+
+/// Whether all of a view's rows are there. They are read a few at a time: all at once they may be more than memory holds.
+fn is_whole(file: &KeptViews, view: usize, images: &[u32]) -> Result<bool> {
+    for images in images.chunks(evaluate::BATCH) {
+        if file.read(view, images)?.iter().any(Option::is_none) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Computes at least `rows` rows again, if so many are there, of batches that are spread over all views, and compares.

@@ -24,7 +24,7 @@ pub struct Kept {
 /// A file of kept views, and how it was used by this process.
 #[derive(Debug)]
 pub struct Used {
-    /// The file.
+    /// Where the logits are kept, and how.
     pub file: KeptViews,
     /// Rows that were asked for.
     asked: AtomicU64,
@@ -64,19 +64,23 @@ impl Kept {
 
     /// Makes sure that the batch's rows are in the file; how many were computed for it.
     pub(crate) fn fill(&self, batch: &Batch) -> Result<usize> {
+        Ok(self.rows(batch)?.1)
+    }
+
+    /// The kept logits of a batch's images, after those that were missing have been computed and written; and how many were.
+    fn rows(&self, batch: &Batch) -> Result<(Vec<Option<Vec<f32>>>, usize)> {
         let file = &self.used.file;
-        let missing: Vec<bool> =
-            file.read(batch.view, &batch.indices)?.iter().map(Option::is_none).collect();
-        let count = missing.iter().filter(|missing| **missing).count();
-        if count > 0 {
-            let rows = self.compute(batch)?;
-            for ((row, &image), _) in
-                rows.iter().zip(&batch.indices).zip(&missing).filter(|(_, missing)| **missing)
-            {
-                file.write(batch.view, image, row)?;
+        let mut rows = file.read(batch.view, &batch.indices)?;
+        let missing = rows.iter().filter(|row| row.is_none()).count();
+        if missing > 0 {
+            let computed = self.compute(batch)?;
+            let places = rows.iter_mut().zip(&computed).zip(&batch.indices);
+            for ((row, bytes), &image) in places.filter(|((row, _), _)| row.is_none()) {
+                file.write(batch.view, image, bytes)?;
+                *row = file.keep.decode(bytes, file.classes);
             }
         }
-        Ok(count)
+        Ok((rows, missing))
     }
 
     /// Computes the rows of a batch that are kept again: of each the kept logits and those of now.
@@ -97,21 +101,11 @@ impl Teacher for Kept {
         if !needs.any_teacher() {
             return Ok(Answers::default());
         }
-        let file = &self.used.file;
-        let mut rows = file.read(batch.view, &batch.indices)?;
-        let found = rows.iter().flatten().count();
+        let (rows, missing) = self.rows(batch)?;
         self.used.asked.fetch_add(rows.len() as u64, Ordering::Relaxed);
-        self.used.found.fetch_add(found as u64, Ordering::Relaxed);
-        if found < rows.len() {
-            let computed = self.compute(batch)?;
-            let missing = rows.iter_mut().zip(&computed).zip(&batch.indices);
-            for ((row, bytes), &image) in missing.filter(|((row, _), _)| row.is_none()) {
-                file.write(batch.view, image, bytes)?;
-                *row = file.keep.decode(bytes, file.classes);
-            }
-        }
+        self.used.found.fetch_add((rows.len() - missing) as u64, Ordering::Relaxed);
         let values: Vec<f32> = rows.into_iter().flatten().flatten().collect();
-        let shape = (batch.indices.len(), file.classes);
+        let shape = (batch.indices.len(), self.used.file.classes);
         let logits = Tensor::from_vec(values, shape, batch.images.device())?;
         Ok(Answers { logits: Some(logits), ..Answers::default() })
     }
