@@ -29,7 +29,7 @@ const PROGRAM: u64 = 16 << 20;
 /// The bytes that a run takes on a CPU, by what they are for; the last four are sums of them at the run's heaviest moments.
 ///
 /// They are found from the network's graph and the recipe, without computing anything. Measured peaks of the process (VmHWM) differ
-/// by 10 % at most, those of runs below 100 MiB by up to 15 MiB: docs/performance.md has them.
+/// by up to 15 %, those of runs below 100 MiB by up to 15 MiB: docs/performance.md has them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct RunMemory {
     /// The program itself.
@@ -86,12 +86,10 @@ pub fn memory(run: &ResolvedRun, task: &dyn Task) -> Result<Option<RunMemory>> {
 /// # Errors
 /// [`Error::Memory`] for a run that needs more than [`limit`] allows.
 pub fn check(run: &ResolvedRun, task: &dyn Task) -> Result<Option<RunMemory>> {
-    let (Some(memory), Some(limit)) = (memory(run, task)?, limit(run)) else {
-        return memory(run, task);
+    let Some(found) = memory(run, task)? else { return Ok(None) };
+    let Some(limit) = limit(run).filter(|limit| found.peak > *limit) else {
+        return Ok(Some(found));
     };
-    if memory.peak <= limit {
-        return Ok(Some(memory));
-    }
     let batch_size = run.recipe.training.batch_size;
     let (mut fits, mut too_large) = (0, batch_size);
     while fits + 1 < too_large {
@@ -104,7 +102,7 @@ pub fn check(run: &ResolvedRun, task: &dyn Task) -> Result<Option<RunMemory>> {
     Err(Error::Memory {
         run: run.recipe.run.name.clone(),
         batch_size,
-        needed: memory.peak,
+        needed: found.peak,
         limit,
         batch_that_fits: (fits > 0).then_some(fits),
     })
@@ -185,15 +183,20 @@ fn of_batch(run: &ResolvedRun, task: &dyn Task, batch: usize) -> Result<RunMemor
         + found.average
         + found.teacher_weights
         + found.teacher_outputs;
-    let kept = held + found.optimizer + found.maps;
+    // A network keeps the maps of an evaluation for the next one, and those of its last, smaller batch.
+    let at_once = evaluate::BATCH.min(data.test.len());
+    let rest = data.test.len().checked_rem(at_once).unwrap_or(0);
+    let evaluated =
+        |batch: usize| memory::evaluation(&graph, &Pass { batch, threads, places: &[] });
+    let (whole, rest) = (evaluated(at_once)?, evaluated(rest)?);
+    let kept = held + found.optimizer + found.maps + whole.maps + rest.maps;
     found.training = kept
         + found.batches
         + found.gradients
         + found.workspace
         + found.outputs
         + found.teacher_pass;
-    let at_once = evaluate::BATCH.min(data.test.len());
-    found.evaluation = kept + batches(&graph, at_once) + of_evaluation(&graph, &[], at_once)?;
+    found.evaluation = kept + batches(&graph, at_once) + whole.total() - whole.maps;
     // The optimiser's memory once more, everything as bytes, and the file of these.
     let written = found.weights + found.average + found.optimizer;
     found.checkpoint = kept + found.optimizer + 2 * written;

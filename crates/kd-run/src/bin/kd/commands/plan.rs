@@ -223,7 +223,7 @@ fn as_text(planned: &[Planned]) -> anyhow::Result<String> {
     let seconds: f64 = planned.iter().filter_map(|planned| planned.timing).map(|t| t.run).sum();
     writeln!(
         text,
-        "All runs together: {}, from a few measured steps on this machine. Memory is estimated from the networks, to some 10 %.",
+        "All runs together: {}, from a few measured steps on this machine. Memory is estimated from the networks, to some 15 %.",
         duration(seconds)
     )?;
     if let Some(limit) = planned.first().and_then(|planned| planned.limit) {
