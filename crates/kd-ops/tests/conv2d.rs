@@ -34,15 +34,16 @@ impl Case {
     }
 }
 
-/// The largest difference between the two, as a share of the largest expected magnitude.
-fn distance(found: &Tensor, expected: &[f64]) -> Result<f64> {
+/// The largest difference between the two.
+fn difference(found: &Tensor, expected: &[f64]) -> Result<f64> {
     let found = found.flatten_all()?.to_vec1::<f32>()?;
     assert_eq!(found.len(), expected.len());
-    let largest = expected.iter().fold(0.0f64, |m, e| m.max(e.abs())).max(1e-30);
-    let difference =
-        found.iter().zip(expected).fold(0.0f64, |m, (&f, e)| m.max((f64::from(f) - e).abs()));
     assert!(found.iter().all(|f| f.is_finite()));
-    Ok(difference / largest)
+    Ok(largest(found.iter().zip(expected).map(|(&f, e)| f64::from(f) - e)))
+}
+
+fn largest(values: impl Iterator<Item = f64>) -> f64 {
+    values.fold(0.0, |m, v| m.max(v.abs()))
 }
 
 /// Values and gradients of x, weight and bias, in f64, window by window.
@@ -55,6 +56,16 @@ struct Reference {
     dx: Vec<f64>,
     dweight: Vec<f64>,
     dbias: Vec<f64>,
+    magnitudes: Magnitudes,
+}
+
+/// Largest sum of the terms' absolute values. Rounding grows with it and not with the sum itself, which may be nearly zero: a
+/// case of one output had a `dbias` of 3e-4 from 24 terms of up to one.
+struct Magnitudes {
+    y: f64,
+    dx: f64,
+    dweight: f64,
+    dbias: f64,
 }
 
 fn reference(case: &Case, x: &[f32], weight: &[f32], bias: &[f32], dy: &[f32]) -> Reference {
@@ -94,11 +105,17 @@ fn reference(case: &Case, x: &[f32], weight: &[f32], bias: &[f32], dy: &[f32]) -
             }
         }
     };
-    each(&mut |y, i, w| full[y] += f64::from(x[i]) * f64::from(weight[w]));
     let plane = out_height * out_width;
-    for (i, y) in full.iter_mut().enumerate() {
-        *y += f64::from(bias[i / plane % outputs]);
+    let mut y_magnitudes = full.clone();
+    for (i, (y, magnitude)) in full.iter_mut().zip(&mut y_magnitudes).enumerate() {
+        *y = f64::from(bias[i / plane % outputs]);
+        *magnitude = y.abs();
     }
+    each(&mut |y, i, w| {
+        let product = f64::from(x[i]) * f64::from(weight[w]);
+        full[y] += product;
+        y_magnitudes[y] += product.abs();
+    });
     let close = 1e-4 * full.iter().fold(0.0f64, |m, y| m.max(y.abs()));
     let mut dy = dy.to_vec();
     // The gradient with respect to the full map, through pool and ReLU.
@@ -149,17 +166,30 @@ fn reference(case: &Case, x: &[f32], weight: &[f32], bias: &[f32], dy: &[f32]) -
             }
         }
     }
-    let mut dx = vec![0.0; x.len()];
-    let mut dweight = vec![0.0; weight.len()];
-    let mut dbias = vec![0.0; outputs];
-    each(&mut |y, i, w| {
-        dx[i] += dfull[y] * f64::from(weight[w]);
-        dweight[w] += dfull[y] * f64::from(x[i]);
-    });
-    for (i, dfull) in dfull.iter().enumerate() {
-        dbias[i / plane % outputs] += dfull;
-    }
-    Reference { dy, y, dx, dweight, dbias }
+    let gradients = |dfull: &[f64], weight: &[f32], x: &[f32]| {
+        let mut dx = vec![0.0; x.len()];
+        let mut dweight = vec![0.0; weight.len()];
+        let mut dbias = vec![0.0; outputs];
+        each(&mut |y, i, w| {
+            dx[i] += dfull[y] * f64::from(weight[w]);
+            dweight[w] += dfull[y] * f64::from(x[i]);
+        });
+        for (i, dfull) in dfull.iter().enumerate() {
+            dbias[i / plane % outputs] += dfull;
+        }
+        (dx, dweight, dbias)
+    };
+    let (dx, dweight, dbias) = gradients(&dfull, weight, x);
+    let absolute = |values: &[f32]| values.iter().map(|v| v.abs()).collect::<Vec<_>>();
+    let dfull: Vec<f64> = dfull.iter().map(|d| d.abs()).collect();
+    let sums = gradients(&dfull, &absolute(weight), &absolute(x));
+    let magnitudes = Magnitudes {
+        y: largest(y_magnitudes.into_iter()).max(f64::MIN_POSITIVE),
+        dx: largest(sums.0.into_iter()).max(f64::MIN_POSITIVE),
+        dweight: largest(sums.1.into_iter()).max(f64::MIN_POSITIVE),
+        dbias: largest(sums.2.into_iter()).max(f64::MIN_POSITIVE),
+    };
+    Reference { dy, y, dx, dweight, dbias, magnitudes }
 }
 
 fn check(case: &Case) -> Result<()> {
@@ -172,6 +202,7 @@ fn check(case: &Case) -> Result<()> {
     let bias = numbers(&mut rng, case.outputs);
     let dy = numbers(&mut rng, out_shape.0 * out_shape.1 * out_shape.2 * out_shape.3);
     let expected = reference(case, &x, &weight, &bias, &dy);
+    let magnitudes = &expected.magnitudes;
 
     let device = &Device::Cpu;
     let x = Var::from_vec(x, (case.batch, case.inputs, case.height, case.width), device)?;
@@ -183,13 +214,16 @@ fn check(case: &Case) -> Result<()> {
     assert_eq!(y.dims(), dy.dims());
     let grads = (y.clone() * dy)?.sum_all()?.backward()?;
     let found = [
-        ("y", distance(&y, &expected.y)?),
-        ("dx", distance(grads.get(&x).unwrap(), &expected.dx)?),
-        ("dweight", distance(grads.get(&weight).unwrap(), &expected.dweight)?),
-        ("dbias", distance(grads.get(&bias).unwrap(), &expected.dbias)?),
+        ("y", difference(&y, &expected.y)? / magnitudes.y),
+        ("dx", difference(grads.get(&x).unwrap(), &expected.dx)? / magnitudes.dx),
+        (
+            "dweight",
+            difference(grads.get(&weight).unwrap(), &expected.dweight)? / magnitudes.dweight,
+        ),
+        ("dbias", difference(grads.get(&bias).unwrap(), &expected.dbias)? / magnitudes.dbias),
     ];
     for (name, distance) in found {
-        assert!(distance < 1e-4, "{name} is off by {distance:e} in {case:?}");
+        assert!(distance < 1e-5, "{name} is off by {distance:e} in {case:?}");
     }
     Ok(())
 }
@@ -283,14 +317,16 @@ fn a_chain_gives_what_its_layers_give_one_by_one() -> Result<()> {
         let as_f64 = |t: &Tensor| -> Result<Vec<f64>> {
             Ok(t.flatten_all()?.to_vec1::<f32>()?.into_iter().map(f64::from).collect())
         };
-        assert!(distance(&chained, &as_f64(&single)?)? < 1e-5);
+        let expected = as_f64(&single)?;
+        assert!(difference(&chained, &expected)? < 1e-5 * largest(expected.into_iter()));
         let weights =
             Tensor::from_vec(numbers(&mut rng, single.elem_count()), single.shape(), device)?;
         let chained = (chained * &weights)?.sum_all()?.backward()?;
         let single = (single * &weights)?.sum_all()?.backward()?;
         for variable in &variables {
             let expected = as_f64(single.get(variable).unwrap())?;
-            let distance = distance(chained.get(variable).unwrap(), &expected)?;
+            let distance = difference(chained.get(variable).unwrap(), &expected)?;
+            let distance = distance / largest(expected.into_iter());
             assert!(distance < 1e-5, "{:?} is off by {distance:e}", variable.shape());
         }
     }
