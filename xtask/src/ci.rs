@@ -34,8 +34,6 @@ enum Step {
     Reproduce,
     /// The report of `reproduce` in headless Chromium, and whether each check finds its defect
     Browser,
-    /// The tests that need candle-datasets, which takes minutes to build
-    Hub,
     /// Each published crate is packed; `cargo xtask soak package` also builds each from its package alone
     Package,
     /// kd-ops' operations once more in portable code: the tests take the best that the processor has
@@ -92,18 +90,6 @@ impl Step {
             }
             Step::Reproduce => quick_experiment(),
             Step::Browser => browser(),
-            // Its dependencies' features differ from the other tests' anyway, so next to nothing
-            // would be shared; without optimisation it is built in less than half the time.
-            Step::Hub => cargo(&[
-                "test",
-                "--locked",
-                "--profile",
-                "light",
-                "--package",
-                "kd-data",
-                "--features",
-                "hub",
-            ]),
             Step::Package => cargo(&[&PACKAGE[..], &["--no-verify"]].concat()),
             Step::Portable => {
                 let mut command = workspace::cargo();

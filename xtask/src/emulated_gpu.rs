@@ -16,8 +16,10 @@ pub struct Args {
     test: Option<String>,
 }
 
-/// The crates with tests on a GPU.
-const CRATES: [&str; 5] = ["kd-data", "kd-loss", "kd-ops", "kd-run", "kd-bench"];
+/// The crates whose tests on a GPU compute convolutions.
+const CONVOLVE: [&str; 3] = ["kd-ops", "kd-run", "kd-bench"];
+/// Those whose tests compute none, which is all that cuDNN does: they are run without it.
+const OTHERS: [&str; 2] = ["kd-data", "kd-loss"];
 
 pub fn command(args: &Args) -> anyhow::Result<()> {
     ensure!(
@@ -30,7 +32,8 @@ pub fn command(args: &Args) -> anyhow::Result<()> {
     command.arg(script).arg(&folder).arg(workspace::program());
     // Without optimisation candle is built in a third of the time, and little is computed in Rust here.
     command.args(["test", "--profile", "light"]);
-    for name in CRATES {
+    let others = if args.cudnn { &[][..] } else { &OTHERS };
+    for name in others.iter().chain(&CONVOLVE) {
         command.args(["--package", name]);
     }
     let features = if args.cudnn {

@@ -25,10 +25,12 @@ enum Step {
     Kills,
     /// A run on a disk that is full (Linux; mounts one of six megabytes in a namespace of its own)
     Disk,
-    /// kd-ops' tests under AddressSanitizer
+    /// kd-ops' tests and the engine's under AddressSanitizer
     Asan,
     /// Fuzz targets under AddressSanitizer, one after the other
     Fuzz,
+    /// The tests that need candle-datasets, which takes minutes to build
+    Hub,
     /// Each published crate built from its package alone
     Package,
 }
@@ -47,6 +49,13 @@ const COVERAGE: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-l
     -Cllvm-args=-sanitizer-coverage-trace-compares -Cllvm-args=-simplifycfg-branch-fold-threshold=0 \
     --cfg fuzzing";
 const ADDRESS: &str = "-Zsanitizer=address";
+
+/// The tests that run under AddressSanitizer: the kernels by themselves, and as the engine calls them, with its offsets into
+/// memory that values share.
+const WATCHED: [&[&str]; 2] = [
+    &["--package", "kd-ops", "--tests"],
+    &["--package", "kd-models", "--test", "engine", "--test", "random_graphs"],
+];
 
 pub fn command(args: &Args) -> anyhow::Result<()> {
     let steps =
@@ -69,13 +78,22 @@ impl Step {
             Self::Asan => {
                 // kd-ops takes the best that the processor has and this lets it.
                 for isa in ["avx512", "avx2", "portable"] {
-                    let mut command = with_sanitizer("asan", ADDRESS)?;
-                    // Candle without optimisation is built in a fifth of the time; kd-ops keeps its own.
-                    command.args(["test", "--profile", "light", "--package", "kd-ops", "--tests"]);
                     println!("KD_ISA={isa}");
-                    process::run(command.args(["--target", &host()?]).env("KD_ISA", isa))?;
+                    for tests in WATCHED {
+                        let mut command = with_sanitizer("asan", ADDRESS)?;
+                        // Candle without optimisation is built in a fifth of the time; kd-ops and kd-models keep their own.
+                        command.args(["test", "--profile", "light"]).args(tests);
+                        process::run(command.args(["--target", &host()?]).env("KD_ISA", isa))?;
+                    }
                 }
                 Ok(())
+            }
+            Self::Hub => {
+                // Its dependencies' features differ from the other tests', so that next to nothing would be shared; without
+                // optimisation it is built in less than half the time.
+                let mut command = workspace::cargo();
+                command.args(["test", "--locked", "--profile", "light"]);
+                process::run(command.args(["--package", "kd-data", "--features", "hub"]))
             }
             Self::Package => process::run(workspace::cargo().args(ci::PACKAGE)),
             Self::Fuzz => TARGETS.iter().try_for_each(|target| fuzz(*target, fuzz_seconds)),

@@ -6,7 +6,6 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::hash::hex;
@@ -162,45 +161,57 @@ pub fn cifar100_records(bytes: &[u8], name: &Path) -> Result<Split> {
 }
 
 fn records(bytes: &[u8], name: &Path, layout: &Layout) -> Result<Split> {
-    check(bytes, name, layout, bytes.len().div_ceil(layout.record()))?;
-    Ok(split(&[bytes], layout))
+    let count = bytes.len().div_ceil(layout.record());
+    check(bytes, name, layout, count)?;
+    let mut split = empty(count, layout);
+    append(bytes, layout, &mut split);
+    Ok(split)
 }
 
 fn read(dir: &Path, layout: &Layout) -> Result<Dataset> {
     let folder = find(dir, layout)?;
-    let contents: Vec<Vec<u8>> = layout
-        .files
-        .par_iter()
-        .map(|&(name, records)| {
-            let path = folder.join(name);
-            let bytes = read_file(&path, layout, records)?;
-            check(&bytes, &path, layout, records)?;
-            Ok(bytes)
-        })
-        // Collected before the first error is taken: which one is reported must not depend on
-        // which file was read first.
-        .collect::<Vec<Result<_>>>()
-        .into_iter()
-        .collect::<Result<_>>()?;
-    let (sha256, (train, test)) = rayon::join(
-        || {
-            let mut hash = Sha256::new();
-            contents.iter().for_each(|bytes| hash.update(bytes));
-            hex(hash)
-        },
-        || {
-            let (train, test) = contents.split_at(layout.files.len() - 1);
-            (split(train, layout), split(test, layout))
-        },
-    );
+    let (test_file, train_files) = match layout.files {
+        [train @ .., test] => (test, train),
+        [] => unreachable!("a layout has files"),
+    };
+    let mut train = empty(train_files.iter().map(|(_, records)| records).sum(), layout);
+    let mut test = empty(test_file.1, layout);
+    let mut hash = Sha256::new();
+    // Two buffers, so that the next file is read while this one is hashed; memory for all files at once would have to be
+    // cleared by the system first, which takes longer than to read them.
+    let (mut bytes, mut next) = (Vec::new(), Vec::new());
+    read_checked(&folder, layout, 0, &mut bytes)?;
+    for index in 0..layout.files.len() {
+        let split = if index < train_files.len() { &mut train } else { &mut test };
+        let ((), read) = rayon::join(
+            || hash.update(&bytes),
+            || {
+                append(&bytes, layout, split);
+                match index + 1 < layout.files.len() {
+                    true => read_checked(&folder, layout, index + 1, &mut next),
+                    false => Ok(()),
+                }
+            },
+        );
+        read?;
+        std::mem::swap(&mut bytes, &mut next);
+    }
     Ok(Dataset {
         name: layout.name.into(),
         classes: layout.classes.iter().map(|&class| class.into()).collect(),
         train,
         test,
-        sha256,
+        sha256: hex(hash),
         skipped: Vec::new(),
     })
+}
+
+/// Reads the file `index` of the layout into `bytes`, in place of what is there, and checks it.
+fn read_checked(folder: &Path, layout: &Layout, index: usize, bytes: &mut Vec<u8>) -> Result<()> {
+    let (name, records) = layout.files[index];
+    let path = folder.join(name);
+    read_file(&path, layout, records, bytes)?;
+    check(bytes, &path, layout, records)
 }
 
 /// The folder with the batches: `dir`, or the published folder in it.
@@ -228,8 +239,8 @@ fn find(dir: &Path, layout: &Layout) -> Result<PathBuf> {
     Err(Error::Missing { path: dir.into(), expected, advice })
 }
 
-/// The file's contents, or at most one byte more than it should have.
-fn read_file(path: &Path, layout: &Layout, records: usize) -> Result<Vec<u8>> {
+/// Reads the file's contents, or at most one byte more than it should have, into `bytes`, in place of what is there.
+fn read_file(path: &Path, layout: &Layout, records: usize, bytes: &mut Vec<u8>) -> Result<()> {
     let io = |source| Error::Io { path: path.into(), source };
     let length = layout.record() * records;
     let metadata = match path.metadata() {
@@ -258,11 +269,12 @@ fn read_file(path: &Path, layout: &Layout, records: usize) -> Result<Vec<u8>> {
         let read = File::open(path).and_then(|mut file| file.read(&mut head)).map_err(io)?;
         return Err(wrong_length(&head[..read], metadata.len(), path, layout, records));
     }
-    let mut bytes = Vec::with_capacity(length + 1);
+    bytes.clear();
+    bytes.reserve_exact(length + 1);
     File::open(path)
-        .and_then(|file| file.take(length as u64 + 1).read_to_end(&mut bytes))
+        .and_then(|file| file.take(length as u64 + 1).read_to_end(bytes))
         .map_err(io)?;
-    Ok(bytes)
+    Ok(())
 }
 
 /// Checks length and labels.
@@ -336,20 +348,27 @@ fn foreign(head: &[u8]) -> Option<(&'static str, &'static str)> {
         .map(|&(_, kind, advice)| (kind, advice))
 }
 
-/// Takes the records of checked files apart.
-fn split(files: &[impl AsRef<[u8]>], layout: &Layout) -> Split {
-    let files = files.iter().map(AsRef::as_ref);
-    let total: usize = files.clone().map(|bytes| bytes.len() / layout.record()).sum();
-    let class = layout.labels.len() - 1;
-    let mut images = Vec::with_capacity(total * PIXELS);
-    let mut labels = Vec::with_capacity(total);
-    let mut coarse = Vec::new();
-    for record in files.flat_map(|bytes| bytes.chunks_exact(layout.record())) {
-        labels.push(record[class]);
-        coarse.extend_from_slice(&record[..class]);
-        images.extend_from_slice(&record[class + 1..]);
+/// A split without images, with room for so many.
+fn empty(images: usize, layout: &Layout) -> Split {
+    let coarse = (layout.labels.len() > 1).then(|| Vec::with_capacity(images));
+    Split {
+        images: Vec::with_capacity(images * PIXELS),
+        labels: Vec::with_capacity(images),
+        coarse_labels: coarse,
+        shape: SHAPE,
     }
-    Split { images, labels, coarse_labels: (class > 0).then_some(coarse), shape: SHAPE }
+}
+
+/// Appends the records of a checked file.
+fn append(bytes: &[u8], layout: &Layout, split: &mut Split) {
+    let class = layout.labels.len() - 1;
+    for record in bytes.chunks_exact(layout.record()) {
+        split.labels.push(record[class]);
+        if let Some(coarse) = &mut split.coarse_labels {
+            coarse.extend_from_slice(&record[..class]);
+        }
+        split.images.extend_from_slice(&record[class + 1..]);
+    }
 }
 
 impl Layout {
@@ -385,9 +404,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("batch.bin");
         std::fs::write(&path, bytes).unwrap();
-        let bytes = read_file(&path, layout, records)?;
-        check(&bytes, &path, layout, records)?;
-        Ok(split(&[bytes], layout))
+        let mut read = vec![7; 5];
+        read_file(&path, layout, records, &mut read)?;
+        check(&read, &path, layout, records)?;
+        let mut split = empty(records, layout);
+        append(&read, layout, &mut split);
+        Ok(split)
     }
 
     fn agrees_with_the_format(bytes: &[u8], layout: &Layout, records: usize) {
