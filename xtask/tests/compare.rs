@@ -1,19 +1,18 @@
 //! `cargo xtask compare` as a process, with stand-ins for cargo and `kd`.
 #![cfg(unix)]
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
+mod common;
+
 use std::path::Path;
 
 use assert_cmd::Command;
+use common::program;
 use predicates::str::contains;
 
 /// Makes `kd`, which does this, and a `cargo` that says that it has built it.
 fn xtask(folder: &Path, kd: &str) -> Command {
     let script = |name: &str, text: &str| {
-        let path = folder.join(name);
-        fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        program::write(&folder.join(name), &format!("#!/bin/sh\n{text}\n"));
     };
     script("kd", kd);
     let built = format!(

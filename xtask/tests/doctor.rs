@@ -4,19 +4,17 @@
 mod common;
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use assert_cmd::Command;
 use common::archive::{FOLDER, cifar10};
+use common::program::write;
 use serde_json::Value;
 use tempfile::TempDir;
 
 /// A program that prints `text`.
 fn program(folder: &Path, name: &str, text: &str) {
-    let path = folder.join(name);
-    fs::write(&path, format!("#!/bin/sh\ncat <<'END'\n{text}\nEND\n")).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    write(&folder.join(name), &format!("#!/bin/sh\ncat <<'END'\n{text}\nEND\n"));
 }
 
 /// A machine with cc and cargo, and `sh` and `cat` for the programs.
@@ -59,8 +57,7 @@ fn a_machine_without_cuda_and_data_can_run_the_experiment() {
 #[test]
 fn what_is_missing_or_too_old_is_named() {
     let (machine, data) = (machine(), tempfile::tempdir().unwrap());
-    program(machine.path(), "cc", "");
-    fs::write(machine.path().join("cc"), "#!/bin/sh\nexit 1\n").unwrap();
+    write(&machine.path().join("cc"), "#!/bin/sh\nexit 1\n");
     program(machine.path(), "cargo", "cargo 1.70.0");
     let (code, found) = look(machine.path(), data.path());
     assert_eq!(code, Some(1));
@@ -79,12 +76,10 @@ fn toolkit_and_driver_are_compared() {
     // Called plainly, and with --query-gpu.
     let smi = |cuda: &str| {
         let header = format!("| NVIDIA-SMI 570.1  Driver Version: 570.1  CUDA Version: {cuda} |");
-        let path = machine.path().join("nvidia-smi");
         let script = format!(
             "#!/bin/sh\nif [ $# = 0 ]; then echo '{header}'; else echo 'NVIDIA H200, 570.1'; fi\n"
         );
-        fs::write(&path, script).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        write(&machine.path().join("nvidia-smi"), &script);
     };
     for (cuda, fits) in [("12.8", false), ("13.0", true)] {
         smi(cuda);

@@ -1,14 +1,16 @@
 //! `cargo xtask reproduce` as a process, with stand-ins for cargo and `kd` that keep a log.
 #![cfg(unix)]
 
+mod common;
+
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
 use assert_cmd::Command;
 use assert_cmd::cargo::CommandCargoExt;
+use common::program;
 use predicates::prelude::*;
 use predicates::str::contains;
 use tempfile::TempDir;
@@ -36,9 +38,7 @@ impl Stage {
     }
 
     fn script(&self, name: &str, text: &str) {
-        let path = self.path(name);
-        fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        program::write(&self.path(name), &format!("#!/bin/sh\n{text}\n"));
     }
 
     fn command(&self, flags: &[&str]) -> std::process::Command {

@@ -3,4 +3,5 @@
 #![allow(dead_code, unreachable_pub)]
 
 pub mod archive;
+pub mod program;
 pub mod server;

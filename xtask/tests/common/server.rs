@@ -100,7 +100,7 @@ impl Drop for Server {
 }
 
 fn read_head(stream: &TcpStream) -> Option<String> {
-    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
     let mut head = String::new();
     let mut reader = BufReader::new(stream);
     loop {
