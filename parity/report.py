@@ -53,6 +53,8 @@ VIEWS = [
 ]
 # At most this many places are named for one kind of problem.
 NAMED = 5
+# Seconds after which Chromium counts as hanging; on a busy machine a page may take a minute.
+PATIENCE = 600
 
 
 class BrowserError(Exception):
@@ -96,6 +98,9 @@ class Browser:
         self.session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
+        # The empty page is loaded, too: reported later, that would pass for a report's.
+        while self.run("document.readyState") != "complete":
+            time.sleep(0.01)
 
     def message(self, seconds):
         """The next message, or None if none arrives within `seconds`."""
@@ -122,16 +127,16 @@ class Browser:
         except BrokenPipeError:
             self.message(1)
         while True:
-            answer = self.message(60)
+            answer = self.message(PATIENCE)
             if answer is None:
-                raise BrowserError(f"{self.program} gave no answer to {method} within a minute")
+                raise BrowserError(f"{self.program} gave no answer to {method} within {PATIENCE} seconds")
             if answer.get("id") == self.next_id:
                 if "error" in answer:
                     raise BrowserError(f"{method}: {answer['error']['message']}")
                 return answer["result"]
             self.events.append(answer)
 
-    def wait_for(self, method, seconds=60):
+    def wait_for(self, method, seconds=PATIENCE):
         end = time.monotonic() + seconds
         while not any(event.get("method") == method for event in self.events):
             event = self.message(max(0, end - time.monotonic()))
