@@ -4,7 +4,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::thread::JoinHandle;
 
 use candle_core::{DType, Device, Tensor};
 use kd_models::memory::{Pass, PassMemory, evaluation, training, weights};
@@ -52,8 +52,6 @@ fn count(bytes: usize) {
 
 /// The bytes that `body` had at its peak beyond those that were there before it.
 fn peak_of<T>(body: impl FnOnce() -> T) -> (u64, T) {
-    // The threads of an earlier pool end after it, and give their memory back then.
-    std::thread::sleep(Duration::from_millis(50));
     let before = NOW.load(Ordering::Relaxed);
     PEAK.store(before, Ordering::Relaxed);
     let result = body();
@@ -82,17 +80,63 @@ fn step(network: &GraphNetwork, images: &Tensor, places: &[&str]) {
     network.backward(tape, &mut gradients).unwrap();
 }
 
+/// Two threads of their own, which have no scratch memory of an earlier case, do `body`; they are gone afterwards, and their memory is
+/// given back.
+fn on_two_threads(body: impl FnOnce() + Send) {
+    let threads = Mutex::new(Vec::<JoinHandle<()>>::new());
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(2).spawn_handler(|thread| {
+        let handle = std::thread::Builder::new().spawn(|| thread.run())?;
+        threads.lock().unwrap().push(handle);
+        Ok(())
+    });
+    pool.build().unwrap().install(body);
+    for thread in threads.into_inner().unwrap() {
+        thread.join().unwrap();
+    }
+}
+
+/// How often a pass is counted at most. On a busy machine one of the two threads may do all the work before the other wakes, and
+/// what the other would take is not counted: the largest count is the pass's.
+const TRIES: usize = 8;
+
+/// What a pass takes, twice in a row by a network that is new: the largest count, of as few as come near to what is said of it.
+fn counted_near(
+    said: PassMemory,
+    network: impl Fn() -> GraphNetwork,
+    pass: impl Fn(&GraphNetwork) + Sync,
+) -> u64 {
+    let mut most = 0;
+    for _ in 0..TRIES {
+        let network = network();
+        let (counted, ()) = peak_of(|| {
+            on_two_threads(|| {
+                pass(&network);
+                pass(&network);
+            });
+        });
+        most = most.max(counted);
+        if is_near(said, most) {
+            break;
+        }
+    }
+    most
+}
+
 /// By what share a figure may be wrong, and by how many bytes besides: matrix products take some for themselves.
 const SHARE: f64 = 0.15;
 const BYTES: f64 = (1 << 20) as f64;
+
+fn is_near(said: PassMemory, counted: u64) -> bool {
+    let counted = counted as f64;
+    (said.total() as f64 - counted).abs() <= SHARE * counted + BYTES
+}
 
 /// A sentence where what is said is further than that from what is counted.
 fn apart(what: &str, said: PassMemory, counted: u64) -> Option<String> {
     let ratio = said.total() as f64 / counted as f64;
     let sentence = format!("{what}: {said:?} is {ratio:.3} times the {counted} counted");
     println!("{sentence}");
-    let counted = counted as f64;
-    ((said.total() as f64 - counted).abs() > SHARE * counted + BYTES).then_some(sentence)
+    (!is_near(said, counted)).then_some(sentence)
 }
 
 /// Name, side of the images, batch, places and frozen layers.
@@ -124,22 +168,17 @@ fn what_is_said_of_a_training_pass_is_what_an_allocator_counts() {
             true => BTreeSet::new(),
             false => graph.frozen_parameters(&layers).unwrap(),
         };
-        // A pool of its own, whose threads have no scratch memory of an earlier case.
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
         let (of_weights, parameters) =
             peak_of(|| -> Parameters { graph.init(0, &Device::Cpu).unwrap() });
         let ratio = weights(&graph) as f64 / of_weights as f64;
         assert!((0.5..1.001).contains(&ratio), "{name}: weights {ratio:.3}");
-        let variables = partly_frozen(&parameters, |name| still.contains(name));
-        let network = GraphNetwork::new(graph.clone(), variables).unwrap();
+        let network = || {
+            let variables = partly_frozen(&parameters, |name| still.contains(name));
+            GraphNetwork::new(graph.clone(), variables).unwrap()
+        };
         let images = images(&graph, batch);
-        let (counted, ()) = peak_of(|| {
-            pool.install(|| {
-                step(&network, &images, places);
-                step(&network, &images, places);
-            });
-        });
         let said = training(&graph, &Pass { batch, threads: 2, places }, &still).unwrap();
+        let counted = counted_near(said, network, |network| step(network, &images, places));
         let what = format!("{name} {side} {batch} {places:?} {layers:?}");
         wrong.extend(apart(&what, said, counted));
     }
@@ -152,18 +191,15 @@ fn what_is_said_of_an_evaluation_is_what_an_allocator_counts() {
     let mut wrong = Vec::new();
     for (name, side, batch, places, _) in CASES {
         let graph = graph(name, side);
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
         let parameters = graph.init(0, &Device::Cpu).unwrap();
         let tensors = parameters.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor()));
-        let network = GraphNetwork::new(graph.clone(), frozen(&tensors.collect())).unwrap();
+        let tensors = tensors.collect();
+        let network = || GraphNetwork::new(graph.clone(), frozen(&tensors)).unwrap();
         let images = images(&graph, batch);
-        let (counted, ()) = peak_of(|| {
-            pool.install(|| {
-                network.evaluate(&images, places).unwrap();
-                network.evaluate(&images, places).unwrap();
-            });
-        });
         let said = evaluation(&graph, &Pass { batch, threads: 2, places }).unwrap();
+        let counted = counted_near(said, network, |network| {
+            network.evaluate(&images, places).unwrap();
+        });
         let what = format!("evaluation {name} {side} {batch} {places:?}");
         wrong.extend(apart(&what, said, counted));
     }
