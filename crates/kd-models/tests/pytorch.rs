@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use candle_core::Tensor;
 use common::{Way, config, fixed_weights, fixture, graph, hashed, named, short_digest, values};
@@ -12,14 +12,29 @@ use kd_ops::sgd::{Sgd, SgdConfig};
 
 /// Compares a tensor with the digest of PyTorch's.
 fn assert_agrees(name: &str, tensor: &Tensor, fixture: &HashMap<String, Tensor>, tolerance: f32) {
+    assert_agrees_each(name, tensor, fixture, tolerance, |_| tolerance);
+}
+
+/// The same with a tolerance of its own for each element, beside that for all together.
+fn assert_agrees_each(
+    name: &str,
+    tensor: &Tensor,
+    fixture: &HashMap<String, Tensor>,
+    tolerance: f32,
+    each: impl Fn(usize) -> f32,
+) {
     let ours = values(tensor);
     let stride = fixture[&format!("{name}.stride")].to_vec1::<i64>().unwrap()[0] as usize;
     let theirs = values(&fixture[&format!("{name}.sample")]);
     let sample: Vec<f32> = ours.iter().copied().step_by(stride).collect();
     assert_eq!(sample.len(), theirs.len(), "{name}: another number of elements");
     for (i, (ours, theirs)) in sample.iter().zip(&theirs).enumerate() {
-        let difference = (ours - theirs).abs();
-        assert!(difference <= tolerance, "{name}[{}]: {ours}, PyTorch has {theirs}", i * stride);
+        let (at, difference) = (i * stride, (ours - theirs).abs());
+        let within = each(at);
+        assert!(
+            difference <= within,
+            "{name}[{at}]: {ours}, PyTorch has {theirs}, within {within}"
+        );
     }
     // The sample sees one element in many; these see all.
     let sum_norm = fixture[&format!("{name}.sum_norm")].to_vec1::<f64>().unwrap();
@@ -65,6 +80,9 @@ fn logits_and_every_feature_place_agree_with_pytorch() {
     }
 }
 
+/// What a gradient differs by from PyTorch's: 1.2e-7 at most in portable code and on AVX2, some 1e-8 where most are.
+const ROUNDING: f64 = 1e-7;
+
 #[test]
 fn three_adam_steps_agree_with_pytorch() {
     for (architecture, way) in CNNS.into_iter().flat_map(|of| Way::BOTH.map(|way| (of, way))) {
@@ -74,6 +92,7 @@ fn three_adam_steps_agree_with_pytorch() {
         let parameters = fixed_weights(&config);
         let network = build(&config, var_builder(&parameters)).unwrap();
         let mut adam = Adam::new(AdamConfig::default());
+        let mut slack: BTreeMap<String, Vec<f64>> = BTreeMap::new();
         let images = hashed(&[4, 3, 32, 32], 1001, 2.0);
         for (step, expected) in values(&fixture["losses"]).iter().enumerate() {
             let (value, grads) = way.step(&*network, &images, &[0, 7, 4, 1]);
@@ -86,9 +105,20 @@ fn three_adam_steps_agree_with_pytorch() {
                 }
             }
             adam.step(&parameters, &grads).unwrap();
+            // A step is the learning rate times a quotient of gradients: where they are nearly zero, rounding decides its length and sign.
+            for (name, moments) in &adam.moments {
+                let slack =
+                    slack.entry(name.clone()).or_insert_with(|| vec![0.0; moments.second.len()]);
+                for (slack, square) in slack.iter_mut().zip(&moments.second) {
+                    let mean = f64::from(*square) / (1.0 - adam.config.beta2.powi(step as i32 + 1));
+                    let unknown = ROUNDING / (mean.sqrt() + adam.config.eps);
+                    *slack += adam.config.lr * unknown.min(2.0);
+                }
+            }
         }
         for (name, var) in &parameters {
-            assert_agrees(&format!("adam.{name}"), var, &fixture, 2e-5);
+            let each = |at: usize| (2e-6 + slack[name][at]) as f32;
+            assert_agrees_each(&format!("adam.{name}"), var, &fixture, 2e-5, each);
         }
     }
 }
