@@ -132,6 +132,9 @@ mod tests {
         fn cosine_has_the_formulas_value_and_gradient(student in any_rows(3, 4, 2.0), teacher in any_rows(3, 12, 2.0)) {
             // Near zero the direction changes too fast for differences.
             prop_assume!(student.iter().all(|row| row.iter().any(|x| x.abs() > 0.5)));
+            // Three numbers are averaged to one: where the means nearly cancel, so does what f32 knows of their direction.
+            let mut means = teacher.iter().map(|row| row.chunks(3).map(|x| x.iter().sum::<f64>() / 3.0));
+            prop_assume!(means.all(|mut row| row.any(|x| x.abs() > 0.05)));
             check_formula(
                 &student,
                 |student| cosine(student, &tensor(&teacher)).unwrap(),
