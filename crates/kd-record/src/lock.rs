@@ -5,14 +5,27 @@ use std::path::Path;
 
 use crate::{Error, Result, layout};
 
-/// Takes the lock of a folder. It lasts until the file is dropped or the process ends, in whatever way.
+/// The lock of a folder. It lasts until this is dropped or the process ends, in whatever way.
+#[derive(Debug)]
+pub struct Lock(File);
+
+impl Drop for Lock {
+    /// Closing the file is not enough: a child process that another thread is just starting has a copy of the open file until its
+    /// program begins, and the system keeps the lock as long as there is a copy.
+    fn drop(&mut self) {
+        // Where this fails the file is closed all the same.
+        let _ = self.0.unlock();
+    }
+}
+
+/// Takes the lock of a folder.
 ///
 /// # Errors
 /// [`Error::InUse`] when another process has it; when the folder can't be locked at all.
-pub fn try_lock(folder: &Path) -> Result<File> {
+pub fn try_lock(folder: &Path) -> Result<Lock> {
     let (path, file) = open(folder)?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
+        Ok(()) => Ok(Lock(file)),
         Err(TryLockError::WouldBlock) => Err(Error::InUse { folder: folder.to_owned() }),
         Err(TryLockError::Error(cause)) => Err(Error::io(&path, LOCKING)(cause)),
     }
@@ -22,10 +35,10 @@ pub fn try_lock(folder: &Path) -> Result<File> {
 ///
 /// # Errors
 /// When the folder can't be locked.
-pub fn wait_for_lock(folder: &Path) -> Result<File> {
+pub fn wait_for_lock(folder: &Path) -> Result<Lock> {
     let (path, file) = open(folder)?;
     file.lock().map_err(Error::io(&path, LOCKING))?;
-    Ok(file)
+    Ok(Lock(file))
 }
 
 const LOCKING: &str = "can't be locked";
@@ -46,6 +59,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let held = try_lock(folder.path()).unwrap();
         assert!(matches!(try_lock(folder.path()), Err(Error::InUse { .. })));
+        // As a child process has it that is being started.
+        let _copy = held.0.try_clone().unwrap();
         drop(held);
         try_lock(folder.path()).unwrap();
         assert!(matches!(try_lock(&folder.path().join("absent")), Err(Error::Io { .. })));
