@@ -111,7 +111,10 @@ fn a_folder_that_can_not_be_written_is_one_clear_error_and_is_left_alone() {
     };
     // Permissions don't stop root: then somebody else starts the program, who must be able to read it.
     let program = dir.path("kd");
-    std::fs::copy(env!("CARGO_BIN_EXE_kd"), &program).unwrap();
+    // Copied by a process of its own: a child that another test is just starting would have this process's file open for writing,
+    // and a file that is being written can't be started.
+    let mut copy = Command::new("cp");
+    assert!(copy.arg(env!("CARGO_BIN_EXE_kd")).arg(&program).status().unwrap().success());
     set(&program, 0o755);
     set(&dir.path(""), 0o755);
     let run = |line: &str| {

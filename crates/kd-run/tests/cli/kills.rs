@@ -36,7 +36,7 @@ struct Count {
 
 #[test]
 fn runs_killed_at_random_moments_end_the_same() {
-    let count = kill(6, 1);
+    let count = kill(6, 1, 1);
     assert!(count.kills >= 6 && count.in_writing >= 1, "{count:?}");
 }
 
@@ -44,13 +44,19 @@ fn runs_killed_at_random_moments_end_the_same() {
 #[test]
 #[ignore = "takes minutes"]
 fn fifty_kills_at_random_moments_change_nothing() {
-    let count = kill(50, 2);
+    let count = kill(50, 5, 2);
     println!("{count:?}");
     assert!(count.kills >= 50 && count.in_writing >= 5, "{count:?}");
 }
 
-/// Kills runs until so many kills struck; each run is then brought to its end and compared.
-fn kill(kills: usize, seed: u64) -> Count {
+/// Kills runs until so many kills struck, so many of them while a file was written; each run is then brought to its end and compared.
+///
+/// Whether a kill that is aimed at a file that is being written comes in time depends on the machine and what else it does: there are
+/// as many kills as it takes, up to twenty times those that are asked for.
+fn kill(kills: usize, in_writing: usize, seed: u64) -> Count {
+    let enough = |count: &Count| {
+        count.kills >= kills && (count.in_writing >= in_writing || count.kills >= 20 * kills)
+    };
     let dir = WorkDir::new();
     dir.teacher("teacher.safetensors", 10, 5);
     let tutorial = kd_run::recipe::TUTORIAL;
@@ -76,7 +82,7 @@ fn kill(kills: usize, seed: u64) -> Count {
     }
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let mut count = Count::default();
-    while count.kills < kills {
+    while !enough(&count) {
         let index = count.runs % RUNS.len();
         let (name, line) = RUNS[index];
         let out = format!("killed-{}", count.runs);
@@ -120,7 +126,7 @@ fn kill(kills: usize, seed: u64) -> Count {
             let none = dir.checkpoints(&format!("{out}/{name}")).is_empty();
             count.before_the_first_checkpoint += usize::from(none);
             // Enough: the rest of this run is left in peace.
-            if count.kills >= kills {
+            if enough(&count) {
                 break dir.train(&line);
             }
         };
@@ -148,9 +154,10 @@ fn wait(child: &mut Child, moment: impl Fn() -> bool) -> bool {
     let started = Instant::now();
     while !moment() {
         if child.try_wait().unwrap().is_some() {
-            return true;
+            // The moment may have come since it was looked for.
+            return !moment();
         }
-        assert!(started.elapsed() < Duration::from_secs(300), "it neither ends nor writes");
+        assert!(started.elapsed() < Duration::from_secs(900), "it neither ends nor writes");
         std::thread::sleep(Duration::from_micros(200));
     }
     false

@@ -167,9 +167,9 @@ impl Display {
         let Some(area) = Dashboard::area(columns, rows) else {
             return false;
         };
-        let colours = console::colors_enabled_stderr();
+        let how = (console::colors_enabled_stderr(), screen::was_disturbed());
         let draw = |area, buffer: &mut _| self.dashboard.draw(area, buffer);
-        let frame = self.screen.frame((columns, rows), area, colours, draw);
+        let frame = self.screen.frame((columns, rows), area, how, draw);
         let mut stderr = std::io::stderr().lock();
         // If the terminal is gone, the run goes on all the same.
         let _ = stderr.write_all(frame.as_bytes()).and_then(|()| stderr.flush());

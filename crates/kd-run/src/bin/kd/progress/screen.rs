@@ -27,6 +27,11 @@ impl Write for Messages {
     }
 }
 
+/// Whether a message has come since this was asked last.
+pub(super) fn was_disturbed() -> bool {
+    DISTURBED.swap(false, Ordering::Relaxed)
+}
+
 /// Where the last drawing stands.
 #[derive(Default)]
 pub(super) struct Screen {
@@ -37,18 +42,19 @@ pub(super) struct Screen {
 }
 
 impl Screen {
-    /// The text that draws `area` of a terminal of `size` (columns, rows) over the drawing before.
+    /// The text that draws `area` of a terminal of `size` (columns, rows) over the drawing before, or below what has been written since
+    /// if that was `disturbed`.
     pub(super) fn frame(
         &mut self,
         size: (u16, u16),
         area: Rect,
-        colours: bool,
+        (colours, disturbed): (bool, bool),
         draw: impl FnOnce(Rect, &mut Buffer),
     ) -> String {
         let mut buffer = Buffer::empty(area);
         draw(area, &mut buffer);
         let mut text = String::new();
-        if DISTURBED.swap(false, Ordering::Relaxed) {
+        if disturbed {
             self.drawn = 0;
         }
         if self.drawn > 0 && self.size != size {
@@ -108,18 +114,17 @@ mod tests {
     fn a_picture_goes_over_the_one_before() {
         let mut screen = Screen::default();
         let area = Rect::new(0, 0, 6, 2);
-        let mut frame = |size, colours| {
-            screen.frame(size, area, colours, |_, buffer| {
+        let mut frame = |size, colours, disturbed| {
+            screen.frame(size, area, (colours, disturbed), |_, buffer| {
                 buffer.set_string(0, 0, "ab", Style::new().fg(Color::Cyan));
                 buffer.set_string(2, 0, "c", Style::new());
             })
         };
-        assert_eq!(frame((80, 24), false), "\rabc\x1b[K\n\r\x1b[K\n");
+        assert_eq!(frame((80, 24), false, false), "\rabc\x1b[K\n\r\x1b[K\n");
         let coloured = "\x1b[2A\r\x1b[0;36mab\x1b[0mc\x1b[K\n\r\x1b[K\n";
-        assert_eq!(frame((80, 24), true), coloured);
-        assert_eq!(frame((70, 24), false), "\x1b[2J\x1b[H\rabc\x1b[K\n\r\x1b[K\n");
+        assert_eq!(frame((80, 24), true, false), coloured);
+        assert_eq!(frame((70, 24), false, false), "\x1b[2J\x1b[H\rabc\x1b[K\n\r\x1b[K\n");
         // A message came between: it stays, and the drawing stands below it.
-        DISTURBED.store(true, Ordering::Relaxed);
-        assert_eq!(frame((70, 24), false), "\rabc\x1b[K\n\r\x1b[K\n");
+        assert_eq!(frame((70, 24), false, true), "\rabc\x1b[K\n\r\x1b[K\n");
     }
 }

@@ -2,7 +2,6 @@
 #![cfg(unix)]
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use clap::Parser;
@@ -63,8 +62,11 @@ struct Stage {
 impl Stage {
     fn new() -> Self {
         let stage = Self { folder: TempDir::new().unwrap() };
-        fs::write(stage.path("kd"), KD).unwrap();
-        fs::set_permissions(stage.path("kd"), fs::Permissions::from_mode(0o755)).unwrap();
+        // A process of its own writes it: a child that another thread is just starting would have this process's file open for
+        // writing, and a file that is being written can't be started.
+        let mut shell = std::process::Command::new("/bin/sh");
+        shell.args(["-c", "printf %s \"$1\" > \"$0\" && chmod 755 \"$0\""]);
+        assert!(shell.arg(stage.path("kd")).arg(KD).status().unwrap().success());
         fs::write(stage.path("methods.toml"), RECIPE).unwrap();
         stage
     }
