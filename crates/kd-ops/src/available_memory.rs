@@ -156,6 +156,9 @@ mod tests {
     #[test]
     fn this_process_has_some_and_may_take_more() {
         let (now, peak, limit) = (resident_memory(), peak_memory(), memory_limit());
-        assert!(now.unwrap() > 1 << 16 && peak >= now && limit > now, "{now:?} {peak:?} {limit:?}");
+        assert!(now.unwrap() > 1 << 16 && limit > now, "{now:?} {limit:?}");
+        // The system counts pages for each processor and adds them up now and then, while other tests take memory and give it back.
+        let inexact = 4 << 20;
+        assert!(peak.unwrap() + inexact >= now.unwrap(), "{now:?} {peak:?}");
     }
 }
