@@ -59,8 +59,9 @@ struct Reference {
     magnitudes: Magnitudes,
 }
 
-/// Largest sum of the terms' absolute values. Rounding grows with it and not with the sum itself, which may be nearly zero: a
-/// case of one output had a `dbias` of 3e-4 from 24 terms of up to one.
+/// The largest sums that the terms' absolute values may have: the largest input or gradient, times the sums of the absolute weights
+/// that meet it. Rounding grows with them and not with the sums themselves, which may be nearly zero; and a tile of Winograd's has the
+/// rounding of all of its pixels in each sum, of which a window at the border may have few.
 struct Magnitudes {
     y: f64,
     dx: f64,
@@ -68,8 +69,10 @@ struct Magnitudes {
     dbias: f64,
 }
 
-/// What f32 may be wrong by, over the largest sum of the terms' absolute values.
-const OF_SUMS: f64 = 1e-5;
+/// What f32 may be wrong by, over [`Magnitudes`]. In some thousand small maps Winograd's rounding was 8e-7 of them at most.
+const OF_SUMS: f64 = 5e-6;
+/// The same of a weight's gradient, for which it was 4e-6: its formula has the largest numbers.
+const OF_WEIGHTS: f64 = 2e-5;
 
 fn reference(case: &Case, x: &[f32], weight: &[f32], bias: &[f32], dy: &[f32]) -> Reference {
     let Case { batch, inputs, outputs, height, width, kernel: (kh, kw), config, .. } = *case;
@@ -109,17 +112,19 @@ fn reference(case: &Case, x: &[f32], weight: &[f32], bias: &[f32], dy: &[f32]) -
         }
     };
     let plane = out_height * out_width;
-    let mut y_magnitudes = full.clone();
-    for (i, (y, magnitude)) in full.iter_mut().zip(&mut y_magnitudes).enumerate() {
+    for (i, y) in full.iter_mut().enumerate() {
         *y = f64::from(bias[i / plane % outputs]);
-        *magnitude = y.abs();
     }
-    each(&mut |y, i, w| {
-        let product = f64::from(x[i]) * f64::from(weight[w]);
-        full[y] += product;
-        y_magnitudes[y] += product.abs();
-    });
-    let y_magnitude = largest(y_magnitudes.into_iter()).max(f64::MIN_POSITIVE);
+    each(&mut |y, i, w| full[y] += f64::from(x[i]) * f64::from(weight[w]));
+    // Sums of the absolute weights by output and by input.
+    let (mut of_output, mut of_input) = (vec![0.0f64; outputs], vec![0.0f64; inputs]);
+    for (w, weight) in weight.iter().enumerate() {
+        let weight = f64::from(weight.abs());
+        of_output[w / (inputs * kh * kw)] += weight;
+        of_input[w / (kh * kw) % inputs] += weight;
+    }
+    let wide = |values: &[f32]| largest(values.iter().map(|v| f64::from(*v)));
+    let y_magnitude = wide(x) * largest(of_output.into_iter()) + wide(bias);
     let close = OF_SUMS * y_magnitude;
     let mut dy = dy.to_vec();
     // The gradient with respect to the full map, through pool and ReLU.
@@ -170,28 +175,23 @@ fn reference(case: &Case, x: &[f32], weight: &[f32], bias: &[f32], dy: &[f32]) -
             }
         }
     }
-    let gradients = |dfull: &[f64], weight: &[f32], x: &[f32]| {
-        let mut dx = vec![0.0; x.len()];
-        let mut dweight = vec![0.0; weight.len()];
-        let mut dbias = vec![0.0; outputs];
-        each(&mut |y, i, w| {
-            dx[i] += dfull[y] * f64::from(weight[w]);
-            dweight[w] += dfull[y] * f64::from(x[i]);
-        });
-        for (i, dfull) in dfull.iter().enumerate() {
-            dbias[i / plane % outputs] += dfull;
-        }
-        (dx, dweight, dbias)
-    };
-    let (dx, dweight, dbias) = gradients(&dfull, weight, x);
-    let absolute = |values: &[f32]| values.iter().map(|v| v.abs()).collect::<Vec<_>>();
-    let dfull: Vec<f64> = dfull.iter().map(|d| d.abs()).collect();
-    let sums = gradients(&dfull, &absolute(weight), &absolute(x));
+    let mut dx = vec![0.0; x.len()];
+    let mut dweight = vec![0.0; weight.len()];
+    let (mut dbias, mut of_gradients) = (vec![0.0; outputs], vec![0.0f64; outputs]);
+    each(&mut |y, i, w| {
+        dx[i] += dfull[y] * f64::from(weight[w]);
+        dweight[w] += dfull[y] * f64::from(x[i]);
+    });
+    for (i, dfull) in dfull.iter().enumerate() {
+        dbias[i / plane % outputs] += dfull;
+        of_gradients[i / plane % outputs] += dfull.abs();
+    }
+    let of_gradients = largest(of_gradients.into_iter());
     let magnitudes = Magnitudes {
         y: y_magnitude,
-        dx: largest(sums.0.into_iter()).max(f64::MIN_POSITIVE),
-        dweight: largest(sums.1.into_iter()).max(f64::MIN_POSITIVE),
-        dbias: largest(sums.2.into_iter()).max(f64::MIN_POSITIVE),
+        dx: largest(dfull.into_iter()) * largest(of_input.into_iter()),
+        dweight: wide(x) * of_gradients,
+        dbias: of_gradients,
     };
     Reference { dy, y, dx, dweight, dbias, magnitudes }
 }
@@ -217,17 +217,15 @@ fn check(case: &Case) -> Result<()> {
     let y = conv2d(&x, &weight, Some(bias.as_tensor()), &case.config)?;
     assert_eq!(y.dims(), dy.dims());
     let grads = (y.clone() * dy)?.sum_all()?.backward()?;
+    let gradient = |of: &Var, expected| difference(grads.get(of).unwrap(), expected);
     let found = [
-        ("y", difference(&y, &expected.y)? / magnitudes.y),
-        ("dx", difference(grads.get(&x).unwrap(), &expected.dx)? / magnitudes.dx),
-        (
-            "dweight",
-            difference(grads.get(&weight).unwrap(), &expected.dweight)? / magnitudes.dweight,
-        ),
-        ("dbias", difference(grads.get(&bias).unwrap(), &expected.dbias)? / magnitudes.dbias),
+        ("y", difference(&y, &expected.y)?, OF_SUMS * magnitudes.y),
+        ("dx", gradient(&x, &expected.dx)?, OF_SUMS * magnitudes.dx),
+        ("dweight", gradient(&weight, &expected.dweight)?, OF_WEIGHTS * magnitudes.dweight),
+        ("dbias", gradient(&bias, &expected.dbias)?, OF_SUMS * magnitudes.dbias),
     ];
-    for (name, distance) in found {
-        assert!(distance < OF_SUMS, "{name} is off by {distance:e} in {case:?}");
+    for (name, off, bound) in found {
+        assert!(off <= bound, "{name} is off by {off:e}, more than {bound:e}, in {case:?}");
     }
     Ok(())
 }
