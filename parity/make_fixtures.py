@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import families
+from ensembles import ensembles
 from hashed import digest, hashed, short_digest
 from losses import losses, method_losses
 from networks import Network, ResNet, Student, Teacher
@@ -141,6 +142,7 @@ FIXTURES = {
     "kd-ops/tests/fixtures/sgd.safetensors": sgd,
     "kd-loss/tests/fixtures/losses.safetensors": losses,
     "kd-loss/tests/fixtures/methods.safetensors": method_losses,
+    "kd-loss/tests/fixtures/ensembles.safetensors": ensembles,
     "kd-models/tests/fixtures/teacher.safetensors": lambda: network(Teacher),
     "kd-models/tests/fixtures/student.safetensors": lambda: network(Student),
     "kd-models/tests/fixtures/resnet20.safetensors": lambda: resnet(3),

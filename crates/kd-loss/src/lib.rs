@@ -6,6 +6,7 @@
 mod check;
 mod class_weights;
 mod control;
+mod ensemble;
 mod error;
 mod features;
 mod inputs;
@@ -25,6 +26,7 @@ mod testing;
 
 pub use class_weights::{ClassWeightRule, ClassWeights};
 pub use control::LabelSmoothingConfig;
+pub use ensemble::Combination;
 pub use error::{Error, Result};
 pub use features::{attention_transfer, cosine, mse, nst, vid};
 pub use inputs::{HostStep, Inputs, MixedLabels, Needs, RunStep};

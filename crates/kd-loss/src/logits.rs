@@ -21,3 +21,4 @@ pub(crate) use dist::Dist;
 pub(crate) use dkd::Dkd;
 pub(crate) use fused::{FusedLoss, FusedTerms};
 pub(crate) use kd::{Kd, fused_with_labels};
+pub(crate) use log_softmax::log_softmax;

@@ -36,7 +36,13 @@ fn guessed_roles(start: &Start) -> Roles {
         weight: None,
         asks_teacher: name != "label-smoothing",
     });
-    Roles { labels: None, methods: methods.collect(), teacher: None, init: None }
+    Roles {
+        labels: None,
+        methods: methods.collect(),
+        teacher: None,
+        further_teachers: Vec::new(),
+        init: None,
+    }
 }
 
 #[cfg(test)]

@@ -20,6 +20,9 @@ pub struct Roles {
     /// Whose outputs the methods use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub teacher: Option<WeightsSource>,
+    /// The other teachers of a run that has several, whose outputs are combined; `teacher` is the first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub further_teachers: Vec<WeightsSource>,
     /// Weights that the run starts from in place of fresh ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init: Option<WeightsSource>,
@@ -54,6 +57,11 @@ pub struct WeightsSource {
 }
 
 impl WeightsSource {
+    /// Whose weights they are: the run's name, or the file where no run beside left it.
+    pub fn shown(&self) -> String {
+        self.run.clone().unwrap_or_else(|| self.file.clone())
+    }
+
     /// The weights in `file`, as seen from the folder of a run in `out`.
     pub fn new(out: &OutFolder, file: String, sha256: &str, parts: Option<usize>) -> Self {
         let beside = Path::new(&file).strip_prefix("..").unwrap_or(Path::new(""));
@@ -67,6 +75,19 @@ impl WeightsSource {
 }
 
 impl Roles {
+    /// All weights that the run's methods learn from, in the recipe's order.
+    pub fn teachers(&self) -> impl Iterator<Item = &WeightsSource> {
+        self.teacher.iter().chain(&self.further_teachers)
+    }
+
+    /// Who teaches, where these are several: the names of runs in the same folder, or files. Empty where there is one teacher or none.
+    pub fn several_teachers(&self) -> Vec<String> {
+        match self.further_teachers.is_empty() {
+            true => Vec::new(),
+            false => self.teachers().map(WeightsSource::shown).collect(),
+        }
+    }
+
     /// Whether the run learns from a teacher.
     pub fn is_taught(&self) -> bool {
         self.methods.iter().any(|method| method.asks_teacher)

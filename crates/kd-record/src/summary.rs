@@ -74,7 +74,10 @@ pub struct RunSummary {
     pub seconds: f64,
     /// Training throughput over all epochs.
     pub images_per_second: f64,
-    /// The teacher's share of correct predictions on the images that it teaches with.
+    /// The teachers of a run that has several, in order: the names of runs, or files.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub teachers: Vec<String>,
+    /// The teacher's share of correct predictions on the images that it teaches with; of several together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub teacher_accuracy: Option<f64>,
     /// The mean entropy of the teacher's softmax on them, in nats.

@@ -11,5 +11,5 @@ pub mod table;
 pub use document::{Arm, Figures};
 pub use figure::Figure;
 pub use jobs::Job;
-pub use plan::{Overrides, Planned};
+pub use plan::{Overrides, Planned, PlannedTeacher};
 pub use table::Baselines;

@@ -46,6 +46,7 @@ fn run_summary(experiment: &Experiment, run: &Run, several: bool) -> RunSummary 
         train_loss: run.epochs.iter().map(|epoch| epoch.train_loss).collect(),
         seconds: run.seconds(),
         images_per_second: run.images_per_second(),
+        teachers: run.start.roles().several_teachers(),
         teacher_accuracy: run.teacher.map(|teacher| teacher.accuracy),
         teacher_entropy: run.teacher.map(|teacher| teacher.entropy),
         expected_calibration_error: calibration::error_of(run),

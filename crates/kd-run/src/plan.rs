@@ -153,9 +153,10 @@ fn of_batch(run: &ResolvedRun, task: &dyn Task, batch: usize) -> Result<RunMemor
     };
     let mut teacher_pass_before = 0;
     if let Some(teacher) = run.teacher.as_ref().filter(|_| needs.any_teacher()) {
-        let graph = teacher.config.graph()?;
+        let graphs = teacher.answering().iter().map(|one| one.config.graph());
+        let graphs = graphs.collect::<kd_models::Result<Vec<Graph>>>()?;
         let networks = teacher.parts.len().max(1) as u64;
-        found.teacher_weights = networks * memory::weights(&graph);
+        found.teacher_weights = networks * graphs.iter().map(memory::weights).sum::<u64>();
         let config = cache_config(run, Path::new(""));
         let Division { cached, computed } =
             division(&teacher.config, needs, data.train.len(), &config)?;
@@ -169,12 +170,16 @@ fn of_batch(run: &ResolvedRun, task: &dyn Task, batch: usize) -> Result<RunMemor
             None => found.teacher_outputs,
         };
         let places: Vec<&str> = needs.teacher.iter().map(String::as_str).collect();
+        // Each network of an ensemble keeps its maps for the next batch.
+        let of_all = |batch: usize| {
+            graphs.iter().map(|graph| of_evaluation(graph, &places, batch)).sum::<Result<u64>>()
+        };
         if !computed.is_empty() {
-            found.teacher_pass = of_evaluation(&graph, &places, batch.min(data.train.len()))?;
+            found.teacher_pass = of_all(batch.min(data.train.len()))?;
         }
         if found.teacher_outputs > 0 {
-            teacher_pass_before = of_evaluation(&graph, &places, evaluate::BATCH)?
-                + batches(&graph, evaluate::BATCH.min(data.train.len()));
+            teacher_pass_before =
+                of_all(evaluate::BATCH)? + batches(&graph, evaluate::BATCH.min(data.train.len()));
         }
     }
     let held = found.program

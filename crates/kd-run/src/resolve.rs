@@ -1,11 +1,13 @@
 //! From a recipe to a run that can be trained: [`resolve`] loads the data, the teacher and the initial weights, checks that they
 //! fit each other, and fills in what the recipe leaves open.
 
+mod teacher;
+
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 use kd_data::{Portions, Sampler};
-use kd_loss::{ClassWeightRule, ClassWeights, MethodConfig, Term};
+use kd_loss::{ClassWeightRule, ClassWeights, Combination, MethodConfig, Term};
 use kd_models::Architecture;
 use kd_models::classes::{ClassChoice, ClassMap, shortened};
 use kd_record::layout::part_name;
@@ -15,9 +17,11 @@ use kd_record::{OutFolder, RunFolder};
 
 use crate::data;
 use crate::initial::Initial;
-use crate::recipe::{DataConfig, DatasetName, Precision, Recipe, RunConfig, RunRecipe, check_name};
+use crate::recipe::{
+    DataConfig, DatasetName, Precision, Recipe, RunConfig, RunRecipe, TeacherNames, check_name,
+};
 use crate::run::{ResolvedRun, Settings, network_for, shapes};
-use crate::teacher::{Pretrained, PretrainedConfig};
+use crate::teacher::Pretrained;
 use crate::{Error, Result, device};
 
 /// What somebody wants besides the recipe, such as the flags of a command line. A field left `None` means what the recipe says.
@@ -48,8 +52,10 @@ pub struct Choices {
     pub model: Option<Architecture>,
     /// Train without part i (from 1) of k of the training images, as `[i, k]`; `-part-<i>-of-<k>` is put behind the run's name.
     pub part: Option<[usize; 2]>,
-    /// The teacher's weights file.
-    pub teacher: Option<PathBuf>,
+    /// The teacher's weights file; several for several teachers; empty for the recipe's.
+    pub teacher: Vec<PathBuf>,
+    /// How several teachers' logits become those of one.
+    pub combine: Option<Combination>,
     /// The teacher's network, where its file doesn't say.
     pub teacher_model: Option<Architecture>,
     /// The mean of the images that the teacher was trained on, where its file doesn't say.
@@ -111,7 +117,8 @@ impl Default for Choices {
             held_out: None,
             model: None,
             part: None,
-            teacher: None,
+            teacher: Vec::new(),
+            combine: None,
             teacher_model: None,
             teacher_mean: None,
             teacher_std: None,
@@ -162,7 +169,7 @@ pub fn resolve(recipe: &Recipe, run: &RunConfig, choices: &Choices) -> Result<Re
     let mut resolved = with_choices(recipe, run.clone(), choices)?;
     device::check(&choices.device, resolved.training.precision, choices.settings.compile)?;
     let out = choices.out.clone().unwrap_or_else(|| Path::new("runs").join(&recipe.name));
-    let teacher_path = teacher_path(recipe, &resolved.run, choices, &out)?;
+    let teacher_paths = teacher::paths(recipe, &resolved.run, choices, &out)?;
     resolved.check_run()?;
 
     check_out(&resolved, &choices.data, &out)?;
@@ -184,16 +191,16 @@ pub fn resolve(recipe: &Recipe, run: &RunConfig, choices: &Choices) -> Result<Re
             shortened(&named)
         ));
     }
-    let teacher = match &teacher_path {
-        Some(path) => Some(load_teacher(path, &mut resolved, &data, &out, &mut notes)?),
-        None => None,
+    let teacher = match teacher_paths.is_empty() {
+        false => Some(teacher::load(&teacher_paths, &mut resolved, &data, &out, &mut notes)?),
+        true => None,
     };
     let initial_path = match (&choices.init, &resolved.run.init) {
         (Some(path), _) => Some(path.to_owned()),
         (None, Some(name)) => Some(weights_path(recipe, choices, &out, name)),
         (None, None) => None,
     };
-    check_class_maps(&resolved.run, teacher_path.is_some(), initial_path.is_some())?;
+    check_class_maps(&resolved.run, teacher.is_some(), initial_path.is_some())?;
     let initial = match &initial_path {
         Some(path) => {
             check_input(&folder, "the weights to start from", path)?;
@@ -297,6 +304,11 @@ pub(crate) fn with_choices(
     if let Some(weights) = &choices.class_weights {
         run.class_weights = Some(weights.clone());
     }
+    if !choices.teacher.is_empty() {
+        let names = choices.teacher.iter().map(|path| path.display().to_string());
+        run.teacher = Some(TeacherNames::new(names.collect()));
+    }
+    run.combine = choices.combine.or(run.combine);
     run.teacher_model = choices.teacher_model.or(run.teacher_model);
     run.teacher_mean = choices.teacher_mean.or(run.teacher_mean);
     run.teacher_std = choices.teacher_std.or(run.teacher_std);
@@ -378,32 +390,6 @@ fn set_alpha(run: &mut RunConfig, alpha: f64) -> Result<()> {
     Ok(())
 }
 
-/// Where the teacher's weights are; `None` for a run that needs no teacher.
-fn teacher_path(
-    recipe: &Recipe,
-    run: &RunConfig,
-    choices: &Choices,
-    out: &Path,
-) -> Result<Option<PathBuf>> {
-    let path = match (&choices.teacher, &run.teacher) {
-        (Some(path), _) => Some(path.to_owned()),
-        (None, Some(name)) => Some(weights_path(recipe, choices, out, name)),
-        (None, None) => None,
-    };
-    match (&path, run.needs_teacher()) {
-        (None, true) => Err(Error::Choice(format!(
-            "run {:?} needs a teacher; give the teacher's weights with --teacher FILE, or name them in the recipe",
-            run.name
-        ))),
-        (Some(path), false) => Err(Error::Choice(format!(
-            "--teacher {}: run {:?} needs no teacher; leave --teacher out",
-            path.display(),
-            run.name
-        ))),
-        _ => Ok(path),
-    }
-}
-
 /// Where weights that a recipe names are: another run's, or a file beside the recipe.
 fn weights_path(recipe: &Recipe, choices: &Choices, out: &Path, name: &str) -> PathBuf {
     if recipe.runs.iter().any(|run| run.name == name) {
@@ -461,61 +447,6 @@ fn check_same_data(out: &Path, run: &RunRecipe) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Loads the teacher, or with `cross_fit` the teacher of each part, and records it in the recipe.
-fn load_teacher(
-    path: &Path,
-    resolved: &mut RunRecipe,
-    data: &Portions,
-    out: &Path,
-    notes: &mut Vec<String>,
-) -> Result<Pretrained> {
-    let normalization = resolved.data.normalization();
-    let folder = OutFolder::new(out).run(&resolved.run.name);
-    let run = &mut resolved.run;
-    let (map, ignore_names) = (run.class_map.clone(), run.ignore_class_names);
-    let choice = ClassChoice { map, ignore_names, ..ClassChoice::default() };
-    let config = PretrainedConfig {
-        architecture: run.teacher_model,
-        classes: &data.classes,
-        input: data.train.shape,
-        choice: &choice,
-        normalization,
-        stated: run.teacher_normalization(),
-    };
-    let load = |path: &Path| {
-        check_input(&folder, "the teacher's weights", path)?;
-        Pretrained::load(path, &config).map_err(|error| error.context("the teacher can't be used"))
-    };
-    let part_path = |part, of| {
-        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-        OutFolder::new(path.parent().unwrap_or(Path::new(""))).weights(&part_name(&stem, part, of))
-    };
-    let (teacher, file) = match run.cross_fit {
-        None => (load(path)?, path.to_owned()),
-        Some(of) => {
-            let parts: Result<Vec<_>> = (1..=of).map(|part| load(&part_path(part, of))).collect();
-            (Pretrained::cross_fitted(path, parts?, data)?, part_path(1, of))
-        }
-    };
-    if let Some(expected) = &run.teacher_sha256
-        && *expected != teacher.sha256
-    {
-        return Err(Error::unfit(format!(
-            "{}: the teacher's SHA-256 is {}; the recipe's teacher_sha256 is {expected}: this is another teacher. Give that one with --teacher, or remove teacher_sha256 from the recipe",
-            path.display(),
-            teacher.sha256
-        )));
-    }
-    // With cross-fitted targets only the parts' files need to exist, not one of the teacher's own name.
-    let recorded = OutFolder::new(out).from_a_run(&file)?;
-    let recorded = recorded.with_file_name(path.file_name().unwrap_or_default());
-    run.teacher = Some(recorded.display().to_string());
-    run.teacher_model = Some(teacher.config.architecture);
-    run.teacher_sha256 = Some(teacher.sha256.clone());
-    notes.extend(teacher.notes.iter().cloned());
-    Ok(teacher)
 }
 
 /// Loads the weights to start from, notes what is taken of them, and records them in the recipe.

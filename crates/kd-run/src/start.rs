@@ -47,14 +47,24 @@ fn roles(run: &ResolvedRun) -> Roles {
         weight: Some(term.weight),
         asks_teacher: needs_teacher(&term.method),
     });
-    let teacher = run.teacher.as_ref().map(|teacher| {
+    let mut teachers = Vec::new();
+    for (place, one) in run.teacher.iter().flat_map(|teacher| teacher.answering()).enumerate() {
         // The recipe of a resolved run names the file as seen from the run's folder.
-        let file = recipe.teacher.clone().unwrap_or_else(|| teacher.path.display().to_string());
-        WeightsSource::new(&out, file, &teacher.sha256, recipe.cross_fit)
-    });
+        let named = recipe.teachers().get(place).cloned();
+        let file = named.unwrap_or_else(|| one.path.display().to_string());
+        teachers.push(WeightsSource::new(&out, file, &one.sha256, recipe.cross_fit));
+    }
+    let mut teachers = teachers.into_iter();
+    let (teacher, further_teachers) = (teachers.next(), teachers.collect());
     let init = run.initial.as_ref().map(|initial| {
         let file = recipe.init.clone().unwrap_or_default();
         WeightsSource::new(&out, file, &initial.sha256, None)
     });
-    Roles { labels: Some(recipe.labels), methods: methods.collect(), teacher, init }
+    Roles {
+        labels: Some(recipe.labels),
+        methods: methods.collect(),
+        teacher,
+        further_teachers,
+        init,
+    }
 }

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use candle_core::Tensor;
 use kd_record::{RunFolder, TestFlip, TestOutputs};
 
 use crate::run::ResolvedRun;
@@ -38,17 +39,21 @@ pub(crate) fn write(run: &ResolvedRun, weights: &Path) -> Result<()> {
     let (classes, normalization) = (run.data.classes.len(), run.recipe.data.normalization());
     let logits_of = |network: &Pretrained| {
         let built = network.network(&run.device)?;
-        let logits = evaluate::logits(&*built, test, normalization, &run.device)?;
-        Ok::<_, Error>(logits.flatten_all()?.to_vec1::<f32>()?)
+        evaluate::logits(&*built, test, normalization, &run.device)
     };
+    let values = |logits: Tensor| Ok::<_, Error>(logits.flatten_all()?.to_vec1::<f32>()?);
     let own = finished(run, weights)?;
-    // Cross-fitted teachers are several, of which none is the teacher of a test image.
-    let alone = run.teacher.as_ref().filter(|teacher| teacher.parts.is_empty());
+    // Cross-fitted teachers are several, of which none is the teacher of a test image; and what teachers say together that are weighted
+    // by the label is not an answer to a test image.
+    let alone = run.teacher.as_ref().filter(|teacher| {
+        let weighted = !teacher.members.is_empty() && teacher.combination.uses_labels();
+        teacher.parts.is_empty() && !weighted
+    });
     let sample = test.balanced_subset(SAMPLE, classes, SAMPLE_SEED);
     let [channels, height, width] = test.shape;
     let mut outputs = TestOutputs {
         classes,
-        logits: logits_of(&own)?,
+        logits: values(logits_of(&own)?)?,
         labels: test.labels.clone(),
         teacher_logits: None,
         shape: [channels, height, width],
@@ -60,13 +65,23 @@ pub(crate) fn write(run: &ResolvedRun, weights: &Path) -> Result<()> {
     let known = |teacher: &&Pretrained| {
         let found = TestOutputs::read(&RunFolder::of_weights(&teacher.path).test_outputs());
         found.ok().flatten().is_some_and(|found| {
-            teacher.identity == teacher.sha256
+            teacher.members.is_empty()
+                && teacher.identity == teacher.sha256
                 && found.weights_sha256 == teacher.sha256
                 && found.same_images(&outputs)
         })
     };
     if let Some(teacher) = alone.filter(|teacher| !known(teacher)) {
-        outputs.teacher_logits = Some(logits_of(teacher)?);
+        let logits = match &teacher.members[..] {
+            [] => logits_of(teacher)?,
+            members => {
+                let each = members.iter().map(logits_of).collect::<Result<Vec<_>>>()?;
+                let labels: Vec<u32> = test.labels.iter().map(|&label| label.into()).collect();
+                let labels = Tensor::new(labels, &run.device)?;
+                teacher.combination.combine(&each, &labels).map_err(anyhow::Error::from)?
+            }
+        };
+        outputs.teacher_logits = Some(values(logits)?);
     }
     Ok(outputs.write(&RunFolder::of_weights(weights).test_outputs())?)
 }

@@ -7,7 +7,7 @@ use std::thread;
 
 use kd_record::layout::part_name;
 
-use super::plan::Planned;
+use super::plan::{Planned, PlannedTeacher};
 
 /// A network to train.
 #[derive(Clone, Debug, PartialEq)]
@@ -68,7 +68,11 @@ fn add(
     }
     let named = |name: &String| plan.iter().position(|other| other.name == *name);
     let mut first = Vec::new();
-    if let Some(teacher) = plan[arm].teacher.as_ref().and_then(named) {
+    let teachers = plan[arm].teachers.iter().filter_map(|teacher| match teacher {
+        PlannedTeacher::Run(name) => named(name),
+        PlannedTeacher::File(_) => None,
+    });
+    for teacher in teachers {
         match plan[arm].cross_fit {
             None => first.push((teacher, None)),
             Some(of) => first.extend((1..=of).map(|part| (teacher, Some((part, of))))),
@@ -148,7 +152,10 @@ mod tests {
             name: name.into(),
             recipe: "r.toml".into(),
             run: name.into(),
-            teacher: teacher.map(str::to_owned),
+            teachers: teacher
+                .map(|name| PlannedTeacher::Run(name.to_owned()))
+                .into_iter()
+                .collect(),
             distilled: teacher.is_some(),
             teaches: false,
             cross_fit,

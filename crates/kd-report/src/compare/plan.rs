@@ -74,6 +74,15 @@ impl Overrides {
     }
 }
 
+/// A teacher of a planned run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PlannedTeacher {
+    /// The planned run of this name.
+    Run(String),
+    /// A weights file, as the recipe names it: relative to the recipe's folder.
+    File(String),
+}
+
 /// A network to train for each seed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Planned {
@@ -83,8 +92,8 @@ pub struct Planned {
     pub recipe: PathBuf,
     /// The name of the recipe's run.
     pub run: String,
-    /// Name of the planned run that teaches it; `None` also where the recipe names a file.
-    pub teacher: Option<String>,
+    /// Who teaches it, in the recipe's order.
+    pub teachers: Vec<PlannedTeacher>,
     /// Name of the planned run whose weights it starts from; `None` also where the recipe names a file.
     pub init: Option<String>,
     /// Whether `kd distill` trains it.
@@ -118,8 +127,7 @@ pub fn plan(recipes: &[(PathBuf, Value)], overrides: &Overrides) -> Result<Vec<P
         let mut waiting: Vec<Value> = runs.clone();
         while !waiting.is_empty() {
             let is_waiting = |name: &str| waiting.iter().any(|run| run["name"] == name);
-            let waits =
-                |run: &Value, key: &str| text(run, key).is_some_and(|first| is_waiting(&first));
+            let waits = |run: &Value, key: &str| named(run, key).any(&is_waiting);
             let ready =
                 waiting.iter().position(|run| !waits(run, "teacher") && !waits(run, "init"));
             let Some(ready) = ready else {
@@ -128,20 +136,24 @@ pub fn plan(recipes: &[(PathBuf, Value)], overrides: &Overrides) -> Result<Vec<P
             let run = waiting.remove(ready);
             let own_name = text(&run, "name").ok_or_else(no_recipe)?;
             // A run's name here; `None` for a file.
-            let planned_name = |key: &str| {
-                let named = text(&run, key)?;
-                names.iter().find(|(own, _)| *own == named).map(|(_, name)| name.clone())
+            let planned_name = |named: &str| {
+                names.iter().find(|(own, _)| own == named).map(|(_, name)| name.clone())
             };
-            let (teacher, init) = (planned_name("teacher"), planned_name("init"));
-            let taught = |other: &Value| text(other, "teacher").as_deref() == Some(&*own_name);
-            let settings = settings(&resolved, &run, teacher.as_deref(), init.as_deref());
+            let teacher = |name: &str| match planned_name(name) {
+                Some(run) => PlannedTeacher::Run(run),
+                None => PlannedTeacher::File(name.to_owned()),
+            };
+            let teachers: Vec<PlannedTeacher> = named(&run, "teacher").map(teacher).collect();
+            let init = text(&run, "init").and_then(|init| planned_name(&init));
+            let taught = |other: &Value| named(other, "teacher").any(|name| name == own_name);
+            let settings = settings(&resolved, &run, &teachers, init.as_deref());
             let mut one = Planned {
                 name: own_name.clone(),
                 recipe: path.clone(),
                 run: own_name.clone(),
                 distilled: !run["teacher"].is_null(),
                 teaches: runs.iter().any(taught),
-                teacher,
+                teachers,
                 init,
                 cross_fit: run["cross_fit"].as_u64().map(|parts| parts as usize),
                 settings,
@@ -171,14 +183,29 @@ pub fn plan(recipes: &[(PathBuf, Value)], overrides: &Overrides) -> Result<Vec<P
     }
 }
 
-fn settings(recipe: &Value, run: &Value, teacher: Option<&str>, init: Option<&str>) -> Value {
+/// The names that a run has under a key: one, or a list of them, or none.
+fn named<'a>(run: &'a Value, key: &str) -> impl Iterator<Item = &'a str> {
+    let several = run[key].as_array().into_iter().flatten();
+    run[key].as_str().into_iter().chain(several.filter_map(Value::as_str))
+}
+
+fn settings(recipe: &Value, run: &Value, teachers: &[PlannedTeacher], init: Option<&str>) -> Value {
     let mut run = run.clone();
+    let names = teachers.iter().map(|teacher| match teacher {
+        PlannedTeacher::Run(name) | PlannedTeacher::File(name) => Value::from(name.as_str()),
+    });
+    let mut names: Vec<Value> = names.collect();
+    let teacher = match names.len() {
+        0 => None,
+        1 => names.pop(),
+        _ => Some(Value::Array(names)),
+    };
     let mut training = recipe["training"].clone();
     if let Some(fields) = run.as_object_mut() {
         fields.remove("name");
-        for (key, name) in [("teacher", teacher), ("init", init)] {
+        for (key, name) in [("teacher", teacher), ("init", init.map(Value::from))] {
             if let Some(name) = name {
-                fields.insert(key.into(), name.into());
+                fields.insert(key.into(), name);
             }
         }
         if let Some(epochs) = fields.remove("epochs") {
@@ -224,7 +251,7 @@ mod tests {
         let names: Vec<_> = plan.iter().map(|planned| planned.name.as_str()).collect();
         assert_eq!(names, ["teacher", "kd", "dkd"]);
         assert!(plan[0].teaches && !plan[0].distilled);
-        assert!(plan[2].distilled && plan[2].teacher.as_deref() == Some("teacher"));
+        assert!(plan[2].distilled && plan[2].teachers == [PlannedTeacher::Run("teacher".into())]);
     }
 
     #[test]
@@ -234,7 +261,7 @@ mod tests {
             [("a.toml".into(), recipe(10, runs.clone())), ("x/long.toml".into(), recipe(20, runs))];
         assert_eq!(names(&recipes), ["teacher", "kd", "long-teacher", "long-kd"]);
         let plan = plan(&recipes, &Overrides::default()).unwrap();
-        assert_eq!(plan[3].teacher.as_deref(), Some("long-teacher"));
+        assert_eq!(plan[3].teachers, [PlannedTeacher::Run("long-teacher".into())]);
         assert_eq!((plan[3].run.as_str(), plan[3].distilled), ("kd", true));
     }
 

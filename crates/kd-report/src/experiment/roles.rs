@@ -76,8 +76,9 @@ impl Experiment {
         }
         let file = |roles: &Roles| roles.init.as_ref().map(|init| init.file.clone());
         let teaches = |other: &Arm| match (&arm.first().start.roles, &roles.teacher) {
-            (Some(_), Some(weights)) => {
-                self.arm_of(weights).is_some_and(|teacher| std::ptr::eq(teacher, other))
+            (Some(_), Some(_)) => {
+                let mut teachers = roles.teachers().filter_map(|weights| self.arm_of(weights));
+                teachers.any(|teacher| std::ptr::eq(teacher, other))
             }
             (Some(_), None) => false,
             (None, _) => named_as_teacher(&other.first().start),

@@ -89,7 +89,10 @@ impl Run {
         if let Some(logits) = &own.teacher_logits {
             return Some(logits.clone());
         }
-        let (file, sha256) = match &self.start.roles().teacher {
+        let roles = self.start.roles();
+        let (file, sha256) = match &roles.teacher {
+            // What several say together lies beside none of them.
+            Some(_) if !roles.further_teachers.is_empty() => return None,
             Some(teacher) => (teacher.file.clone(), teacher.sha256.clone()),
             // Version 0.1 says so in the recipe alone.
             None => {

@@ -1,5 +1,7 @@
 //! How good the students' teachers are on the images that they teach with.
 
+use kd_record::roles::WeightsSource;
+
 use crate::experiment::Run;
 use crate::format::{grouped, percent};
 use crate::page::parts::{Section, Shown, Table};
@@ -9,7 +11,10 @@ pub(crate) fn section(shown: &[Shown<'_>]) -> Option<Section> {
         let quality = run.teacher?;
         let (label, seed) = (shown.label.clone(), run.start.seed.to_string());
         let entropy = format!("{:.3}", quality.entropy);
-        Some(vec![label, seed, grouped(quality.images as u64), percent(quality.accuracy), entropy])
+        let roles = run.start.roles();
+        let teachers = roles.teachers().map(WeightsSource::shown).collect::<Vec<_>>().join(" + ");
+        let images = grouped(quality.images as u64);
+        Some(vec![label, teachers, seed, images, percent(quality.accuracy), entropy])
     };
     let rows: Vec<_> = shown
         .iter()
@@ -19,7 +24,8 @@ pub(crate) fn section(shown: &[Shown<'_>]) -> Option<Section> {
     let most = classes.map_or(String::new(), |classes| {
         format!(" A teacher that knows nothing has {:.3} (ln {classes}).", (classes as f64).ln())
     });
-    let head = ["Run", "Seed", "Images", "Teacher accuracy %", "Entropy, nats"].map(str::to_owned);
+    let head = ["Run", "Teacher", "Seed", "Images", "Teacher accuracy %", "Entropy, nats"]
+        .map(str::to_owned);
     (!rows.is_empty()).then(|| Section {
         id: "teachers",
         title: "How good the teachers are on the training images",

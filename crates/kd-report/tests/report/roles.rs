@@ -70,3 +70,30 @@ fn a_student_is_measured_against_one_that_starts_from_the_same_weights() {
     let row = made.table.lines().find(|line| line.starts_with("kd")).unwrap().to_owned();
     assert!(row.contains("+2.00"), "{row}");
 }
+
+#[test]
+fn several_teachers_are_named_and_none_of_them_is_the_student_alone() {
+    let own = |name: &str, per_mille: u32| {
+        let mut run = flat(name, per_mille, 0);
+        (run.method, run.roles) = (None, Some(json!({"labels": 1.0, "methods": []})));
+        run
+    };
+    let mut taught = flat("taught", 700, 0);
+    taught.roles = Some(json!({
+        "labels": 0.5,
+        "methods": [{"name": "kd", "weight": 0.5, "asks_teacher": true}],
+        "teacher": {"file": "../big.safetensors", "run": "big", "sha256": "ab"},
+        "further_teachers": [
+            {"file": "../twin.safetensors", "run": "twin", "sha256": "cd"},
+            {"file": "/elsewhere/t.safetensors", "sha256": "ef"},
+        ],
+    }));
+    // `twin` has the student's network and comes first, but it is a teacher.
+    let made = make(&[own("twin", 680), own("alone", 690), large("big", 910), taught]);
+    let row = made.table.lines().find(|line| line.starts_with("taught")).unwrap().to_owned();
+    assert!(row.contains("+1.00"), "{row}");
+    let runs = made.summary["runs"].as_array().unwrap();
+    let of = |name: &str| runs.iter().find(|run| run["name"] == name).unwrap();
+    assert_eq!(of("taught")["teachers"], json!(["big", "twin", "/elsewhere/t.safetensors"]));
+    assert!(of("alone").get("teachers").is_none());
+}

@@ -1,10 +1,11 @@
 //! A run to plan by: as [`resolve`](crate::resolve::resolve) makes one, but nothing has to be there besides the recipe.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
 use kd_data::Portions;
+use kd_loss::Combination;
 use kd_models::{Architecture, ModelConfig, weights};
 
 use crate::data;
@@ -12,7 +13,7 @@ use crate::recipe::{Recipe, RunConfig, RunRecipe};
 use crate::resolve::{Choices, fill_in_places, with_choices};
 use crate::run::{ResolvedRun, network_for};
 use crate::teacher::Pretrained;
-use crate::{Result, device};
+use crate::{Error, Result, device};
 
 /// A run whose weights are fresh ones, its teacher's, too: it is as large and takes as long as the run itself.
 pub struct Outline {
@@ -52,7 +53,7 @@ pub fn outline(recipe: &Recipe, run: &RunConfig, choices: &Choices) -> Result<Ou
     Ok(Outline { run, notes })
 }
 
-/// A fresh teacher of the network that the run's teacher has.
+/// A fresh teacher of the networks that the run's teachers have.
 fn teacher(
     recipe: &Recipe,
     resolved: &RunRecipe,
@@ -62,32 +63,52 @@ fn teacher(
 ) -> Result<Pretrained> {
     let run = &resolved.run;
     let named = |name: &str| recipe.runs.iter().find(|other| other.name == name);
-    let path = choices.teacher.clone().or_else(|| {
-        let name = run.teacher.as_deref().filter(|name| named(name).is_none())?;
-        Some(choices.recipe_folder.as_deref().unwrap_or(Path::new("")).join(name))
-    });
-    let network = match (&path, run.teacher.as_deref().and_then(named)) {
-        (Some(path), _) if path.exists() => {
-            let found = weights::peek(path)?.config(run.teacher_model, Some(data.classes.len()))?;
-            network_for(found.architecture, data)
-        }
-        (None, Some(teacher)) => network_for(teacher.model, data),
-        (path, _) => {
-            let model = run.teacher_model.unwrap_or(Architecture::TUTORIAL_TEACHER);
-            let what = path.as_ref().map_or("no file is named".into(), |path| {
-                format!("{} is not there", path.display())
-            });
-            notes.push(format!(
-                "{}: the teacher's weights: {what}; planned with the network {model}",
-                run.name
-            ));
-            network_for(model, data)
-        }
+    let mut fresh_of = |path: Option<PathBuf>, run_of: Option<&RunConfig>| {
+        let network = match (&path, run_of) {
+            (Some(path), _) if path.exists() => {
+                let count = Some(data.classes.len());
+                let found = weights::peek(path)?.config(run.teacher_model, count)?;
+                network_for(found.architecture, data)
+            }
+            (None, Some(teacher)) => network_for(teacher.model, data),
+            (path, _) => {
+                let model = run.teacher_model.unwrap_or(Architecture::TUTORIAL_TEACHER);
+                let what = path.as_ref().map_or("no file is named".into(), |path| {
+                    format!("{} is not there", path.display())
+                });
+                notes.push(format!(
+                    "{}: the teacher's weights: {what}; planned with the network {model}",
+                    run.name
+                ));
+                network_for(model, data)
+            }
+        };
+        let parameters = kd_models::init(&network, 0, &candle_core::Device::Cpu)?;
+        let tensors: BTreeMap<String, Tensor> =
+            parameters.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor())).collect();
+        Ok::<_, Error>(fresh(network, tensors, run.cross_fit, resolved))
     };
-    let parameters = kd_models::init(&network, 0, &candle_core::Device::Cpu)?;
-    let tensors: BTreeMap<String, Tensor> =
-        parameters.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor())).collect();
-    Ok(fresh(network, tensors, run.cross_fit, resolved))
+    let mut members = Vec::new();
+    for path in &choices.teacher {
+        members.push(fresh_of(Some(path.clone()), None)?);
+    }
+    for name in run.teachers().iter().filter(|_| choices.teacher.is_empty()) {
+        let folder = choices.recipe_folder.as_deref().unwrap_or(Path::new(""));
+        let file = named(name).is_none().then(|| folder.join(name));
+        members.push(fresh_of(file, named(name))?);
+    }
+    match members.len() {
+        0 => fresh_of(None, None),
+        1 => Ok(members.remove(0)),
+        _ => {
+            let combination = run.combination();
+            let combination = combination
+                .map_err(|error| Error::Choice(format!("run {:?}: {error}", run.name)))?;
+            let first = members[0].config;
+            let whole = fresh(first, members[0].tensors.clone(), None, resolved);
+            Ok(Pretrained { members, combination, ..whole })
+        }
+    }
 }
 
 fn fresh(
@@ -101,6 +122,8 @@ fn fresh(
         sha256: String::new(),
         config,
         parts: vec![tensors.clone(); parts.unwrap_or(0)],
+        members: Vec::new(),
+        combination: Combination::default(),
         tensors,
         left_out: None,
         normalization: resolved.data.normalization(),

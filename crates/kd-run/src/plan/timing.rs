@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
 use kd_data::Batch;
+use kd_loss::Needs;
 use kd_models::Classifier;
 use serde::Serialize;
 
@@ -14,7 +15,7 @@ use crate::recipe::TrainingConfig;
 use crate::run::ResolvedRun;
 use crate::step::StepConfig;
 use crate::task::{Supervised, Task};
-use crate::teacher::{Cached, Division, NetworkTeacher, Pretrained, Teacher, division};
+use crate::teacher::{Cached, Division, Ensemble, NetworkTeacher, Pretrained, Teacher, division};
 use crate::train::{batches, cache_config};
 use crate::trainer::Trainer;
 use crate::{Error, Result, evaluate};
@@ -54,14 +55,14 @@ pub fn time(run: &ResolvedRun, task: Supervised) -> Result<Timing> {
         let Division { cached, .. } =
             division(&teacher.config, &needs, run.data.train.len(), &config)?;
         let asked: Box<dyn Teacher> = match cached.is_empty() {
-            true => Box::new(network(teacher, &run.device)?),
+            true => answering(teacher, &needs, &run.device)?,
             false => {
                 let rows = |(name, shape): &(String, Vec<usize>)| {
                     let shape = [&[training.batch_size], &shape[..]].concat();
                     Ok((name.clone(), Tensor::zeros(shape, DType::F32, &run.device)?))
                 };
                 let rows = cached.iter().map(rows).collect::<Result<_>>()?;
-                Box::new(Cached::new(rows, Some(Box::new(network(teacher, &run.device)?))))
+                Box::new(Cached::new(rows, Some(answering(teacher, &needs, &run.device)?)))
             }
         };
         Ok::<_, Error>((asked, !cached.is_empty()))
@@ -97,15 +98,22 @@ pub fn time(run: &ResolvedRun, task: Supervised) -> Result<Timing> {
     let tested = run.data.test.len() + run.data.selection.as_ref().map_or(0, |split| split.len());
     let evaluation = pass(&*evaluated, run, tested)?;
     let teacher_pass = match teacher.filter(|_| is_cached == Some(true)) {
-        Some(teacher) => pass(&*teacher.network(&run.device)?, run, run.data.train.len())?,
+        Some(teacher) => {
+            let of =
+                |one: &Pretrained| pass(&*one.network(&run.device)?, run, run.data.train.len());
+            teacher.answering().iter().map(of).sum::<Result<f64>>()?
+        }
         None => 0.0,
     };
     let whole = steps as f64 * step + training.epochs as f64 * evaluation + teacher_pass;
     Ok(Timing { step, steps, evaluation, teacher_pass, run: whole })
 }
 
-fn network(teacher: &Pretrained, device: &Device) -> Result<NetworkTeacher> {
-    Ok(NetworkTeacher::new(teacher.network(device)?))
+fn answering(teacher: &Pretrained, needs: &Needs, device: &Device) -> Result<Box<dyn Teacher>> {
+    Ok(match teacher.members.is_empty() {
+        true => Box::new(NetworkTeacher::new(teacher.network(device)?)),
+        false => Box::new(Ensemble::new(teacher, needs, device)?),
+    })
 }
 
 /// The run's first batch, with numbers by which a table of as many rows as it has images is read.

@@ -1,6 +1,6 @@
 //! Checks of every value of a recipe.
 
-use kd_loss::{Kind, MethodConfig, Term};
+use kd_loss::{Combination, MethodConfig, Term};
 use kd_ops::adam::AdamConfig;
 use kd_ops::average::AverageConfig;
 use kd_ops::schedule::LrSchedule;
@@ -8,6 +8,7 @@ use kd_ops::sgd::SgdConfig;
 
 use super::invalid::{Invalid, Step, require};
 use super::optimizer::OptimizerConfig;
+use super::teachers::learns_from_maps;
 use super::types::{DataConfig, DatasetName, Recipe, RunConfig, RunRecipe};
 use crate::error::other;
 
@@ -195,14 +196,7 @@ impl RunConfig {
         let one = !(maps && self.ignore_class_names);
         let path = [Step::Key("ignore_class_names")];
         require(one, &path, true, "false beside a class map, which says what is meant")?;
-        let teacher = self.teacher.as_deref().unwrap_or_default();
-        let used = self.teacher.is_none() || self.needs_teacher();
-        require(
-            used,
-            &[Step::Key("teacher")],
-            teacher,
-            "none: no method of this run needs a teacher",
-        )
+        self.check_teachers()
     }
 
     /// Checks that the loss of a batch is the mean over its images, so that it can be computed in parts.
@@ -232,11 +226,7 @@ impl RunConfig {
             data.augment.views.is_some(),
             "data.augment.views beside it: without it each epoch shows new views, none of which comes again",
         )?;
-        let maps = |term: &&Term| {
-            let about = kd_loss::METHODS.iter().find(|info| info.name == term.method.name());
-            about.is_some_and(|info| matches!(info.about.kind, Kind::Feature | Kind::Relation))
-        };
-        if let Some(term) = self.methods.iter().find(maps) {
+        if let Some(term) = self.methods.iter().find(|term| learns_from_maps(&term.method)) {
             let name = term.method.name();
             refuse(
                 false,
@@ -258,6 +248,11 @@ impl RunConfig {
         let parts = self.cross_fit.unwrap_or(0);
         let expected = "none beside mixup or cutmix: the two images of a mixed one may be of different parts, whose teachers differ";
         require(self.cross_fit.is_none(), &[Step::Key("cross_fit")], parts, expected)?;
+        if let Some(combination) = self.combine.filter(Combination::uses_labels) {
+            let path = [Step::Key("combine"), Step::Key("name")];
+            let expected = "logits or probabilities beside mixup or cutmix: this one weighs teachers by one class an image, and a mixed image has two";
+            require(false, &path, combination.name(), expected)?;
+        }
         for (index, term) in self.methods.iter().enumerate() {
             let whole = !matches!(term.method, MethodConfig::Dkd(_) | MethodConfig::Crd(_));
             let path = [Step::Key("method"), Step::Index(index), Step::Key("name")];

@@ -1,12 +1,13 @@
 //! What a recipe holds.
 
 use kd_data::{Augment, MixConfig, Normalization, Sampler};
-use kd_loss::{ClassWeights, Kind, MethodConfig, Term};
+use kd_loss::{ClassWeights, Combination, Kind, MethodConfig, Term};
 use kd_models::Architecture;
 use kd_models::classes::ClassMap;
 use serde::{Deserialize, Serialize};
 
 use super::optimizer::OptimizerConfig;
+use super::teachers::TeacherNames;
 use kd_ops::average::AverageConfig;
 use kd_ops::schedule::LrSchedule;
 use kd_record::{Keep, Precision};
@@ -201,13 +202,17 @@ pub struct RunConfig {
     /// out is filled in with the network's default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dropout: Option<f64>,
-    /// The teacher: the name of a run of the same recipe, or a weights file (relative to the recipe's folder).
+    /// The teacher: the name of a run of the same recipe, or a weights file (relative to the recipe's folder); or a list of these,
+    /// whose answers are combined.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub teacher: Option<String>,
+    pub teacher: Option<TeacherNames>,
+    /// How the logits of several teachers become those of one; the mean of the logits where it is not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub combine: Option<Combination>,
     /// The teacher's network, for a weights file that doesn't say it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub teacher_model: Option<Architecture>,
-    /// SHA-256 of the teacher's weights file. With this given, another file is an error.
+    /// SHA-256 of the teacher's weights file; of several teachers, that of their files' SHA-256s. With this given, another file is an error.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub teacher_sha256: Option<String>,
     /// Cross-fitted targets (Dao et al., 2021): the training images are cut into this many parts, and each part is answered for by
@@ -366,6 +371,7 @@ impl RunConfig {
             model,
             dropout: model.default_dropout(),
             teacher: None,
+            combine: None,
             teacher_model: None,
             teacher_sha256: None,
             cross_fit: None,

@@ -125,6 +125,8 @@ mod tests {
             tensors: tensors(0),
             left_out: None,
             parts: (0..3).map(tensors).collect(),
+            members: Vec::new(),
+            combination: kd_loss::Combination::default(),
             normalization: config.normalization(),
             renormalize: None,
             identity: String::new(),

@@ -2,6 +2,7 @@
 
 mod cache;
 mod cross_fitted;
+mod ensemble;
 mod kept;
 mod network;
 mod pretrained;
@@ -21,6 +22,7 @@ use kd_record::{Keep, KeptViews};
 
 pub use cache::Cached;
 pub use cross_fitted::CrossFitted;
+pub use ensemble::Ensemble;
 pub use kept::{Kept, Used};
 pub use network::NetworkTeacher;
 pub use pretrained::{Network, Pretrained, PretrainedConfig};
@@ -122,6 +124,9 @@ fn asked(
     data: &Portions,
     device: &Device,
 ) -> Result<(Box<dyn Teacher>, Parts)> {
+    if !pretrained.members.is_empty() {
+        return Ok((Box::new(Ensemble::new(pretrained, needs, device)?), Vec::new()));
+    }
     if pretrained.parts.is_empty() {
         return Ok((Box::new(NetworkTeacher::of(pretrained, device)?), Vec::new()));
     }
@@ -213,7 +218,9 @@ pub(crate) fn prepare(
     }
     if !missing.is_empty() {
         let made = pass(&*behind, &parts, missing, data, config, progress).map_err(|error| {
-            error.context(format!("{}: the teacher can't be used", pretrained.path.display()))
+            let paths = pretrained.answering().iter().map(|one| one.path.display().to_string());
+            let paths: Vec<_> = paths.collect();
+            error.context(format!("{}: the teacher can't be used", paths.join(", ")))
         });
         match made? {
             ControlFlow::Continue(made) => outputs.extend(made),

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use kd_data::{Normalization, Portions, Renormalize};
+use kd_loss::Combination;
 use kd_models::classes::{ClassChoice, Matched, match_classes, select_rows};
 use kd_models::weights::{self, LeftOut, Loaded};
 use kd_models::{Architecture, Classifier, ModelConfig};
@@ -32,6 +33,10 @@ pub struct Pretrained {
     /// The weights of the network for each part, where the targets are cross-fitted; otherwise empty. `tensors` are the
     /// first part's.
     pub parts: Vec<BTreeMap<String, Tensor>>,
+    /// The teachers of an [ensemble](Pretrained::ensemble); otherwise empty. `config` and `tensors` are the first one's.
+    pub members: Vec<Self>,
+    /// How the logits of an ensemble's teachers become those of one.
+    pub combination: Combination,
     /// How the images were normalised that the network was trained on.
     pub normalization: Normalization,
     /// What the network does to the images that it is given, where those are normalised otherwise.
@@ -141,6 +146,8 @@ impl Pretrained {
             tensors,
             left_out: metadata.and_then(|metadata| metadata.left_out),
             parts: Vec::new(),
+            members: Vec::new(),
+            combination: Combination::default(),
             normalization: own,
             renormalize,
             identity,
@@ -225,6 +232,8 @@ impl Pretrained {
             tensors: parts[0].clone(),
             left_out: None,
             parts,
+            members: Vec::new(),
+            combination: Combination::default(),
             normalization,
             renormalize,
             identity: hex(identity),

@@ -82,7 +82,7 @@ fn weights_and_choices_that_do_not_fit() {
         }
         other => panic!("{other:?}"),
     }
-    match student(&out, Choices { teacher: Some(path), ..Choices::default() }).err() {
+    match student(&out, Choices { teacher: vec![path], ..Choices::default() }).err() {
         Some(Error::Choice(message)) => assert!(message.contains("needs no teacher"), "{message}"),
         other => panic!("{other:?}"),
     }

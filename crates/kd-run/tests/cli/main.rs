@@ -2,6 +2,7 @@
 
 mod classes;
 mod disk;
+mod ensemble;
 mod errors;
 mod evaluation;
 mod figures;

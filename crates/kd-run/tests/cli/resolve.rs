@@ -79,7 +79,7 @@ fn what_went_wrong_is_told_by_its_type() {
         ("student", Choices { temperature: Some(4.0), ..tiny(&dir) }),
         ("student", Choices { alpha: Some(0.5), ..tiny(&dir) }),
         ("student", Choices { name: Some("../up".into()), ..tiny(&dir) }),
-        ("student", Choices { teacher: Some("teacher.safetensors".into()), ..tiny(&dir) }),
+        ("student", Choices { teacher: vec!["teacher.safetensors".into()], ..tiny(&dir) }),
     ] {
         let error = error(run, choices);
         assert!(matches!(error, Error::Choice(_)), "{error:?}");
@@ -87,9 +87,9 @@ fn what_went_wrong_is_told_by_its_type() {
     assert!(!dir.path("library").exists(), "nothing is written before the choices make sense");
 
     weights(&dir.path("hundred.safetensors"), Architecture::TUTORIAL_TEACHER, 100, 3, true);
-    let teacher = Some(dir.path("hundred.safetensors"));
+    let teacher = vec![dir.path("hundred.safetensors")];
     let fits_not = error("kd", Choices { teacher, ..tiny(&dir) });
     assert!(matches!(fits_not, Error::DoesNotFit(_)), "{fits_not:?}");
-    let missing = error("kd", Choices { teacher: Some("nowhere".into()), ..tiny(&dir) });
+    let missing = error("kd", Choices { teacher: vec!["nowhere".into()], ..tiny(&dir) });
     assert!(matches!(missing, Error::Other(_)), "{missing:?}");
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use kd_loss::{METHODS, MethodConfig, Schedule, Term};
+use kd_loss::{Combination, METHODS, MethodConfig, Schedule, Term};
 use kd_models::Architecture;
 use kd_run::recipe::{Recipe, RunConfig};
 use kd_run::resolve::Choices;
@@ -17,6 +17,7 @@ use crate::failure::Failure;
 const HELP: &str = "\
 Examples:
   kd distill --method kd --out runs/mine                   the teacher is runs/mine/teacher.safetensors
+  kd distill --method kd --teacher a.safetensors --teacher b.safetensors      both teach
   kd distill --method kd --temperature 4 --alpha 0.5 --teacher teacher.safetensors
   kd distill --recipe recipes/methods/dkd.toml --run dkd --out runs/dkd
 
@@ -25,9 +26,12 @@ A run that was stopped goes on when the same command is given again; with more -
 #[derive(Debug, Args)]
 #[command(after_help = HELP)]
 pub(crate) struct Distill {
-    /// The teacher's weights file [default: that of the recipe, in the output folder]
+    /// The teacher's weights file; given several times, several teachers, whose logits are combined [default: that of the recipe, in the output folder]
     #[arg(long, value_name = "FILE")]
-    teacher: Option<PathBuf>,
+    teacher: Vec<PathBuf>,
+    /// How several teachers' logits become those of one: "logits" (their mean), "probabilities" (the mean of these, softened), "confidence" (weighted by how well each knows an image's label) or "choice" (of each image the best one's) [default: logits]
+    #[arg(long, value_name = "HOW", value_parser = Combination::from_name)]
+    combine: Option<Combination>,
     /// The teacher's network, if its weights file doesn't name it [default: teacher]
     #[arg(long, value_name = "MODEL", value_parser = architecture)]
     teacher_model: Option<Architecture>,
@@ -70,6 +74,7 @@ pub(super) fn meant(flags: &Distill) -> Result<(Recipe, RunConfig, Choices), Fai
     let run = chosen_run(&recipe, flags)?;
     let mut choices = Choices {
         teacher: flags.teacher.clone(),
+        combine: flags.combine,
         teacher_model: flags.teacher_model,
         teacher_mean: flags.teacher_mean,
         teacher_std: flags.teacher_std,

@@ -1,13 +1,13 @@
 //! Training one run of a comparison.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Context;
 use kd_record::OutFolder;
 use kd_record::process;
 use kd_report::compare::document::{Dataset, Run};
-use kd_report::compare::{Job, Overrides, Planned};
+use kd_report::compare::{Job, Overrides, Planned, PlannedTeacher};
 
 use super::Compare;
 use crate::commands::print;
@@ -52,8 +52,16 @@ impl Work<'_> {
         if let Some((part, of)) = job.part {
             command.args(["--part", &format!("{part}/{of}")]);
         }
-        if let Some(teacher) = &planned.teacher {
-            command.arg("--teacher").arg(out.weights(teacher));
+        // Of a teacher that is a file kd finds the recipe's own, unless another teacher has to be named.
+        if planned.teachers.iter().any(|teacher| matches!(teacher, PlannedTeacher::Run(_))) {
+            for teacher in &planned.teachers {
+                command.arg("--teacher").arg(match teacher {
+                    PlannedTeacher::Run(name) => out.weights(name),
+                    PlannedTeacher::File(file) => {
+                        planned.recipe.parent().unwrap_or(Path::new("")).join(file)
+                    }
+                });
+            }
         }
         if let Some(init) = &planned.init {
             command.arg("--init").arg(out.weights(init));
