@@ -2,12 +2,15 @@
 
 A line of input is `WORK IMAGES LAYOUT STEPS`, the answer a JSON array of seconds, one a step; `peak_memory` is answered
 with the bytes that this process has had in memory at most. LAYOUT is default, channels_last, compile,
-compile+channels_last or compile+graphs. crates/kd-bench is the same for Rust. On a GPU each step ends when the GPU is done, and
+compile+channels_last, compile+graphs or, for evaluation, onnxruntime: the module exported by torch.onnx and computed by
+ONNX Runtime. crates/kd-bench is the same for Rust. On a GPU each step ends when the GPU is done, and
 f32 is f32, where PyTorch left alone rounds a convolution's factors to TF32. --precision holds for the teacher's answers too.
 """
 
 import argparse
+import io
 import json
+import os
 import resource
 import sys
 import time
@@ -79,6 +82,31 @@ def sized(name: str) -> tuple[Callable[[], torch.nn.Module], int]:
     return lambda: families.module(network, 10), int(side)
 
 
+def onnxruntime_eval(network: torch.nn.Module, images: Tensor) -> Callable[[], None]:
+    """The module's evaluation in ONNX Runtime on the CPU, with as many threads as PyTorch has."""
+    import onnxruntime  # and onnx, which the exporter imports
+
+    class Logits(torch.nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return logits_of(self.network(images))
+
+    wrapped = Logits()
+    wrapped.network = network
+    file = io.BytesIO()
+    with torch.no_grad():
+        torch.onnx.export(wrapped.eval(), (images,), file, dynamo=False, opset_version=17)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
+    given = {session.get_inputs()[0].name: images.numpy()}
+    expected = logits_of(network(images)).detach().numpy()
+    found = session.run(None, given)[0]
+    if abs(found - expected).max() > 1e-3 * max(1.0, abs(expected).max()):
+        raise ValueError("ONNX Runtime's logits are not PyTorch's")
+
+    return lambda: session.run(None, given)
+
+
 def logits_of(answer: Tensor | tuple) -> Tensor:
     """This project's modules give their features beside the logits."""
     return answer if isinstance(answer, Tensor) else answer[0]
@@ -92,6 +120,10 @@ def prepare(work: str, layout: str, size: int, device: str, precision: str) -> C
     if kind not in ("step", "eval"):
         raise ValueError(f"no work is called {work!r}")
     make, side = sized(name)
+    if layout == "onnxruntime":
+        if kind != "eval" or device != "cpu":
+            raise ValueError("ONNX Runtime is asked for evaluation on the CPU alone")
+        return onnxruntime_eval(make().eval(), torch.randn(size, 3, side, side))
     memory = torch.channels_last if "channels_last" in layout else torch.contiguous_format
     images = torch.randn(size, 3, side, side, device=device).to(memory_format=memory)
     labels = torch.arange(size, device=device) % 10
@@ -132,6 +164,10 @@ def answer(line: str, steps: dict, device: str, precision: str) -> object:
     words = line.split()
     if words == ["version"]:
         return torch.__version__
+    if words == ["onnxruntime_version"]:
+        import onnxruntime
+
+        return onnxruntime.__version__
     if words == ["peak_memory"]:
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
@@ -159,13 +195,16 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.backends.cudnn.allow_tf32 = args.precision != "f32"
     torch.backends.cuda.matmul.allow_tf32 = args.precision != "f32"
+    # Answers alone are written there: an exporter's messages go to standard error.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     steps = {}
     for line in sys.stdin:
         try:
             result = answer(line, steps, args.device, args.precision)
         except Exception as error:  # told to whoever asked, who goes on without this layout
             result = {"error": " ".join(str(error).split())[:300]}
-        print(json.dumps(result), flush=True)
+        print(json.dumps(result), file=answers, flush=True)
 
 
 if __name__ == "__main__":

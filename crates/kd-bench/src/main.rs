@@ -2,23 +2,33 @@
 //! each took. `parity/bench.py` is the same for PyTorch.
 //!
 //! A line is `WORK IMAGES LAYOUT STEPS`, the images of a step and the layout `default` or, for our training steps on a GPU, `graph`; the answer is a
-//! JSON array of seconds, one a step. `peak_memory` is answered with the bytes that this process has had in memory at
-//! most. An end of input ends the worker.
+//! JSON array of seconds, one a step. An end of input ends the worker. Other questions:
+//!
+//! - `peak_memory`: the bytes that this process has had in memory at most.
+//! - `peaks`: the multiply-adds and the copied bytes that all threads reach in a second.
+//! - `cost WORK IMAGES`: the multiply-adds and the bytes of a step; null where they are not known.
+//! - `first_step DATASET FOLDER`: seconds from the start of this process to a student's first step on that data.
 
 mod candle;
+mod cost;
+mod first_step;
 mod ours;
 mod work;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::io::{BufRead, Write};
-use std::time::Instant;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use candle_core::Device;
 use clap::{Parser, ValueEnum};
+use kd_ops::peaks::{Peaks, peaks};
 use kd_record::{Compile, DeviceChoice, Precision};
+use kd_run::recipe::DatasetName;
 
+use cost::cost;
 use work::{Batch, Work};
 
 #[derive(Parser)]
@@ -43,6 +53,7 @@ enum Side {
 }
 
 fn main() -> anyhow::Result<()> {
+    let start = Instant::now();
     let args = Args::parse();
     if matches!(args.side, Side::Ours) {
         // SAFETY: no other thread has been started.
@@ -58,7 +69,7 @@ fn main() -> anyhow::Result<()> {
     kd_run::device::check(&device, args.precision, Compile::Off)?;
     let mut steps = Steps::new();
     for line in std::io::stdin().lock().lines() {
-        let answer = match answer(&args, &device, &mut steps, &line?) {
+        let answer = match answer((&args, start), &device, &mut steps, &line?) {
             Ok(value) => value,
             Err(error) => serde_json::json!({ "error": format!("{error:#}") }),
         };
@@ -72,18 +83,41 @@ fn main() -> anyhow::Result<()> {
 /// What has been prepared, by work, images of a step and layout.
 type Steps = HashMap<(Work, usize, Compile), work::Step>;
 
+/// The answer to a line; `start` is when this process began.
 fn answer(
-    args: &Args,
+    (args, start): (&Args, Instant),
     device: &Device,
     steps: &mut Steps,
     line: &str,
 ) -> anyhow::Result<serde_json::Value> {
+    if let Some((dataset, folder)) =
+        line.strip_prefix("first_step ").and_then(|rest| rest.split_once(' '))
+    {
+        let dataset = match dataset {
+            "cifar10" => DatasetName::Cifar10,
+            "synthetic" => DatasetName::Synthetic,
+            _ => bail!("{dataset:?}: expected cifar10 or synthetic"),
+        };
+        return Ok(first_step::seconds((args.device, start), dataset, Path::new(folder))?.into());
+    }
     let words: Vec<&str> = line.split_whitespace().collect();
     let (work, images, compile, count) = match words[..] {
         ["peak_memory"] => return Ok(peak_memory()?.into()),
+        ["peaks"] => {
+            let Peaks { multiply_adds, bytes } = peaks(Duration::from_secs(2));
+            return Ok(serde_json::json!({ "multiply_adds": multiply_adds, "bytes": bytes }));
+        }
+        ["cost", work, images] => {
+            let cost = cost(Work::from_name(work)?, images.parse()?)?;
+            let bytes = cost.and_then(|cost| cost.bytes);
+            let multiply_adds = cost.map(|cost| cost.multiply_adds);
+            return Ok(serde_json::json!({ "multiply_adds": multiply_adds, "bytes": bytes }));
+        }
         [work, images, "default", count] => (work, images, Compile::Off, count),
         [work, images, "graph", count] => (work, images, Compile::Graph, count),
-        _ => bail!("{line:?}: expected WORK IMAGES LAYOUT STEPS, or peak_memory"),
+        _ => bail!(
+            "{line:?}: expected WORK IMAGES LAYOUT STEPS, peak_memory, peaks, cost WORK IMAGES, or first_step DATASET FOLDER"
+        ),
     };
     let work = Work::from_name(work)?;
     let (images, count) = (images.parse::<usize>()?, count.parse::<usize>()?);

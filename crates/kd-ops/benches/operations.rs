@@ -5,11 +5,11 @@
 //! and can pass 100 %.
 
 use candle_core::{DType, Device, Tensor, Var};
+use divan::Bencher;
 use divan::counter::ItemsCount;
-use divan::{Bencher, black_box};
 use kd_ops::adam::{Adam, AdamConfig};
+use kd_ops::peaks::multiply_adds;
 use kd_ops::{Conv2dConfig, DropoutKey};
-use rayon::prelude::*;
 
 const BATCH: usize = 128;
 
@@ -114,63 +114,8 @@ fn adam(bencher: Bencher<'_, '_>) {
     bencher.bench_local(|| adam.step(&parameters, &gradients).unwrap());
 }
 
-const ROUNDS: usize = 2_000_000;
-
 /// Multiply-adds on all threads with nothing read from memory.
 #[divan::bench]
 fn peak(bencher: Bencher<'_, '_>) {
-    let threads = rayon::current_num_threads();
-    bencher.counter(ItemsCount::new(threads * ROUNDS * lanes())).bench(|| {
-        (0..threads).into_par_iter().map(|_| multiply_adds(black_box(0.999))).sum::<f32>()
-    });
-}
-
-/// Multiply-adds in a round of [`multiply_adds`].
-fn lanes() -> usize {
-    #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx512f") {
-        return 12 * 16;
-    }
-    12 * 8
-}
-
-fn multiply_adds(factor: f32) -> f32 {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if is_x86_feature_detected!("avx512f") {
-            // SAFETY: the processor has the feature.
-            return unsafe { with_avx512(factor) };
-        }
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            // SAFETY: the processor has the features.
-            return unsafe { with_avx2(factor) };
-        }
-    }
-    rounds::<8>(factor)
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-fn with_avx512(factor: f32) -> f32 {
-    rounds::<16>(factor)
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn with_avx2(factor: f32) -> f32 {
-    rounds::<8>(factor)
-}
-
-/// Twelve independent chains hide the latency of a multiply-add.
-#[inline(always)]
-fn rounds<const LANES: usize>(factor: f32) -> f32 {
-    let mut chains = [[1.0f32; LANES]; 12];
-    for _ in 0..ROUNDS {
-        for chain in &mut chains {
-            for value in chain {
-                *value = value.mul_add(factor, 0.5);
-            }
-        }
-    }
-    chains.iter().flatten().sum()
+    bencher.counter(ItemsCount::new(multiply_adds())).bench(multiply_adds);
 }

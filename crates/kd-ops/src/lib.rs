@@ -16,6 +16,7 @@ mod matmul;
 mod max_pool;
 pub mod nhwc;
 pub mod optimizer;
+pub mod peaks;
 mod process;
 mod relu;
 pub mod schedule;

@@ -1,7 +1,7 @@
 //! What `cargo xtask bench` can measure.
 
 /// What can be measured, in the order of the table. A network's step or evaluation is a work that workers know by its name.
-pub(super) const WORKS: [Work; 16] = [
+pub(super) const WORKS: [Work; 18] = [
     Work { name: "teacher_step", kind: Measure::Time { images: 128 } },
     Work { name: "student_step", kind: Measure::Time { images: 128 } },
     Work { name: "teacher_eval", kind: Measure::Time { images: 128 } },
@@ -34,6 +34,9 @@ pub(super) const WORKS: [Work; 16] = [
         name: "efficientnet_lite0_peak_memory",
         kind: Measure::Memory { of: "efficientnet_lite0_224_step", images: 32 },
     },
+    // 50,000 images in CIFAR-10's files, and the synthetic set's 10,000, which are drawn.
+    Work { name: "first_step", kind: Measure::FirstStep { dataset: "cifar10" } },
+    Work { name: "first_step_synthetic", kind: Measure::FirstStep { dataset: "synthetic" } },
 ];
 
 #[derive(Clone, Copy)]
@@ -48,6 +51,8 @@ pub(super) enum Measure {
     Time { images: u64 },
     /// The tutorial's distillation of ten epochs, put together from [`DISTILL`].
     Distill,
+    /// The time from the start of a process to the first step of the tutorial's student.
+    FirstStep { dataset: &'static str },
     /// The memory of a process that takes such steps and nothing else.
     Memory { of: &'static str, images: u64 },
 }
@@ -87,7 +92,7 @@ pub(super) fn timed(works: &[Work], images: Option<u64>) -> Vec<(&'static str, u
             Measure::Distill => {
                 timed.extend(DISTILL.map(|name| (name, images.unwrap_or(IMAGES_OF_A_STEP))));
             }
-            Measure::Memory { .. } => {}
+            Measure::Memory { .. } | Measure::FirstStep { .. } => {}
         }
     }
     let mut seen = Vec::new();
