@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use image::imageops::{self, FilterType};
 use image::{DynamicImage, ImageDecoder, ImageReader, Limits, RgbImage};
 
+use crate::resize::{Scaling, middle, resize, with_shorter_side};
 use crate::source::Picture;
 use crate::{Error, Result};
 
@@ -38,14 +39,49 @@ const ENDINGS: [&str; 12] =
 /// the error names it.
 pub fn read(path: &Path, side: usize) -> Result<Picture> {
     check_side(side)?;
-    let square = decode(path, &contents(path)?, side)?;
-    let mut pixels = vec![0; 3 * side * side];
-    for (at, pixel) in square.pixels().enumerate() {
+    Ok(channels_apart(&decode(path, &contents(path)?, side)?))
+}
+
+/// Reads a PNG or JPEG file as torchvision's `Resize(scaling.resize)` and `CenterCrop(scaling.size)` make it of a PIL picture, after it was
+/// turned upright as its EXIF data says. Grey, 16 bits and transparent parts are treated as by [`read`]. The picture's shape is
+/// `[3, size, size]`.
+///
+/// # Errors
+/// As [`read`]'s, and when `size` is larger than `resize`, or the scaled picture would be too large.
+pub fn read_scaled(path: &Path, scaling: &Scaling) -> Result<Picture> {
+    check_side(scaling.resize)?;
+    if !(1..=scaling.resize).contains(&scaling.size) {
+        let expected = format!("1 to {}, the shorter side that it is cut out of", scaling.resize);
+        return Err(Error::Config { field: "size", found: scaling.size.to_string(), expected });
+    }
+    let picture = opaque(&upright(path, &contents(path)?, false)?);
+    let (width, height) =
+        with_shorter_side(picture.width(), picture.height(), scaling.resize as u32);
+    if 3 * u64::from(width) * u64::from(height) > MAX_BYTES {
+        let reason = format!(
+            "it is {}x{}, and with {} pixels on its shorter side it would be {width}x{height}, more than {MAX_BYTES} bytes; cut it, or leave it out",
+            picture.width(),
+            picture.height(),
+            scaling.resize
+        );
+        return Err(unreadable(path, reason));
+    }
+    let scaled = resize(&picture, width, height, scaling.interpolation);
+    let size = scaling.size as u32;
+    let (left, top) = (middle(width, size), middle(height, size));
+    Ok(channels_apart(&imageops::crop_imm(&scaled, left, top, size, size).to_image()))
+}
+
+/// The bytes of a picture channel after channel.
+fn channels_apart(picture: &RgbImage) -> Picture {
+    let (width, height) = (picture.width() as usize, picture.height() as usize);
+    let mut pixels = vec![0; 3 * width * height];
+    for (at, pixel) in picture.pixels().enumerate() {
         for (channel, &value) in pixel.0.iter().enumerate() {
-            pixels[channel * side * side + at] = value;
+            pixels[channel * width * height + at] = value;
         }
     }
-    Ok(Picture { shape: [3, side, side], pixels })
+    Picture { shape: [3, height, width], pixels }
 }
 
 /// The largest side that pictures are scaled to.
@@ -133,6 +169,12 @@ fn contents(path: &Path) -> Result<Vec<u8>> {
 
 /// The picture upright, its middle scaled to `side` x `side` pixels.
 fn decode(path: &Path, bytes: &[u8], side: usize) -> Result<RgbImage> {
+    let square = opaque(&upright(path, bytes, true)?);
+    Ok(imageops::resize(&square, side as u32, side as u32, FilterType::Triangle))
+}
+
+/// The picture upright; with `square` the largest square in its middle.
+fn upright(path: &Path, bytes: &[u8], square: bool) -> Result<DynamicImage> {
     if bytes.is_empty() {
         return Err(unreadable(path, "the file is empty"));
     }
@@ -157,14 +199,20 @@ fn decode(path: &Path, bytes: &[u8], side: usize) -> Result<RgbImage> {
     let orientation = decoder.orientation().map_err(refused)?;
     let mut picture = DynamicImage::from_decoder(decoder).map_err(refused)?;
     // Cut first, so that all that follows is done to the square alone; its middle stays the middle.
-    let whole = width.min(height);
-    picture = picture.crop_imm((width - whole) / 2, (height - whole) / 2, whole, whole);
+    if square {
+        let whole = width.min(height);
+        picture = picture.crop_imm((width - whole) / 2, (height - whole) / 2, whole, whole);
+    }
     picture.apply_orientation(orientation);
-    let square = match picture.color().has_alpha() {
-        true => on_white(&picture),
-        false => picture.into_rgb8(),
-    };
-    Ok(imageops::resize(&square, side as u32, side as u32, FilterType::Triangle))
+    Ok(picture)
+}
+
+/// The picture in 8 bits a colour, its transparent parts on white.
+fn opaque(picture: &DynamicImage) -> RgbImage {
+    match picture.color().has_alpha() {
+        true => on_white(picture),
+        false => picture.to_rgb8(),
+    }
 }
 
 fn on_white(picture: &DynamicImage) -> RgbImage {

@@ -22,6 +22,8 @@ mod normalize;
 mod one_line;
 mod portions;
 mod random;
+#[cfg(feature = "images")]
+mod resize;
 mod sampler;
 mod source;
 mod split;
@@ -39,6 +41,8 @@ pub use folder::{image_folder, image_folder_without_broken};
 pub use mix::{Mix, MixConfig, Mixed};
 pub use normalize::{Normalization, Renormalize};
 pub use portions::{Limits, Portions};
+#[cfg(feature = "images")]
+pub use resize::{Interpolation, Scaling};
 pub use sampler::Sampler;
 pub use source::{Block, Picture, Source};
 pub use split::{Dataset, Skipped, Split};

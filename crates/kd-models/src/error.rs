@@ -215,6 +215,14 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// A `config.json` beside a weights file can't be used.
+    #[error("{}: {reason}", path.display())]
+    TimmConfig {
+        /// The path of the config.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The weights are another network's.
     #[error("{}: these are the weights of a {found}, not of a {expected}", path.display())]
     WrongArchitecture {

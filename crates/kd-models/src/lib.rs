@@ -16,6 +16,7 @@ mod network;
 #[cfg(feature = "onnx")]
 pub mod onnx;
 mod parameters;
+pub mod preprocessing;
 mod rescaled;
 pub mod weights;
 

@@ -11,6 +11,7 @@ mod fit;
 mod header;
 mod kind;
 mod metadata;
+mod names;
 mod pickle;
 mod read;
 mod torch;

@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Context, anyhow, ensure};
 use kd_data::Normalization;
 use kd_models::classes::{ClassChoice, match_classes, select_rows};
+use kd_models::preprocessing::{self, timm};
 use kd_models::weights::{self, Start};
 use kd_models::{ModelConfig, Parameters};
 
@@ -43,6 +44,18 @@ impl Initial {
             metadata
                 .check_normalization(path, normalization.mean, normalization.std)
                 .map_err(|error| Error::from(error).context(cure))?;
+        } else {
+            let (timm, aside) = timm::beside(path, None)?;
+            let unsaid = preprocessing::unsaid(timm.as_ref(), config.architecture)?;
+            let Normalization { mean, std } = normalization;
+            let other = unsaid.filter(|(own, _)| (own.mean, own.std) != (mean, std));
+            start.notes.extend(aside);
+            start.notes.extend(other.map(|(own, source)| format!(
+                "{}: its network was trained on images normalised with mean {:?} and std {:?}, {source}; it trains on with the data's, mean {mean:?} and std {std:?}: set mean and std in the recipe's [data] table to the file's to start from what it knows",
+                path.display(),
+                own.mean,
+                own.std
+            )));
         }
         let mut note = None;
         match start.other_classes {

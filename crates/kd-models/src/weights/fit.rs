@@ -6,6 +6,7 @@ use std::path::Path;
 
 use super::check;
 use super::contents::{Contents, Dict, Stored, Type};
+use super::names::{OtherNames, other_names};
 use crate::graph::Graph;
 use crate::{Error, Result};
 
@@ -27,6 +28,8 @@ pub(super) struct View<'a> {
     head: Option<&'static str>,
     /// Whether shortcuts have the other name of [`SHORTCUTS`].
     renames_shortcuts: bool,
+    /// Whose names the layers have, where it is another code base's.
+    names_of: Option<&'static str>,
     /// By the network's names.
     pub(super) tensors: BTreeMap<String, &'a Stored>,
     /// The names in the same dict without the prefix.
@@ -102,11 +105,15 @@ fn only<'a>(path: &Path, graph: &Graph, mut fitting: Vec<View<'a>>) -> Result<Vi
 fn views<'a>(graph: &Graph, contents: &'a Contents) -> Vec<View<'a>> {
     let first = graph.parameters().next().map_or("", |spec| spec.name.as_str());
     let own_head = graph.head().name.as_str();
+    let others = other_names(graph);
     let mut views = Vec::new();
     for dict in &contents.dicts {
+        let before = |name: &'a String, first: &str| {
+            name.strip_suffix(first).filter(|rest| rest.ends_with('.') || rest.is_empty())
+        };
         let mut prefixes = vec![""];
-        let ends = |name: &'a String| name.strip_suffix(first).filter(|rest| rest.ends_with('.'));
-        prefixes.extend(dict.tensors.keys().filter_map(ends));
+        let named = |name| before(name, first).filter(|rest| !rest.is_empty());
+        prefixes.extend(dict.tensors.keys().filter_map(named));
         for prefix in prefixes {
             let has = |head: &str| dict.tensors.contains_key(&format!("{prefix}{head}.weight"));
             let heads = HEADS.iter().filter(|head| **head != own_head && has(head));
@@ -114,14 +121,25 @@ fn views<'a>(graph: &Graph, contents: &'a Contents) -> Vec<View<'a>> {
             if has(own_head) || heads.is_empty() {
                 heads = vec![None];
             }
-            views.extend(heads.into_iter().map(|head| View::new(dict, prefix, head, graph)));
+            views.extend(heads.into_iter().map(|head| View::new(dict, prefix, head, graph, None)));
+        }
+        for other in &others {
+            let first = format!("{}.weight", other.first);
+            let prefixes = dict.tensors.keys().filter_map(|name| before(name, &first));
+            views.extend(prefixes.map(|prefix| View::new(dict, prefix, None, graph, Some(other))));
         }
     }
     views
 }
 
 impl<'a> View<'a> {
-    fn new(dict: &'a Dict, prefix: &str, head: Option<&'static str>, graph: &Graph) -> Self {
+    fn new(
+        dict: &'a Dict,
+        prefix: &str,
+        head: Option<&'static str>,
+        graph: &Graph,
+        theirs: Option<&OtherNames>,
+    ) -> Self {
         let own_head = graph.head().name.as_str();
         let (own, other) = SHORTCUTS;
         let renames_shortcuts = graph.parameters().any(|spec| spec.name.contains(own))
@@ -133,15 +151,21 @@ impl<'a> View<'a> {
                 beside.push(name.as_str());
                 continue;
             };
+            let renamed = theirs.and_then(|theirs| {
+                let (layer, of) = rest.rsplit_once('.')?;
+                Some(format!("{}.{of}", theirs.layers.get(layer)?))
+            });
             let of_head = head.and_then(|head| rest.strip_prefix(head)?.strip_prefix('.'));
-            let name = match of_head {
-                Some(of) => format!("{own_head}.{of}"),
-                None if renames_shortcuts => rest.replace(other, own),
-                None => rest.to_string(),
+            let name = match (renamed, of_head) {
+                (Some(renamed), _) => renamed,
+                (None, Some(of)) => format!("{own_head}.{of}"),
+                (None, None) if renames_shortcuts => rest.replace(other, own),
+                (None, None) => rest.to_string(),
             };
             tensors.insert(name, stored);
         }
-        Self { dict, prefix: prefix.into(), head, renames_shortcuts, tensors, beside }
+        let (prefix, names_of) = (prefix.into(), theirs.map(|theirs| theirs.of));
+        Self { dict, prefix, head, renames_shortcuts, names_of, tensors, beside }
     }
 
     /// Whether these are the network's tensors and no others, each of its shape; with `any_classes`, the last layer may have
@@ -210,6 +234,9 @@ impl<'a> View<'a> {
                 other.trim_matches('.'),
                 own.trim_matches('.')
             ));
+        }
+        if let Some(of) = self.names_of {
+            done.push(format!("takes {of}'s names of the layers for its own"));
         }
         for (dtype, how) in [
             (Type::F16, "widens F16 to F32"),

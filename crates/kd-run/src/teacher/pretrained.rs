@@ -7,6 +7,7 @@ use candle_core::{Device, Tensor};
 use kd_data::{Normalization, Portions, Renormalize};
 use kd_loss::Combination;
 use kd_models::classes::{ClassChoice, Matched, match_classes, select_rows};
+use kd_models::preprocessing::{self, Preprocessing, timm};
 use kd_models::weights::{self, LeftOut, Loaded};
 use kd_models::{Architecture, Classifier, ModelConfig};
 use sha2::{Digest, Sha256};
@@ -73,11 +74,13 @@ impl<'a> PretrainedConfig<'a> {
     }
 }
 
-/// The normalisation of a network's own images: what its file says, what is stated for it, or that of the images it is given.
+/// The normalisation of a network's own images: what its file says, what is stated for it, what is known of its family (and in which
+/// words), or that of the images it is given.
 fn own_normalization(
     path: &Path,
     said: Option<Normalization>,
     stated: Option<Normalization>,
+    unsaid: Option<(Preprocessing, String)>,
     given: Normalization,
     notes: &mut Vec<String>,
 ) -> Result<Normalization> {
@@ -92,6 +95,15 @@ fn own_normalization(
             stated.mean,
             stated.std
         )));
+    }
+    if let (None, None, Some((Preprocessing { mean, std, .. }, source))) = (said, stated, unsaid) {
+        let own = Normalization { mean, std };
+        notes.push(format!(
+            "{path}: its network is given images normalised with {}, {source}; the data's are {}; others are stated with teacher_mean and teacher_std (--teacher-mean, --teacher-std)",
+            shown(own),
+            shown(given)
+        ));
+        return Ok(own);
     }
     let Some(own) = said.or(stated) else {
         notes.push(format!(
@@ -122,10 +134,19 @@ impl Pretrained {
         let sha256 = sha256(path)?;
         // A class map may choose among more classes than the data's.
         let count = choice.map.is_none().then_some(classes.len());
-        let network = weights::peek(path)?.config(architecture, count)?;
+        let header = weights::peek(path)?;
+        let (timm, aside) = timm::beside(path, header.metadata.as_ref())?;
+        let known = architecture.or(timm.as_ref().and_then(|timm| timm.architecture));
+        let network = header.config(known, count)?;
+        let unsaid = preprocessing::unsaid(timm.as_ref(), network.architecture)?;
         let mut network = ModelConfig { input, ..network };
         let Loaded { mut tensors, metadata, mut notes } = weights::load(path, &network)?;
-        let names = metadata.as_ref().and_then(|metadata| metadata.class_names.as_deref());
+        notes.extend(aside);
+        let names = match (&metadata, &timm) {
+            (Some(metadata), _) => metadata.class_names.as_deref(),
+            (None, Some(timm)) => timm.names(network.classes)?,
+            (None, None) => None,
+        };
         let Matched { rows, note } = match_classes(path, names, network.classes, classes, choice)?;
         notes.extend(note);
         if let Some(rows) = &rows {
@@ -133,7 +154,7 @@ impl Pretrained {
             network.classes = classes.len();
         }
         let said = metadata.as_ref().map(|m| Normalization { mean: m.mean, std: m.std });
-        let own = own_normalization(path, said, stated, normalization, &mut notes)?;
+        let own = own_normalization(path, said, stated, unsaid, normalization, &mut notes)?;
         let renormalize = Renormalize::between(normalization, own);
         let identity = match (&rows, renormalize) {
             (None, None) => sha256.clone(),

@@ -4,7 +4,7 @@
 mod flags;
 mod values;
 
-pub(crate) use flags::{ClassFlags, ComputeFlags, DataFlags, RunFlags};
+pub(crate) use flags::{ClassFlags, ComputeFlags, DataFlags, PictureFlags, RunFlags};
 pub(crate) use values::{
     Part, architecture, at_least_one, channels, one_of, part, positive, share,
 };

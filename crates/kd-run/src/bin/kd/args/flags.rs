@@ -8,6 +8,7 @@ use clap::Args;
 use kd_data::Sampler;
 use kd_loss::ClassWeights;
 use kd_models::classes::{ClassChoice, ClassMap};
+use kd_models::preprocessing::{Interpolation, Stated};
 use kd_record::read::read_text;
 use kd_record::{Compile, DeviceChoice, Precision};
 use kd_run::device;
@@ -16,7 +17,7 @@ use kd_run::resolve::Choices;
 use kd_run::run::{Every, Settings};
 
 use super::values::{
-    at_least_one, class_weights, every, memory_size, one_of, positive, seed, threads,
+    at_least_one, channels, class_weights, every, memory_size, one_of, positive, seed, threads,
 };
 
 /// The flags that `kd train` and `kd distill` share.
@@ -241,5 +242,34 @@ impl RunFlags {
             ignore_class_names: ignore_names,
             ..Choices::default()
         })
+    }
+}
+
+/// The flags that say what is done to pictures before a network whose weights file doesn't say it.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Pictures")]
+pub(crate) struct PictureFlags {
+    /// Height and width of the network's images in pixels [default: what the weights file or a config.json beside it says, or else the network's own]
+    #[arg(long, value_name = "PIXELS", value_parser = at_least_one)]
+    size: Option<usize>,
+    /// Scale the shorter side of a picture to this before the middle is cut out [default: likewise]
+    #[arg(long, value_name = "PIXELS", value_parser = at_least_one)]
+    resize: Option<usize>,
+    /// How a picture is scaled [default: likewise]
+    #[arg(long, value_parser = one_of::<Interpolation>(["bilinear", "bicubic"]))]
+    interpolation: Option<Interpolation>,
+    /// What is subtracted from red, green and blue, on a scale from 0 to 1: "0.5,0.5,0.5" [default: likewise]
+    #[arg(long, value_name = "R,G,B", value_parser = channels)]
+    mean: Option<[f32; 3]>,
+    /// What they are then divided by [default: likewise]
+    #[arg(long, value_name = "R,G,B", value_parser = channels)]
+    std: Option<[f32; 3]>,
+}
+
+impl PictureFlags {
+    /// What they say.
+    pub(crate) fn stated(&self) -> Stated {
+        let Self { size, resize, interpolation, mean, std } = *self;
+        Stated { size, resize, interpolation, mean, std }
     }
 }

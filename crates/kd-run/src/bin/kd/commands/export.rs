@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use kd_data::Normalization;
 use kd_models::Architecture;
 use kd_models::onnx::{Input, OnnxConfig, onnx};
+use kd_models::preprocessing::Stated;
 use kd_record::own::{Kind, Output};
 use kd_record::write::write_whole;
 
@@ -54,12 +56,13 @@ pub(crate) fn run(flags: &Export) -> Result<(), Failure> {
         force: Some(flags.force),
     };
     output.check()?;
-    let weights = weights::load(&flags.weights, flags.model, flags.classes)?;
+    let weights = weights::load(&flags.weights, flags.model, flags.classes, &Stated::default())?;
+    let Normalization { mean, std } = weights.normalization();
     let options = OnnxConfig {
         input: if flags.float { Input::Float } else { Input::Uint8 },
         int8: flags.int8,
-        mean: weights.normalization.mean.to_vec(),
-        std: weights.normalization.std.to_vec(),
+        mean: mean.to_vec(),
+        std: std.to_vec(),
         class_names: weights.class_names,
     };
     write_whole(&flags.onnx, &onnx(&weights.config.graph()?, &weights.tensors, &options)?)?;

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use anyhow::Context;
 use candle_core::Device;
 use clap::Args;
-use kd_data::{Split, images};
+use kd_data::{Picture, Scaling, Split, images};
 use kd_models::classes::{ClassChoice, differing, match_classes, select_rows};
+use kd_models::preprocessing::{Interpolation, Preprocessing, Stated};
 use kd_models::{Architecture, ModelConfig};
 use kd_record::hash::sha256;
 use kd_report::softmax::softmax;
@@ -20,7 +21,7 @@ use serde::Serialize;
 
 use super::print;
 use super::weights::{self, Weights};
-use crate::args::{ComputeFlags, architecture};
+use crate::args::{ComputeFlags, PictureFlags, architecture};
 use crate::failure::Failure;
 
 const HELP: &str = "\
@@ -28,10 +29,14 @@ Examples:
   kd predict --weights runs/mine/kd.safetensors cat.jpg dog.png
   kd predict --weights runs/mine/kd.safetensors --teacher runs/mine/teacher.safetensors pictures/
   kd predict --weights runs/mine/kd.safetensors --json pictures/ | jq -r '.images[] | [.path, .class] | @tsv'
+  kd predict --model efficientnet_lite0 --weights efficientnet-lite0-57934424.pth --json pictures/
 
-A picture is turned upright as its EXIF data says, and the largest square in its middle is scaled to 32x32. Grey pictures
-become colour, 16 bits become 8, and transparent parts become white. The confidence is the softmax, which is not
-calibrated. A file that can't be read is named on standard error; the others are classified, and the exit code is 3.";
+A picture is turned upright as its EXIF data says. For a network that kd trained the largest square in its middle is scaled
+to the network's size. For others size, interpolation and normalisation are what the flags say, then a config.json beside
+the weights in timm's form, then what the network's authors did; they are said on standard error. Grey pictures become
+colour, 16 bits become 8, and transparent parts become white. Where no names of the classes are known, a class is its
+number. The confidence is the softmax, which is not calibrated. A file that can't be read is named on standard error; the
+others are classified, and the exit code is 3.";
 
 #[derive(Debug, Args)]
 #[command(after_help = HELP)]
@@ -54,6 +59,8 @@ pub(crate) struct Predict {
     /// Print JSON, with the probabilities of all classes
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    pictures: PictureFlags,
     #[command(flatten)]
     compute: ComputeFlags,
 }
@@ -114,14 +121,16 @@ struct Ready {
 
 pub(crate) fn run(flags: &Predict) -> Result<(), Failure> {
     let device = flags.compute.device()?;
-    let about = weights::load(&flags.weights, flags.model, None)?;
+    let about = weights::load(&flags.weights, flags.model, None, &flags.pictures.stated())?;
     let mut teacher = None;
     if let Some(path) = &flags.teacher {
-        let mut its = weights::load(path, flags.teacher_model, None)?;
+        let mut its = weights::load(path, flags.teacher_model, None, &Stated::default())?;
         in_the_order_of(&about, &mut its, flags, path)?;
         teacher = Some(its);
     }
-    let side = side(&about, teacher.as_ref())?;
+    std::iter::once(&about).chain(&teacher).try_for_each(check_square)?;
+    let side = std::iter::once(&about).chain(&teacher).map(|about| about.config.input[1]).max();
+    let side = side.unwrap_or(1);
     let classes = class_names(&about, teacher.as_ref());
     let model = Ready::new(about, &device)?;
     let teacher = teacher.map(|teacher| Ready::new(teacher, &device)).transpose()?;
@@ -141,14 +150,22 @@ pub(crate) fn run(flags: &Predict) -> Result<(), Failure> {
 
     let mut all = Vec::new();
     for chunk in paths.chunks((CHUNK / (side * side)).max(1)) {
-        let read: Vec<_> = chunk.par_iter().map(|path| images::read(path, side)).collect();
-        let mut split = Split { shape: [3, side, side], ..Split::default() };
+        let read = |path: &PathBuf| {
+            let theirs = teacher.as_ref().map(|teacher| teacher.about.preprocessing);
+            let ours = read(path, &model.about.preprocessing)?;
+            let same =
+                theirs.is_none_or(|theirs| same_picture(&theirs, &model.about.preprocessing));
+            let theirs = theirs.filter(|_| !same).map(|theirs| read(path, &theirs));
+            Ok::<_, kd_data::Error>((ours, theirs.transpose()?))
+        };
+        let read: Vec<_> = chunk.par_iter().map(read).collect();
+        let (mut own, mut other) = (Split::default(), Split::default());
         let mut classified = Vec::new();
         for (path, read) in chunk.iter().zip(read) {
             match read {
-                Ok(picture) => {
-                    split.images.extend(picture.pixels);
-                    split.labels.push(0);
+                Ok((ours, theirs)) => {
+                    add(&mut own, ours);
+                    theirs.into_iter().for_each(|theirs| add(&mut other, theirs));
                     classified.push(path);
                 }
                 Err(error) => errors.push(Unread::reported(path, error.to_string())),
@@ -157,11 +174,12 @@ pub(crate) fn run(flags: &Predict) -> Result<(), Failure> {
         if classified.is_empty() {
             continue;
         }
-        let split = Arc::new(split);
-        let ours = model.predict(&split, &classes, &device)?;
+        let own = Arc::new(own);
+        let other = if other.is_empty() { Arc::clone(&own) } else { Arc::new(other) };
+        let ours = model.predict(&own, &classes, &device)?;
         let theirs = match &teacher {
             Some(teacher) => {
-                teacher.predict(&split, &classes, &device)?.into_iter().map(Some).collect()
+                teacher.predict(&other, &classes, &device)?.into_iter().map(Some).collect()
             }
             None => ours.iter().map(|_| None).collect::<Vec<_>>(),
         };
@@ -195,19 +213,40 @@ pub(crate) fn run(flags: &Predict) -> Result<(), Failure> {
     }
 }
 
-/// The side of the square colour pictures that the network takes, and its teacher as well.
-fn side(model: &Weights, teacher: Option<&Weights>) -> Result<usize, Failure> {
-    let side = model.config.input[1];
-    for Weights { config, .. } in std::iter::once(model).chain(teacher) {
-        if config.input != [3, side, side] {
-            let [channels, height, width] = config.input;
-            return Err(Failure::Usage(format!(
-                "the {} takes images of {channels}x{height}x{width}; kd predict makes pictures of 3x{side}x{side}: give networks of square colour pictures of one size",
-                config.architecture
-            )));
-        }
+/// Refuses a network of other images than square colour pictures.
+fn check_square(Weights { config, .. }: &Weights) -> Result<(), Failure> {
+    let [channels, height, width] = config.input;
+    match channels == 3 && height == width {
+        true => Ok(()),
+        false => Err(Failure::Usage(format!(
+            "the {} takes images of {channels}x{height}x{width}; kd predict makes square colour pictures: give a network of such",
+            config.architecture
+        ))),
     }
-    Ok(side)
+}
+
+/// Whether a picture has the same pixels for both.
+fn same_picture(a: &Preprocessing, b: &Preprocessing) -> bool {
+    (a.size, a.resize, a.interpolation) == (b.size, b.resize, b.interpolation)
+}
+
+/// Reads a picture as a network is given it, but for the normalisation. The largest square is what training on a folder of pictures
+/// makes of it, to the byte.
+fn read(path: &Path, as_given: &Preprocessing) -> kd_data::Result<Picture> {
+    let Preprocessing { size, resize, interpolation, .. } = *as_given;
+    let interpolation = match interpolation {
+        Interpolation::Bilinear if resize == size => return images::read(path, size),
+        Interpolation::Bilinear => kd_data::Interpolation::Bilinear,
+        Interpolation::Bicubic => kd_data::Interpolation::Bicubic,
+    };
+    images::read_scaled(path, &Scaling { resize, size, interpolation })
+}
+
+/// Adds a picture, whose label nobody looks at.
+fn add(split: &mut Split, picture: Picture) {
+    split.shape = picture.shape;
+    split.images.extend(picture.pixels);
+    split.labels.push(0);
 }
 
 /// Brings the teacher's logits into the order of the network's classes where both files name them.
@@ -307,7 +346,7 @@ impl Ready {
         classes: &[String],
         device: &Device,
     ) -> anyhow::Result<Vec<Prediction>> {
-        let logits = logits(&*self.network, split, self.about.normalization, device)?;
+        let logits = logits(&*self.network, split, self.about.normalization(), device)?;
         let rows = logits.to_vec2::<f32>()?;
         let prediction = |(row, label): (Vec<f32>, usize)| {
             let probabilities = softmax(&row, 1.0);

@@ -1,5 +1,5 @@
-//! Weights files that are used without a data set: what a file says about its network, and the tutorial's values where it says
-//! nothing.
+//! Weights files that are used without a data set: what a file says about its network, or a `config.json` beside it, and the way of
+//! the network's family where neither says anything.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -7,6 +7,7 @@ use std::path::Path;
 
 use candle_core::Tensor;
 use kd_data::Normalization;
+use kd_models::preprocessing::{self, Preprocessing, Stated, timm};
 use kd_models::weights::Loaded;
 use kd_models::{Architecture, ModelConfig, weights};
 use kd_report::text::plain;
@@ -15,9 +16,17 @@ use kd_report::text::plain;
 pub(super) struct Weights {
     pub(super) config: ModelConfig,
     pub(super) tensors: BTreeMap<String, Tensor>,
-    pub(super) normalization: Normalization,
-    /// The classes' names, by label; `None` in files that PyTorch wrote.
+    /// What is done to a picture before the network.
+    pub(super) preprocessing: Preprocessing,
+    /// The classes' names, by label; `None` in files that don't say them.
     pub(super) class_names: Option<Vec<String>>,
+}
+
+impl Weights {
+    /// How the network's images are normalised.
+    pub(super) fn normalization(&self) -> Normalization {
+        Normalization { mean: self.preprocessing.mean, std: self.preprocessing.std }
+    }
 }
 
 /// Says on standard error what was done to read a weights file.
@@ -28,30 +37,33 @@ pub(super) fn say(notes: &[String]) {
     }
 }
 
-/// Loads a weights file. Where neither the file nor the caller says which network it is, it is taken for `teacher`; the number of
-/// classes is then that of its last layer. What was done to read the file is said on standard error.
+/// Loads a weights file. Where neither the file, nor a `config.json` beside it, nor the caller says which network it is, it is taken
+/// for `teacher`; the number of classes is then that of its last layer. What was done to read the file is said on standard error.
 pub(super) fn load(
     path: &Path,
     architecture: Option<Architecture>,
     classes: Option<usize>,
+    stated: &Stated,
 ) -> anyhow::Result<Weights> {
-    let config = weights::peek(path)?.config(architecture, classes)?;
+    let header = weights::peek(path)?;
+    let (timm, note) = timm::beside(path, header.metadata.as_ref())?;
+    say(note.as_slice());
+    let known = architecture.or(timm.as_ref().and_then(|timm| timm.architecture));
+    let mut config = header.config(known, classes)?;
+    let metadata = header.metadata.as_ref();
+    let (preprocessing, note) =
+        preprocessing::find(path, metadata, timm.as_ref(), config.architecture, stated)?;
+    let size = preprocessing.size;
+    if stated.size.is_some() || metadata.is_none() {
+        config.input = [3, size, size];
+    }
     let Loaded { tensors, metadata, notes } = weights::load(path, &config)?;
     say(&notes);
-    let mut normalization = Normalization::default();
-    let mut class_names = None;
-    match metadata {
-        Some(metadata) => {
-            normalization = Normalization { mean: metadata.mean, std: metadata.std };
-            class_names = metadata.class_names;
-        }
-        // A file from PyTorch doesn't say it; the tutorial's way is assumed.
-        None => say(&[format!(
-            "{}: the file does not say how the images of its network's training were normalised; mean {:?} and std {:?} are taken",
-            path.display(),
-            normalization.mean,
-            normalization.std
-        )]),
-    }
-    Ok(Weights { config, tensors, normalization, class_names })
+    say(note.as_slice());
+    let class_names = match (metadata, timm) {
+        (Some(metadata), _) => metadata.class_names,
+        (None, Some(timm)) => timm.names(config.classes)?.map(<[String]>::to_vec),
+        (None, None) => None,
+    };
+    Ok(Weights { config, tensors, preprocessing, class_names })
 }

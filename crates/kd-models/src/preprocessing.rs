@@ -1,0 +1,219 @@
+//! What is done to a picture before a network that somebody else trained is given it: size, interpolation, normalisation.
+//!
+//! Each family's own way is [`Architecture::preprocessing`]. A file may say another: kd's own description of the weights, or a
+//! `config.json` beside them in timm's form ([`timm`]). [`find`] decides which counts.
+
+pub mod timm;
+
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use self::timm::TimmConfig;
+use crate::weights::Metadata;
+use crate::{Architecture, Error, Result};
+
+/// How a picture is scaled, over the whole area that a new pixel covers (antialiased), as Pillow does it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Interpolation {
+    /// A triangle of two pixels' width.
+    Bilinear,
+    /// Keys' cubic with a = -0.5, four pixels wide.
+    Bicubic,
+}
+
+impl fmt::Display for Interpolation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Bilinear => "bilinear",
+            Self::Bicubic => "bicubic",
+        })
+    }
+}
+
+impl FromStr for Interpolation {
+    type Err = String;
+
+    fn from_str(name: &str) -> std::result::Result<Self, String> {
+        match name {
+            "bilinear" => Ok(Self::Bilinear),
+            "bicubic" => Ok(Self::Bicubic),
+            _ => Err(format!("unknown interpolation `{name}`; expected bilinear or bicubic")),
+        }
+    }
+}
+
+/// What is done to a picture before the network is given it: its shorter side is scaled to `resize` pixels, the square of `size`
+/// pixels in its middle is cut out, and a byte x of a colour becomes `(x / 255 - mean) / std`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Preprocessing {
+    /// Height and width of the network's images, in pixels.
+    pub size: usize,
+    /// The shorter side of the picture that they are cut out of, in pixels; `size` for the largest square.
+    pub resize: usize,
+    /// How the picture is scaled.
+    pub interpolation: Interpolation,
+    /// What is subtracted from red, green and blue, on a scale from 0 to 1.
+    pub mean: [f32; 3],
+    /// What they are then divided by.
+    pub std: [f32; 3],
+}
+
+/// What somebody says about a network's images. A field left `None` means what a file says, or else the family's way.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Stated {
+    /// [`Preprocessing::size`].
+    pub size: Option<usize>,
+    /// [`Preprocessing::resize`].
+    pub resize: Option<usize>,
+    /// [`Preprocessing::interpolation`].
+    pub interpolation: Option<Interpolation>,
+    /// [`Preprocessing::mean`].
+    pub mean: Option<[f32; 3]>,
+    /// [`Preprocessing::std`].
+    pub std: Option<[f32; 3]>,
+}
+
+/// Mean and deviation of ImageNet's pictures, which torchvision's networks and PyTorch's tutorial on distillation use.
+const IMAGENET: ([f32; 3], [f32; 3]) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
+
+impl Preprocessing {
+    /// The largest square of a picture, with ImageNet's normalisation: the way of the small networks for CIFAR-10.
+    pub fn whole_square(size: usize) -> Self {
+        let ((mean, std), interpolation) = (IMAGENET, Interpolation::Bilinear);
+        Self { size, resize: size, interpolation, mean, std }
+    }
+}
+
+impl Architecture {
+    /// What the network's authors did to a picture before it:
+    ///
+    /// - EfficientNet-Lite: the shorter side 32 pixels more than the image, bicubic (Lite3 and Lite4 bilinear, as timm has them),
+    ///   and (x - 127) / 128 of a byte (`MEAN_RGB` and `STDDEV_RGB` of TensorFlow's repository tpu,
+    ///   `models/official/efficientnet/lite`);
+    /// - ResNet and MobileNetV2: 256 pixels for an image of 224, bilinear, ImageNet's mean and deviation (torchvision's
+    ///   `ImageClassification` preset of the first weights);
+    /// - the small networks: the largest square, with PyTorch's tutorial's normalisation.
+    pub fn preprocessing(self) -> Preprocessing {
+        let size = self.default_input()[1];
+        let square = Preprocessing::whole_square(size);
+        match self.family() {
+            "efficientnet_lite" => Preprocessing {
+                resize: size + 32,
+                interpolation: match size < 280 {
+                    true => Interpolation::Bicubic,
+                    false => Interpolation::Bilinear,
+                },
+                mean: [127.0 / 255.0; 3],
+                std: [128.0 / 255.0; 3],
+                ..square
+            },
+            _ if size == 224 => Preprocessing { resize: 256, ..square },
+            _ => square,
+        }
+    }
+}
+
+/// What is known of the pictures of a network whose file says nothing of them, and a few words on where it comes from: what `config`
+/// says, or the way of a network for pictures of real size. The small networks for CIFAR-10 are trained in many ways; of them
+/// nothing is known.
+///
+/// # Errors
+/// When `config` is of another network, or says what can't be done.
+pub fn unsaid(
+    config: Option<&TimmConfig>,
+    architecture: Architecture,
+) -> Result<Option<(Preprocessing, String)>> {
+    let family = architecture.preprocessing();
+    if let Some(config) = config {
+        config.check(architecture)?;
+        let source = format!("as {} says", config.path.display());
+        return Ok(Some((config.over(&family)?, source)));
+    }
+    let source = format!("as {architecture}'s authors did; the file does not say it");
+    Ok((family.resize > family.size).then_some((family, source)))
+}
+
+/// Finds what is done to the pictures of the network `architecture` with the weights at `path`. Of each figure the first that is
+/// there counts: what is `stated`, what the file says itself (`metadata`), what `config` says (a `config.json` beside it in timm's
+/// form), the family's way. Also gives a sentence on where it comes from, unless the file says it all.
+///
+/// An image of another size than the family's is cut out of a picture that is larger by the same factor.
+///
+/// # Errors
+/// When `config` is of another network or says what can't be done, a size is zero or too large, the picture is smaller than the image
+/// cut out of it, or a deviation is not above 0.
+pub fn find(
+    path: &Path,
+    metadata: Option<&Metadata>,
+    config: Option<&TimmConfig>,
+    architecture: Architecture,
+    stated: &Stated,
+) -> Result<(Preprocessing, Option<String>)> {
+    let (found, source) = match metadata {
+        Some(metadata) => {
+            // Training on a folder of pictures cuts out the largest square.
+            let square = Preprocessing::whole_square(metadata.input[1]);
+            (Preprocessing { mean: metadata.mean, std: metadata.std, ..square }, None)
+        }
+        None => match unsaid(config, architecture)? {
+            Some((found, source)) => (found, Some(source)),
+            None => {
+                let source = "as PyTorch's tutorial does; the file does not say it".to_owned();
+                (architecture.preprocessing(), Some(source))
+            }
+        },
+    };
+    let size = stated.size.unwrap_or(found.size);
+    let scaled = |size: usize| {
+        (size as f64 * found.resize as f64 / found.size.max(1) as f64).round() as usize
+    };
+    let resize = match (stated.resize, stated.size) {
+        (Some(resize), _) => resize,
+        (None, Some(size)) => scaled(size),
+        (None, None) => found.resize,
+    };
+    let result = Preprocessing {
+        size,
+        resize,
+        interpolation: stated.interpolation.unwrap_or(found.interpolation),
+        mean: stated.mean.unwrap_or(found.mean),
+        std: stated.std.unwrap_or(found.std),
+    };
+    check(&result)?;
+    let note = source.map(|source| {
+        let Preprocessing { size, resize, interpolation, mean, std } = result;
+        let given = if result == found { "" } else { ", but for what was given" };
+        format!(
+            "{}: pictures are scaled to {resize} pixels ({interpolation}, the shorter side), {size}x{size} of them cut out, and normalised with mean {mean:?} and std {std:?}: {source}{given}",
+            path.display()
+        )
+    });
+    Ok((result, note))
+}
+
+/// Refuses what no picture can be brought to.
+fn check(found: &Preprocessing) -> Result<()> {
+    /// A side beyond this takes more memory than a picture may.
+    const LARGEST: usize = 4096;
+    let wrong =
+        |field, found: String, expected: String| Err(Error::Config { field, found, expected });
+    let Preprocessing { size, resize, mean, std, .. } = *found;
+    if !(1..=LARGEST).contains(&size) {
+        return wrong("size", size.to_string(), format!("1 to {LARGEST} pixels"));
+    }
+    if !(size..=LARGEST).contains(&resize) {
+        let expected = format!("{size}, the size of the image cut out of it, to {LARGEST} pixels");
+        return wrong("resize", resize.to_string(), expected);
+    }
+    if !mean.iter().all(|mean| mean.is_finite()) {
+        return wrong("mean", format!("{mean:?}"), "three finite numbers".into());
+    }
+    if !std.iter().all(|std| std.is_finite() && *std > 0.0) {
+        return wrong("std", format!("{std:?}"), "three finite numbers above 0".into());
+    }
+    Ok(())
+}
