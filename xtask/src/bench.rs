@@ -145,6 +145,7 @@ pub fn command(args: &Args) -> anyhow::Result<()> {
     let mut measured = Measured {
         times: measure(&mut contestants, &timed, args.rounds)?,
         costs: costs(&mut contestants[0], &setup, &timed)?,
+        images: timed.iter().copied().collect(),
         ..Measured::default()
     };
     let after = peaks(&mut contestants[0], &setup)?;
@@ -167,7 +168,7 @@ pub fn command(args: &Args) -> anyhow::Result<()> {
         peaks,
         results,
     };
-    print_table(&report, &measured.times, start.elapsed());
+    print_table(&report, &measured, start.elapsed());
     if let Some(path) = &args.json {
         let text = serde_json::to_string_pretty(&report)? + "\n";
         kd_record::write::write_whole(path, text.as_bytes())?;

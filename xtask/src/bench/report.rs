@@ -59,6 +59,8 @@ pub(super) struct Measured {
     pub(super) times: Times,
     pub(super) memory: Memory,
     pub(super) costs: BTreeMap<&'static str, Cost>,
+    /// Images of a step or evaluation.
+    pub(super) images: BTreeMap<&'static str, u64>,
 }
 
 /// Seconds of every measured step.
@@ -103,7 +105,7 @@ pub(super) fn results(
     peaks: Option<Peaks>,
     batches: f64,
 ) -> Vec<Row> {
-    let Measured { times, memory, costs } = measured;
+    let Measured { times, memory, costs, .. } = measured;
     let least = |a: &(&str, f64), b: &(&str, f64)| a.1.total_cmp(&b.1);
     let best = |work: &'static str, side: Side| -> Best {
         let of_both = times.iter().filter(|((name, of, _), _)| *name == work && *of == side);
@@ -171,7 +173,7 @@ fn quantile(values: &[f64], share: f64) -> f64 {
 }
 
 /// On the terminal, in Markdown: what docs/performance.md shows is this.
-pub(super) fn print_table(report: &Report, times: &Times, took: Duration) {
+pub(super) fn print_table(report: &Report, measured: &Measured, took: Duration) {
     let versions = report.versions.iter().map(|(name, version)| format!("{name} {version}"));
     println!(
         "\n{}, {} threads, batch {}, {}; {}; measured in {} s\n",
@@ -219,13 +221,10 @@ pub(super) fn print_table(report: &Report, times: &Times, took: Duration) {
     }
     println!("\n| work | contestant | median of a step | quartiles | steps | an epoch |");
     println!("| --- | --- | --- | --- | --- | --- |");
-    let batches = IMAGES.div_ceil(report.batch_size) as f64;
-    for ((work, side, layout), values) in times {
+    for ((work, side, layout), values) in &measured.times {
         let median = quantile(values, 0.5);
-        let epoch = match work.starts_with("first_step") {
-            true => "-".to_owned(),
-            false => seconds(median * batches),
-        };
+        let batches = measured.images.get(work).map(|images| IMAGES.div_ceil(*images) as f64);
+        let epoch = batches.map_or("-".into(), |batches| seconds(median * batches));
         println!(
             "| {work} | {} {layout} | {} | {} to {} | {} | {} |",
             side.name(),
