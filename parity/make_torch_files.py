@@ -99,7 +99,8 @@ def main() -> None:
     torch.manual_seed(0)
     for name, content in files().items():
         torch.save(content, OUT / name)
-    torch.save({"a": torch.ones(2)}, OUT / "legacy.pth", _use_new_zipfile_serialization=False)
+    for name in ("student.pth", "half.pt", "checkpoint.pth", "integers.pth", "object.pth"):
+        torch.save(files()[name], OUT / f"legacy_{name}", _use_new_zipfile_serialization=False)
     torch.jit.script(nn.Linear(2, 2)).save(str(OUT / "script.pt"))
     for path in sorted(OUT.iterdir()):
         print(f"{path.name}: {path.stat().st_size} bytes")

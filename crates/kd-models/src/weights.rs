@@ -15,6 +15,7 @@ mod names;
 mod pickle;
 mod read;
 mod torch;
+mod torch_legacy;
 mod values;
 mod write;
 

@@ -139,13 +139,46 @@ fn of_two_that_fit_none_is_taken() {
     assert!(error.contains("both the dict `model") && error.contains("`model_ema`"), "{error}");
 }
 
+/// Files of the format before PyTorch 1.6, which PyTorch still writes with `_use_new_zipfile_serialization=False`.
+#[test]
+fn the_format_before_pytorch_1_6_holds_the_same() {
+    let (student, resnet) = (small_student(), config(Architecture::RESNET8));
+    let loaded = load(&fixture("legacy_student.pth"), &student).unwrap();
+    assert_views(&loaded, &student, &storage(1));
+    assert!(loaded.notes.is_empty(), "{:?}", loaded.notes);
+    let loaded = load(&fixture("legacy_checkpoint.pth"), &resnet).unwrap();
+    assert_views(&loaded, &resnet, &storage(1));
+    let half: Vec<f32> =
+        storage(1).iter().map(|value| half::f16::from_f32(*value).to_f32()).collect();
+    let loaded = load(&fixture("legacy_half.pt"), &student).unwrap();
+    assert_views(&loaded, &student, &half);
+    let error = error_of(&fixture("legacy_integers.pth"), &student);
+    assert!(error.contains("is Long; expected F32"), "{error}");
+
+    // Cut off anywhere, and with a storage that says it is shorter than its tensors, it is an error.
+    let whole = fs::read(fixture("legacy_half.pt")).unwrap();
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("cut.pth");
+    for len in (16..whole.len()).step_by(7) {
+        fs::write(&path, &whole[..len]).unwrap();
+        error_of(&path, &student);
+    }
+    let mut short = whole.clone();
+    let at = whole.len() - 2 * 300 - 8;
+    assert_eq!(short[at..][..8], 300u64.to_le_bytes());
+    short[at..][..8].copy_from_slice(&20u64.to_le_bytes());
+    fs::write(&path, &short).unwrap();
+    let error = error_of(&path, &student);
+    assert!(error.contains("of a storage of 40"), "{error}");
+}
+
 #[test]
 fn what_holds_no_state_dict_is_said() {
     let cases = [
         ("object.pth", "class torch.nn.modules.linear.Linear"),
         ("nothing.pth", "no dict of named tensors"),
         ("script.pt", "TorchScript"),
-        ("legacy.pth", "before PyTorch 1.6"),
+        ("legacy_object.pth", "class torch.nn.modules.linear.Linear"),
     ];
     for (name, expected) in cases {
         let error = error_of(&fixture(name), &small_student());

@@ -7,6 +7,8 @@ pub(super) enum Kind {
     Safetensors,
     /// A zip archive, which `torch.save` writes since PyTorch 1.6.
     Zip,
+    /// What `torch.save` wrote before PyTorch 1.6.
+    TorchLegacy,
     /// Something that holds no weights which are read: what it is, and what to do.
     Foreign(&'static str),
 }
@@ -18,16 +20,14 @@ pub(super) const LOOKED_AT: usize = 512;
 /// 0x1950a86a20f9469cfc6c (`MAGIC_NUMBER` in torch/serialization.py).
 const TORCH_LEGACY: &[u8] = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.";
 
-const SAVE_ANEW: &str = "a file of torch.save from before PyTorch 1.6, or of its old format; save it anew in Python: torch.save(torch.load(FILE, map_location=\"cpu\"), NEW)";
 const HTML: &str = "an HTML page: what was downloaded is the page around the file, or an error or login page; download the file itself";
 
 /// First bytes, and what a file is that has them.
-const MAGIC: [(&[u8], &str); 16] = [
+const MAGIC: [(&[u8], &str); 15] = [
     (
         b"version https://git-lfs",
         "a Git LFS pointer, which stands for the weights without having them; fetch them with `git lfs pull` in its repository, or download the file itself",
     ),
-    (TORCH_LEGACY, SAVE_ANEW),
     (
         b"\x1f\x8b",
         "compressed with gzip; unpack it with `gunzip` (or `tar -xzf`) and give the weights file in it",
@@ -70,6 +70,9 @@ pub(super) fn kind(start: &[u8]) -> Kind {
     }
     if start.starts_with(b"PK\x03\x04") {
         return Kind::Zip;
+    }
+    if start.starts_with(TORCH_LEGACY) {
+        return Kind::TorchLegacy;
     }
     for (magic, what) in MAGIC {
         let at = if magic == b"ustar" { 257 } else { 0 };

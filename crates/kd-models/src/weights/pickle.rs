@@ -27,7 +27,8 @@ pub(super) enum Value {
     },
     /// An object that lies outside of the pickle, by its description.
     Persistent(Id),
-    /// None, a boolean or a float, which say nothing of a tensor.
+    Bool(bool),
+    /// None or a float, which say nothing of a tensor.
     Other,
 }
 
@@ -74,6 +75,14 @@ impl Pickle {
         }
     }
 
+    /// The descriptions of all objects that lie outside of the pickle.
+    pub(super) fn persistent(&self) -> impl Iterator<Item = Id> {
+        self.values.iter().filter_map(|value| match value {
+            Value::Persistent(description) => Some(*description),
+            _ => None,
+        })
+    }
+
     /// A tuple of integers that are not negative.
     pub(super) fn counts(&self, id: Id) -> Option<Vec<usize>> {
         self.tuple(id)?.iter().map(|item| self.count(*item)).collect()
@@ -85,6 +94,14 @@ impl Pickle {
 /// # Errors
 /// What is wrong with it, and at which byte.
 pub(super) fn parse(bytes: &[u8]) -> Result<Pickle, String> {
+    Ok(parse_begin(bytes)?.0)
+}
+
+/// Reads the pickle that bytes begin with; and how many bytes it has.
+///
+/// # Errors
+/// What is wrong with it, and at which byte.
+pub(super) fn parse_begin(bytes: &[u8]) -> Result<(Pickle, usize), String> {
     let mut reader = Reader { bytes, at: 0 };
     let mut machine = Machine::default();
     loop {
@@ -96,7 +113,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Pickle, String> {
         }
     }
     let root = machine.pop()?;
-    Ok(Pickle { values: machine.values, root })
+    Ok((Pickle { values: machine.values, root }, reader.at))
 }
 
 /// The bytes that are still to be read.
@@ -239,7 +256,9 @@ fn step(machine: &mut Machine, reader: &mut Reader<'_>) -> Result<bool, String> 
         b'.' => return Ok(true),
         b'(' => machine.marks.push(machine.stack.len()),
         b'0' => drop(machine.pop()?),
-        b'N' | 0x88 | 0x89 => machine.push(Value::Other),
+        b'N' => machine.push(Value::Other),
+        0x88 => machine.push(Value::Bool(true)),
+        0x89 => machine.push(Value::Bool(false)),
         b'G' => {
             reader.take(8)?;
             machine.push(Value::Other);

@@ -11,7 +11,7 @@ use super::check::check_tensors;
 use super::contents::{Contents, Stored};
 use super::kind::{self, Kind};
 use super::metadata::Metadata;
-use super::{fit, header, torch, values};
+use super::{fit, header, torch, torch_legacy, values};
 use crate::{Architecture, Error, ModelConfig, Result, Tensors};
 
 /// What a weights file says before its weights: its description, and the names and shapes of its tensors.
@@ -83,7 +83,7 @@ pub fn peek(path: &Path) -> Result<Header> {
 /// Loads the weights of the network that `config` describes, onto the CPU, with the file's own
 /// description if it has one (PyTorch's files have none).
 ///
-/// The file is a safetensors file or one of `torch.save` (`.pth`, `.pt`, `.bin`; PyTorch 1.6 or later), which its content
+/// The file is a safetensors file or one of `torch.save` (`.pth`, `.pt`, `.bin`, also of the format before PyTorch 1.6), which its content
 /// decides. Of the latter tensors alone are read and no code is run. f16, bf16 and f64 become f32.
 ///
 /// The tensors may lie in a dict of the file (`state_dict`, `model`) and have a prefix (`module.`, `_orig_mod.`,
@@ -199,6 +199,10 @@ fn open<R: Read + Seek>(
         Kind::Zip => {
             let (archive, contents) = torch::open(file).map_err(unusable)?;
             Ok((Elements::Archive(archive), contents))
+        }
+        Kind::TorchLegacy => {
+            let contents = torch_legacy::open(&mut file, file_len).map_err(unusable)?;
+            Ok((Elements::File(file), contents))
         }
         Kind::Foreign(what) => Err(unusable(format!("it is {what}"))),
     }

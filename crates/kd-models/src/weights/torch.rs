@@ -12,7 +12,7 @@ use super::contents::{Contents, Dict, Stored, Type};
 use super::pickle::{self, Id, Pickle, Value};
 
 /// No pickle of a network's weights comes near this size; a larger one is not read at all.
-const MAX_PICKLE: u64 = 64 << 20;
+pub(super) const MAX_PICKLE: u64 = 64 << 20;
 /// How many dicts within each other are looked through.
 const MAX_DEPTH: usize = 8;
 
@@ -46,12 +46,21 @@ pub(super) fn open<R: Read + Seek>(file: R) -> Result<(ZipArchive<R>, Contents),
         return Err("its numbers are big-endian; save it anew on a little-endian machine".into());
     }
     let pickle = pickle::parse(&member(&mut archive, pickle, MAX_PICKLE)?)?;
+    let dicts = tensors(&pickle, folder)?;
+    Ok((archive, Contents { metadata: None, dicts }))
+}
+
+/// The dicts of tensors in a pickle; `folder` stands before the names of all members, which are `data/` and a storage's key.
+///
+/// # Errors
+/// When there are none, or a tensor's description is damaged.
+pub(super) fn tensors(pickle: &Pickle, folder: String) -> Result<Vec<Dict>, String> {
     let mut found = Found { folder, dicts: Vec::new(), seen: HashSet::new() };
-    found.look_through(&pickle, pickle.root, String::new(), 0)?;
-    if found.dicts.is_empty() {
-        return Err(no_tensors(&pickle));
+    found.look_through(pickle, pickle.root, String::new(), 0)?;
+    match found.dicts.is_empty() {
+        true => Err(no_tensors(pickle)),
+        false => Ok(found.dicts),
     }
-    Ok((archive, Contents { metadata: None, dicts: found.dicts }))
 }
 
 /// A whole member of the archive, which is small.
@@ -230,7 +239,11 @@ impl Found {
 /// What a pickle without tensors holds, and what to do.
 fn no_tensors(pickle: &Pickle) -> String {
     let class = |id: Id| match pickle.get(id) {
-        Value::Call { callable, .. } => pickle.global(*callable),
+        Value::Call { callable, .. } => match pickle.get(*callable) {
+            // Before PyTorch 1.6 a module's class lies outside, beside its source: ("module", class, ...).
+            Value::Persistent(description) => pickle.global(*pickle.tuple(*description)?.get(1)?),
+            _ => pickle.global(*callable),
+        },
         _ => None,
     };
     let cure = "save its weights alone: torch.save(model.state_dict(), FILE)";
