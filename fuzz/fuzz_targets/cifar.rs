@@ -35,7 +35,7 @@ fn check(data: &[u8], read: kd_data::Result<Split>, labels: &[u8]) {
             assert!(valid);
             assert_eq!(split.len() * record, data.len());
             for (index, record) in data.chunks(record).enumerate() {
-                assert_eq!(split.labels[index], record[labels.len() - 1]);
+                assert_eq!(split.labels[index], u32::from(record[labels.len() - 1]));
                 assert_eq!(split.image(index), &record[labels.len()..]);
             }
         }

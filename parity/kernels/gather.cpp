@@ -8,9 +8,10 @@ struct Change { int dy, dx, flip, cut, row, column; };
 static void check(int height, int width, int cutout, bool with_views) {
     const int count = 7, pixels = height * width;
     uint64_t state = height;
-    std::vector<unsigned char> images(count * 3 * pixels), labels(count);
+    std::vector<unsigned char> images(count * 3 * pixels);
+    std::vector<unsigned> labels(count);
     for (unsigned char &byte : images) byte = next_random(state);
-    for (unsigned char &label : labels) label = next_random(state) % 10;
+    for (unsigned &label : labels) label = next_random(state) % 10;
     std::vector<unsigned> order = {3, 0, 6, 2, 5, 1, 4};
     std::vector<Change> changes = {{0, 0, 0, 0, 0, 0}, {-1, 2, 0, 0, 0, 0}, {1, -1, 1, 1, 0, width - 1}, {0, 0, 1, 1, height / 2, 1},
                                    {height, 0, 0, 0, 0, 0}, {-128, 127, 1, 0, 0, 0}, {0, 1, 0, 1, height - 1, 0}};

@@ -3,7 +3,7 @@
 // A block is one image of the batch: number `first + blockIdx.x` in `order`. `views` is null where images stay as
 // they are, else two words a number in `order`: dy, dx (each a signed byte), flip, whether a square is cut out; its
 // centre's row and column. `table` has the input of each byte, by channel. Images are [3, height, width].
-extern "C" __global__ void gather(const unsigned char *images, const unsigned char *labels, const unsigned *order,
+extern "C" __global__ void gather(const unsigned char *images, const unsigned *labels, const unsigned *order,
                                   const unsigned *views, const float *table, size_t first, int height, int width,
                                   int cutout, float *inputs, unsigned *classes) {
     size_t number = first + blockIdx.x;

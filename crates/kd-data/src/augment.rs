@@ -1,4 +1,4 @@
-//! Augmentation: random crop, horizontal flip and cutout. What was done to an image is a small record, its view, which can
+//! Augmentation: random crops, horizontal flip, random erasing and cutout. What was done to an image is a small record, its view, which can
 //! be applied again.
 
 use rand_chacha::{
@@ -6,14 +6,18 @@ use rand_chacha::{
     rand_core::{Rng, SeedableRng},
 };
 
+use crate::crop::ResizedCrop;
 use crate::normalize::Table;
 use crate::random::{Purpose, below, generator};
+use crate::scaling::Crop;
 use crate::{Error, Normalization, Result};
 
 /// Which random changes images get. All are off by default. What an image gets depends on seed, epoch and the image's number
 /// alone.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Augment {
+    /// Cut a rectangle of random size, shape and place out of the whole picture and scale it to the image's size.
+    pub resized_crop: Option<ResizedCrop>,
     /// Shift each image by up to this many pixels each way: a random crop of the image's own size after
     /// padding with black, as torchvision's `RandomCrop` does. At most 127, and less than the image's side.
     pub crop_padding: usize,
@@ -28,6 +32,9 @@ pub struct Augment {
 /// How augmentation changed one image: its "view". The default is the image unchanged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct View {
+    /// The rectangle of the whole picture that was cut out and scaled to the image's size, before all else; `None` where the image is
+    /// what its source reads.
+    pub crop: Option<Crop>,
     /// Vertical shift in pixels: row `y` of the view shows the image's row `y + dy`, or black where there is none.
     pub dy: i8,
     /// Horizontal shift in pixels: column `x` of the view shows the image's column `x + dx`, or black where there is none.
@@ -44,6 +51,7 @@ pub struct View {
 const WORDS_PER_VIEW: u128 = 8;
 
 /// Draws the views of one epoch, each a function of seed, epoch and the image's number alone.
+#[derive(Clone)]
 pub(crate) struct Views {
     augment: Augment,
     height: u32,
@@ -64,7 +72,7 @@ impl Views {
 
     /// The view of the image with number `index`.
     pub(crate) fn view(&mut self, index: u32) -> View {
-        let Augment { crop_padding, flip, cutout } = self.augment;
+        let Augment { crop_padding, flip, cutout, .. } = self.augment;
         if self.augment.is_off() {
             return View::default();
         }
@@ -78,6 +86,7 @@ impl Views {
         let mirrored = self.rng.next_u32() >> 31 == 1;
         let centre = (below(&mut self.rng, self.height), below(&mut self.rng, self.width));
         View {
+            crop: None,
             dy,
             dx,
             flip: flip && mirrored,
@@ -98,6 +107,9 @@ impl Augment {
             Err(Error::Config { field, found: found.to_string(), expected })
         };
         let side = shape[1].min(shape[2]);
+        if let Some(crop) = &self.resized_crop {
+            crop.check()?;
+        }
         if self.crop_padding > 127.min(side.saturating_sub(1)) {
             return wrong(
                 "augment.crop_padding",
@@ -121,7 +133,7 @@ impl Augment {
 
 impl View {
     /// Computes the network's input for this view of an image: `image` is `[3, H, W]` in bytes, `input`, which is written, the
-    /// same in f32. `cutout` is the side of the square, [`Augment::cutout`]. This is what
+    /// same in f32. Where the view has a [`crop`](Self::crop), the image is that crop, scaled. `cutout` is the side of the square, [`Augment::cutout`]. This is what
     /// [`batches`](crate::batches()) computes, so a recorded view gives the same numbers again.
     ///
     /// # Panics
@@ -261,7 +273,7 @@ mod tests {
 
     #[test]
     fn views_cover_every_shift_and_do_not_depend_on_what_else_is_on() {
-        let all = Augment { crop_padding: 2, flip: true, cutout: 4 };
+        let all = Augment { crop_padding: 2, flip: true, cutout: 4, ..Augment::default() };
         let draw = |augment| {
             let mut views = Views::new(augment, [3, 8, 8], 5, 1);
             (0..2000).map(|index| views.view(index)).collect::<Vec<_>>()
@@ -287,7 +299,10 @@ mod tests {
     #[test]
     fn settings_that_fit_no_image_are_refused() {
         let check = |augment: Augment| augment.check([3, 32, 32]);
-        assert!(check(Augment { crop_padding: 4, flip: true, cutout: 16 }).is_ok());
+        assert!(
+            check(Augment { crop_padding: 4, flip: true, cutout: 16, ..Augment::default() })
+                .is_ok()
+        );
         assert!(check(Augment { crop_padding: 32, ..Augment::default() }).is_err());
         assert!(check(Augment { cutout: 65, ..Augment::default() }).is_err());
     }

@@ -68,6 +68,12 @@ impl BatchConfig {
         }
     }
 
+    /// Whether a GPU can make the images by itself.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn is_gathered(&self) -> bool {
+        self.mix.is_off() && self.augment.resized_crop.is_none()
+    }
+
     /// The number of the view that the epoch shows of each image.
     pub fn view(&self) -> usize {
         self.views.map_or(self.epoch, |views| self.epoch % views.max(1))

@@ -6,8 +6,12 @@ use std::thread::JoinHandle;
 
 use candle_core::{Device, Tensor};
 
+use rayon::prelude::*;
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
 use crate::augment::{Views, apply};
 use crate::batch::{Batch, BatchConfig, check};
+use crate::crop::Crops;
 use crate::mix::{Mix, Mixed, Mixes};
 use crate::normalize::Table;
 use crate::sampler::order;
@@ -50,9 +54,12 @@ struct Prepared {
 
 /// The batches of one epoch of `source`, on `device`.
 ///
-/// Order and views are functions of seed, epoch and sampler alone: neither the thread's timing, `prefetch`
+/// Order and views are functions of seed, epoch and sampler alone: neither the threads' number and timing, `prefetch`
 /// nor `first_batch` changes them, and an image's view is the same whatever the batch size. With
 /// `first_batch` at the number of batches, none is left.
+///
+/// The pictures of a source without a block are read on as many threads of their own as the caller's rayon pool has, several pictures
+/// at a time.
 ///
 /// On a GPU (feature `cuda`) the block of a source that has one ([`Source::block`]) is copied there at its first use and
 /// stays as long as the source lives; each batch is then gathered there, the same as on the CPU, bit for bit. Mixed images are made on
@@ -80,16 +87,25 @@ fn start<S: Source + ?Sized + 'static>(
     device: &Device,
 ) -> Result<Feed> {
     #[cfg(feature = "cuda")]
-    if let (Device::Cuda(gpu), Some(block), true) = (device, source.block(), config.mix.is_off()) {
+    if let (Device::Cuda(gpu), Some(block), true) = (device, source.block(), config.is_gathered()) {
         return Ok(Feed::Gpu(Box::new(crate::cuda::gather(source, block, config, gpu)?)));
     }
     let _ = device;
     let (sender, receiver) = sync_channel(config.prefetch);
+    let failed = |error| Error::Thread { reason: format!("could not be started: {error}") };
+    let pool = match source.block() {
+        Some(_) => None,
+        None => {
+            let builder = ThreadPoolBuilder::new().num_threads(rayon::current_num_threads());
+            let named = builder.thread_name(|number| format!("kd-data pictures {number}"));
+            Some(named.build().map_err(|error| failed(error.to_string()))?)
+        }
+    };
     let (source, config) = (Arc::clone(source), *config);
     let thread = std::thread::Builder::new()
         .name("kd-data batches".into())
-        .spawn(move || prepare_all(&*source, &config, &sender))
-        .map_err(|error| Error::Thread { reason: format!("could not be started: {error}") })?;
+        .spawn(move || prepare_all(&*source, &config, pool.as_ref(), &sender))
+        .map_err(|error| failed(error.to_string()))?;
     Ok(Feed::Thread { prepared: Some(receiver), thread: Some(thread) })
 }
 
@@ -97,6 +113,7 @@ fn start<S: Source + ?Sized + 'static>(
 fn prepare_all<S: Source + ?Sized>(
     source: &S,
     config: &BatchConfig,
+    pool: Option<&ThreadPool>,
     sender: &SyncSender<Result<Prepared>>,
 ) {
     let order = match order(source, config) {
@@ -112,6 +129,8 @@ fn prepare_all<S: Source + ?Sized>(
     let mut maker = Maker {
         reader: Reader { source, block: source.block(), picture: Picture::default() },
         views: Views::new(config.augment, shape, seed, config.view()),
+        crops: Crops::new(config.augment.resized_crop, seed, config.view()),
+        cut: Picture::default(),
         mixes: Mixes::new(config.mix, source.len(), shape, seed, config.view()),
         config,
         table: config.normalization.table(),
@@ -120,7 +139,7 @@ fn prepare_all<S: Source + ?Sized>(
     let count = config.count(source.len());
     let chunks = order.chunks(config.batch_size).enumerate();
     for (batch, indices) in chunks.take(count).skip(config.first_batch) {
-        let batch = maker.prepare(batch * config.batch_size, indices);
+        let batch = maker.prepare(batch * config.batch_size, indices, pool);
         let failed = batch.is_err();
         if sender.send(batch).is_err() || failed {
             return;
@@ -147,6 +166,21 @@ impl<S: Source + ?Sized> Reader<'_, S> {
         Ok(&self.picture.pixels)
     }
 
+    /// Picture `index` before it is brought to the source's shape.
+    fn whole(&mut self, index: u32) -> Result<&Picture> {
+        self.source.read_whole(index, &mut self.picture)?;
+        let Picture { shape, pixels } = &self.picture;
+        let bytes: usize = shape.iter().product();
+        if shape[0] != 3 || bytes == 0 || pixels.len() != bytes {
+            return Err(Error::Source {
+                index,
+                found: format!("shape {shape:?} and {} bytes", pixels.len()),
+                expected: "three channels of at least one pixel, and a byte for each".into(),
+            });
+        }
+        Ok(&self.picture)
+    }
+
     fn label(&self, index: u32) -> Result<u32> {
         self.source.label(index).ok_or_else(|| Error::no_label(index))
     }
@@ -156,6 +190,9 @@ impl<S: Source + ?Sized> Reader<'_, S> {
 struct Maker<'a, S: ?Sized> {
     reader: Reader<'a, S>,
     views: Views,
+    crops: Crops,
+    /// Memory for a crop.
+    cut: Picture,
     mixes: Mixes,
     config: &'a BatchConfig,
     table: Table,
@@ -164,26 +201,54 @@ struct Maker<'a, S: ?Sized> {
 }
 
 impl<S: Source + ?Sized> Maker<'_, S> {
-    /// The batch of the images `indices`, of which the first comes at `position` of the epoch's order.
-    fn prepare(&mut self, position: usize, indices: &[u32]) -> Result<Prepared> {
+    /// The same for another thread, with memory of its own.
+    fn another(&self) -> Self {
+        Self {
+            reader: Reader { picture: Picture::default(), ..self.reader },
+            views: self.views.clone(),
+            crops: self.crops.clone(),
+            cut: Picture::default(),
+            mixes: self.mixes.clone(),
+            config: self.config,
+            table: self.table,
+            partner: Vec::new(),
+        }
+    }
+
+    /// The batch of the images `indices`, of which the first comes at `position` of the epoch's order, made by the threads of the pool
+    /// where there is one.
+    fn prepare(
+        &mut self,
+        position: usize,
+        indices: &[u32],
+        pool: Option<&ThreadPool>,
+    ) -> Result<Prepared> {
         let image_len = self.reader.source.shape().iter().product();
         let mut images = vec![0.0; indices.len() * image_len];
-        let (mut views, mut mixes) = (Vec::with_capacity(indices.len()), Vec::new());
         let inputs = images.chunks_exact_mut(image_len);
-        for ((position, &index), input) in (position..).zip(indices).zip(inputs) {
-            let number = self.config.sampler.view_number(position, index);
-            views.push(self.show(number, index, input)?);
-            let Some(mix) = self.mixes.mix(number, index) else { continue };
-            if mix.share < 1.0 {
-                let mut partner = std::mem::take(&mut self.partner);
-                partner.resize(image_len, 0.0);
-                self.show(mix.partner, mix.partner, &mut partner)?;
-                let [_, height, width] = self.reader.source.shape();
-                mix.apply(&partner, [height, width], input);
-                self.partner = partner;
+        let places = (position..).zip(indices).zip(inputs);
+        let made: Vec<Result<(View, Option<Mix>)>> = match pool {
+            None => {
+                let make = |((position, &index), input)| self.image(position, index, input);
+                places.map(make).collect()
             }
-            mixes.push(mix);
-        }
+            Some(pool) => {
+                let places: Vec<_> = places.collect();
+                let this = &*self;
+                pool.install(|| {
+                    let places = places.into_par_iter();
+                    let made = places.map_init(
+                        || this.another(),
+                        |maker, ((position, &index), input)| maker.image(position, index, input),
+                    );
+                    made.collect()
+                })
+            }
+        };
+        // Of several errors the first, whichever thread met with one first.
+        let made: Vec<(View, Option<Mix>)> = made.into_iter().collect::<Result<_>>()?;
+        let (views, mixes): (Vec<View>, Vec<Option<Mix>>) = made.into_iter().unzip();
+        let mixes: Vec<Mix> = mixes.into_iter().flatten().collect();
         let label = |&index: &u32| self.reader.label(index);
         let labels = indices.iter().map(label).collect::<Result<_>>()?;
         let partners = mixes.iter().map(|mix| label(&mix.partner)).collect::<Result<_>>()?;
@@ -194,12 +259,42 @@ impl<S: Source + ?Sized> Maker<'_, S> {
         Ok(Prepared { images, labels, indices: indices.to_vec(), views, view, mixes, partners })
     }
 
+    /// Writes image `index`, which comes at `position` of the epoch's order, into `input`: its view, mixed with another where images are.
+    fn image(
+        &mut self,
+        position: usize,
+        index: u32,
+        input: &mut [f32],
+    ) -> Result<(View, Option<Mix>)> {
+        let number = self.config.sampler.view_number(position, index);
+        let view = self.show(number, index, input)?;
+        let mix = self.mixes.mix(number, index);
+        if let Some(mix) = mix.filter(|mix| mix.share < 1.0) {
+            let mut partner = std::mem::take(&mut self.partner);
+            partner.resize(input.len(), 0.0);
+            self.show(mix.partner, mix.partner, &mut partner)?;
+            let [_, height, width] = self.reader.source.shape();
+            mix.apply(&partner, [height, width], input);
+            self.partner = partner;
+        }
+        Ok((view, mix))
+    }
+
     /// Writes image `index` into `input` in the view that has this number.
     fn show(&mut self, number: u32, index: u32, input: &mut [f32]) -> Result<View> {
         let [_, height, width] = self.reader.source.shape();
-        let view = self.views.view(number);
-        let pixels = self.reader.pixels(index, input.len())?;
-        apply(&view, pixels, [height, width], self.config.augment.cutout, &self.table, input);
+        let mut view = self.views.view(number);
+        let cutout = self.config.augment.cutout;
+        let Some(config) = self.crops.config() else {
+            let pixels = self.reader.pixels(index, input.len())?;
+            apply(&view, pixels, [height, width], cutout, &self.table, input);
+            return Ok(view);
+        };
+        let whole = self.reader.whole(index)?;
+        let crop = self.crops.draw(number, [whole.shape[1], whole.shape[2]]);
+        crop.scale(whole, [height, width], config.interpolation, &mut self.cut);
+        view.crop = Some(crop);
+        apply(&view, &self.cut.pixels, [height, width], cutout, &self.table, input);
         Ok(view)
     }
 }

@@ -130,7 +130,7 @@ pub fn blank_cifar100() -> Dataset {
 fn blank(layout: &Layout) -> Dataset {
     let split = |files: &[(&str, usize)]| {
         let count: usize = files.iter().map(|(_, records)| records).sum();
-        let labels = (0..count).map(|image| (image % layout.classes.len()) as u8).collect();
+        let labels = (0..count).map(|image| (image % layout.classes.len()) as u32).collect();
         Split { images: vec![0; count * PIXELS], labels, coarse_labels: None, shape: SHAPE }
     };
     let (train, test) = layout.files.split_at(layout.files.len() - 1);
@@ -363,9 +363,9 @@ fn empty(images: usize, layout: &Layout) -> Split {
 fn append(bytes: &[u8], layout: &Layout, split: &mut Split) {
     let class = layout.labels.len() - 1;
     for record in bytes.chunks_exact(layout.record()) {
-        split.labels.push(record[class]);
+        split.labels.push(u32::from(record[class]));
         if let Some(coarse) = &mut split.coarse_labels {
-            coarse.extend_from_slice(&record[..class]);
+            coarse.extend(record[..class].iter().map(|&label| u32::from(label)));
         }
         split.images.extend_from_slice(&record[class + 1..]);
     }
@@ -421,9 +421,9 @@ mod tests {
                 for n in 0..records {
                     let record = &bytes[n * (PIXELS + labels)..][..PIXELS + labels];
                     assert_eq!(split.image(n), &record[labels..]);
-                    assert_eq!(split.labels[n], record[labels - 1]);
+                    assert_eq!(split.labels[n], u32::from(record[labels - 1]));
                     assert_eq!(split.coarse_labels.as_ref().map(|coarse| coarse[n]), {
-                        (labels == 2).then(|| record[0])
+                        (labels == 2).then(|| u32::from(record[0]))
                     });
                 }
             }

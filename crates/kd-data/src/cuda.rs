@@ -32,7 +32,7 @@ struct OnGpu {
     lives: Box<dyn Fn() -> bool + Send + Sync>,
     device: DeviceId,
     images: CudaSlice<u8>,
-    labels: CudaSlice<u8>,
+    labels: CudaSlice<u32>,
 }
 
 /// The blocks that have been copied to a GPU; each stays there as long as its source lives.

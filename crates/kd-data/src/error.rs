@@ -44,7 +44,7 @@ pub enum Error {
         advice: String,
     },
     /// A file can't be read as a picture.
-    #[error("{}: expected a whole PNG or JPEG file, but {reason}", shown(path))]
+    #[error("{}: expected a whole PNG, JPEG, WebP, BMP or GIF file, but {reason}", shown(path))]
     Picture {
         /// The path of the file that can't be used.
         path: PathBuf,

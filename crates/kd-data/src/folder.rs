@@ -6,11 +6,11 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::hash::hex;
-use crate::images;
 use crate::{Dataset, Error, Result, Skipped, Split};
+use crate::{images, labels};
 
-/// The most classes: labels are bytes.
-const MAX_CLASSES: usize = 256;
+/// The most classes that a network tells apart.
+pub(crate) const MAX_CLASSES: usize = 65536;
 
 /// Reads pictures from `dir` in the layout of torchvision's `ImageFolder`: `train/CLASS/*.png` and
 /// `test/CLASS/*.png`, PNG or JPEG, scaled to `side` x `side` pixels as [`images`] says. The classes are the folders'
@@ -21,7 +21,7 @@ const MAX_CLASSES: usize = 256;
 ///
 /// # Errors
 /// When `side` is zero or above 4096, a folder is missing or has no pictures, `train` and `test` have different classes,
-/// there are fewer than 2 classes or more than 256, or pictures can't be read: all of them are named.
+/// there are fewer than 2 classes or more than 65536, or pictures can't be read: all of them are named.
 pub fn image_folder(dir: &Path, side: usize) -> Result<Dataset> {
     let (dataset, mut broken) = read_both(dir, side)?;
     match broken.len() {
@@ -62,13 +62,8 @@ pub fn image_folder_without_broken(dir: &Path, side: usize) -> Result<Dataset> {
             expected: "at least one of each class in train and in test".into(),
         });
     }
-    let skipped = broken.into_iter().map(|(path, error)| Skipped {
-        path: path.strip_prefix(dir).map_or(path.clone(), Path::to_path_buf),
-        reason: match error {
-            Error::Picture { reason, .. } => reason,
-            Error::Io { source, .. } => source.to_string(),
-            other => other.to_string(),
-        },
+    let skipped = broken.into_iter().map(|(path, error)| {
+        Skipped::of(path.strip_prefix(dir).map_or(path.clone(), Path::to_path_buf), error)
     });
     Ok(Dataset { skipped: skipped.collect(), ..dataset })
 }
@@ -84,7 +79,7 @@ fn read_both(dir: &Path, side: usize) -> Result<(Dataset, Vec<(PathBuf, Error)>)
     let mut hash = Sha256::new();
     for split in [&train, &test] {
         hash.update(&split.images);
-        hash.update(&split.labels);
+        hash.update(labels::bytes(&split.labels));
     }
     for class in &classes {
         hash.update(class);
@@ -103,7 +98,7 @@ fn read_both(dir: &Path, side: usize) -> Result<(Dataset, Vec<(PathBuf, Error)>)
 }
 
 /// The names of the folders in `folder`, sorted.
-fn class_folders(folder: &Path) -> Result<Vec<String>> {
+pub(crate) fn class_folders(folder: &Path) -> Result<Vec<String>> {
     if !folder.is_dir() {
         return Err(Error::Missing {
             path: folder.into(),
@@ -179,7 +174,7 @@ fn read(folder: &Path, classes: &[String], side: usize) -> Result<(Split, Vec<(P
             let expected = "PNG or JPEG files of this class".into();
             return Err(Error::Folder { path: folder, found: "no pictures".into(), expected });
         }
-        files.extend(found.into_iter().map(|path| (path, label as u8)));
+        files.extend(found.into_iter().map(|path| (path, label as u32)));
     }
     let read: Vec<_> = files.par_iter().map(|(path, _)| images::read(path, side)).collect();
     let mut images = Vec::with_capacity(files.len() * 3 * side * side);

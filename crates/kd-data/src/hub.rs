@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 
 use crate::cifar::CIFAR10_CLASSES;
 use crate::hash::hex;
+use crate::labels;
 use crate::{Dataset, Error, Result, Split};
 
 /// Downloads CIFAR-10 into the hub's local cache, or takes it from there, and reads it. The images are
@@ -39,7 +40,8 @@ pub fn from_loaded(loaded: &vision::Dataset) -> Result<Dataset> {
     let train = split(&loaded.train_images, &loaded.train_labels)?;
     let test = split(&loaded.test_images, &loaded.test_labels)?;
     let mut hash = Sha256::new();
-    for bytes in [&train.images, &train.labels, &test.images, &test.labels] {
+    let (of_train, of_test) = (labels::bytes(&train.labels), labels::bytes(&test.labels));
+    for bytes in [&train.images, &of_train, &test.images, &of_test] {
         hash.update(bytes);
     }
     Ok(Dataset {
@@ -54,7 +56,7 @@ pub fn from_loaded(loaded: &vision::Dataset) -> Result<Dataset> {
 
 fn split(images: &Tensor, labels: &Tensor) -> Result<Split> {
     let wrong = |reason| Err(Error::Hub { reason });
-    let labels = labels.to_dtype(DType::U8)?.to_vec1::<u8>()?;
+    let labels = labels.to_dtype(DType::U32)?.to_vec1::<u32>()?;
     if images.dims() != [labels.len(), 3, 32, 32] {
         return wrong(format!(
             "found images of shape {:?}, expected [{}, 3, 32, 32]",

@@ -1,4 +1,4 @@
-//! PNG and JPEG files of any size, as the square colour pictures that the networks take.
+//! PNG, JPEG, WebP, BMP and GIF files of any size, as the square colour pictures that the networks take.
 //!
 //! What is done to a file's picture, in this order:
 //!
@@ -15,9 +15,10 @@ use std::io::{Cursor, Read};
 use std::path::{Path, PathBuf};
 
 use image::imageops::{self, FilterType};
+use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageReader, Limits, RgbImage};
 
-use crate::resize::{Scaling, middle, resize, with_shorter_side};
+use crate::scaling::Scaling;
 use crate::source::Picture;
 use crate::{Error, Result};
 
@@ -28,7 +29,7 @@ pub const SIDE: usize = 32;
 /// A crafted file can announce more than 10 GiB in a few bytes.
 const MAX_BYTES: u64 = 256 << 20;
 
-/// The endings of picture files' names; of these kinds, PNG and JPEG can be read.
+/// The endings of picture files' names; of these kinds, PNG, JPEG, WebP, BMP and GIF can be read.
 const ENDINGS: [&str; 12] =
     ["png", "jpg", "jpeg", "bmp", "gif", "webp", "tif", "tiff", "ppm", "pgm", "heic", "avif"];
 
@@ -39,10 +40,17 @@ const ENDINGS: [&str; 12] =
 /// the error names it.
 pub fn read(path: &Path, side: usize) -> Result<Picture> {
     check_side(side)?;
-    Ok(channels_apart(&decode(path, &contents(path)?, side)?))
+    let square = square(path, side)?;
+    let mut pixels = vec![0; 3 * side * side];
+    for (at, pixel) in square.pixels().enumerate() {
+        for (channel, &value) in pixel.0.iter().enumerate() {
+            pixels[channel * side * side + at] = value;
+        }
+    }
+    Ok(Picture { shape: [3, side, side], pixels })
 }
 
-/// Reads a PNG or JPEG file as torchvision's `Resize(scaling.resize)` and `CenterCrop(scaling.size)` make it of a PIL picture, after it was
+/// Reads a picture file as torchvision's `Resize(scaling.resize)` and `CenterCrop(scaling.size)` make it of a PIL picture, after it was
 /// turned upright as its EXIF data says. Grey, 16 bits and transparent parts are treated as by [`read`]. The picture's shape is
 /// `[3, size, size]`.
 ///
@@ -54,34 +62,52 @@ pub fn read_scaled(path: &Path, scaling: &Scaling) -> Result<Picture> {
         let expected = format!("1 to {}, the shorter side that it is cut out of", scaling.resize);
         return Err(Error::Config { field: "size", found: scaling.size.to_string(), expected });
     }
-    let picture = opaque(&upright(path, &contents(path)?, false)?);
-    let (width, height) =
-        with_shorter_side(picture.width(), picture.height(), scaling.resize as u32);
-    if 3 * u64::from(width) * u64::from(height) > MAX_BYTES {
+    let (mut whole, mut square) = (Picture::default(), Picture::default());
+    read_whole(path, &mut whole)?;
+    let [_, height, width] = whole.shape;
+    let side = |side: usize| scaling.resize * side / height.min(width);
+    let (to_width, to_height) = (side(width), side(height));
+    if 3 * to_width as u64 * to_height as u64 > MAX_BYTES {
         let reason = format!(
-            "it is {}x{}, and with {} pixels on its shorter side it would be {width}x{height}, more than {MAX_BYTES} bytes; cut it, or leave it out",
-            picture.width(),
-            picture.height(),
+            "it is {width}x{height}, and with {} pixels on its shorter side it would be {to_width}x{to_height}, more than {MAX_BYTES} bytes; cut it, or leave it out",
             scaling.resize
         );
         return Err(unreadable(path, reason));
     }
-    let scaled = resize(&picture, width, height, scaling.interpolation);
-    let size = scaling.size as u32;
-    let (left, top) = (middle(width, size), middle(height, size));
-    Ok(channels_apart(&imageops::crop_imm(&scaled, left, top, size, size).to_image()))
+    scaling.apply(&whole, &mut square);
+    Ok(square)
 }
 
-/// The bytes of a picture channel after channel.
-fn channels_apart(picture: &RgbImage) -> Picture {
-    let (width, height) = (picture.width() as usize, picture.height() as usize);
-    let mut pixels = vec![0; 3 * width * height];
-    for (at, pixel) in picture.pixels().enumerate() {
-        for (channel, &value) in pixel.0.iter().enumerate() {
-            pixels[channel * width * height + at] = value;
-        }
+/// Reads a picture file as it is, upright, of any size: steps 1 and 3 of the module's text. `into` is written.
+///
+/// # Errors
+/// As [`read`]'s about the file.
+pub(crate) fn read_whole(path: &Path, into: &mut Picture) -> Result<()> {
+    let (mut picture, orientation) = decode(path, &contents(path)?)?;
+    picture.apply_orientation(orientation);
+    let picture = opaque(picture);
+    let (width, height) = picture.dimensions();
+    let (height, width) = (height as usize, width as usize);
+    if height * width == 0 {
+        return Err(unreadable(path, "it has no pixels"));
     }
-    Picture { shape: [3, height, width], pixels }
+    into.shape = [3, height, width];
+    into.pixels.resize(3 * height * width, 0);
+    let (red, rest) = into.pixels.split_at_mut(height * width);
+    let (green, blue) = rest.split_at_mut(height * width);
+    let planes = red.iter_mut().zip(green).zip(blue);
+    for (((red, green), blue), pixel) in planes.zip(picture.as_raw().as_chunks::<3>().0) {
+        [*red, *green, *blue] = *pixel;
+    }
+    Ok(())
+}
+
+/// Whether the file's first bytes are those of a picture that can be read.
+pub(crate) fn begins_like_a_picture(path: &Path) -> bool {
+    let mut begin = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(64).read_to_end(&mut begin));
+    let format = image::guess_format(&begin);
+    read.is_ok() && format.is_ok_and(|format| format.reading_enabled())
 }
 
 /// The largest side that pictures are scaled to.
@@ -140,7 +166,7 @@ pub(crate) fn leads_nowhere(path: &Path, kind: fs::FileType) -> bool {
     kind.is_symlink() && fs::metadata(path).is_err()
 }
 
-fn is_named_like_a_picture(path: &Path) -> bool {
+pub(crate) fn is_named_like_a_picture(path: &Path) -> bool {
     let ending = path.extension().unwrap_or_default();
     ENDINGS.iter().any(|known| ending.eq_ignore_ascii_case(known))
 }
@@ -168,13 +194,26 @@ fn contents(path: &Path) -> Result<Vec<u8>> {
 }
 
 /// The picture upright, its middle scaled to `side` x `side` pixels.
-fn decode(path: &Path, bytes: &[u8], side: usize) -> Result<RgbImage> {
-    let square = opaque(&upright(path, bytes, true)?);
-    Ok(imageops::resize(&square, side as u32, side as u32, FilterType::Triangle))
+fn square(path: &Path, side: usize) -> Result<RgbImage> {
+    let (mut picture, orientation) = decode(path, &contents(path)?)?;
+    let (width, height) = (picture.width(), picture.height());
+    // Cut first, so that all that follows is done to the square alone; its middle stays the middle.
+    let whole = width.min(height);
+    picture = picture.crop_imm((width - whole) / 2, (height - whole) / 2, whole, whole);
+    picture.apply_orientation(orientation);
+    Ok(imageops::resize(&opaque(picture), side as u32, side as u32, FilterType::Triangle))
 }
 
-/// The picture upright; with `square` the largest square in its middle.
-fn upright(path: &Path, bytes: &[u8], square: bool) -> Result<DynamicImage> {
+/// The picture in 8 bits a colour, its transparent parts on white.
+fn opaque(picture: DynamicImage) -> RgbImage {
+    match picture.color().has_alpha() {
+        true => on_white(&picture),
+        false => picture.into_rgb8(),
+    }
+}
+
+/// The picture as it lies in the file, and how it has to be turned.
+fn decode(path: &Path, bytes: &[u8]) -> Result<(DynamicImage, Orientation)> {
     if bytes.is_empty() {
         return Err(unreadable(path, "the file is empty"));
     }
@@ -185,7 +224,7 @@ fn upright(path: &Path, bytes: &[u8], square: bool) -> Result<DynamicImage> {
     reader.limits(limits);
     let reader = reader.with_guessed_format().map_err(|error| unreadable(path, error))?;
     if reader.format().is_none() {
-        return Err(unreadable(path, "its contents are neither"));
+        return Err(unreadable(path, "its contents are none of these"));
     }
     if reader.format() == Some(image::ImageFormat::Jpeg) && !jpeg_has_an_end(bytes) {
         return Err(unreadable(path, "the file is cut off"));
@@ -193,26 +232,14 @@ fn upright(path: &Path, bytes: &[u8], square: bool) -> Result<DynamicImage> {
     let mut decoder = reader.into_decoder().map_err(refused)?;
     let (width, height) = decoder.dimensions();
     if decoder.total_bytes() > MAX_BYTES {
-        let reason = format!("it is {width}x{height}, more than {MAX_BYTES} bytes");
+        let reason = format!(
+            "it is {width}x{height}, more than {MAX_BYTES} bytes; scale it down before it is used"
+        );
         return Err(unreadable(path, reason));
     }
     let orientation = decoder.orientation().map_err(refused)?;
-    let mut picture = DynamicImage::from_decoder(decoder).map_err(refused)?;
-    // Cut first, so that all that follows is done to the square alone; its middle stays the middle.
-    if square {
-        let whole = width.min(height);
-        picture = picture.crop_imm((width - whole) / 2, (height - whole) / 2, whole, whole);
-    }
-    picture.apply_orientation(orientation);
-    Ok(picture)
-}
-
-/// The picture in 8 bits a colour, its transparent parts on white.
-fn opaque(picture: &DynamicImage) -> RgbImage {
-    match picture.color().has_alpha() {
-        true => on_white(picture),
-        false => picture.to_rgb8(),
-    }
+    let picture = DynamicImage::from_decoder(decoder).map_err(refused)?;
+    Ok((picture, orientation))
 }
 
 fn on_white(picture: &DynamicImage) -> RgbImage {

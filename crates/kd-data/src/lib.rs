@@ -7,6 +7,7 @@ mod augment;
 mod batch;
 mod batches;
 pub mod cifar;
+mod crop;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod error;
@@ -17,14 +18,17 @@ mod hash;
 pub mod hub;
 #[cfg(feature = "images")]
 pub mod images;
+mod labels;
 mod mix;
 mod normalize;
 mod one_line;
+#[cfg(feature = "images")]
+mod picture_files;
 mod portions;
 mod random;
-#[cfg(feature = "images")]
-mod resize;
 mod sampler;
+mod scaled;
+mod scaling;
 mod source;
 mod split;
 mod synthetic;
@@ -35,15 +39,19 @@ pub use batches::{Batches, batches};
 pub use cifar::{
     blank_cifar10, blank_cifar100, cifar10, cifar10_records, cifar100, cifar100_records,
 };
+pub use crop::ResizedCrop;
 pub use error::{Error, Result};
 #[cfg(feature = "images")]
 pub use folder::{image_folder, image_folder_without_broken};
+pub use labels::{balanced_parts, balanced_subset, class_counts, held_out_subset};
 pub use mix::{Mix, MixConfig, Mixed};
 pub use normalize::{Normalization, Renormalize};
-pub use portions::{Limits, Portions};
 #[cfg(feature = "images")]
-pub use resize::{Interpolation, Scaling};
+pub use picture_files::{FilesConfig, TestOn, picture_files};
+pub use portions::{Limits, Portions, Sources};
 pub use sampler::Sampler;
-pub use source::{Block, Picture, Source};
+pub use scaled::{Room, Scaled};
+pub use scaling::{Crop, Interpolation, Scaling};
+pub use source::{Block, Picture, Source, select};
 pub use split::{Dataset, Skipped, Split};
 pub use synthetic::{SyntheticConfig, synthetic};

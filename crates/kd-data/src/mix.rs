@@ -88,6 +88,7 @@ const WORDS_BEFORE_SHARE: u128 = 16;
 const SHARES: f64 = 65536.0;
 
 /// Draws the mixes of one epoch, each a function of seed, epoch and the image's number alone.
+#[derive(Clone)]
 pub(crate) struct Mixes {
     config: MixConfig,
     images: u32,

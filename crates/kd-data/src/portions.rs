@@ -5,8 +5,10 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use crate::hash::hex;
+use crate::labels::{self, balanced_parts, balanced_subset, class_counts, held_out_subset};
 use crate::one_line::shown;
-use crate::{Dataset, Error, Result, Skipped, Split};
+use crate::source::{Source, select};
+use crate::{Dataset, Error, Picture, Result, Skipped};
 
 /// Seed of the subsets that [`Limits`] take. Like the three seeds below it is a constant, so that the choice is the same in every run,
 /// whatever the run's own seed.
@@ -29,6 +31,31 @@ pub struct Limits {
     pub held_out: Option<usize>,
 }
 
+/// A data set whose pictures need not lie in memory. Of a [`Dataset`], which holds them there, it is made with `into`.
+#[derive(Clone, Debug)]
+pub struct Sources {
+    /// `cifar10`, `cifar100`, `synthetic` or `folder`.
+    pub name: String,
+    /// The classes' names, by label.
+    pub classes: Vec<String>,
+    /// The images to train on.
+    pub train: Arc<dyn Source>,
+    /// The images to test on; they may be none where images are held out.
+    pub test: Arc<dyn Source>,
+    /// What the data set is known by: as [`Dataset::sha256`] of pictures in memory, and of files as
+    /// [`picture_files`](crate::picture_files) says.
+    pub sha256: String,
+    /// The pictures that can't be read and were left out.
+    pub skipped: Vec<Skipped>,
+}
+
+impl From<Dataset> for Sources {
+    fn from(dataset: Dataset) -> Self {
+        let Dataset { name, classes, train, test, sha256, skipped } = dataset;
+        Self { name, classes, train: Arc::new(train), test: Arc::new(test), sha256, skipped }
+    }
+}
+
 /// The images of a run, after every limit has been applied.
 #[derive(Clone, Debug)]
 pub struct Portions {
@@ -37,16 +64,16 @@ pub struct Portions {
     /// The classes' names, by label.
     pub classes: Vec<String>,
     /// The images to train on.
-    pub train: Arc<Split>,
+    pub train: Arc<dyn Source>,
     /// The images to test on.
-    pub test: Arc<Split>,
+    pub test: Arc<dyn Source>,
     /// The number of training images before [`Portions::for_run`] left any out for one run.
     pub whole_train: usize,
     /// SHA-256 of the part of the training images that [`Portions::for_run`] left out, as [`Portions::part_sha256`]; `None` where it
     /// left out none.
     pub left_out_sha256: Option<String>,
     /// Images taken out of the training images, on which the run selects its best epoch; `None` where it does not.
-    pub selection: Option<Arc<Split>>,
+    pub selection: Option<Arc<dyn Source>>,
     /// SHA-256 of the whole data set.
     pub sha256: String,
     /// Why the images may differ from the published ones, and the [class warnings](Self::class_warnings), for the report; `None`
@@ -54,6 +81,8 @@ pub struct Portions {
     pub warning: Option<String>,
     /// The pictures that can't be read and were left out.
     pub skipped: Vec<Skipped>,
+    /// Sentences about what was passed over when the data was read, and which images are tested on.
+    pub notes: Vec<String>,
     /// A sentence for each way in which the limits leave a class short of images: without one to train on, to select an epoch on or
     /// to test on.
     pub class_warnings: Vec<String>,
@@ -63,26 +92,33 @@ impl Portions {
     /// The images of `dataset` after its limits. `warning` says why the images may differ from the published ones.
     ///
     /// # Errors
-    /// When so many images are to be held out that a class would have none left to train on.
-    pub fn new(dataset: Dataset, limits: &Limits, warning: Option<String>) -> Result<Self> {
+    /// When so many images are to be held out that a class would have none left to train on, or an image has no label.
+    pub fn new(
+        dataset: impl Into<Sources>,
+        limits: &Limits,
+        warning: Option<String>,
+    ) -> Result<Self> {
+        let dataset = dataset.into();
         let classes = dataset.classes.len();
-        let limited = |split: Arc<Split>, limit: Option<usize>| match limit {
-            Some(limit) if limit < split.len() => {
-                Arc::new(split.select(&split.balanced_subset(limit, classes, SUBSET_SEED)))
+        let limited = |source: Arc<dyn Source>, limit: Option<usize>| match limit {
+            Some(limit) if limit < source.len() => {
+                let chosen = balanced_subset(&source.labels()?, limit, classes, SUBSET_SEED);
+                Ok::<_, Error>(select(&source, &chosen))
             }
-            _ => split,
+            _ => Ok(source),
         };
         let mut data = Self {
             name: dataset.name,
             whole_train: 0,
             left_out_sha256: None,
-            train: Arc::new(dataset.train),
-            test: Arc::new(dataset.test),
+            train: dataset.train,
+            test: dataset.test,
             selection: None,
             classes: dataset.classes,
             sha256: dataset.sha256,
             warning,
             skipped: dataset.skipped,
+            notes: Vec::new(),
             class_warnings: Vec::new(),
         };
         if let Some(sentence) = data.skipped_sentence() {
@@ -94,8 +130,8 @@ impl Portions {
             ));
             data.test = data.take_out("data.held_out", held_out, HELD_OUT_SEED)?;
         }
-        data.train = limited(data.train, limits.train);
-        data.test = limited(data.test, limits.test);
+        data.train = limited(data.train, limits.train)?;
+        data.test = limited(data.test, limits.test)?;
         data.whole_train = data.train.len();
         let untested = data.absent(&data.test);
         if !untested.is_empty() {
@@ -123,7 +159,7 @@ impl Portions {
         if let Some([part, of]) = part {
             self.left_out_sha256 = Some(self.part_sha256(part, of)?);
             let left_out = self.part(part, of)?;
-            self.train = Arc::new(self.train.select(&all_but(self.train.len(), &left_out)));
+            self.train = select(&self.train, &all_but(self.train.len(), &left_out));
         }
         if let Some(count) = select_on {
             let setting = format!("run {run}: select_on");
@@ -168,8 +204,16 @@ impl Portions {
     }
 
     /// The labels of the training images, in the data's order.
-    pub fn train_labels(&self) -> Vec<u32> {
-        self.train.labels.iter().map(|&label| u32::from(label)).collect()
+    ///
+    /// # Errors
+    /// When an image has none.
+    pub fn train_labels(&self) -> Result<Vec<u32>> {
+        self.train.labels()
+    }
+
+    /// The shape of the images that a network gets: channels, height and width.
+    pub fn input(&self) -> [usize; 3] {
+        self.train.shape()
     }
 
     /// The indices of the training images in part `part` (from 1) of `of` parts. The parts are balanced over the classes, hold each
@@ -184,40 +228,50 @@ impl Portions {
                 "{images} training images can't be cut into {of} parts; expected at most one part for each image"
             )));
         }
-        let mut parts = self.train.balanced_parts(of, self.classes.len(), PART_SEED);
+        let mut parts = balanced_parts(&self.train.labels()?, of, self.classes.len(), PART_SEED);
         Ok(parts.swap_remove(part - 1))
     }
 
     /// SHA-256, in hex, of the pixels and labels of the training images in part `part` (from 1) of `of` parts, by which two cuts of two
-    /// data sets can be told apart.
+    /// data sets can be told apart. Where the pictures don't lie in memory, it is that of the part's identity and labels.
     ///
     /// # Errors
     /// As [`Portions::part`].
     pub fn part_sha256(&self, part: usize, of: usize) -> Result<String> {
         let mut hash = Sha256::new();
-        for index in self.part(part, of)? {
-            hash.update(self.train.image(index as usize));
-            hash.update([self.train.labels[index as usize]]);
+        let part = select(&self.train, &self.part(part, of)?);
+        if part.block().is_none() {
+            hash.update(part.identity());
+            hash.update(labels::bytes(&part.labels()?));
+            return Ok(hex(hash));
+        }
+        let mut picture = Picture::default();
+        for (index, label) in (0..).zip(part.labels()?) {
+            part.read(index, &mut picture)?;
+            hash.update(&picture.pixels);
+            hash.update(labels::bytes(&[label]));
         }
         Ok(hex(hash))
     }
 
     /// Takes `count` images, balanced over the classes, out of the training images; each class keeps at least one. `setting` is what
     /// asks for them.
-    fn take_out(&mut self, setting: &str, count: usize, seed: u64) -> Result<Arc<Split>> {
+    fn take_out(&mut self, setting: &str, count: usize, seed: u64) -> Result<Arc<dyn Source>> {
         let (images, classes) = (self.train.len(), self.classes.len());
         if count >= images {
             return Err(too_few(format!(
                 "{setting} is {count}; expected fewer than the {images} training images"
             )));
         }
-        let counts = self.train.class_counts(classes);
-        let unlimited = self.train.balanced_subset(count, classes, seed);
-        let unlimited = self.train.select(&unlimited).class_counts(classes);
+        let labels = self.train.labels()?;
+        let counts = class_counts(&labels, classes);
+        let unlimited = balanced_subset(&labels, count, classes, seed);
+        let unlimited: Vec<u32> = unlimited.iter().map(|&index| labels[index as usize]).collect();
+        let unlimited = class_counts(&unlimited, classes);
         let emptied =
             (0..classes).filter(|&class| counts[class] > 0 && unlimited[class] == counts[class]);
         let emptied: Vec<&str> = emptied.map(|class| self.classes[class].as_str()).collect();
-        let chosen = self.train.held_out_subset(count, classes, seed);
+        let chosen = held_out_subset(&labels, count, classes, seed);
         if chosen.len() < count {
             return Err(too_few(format!(
                 "{setting} is {count}, which would leave no training image of {}; expected at most {} of the {images} training images, so that each class keeps one",
@@ -232,14 +286,14 @@ impl Portions {
             );
             self.warn_of_classes(note);
         }
-        let taken = Arc::new(self.train.select(&chosen));
-        self.train = Arc::new(self.train.select(&all_but(images, &chosen)));
+        let taken = select(&self.train, &chosen);
+        self.train = select(&self.train, &all_but(images, &chosen));
         Ok(taken)
     }
 
-    /// The names of the classes of which `split` has no image.
-    fn absent(&self, split: &Split) -> Vec<&str> {
-        let counts = split.class_counts(self.classes.len());
+    /// The names of the classes of which `source` has no image.
+    fn absent(&self, source: &Arc<dyn Source>) -> Vec<&str> {
+        let counts = source.class_counts(self.classes.len());
         let named = self.classes.iter().zip(counts);
         named.filter(|(_, count)| *count == 0).map(|(name, _)| name.as_str()).collect()
     }
@@ -285,7 +339,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::{SyntheticConfig, synthetic};
+    use crate::{Split, SyntheticConfig, synthetic};
 
     fn with_limits(held_out: Option<usize>, train: Option<usize>) -> Result<Portions> {
         let limits = Limits { held_out, train, test: None };
@@ -300,7 +354,7 @@ mod tests {
         all.sort_unstable();
         assert_eq!(all, (0..103).collect::<Vec<_>>());
         for (index, part) in parts.iter().enumerate() {
-            let counts = data.train.select(part).class_counts(10);
+            let counts = select(&data.train, part).class_counts(10);
             assert!(counts.iter().all(|count| (2..=4).contains(count)), "{counts:?}");
             let left_out = Some([index + 1, 4]);
             let seen = data.clone().for_run("t", left_out, None).unwrap();
@@ -320,14 +374,16 @@ mod tests {
         let data = with_limits(Some(500), None).unwrap();
         assert_eq!((data.train.len(), data.test.len()), (whole.train.len() - 500, 500));
         assert_eq!(data.test.class_counts(10), [50; 10]);
-        let pictures = |split: &Split| -> Vec<Vec<u8>> {
-            (0..split.len()).map(|i| split.image(i).to_vec()).collect()
+        let pictures = |source: &Arc<dyn Source>| -> Vec<Vec<u8>> {
+            let block = source.block().unwrap().images;
+            block.chunks(3072).map(<[u8]>::to_vec).collect()
         };
         let train: BTreeSet<_> = pictures(&data.train).into_iter().collect();
         assert!(pictures(&data.test).iter().all(|image| !train.contains(image)));
         // A limit takes from what is left, and leaves the held-out images alone.
         let limited = with_limits(Some(500), Some(200)).unwrap();
-        assert_eq!((limited.train.len(), &limited.test), (200, &data.test));
+        assert_eq!(limited.train.len(), 200);
+        assert_eq!(limited.test.identity(), data.test.identity());
         assert!(data.warning.unwrap().contains("500 images held out"));
         let message = with_limits(Some(whole.train.len()), None).unwrap_err().to_string();
         assert!(message.contains("expected fewer than the"), "{message}");
@@ -335,10 +391,10 @@ mod tests {
 
     /// Classes `a`, `b`, ... of so many training images, and two test images of each.
     fn of_counts(counts: &[usize]) -> Portions {
-        let split = |counts: &[usize]| {
-            let labels: Vec<u8> =
+        let split = |counts: &[usize]| -> Arc<dyn Source> {
+            let labels: Vec<u32> =
                 (0..).zip(counts).flat_map(|(label, &count)| vec![label; count]).collect();
-            let images = labels.iter().flat_map(|&label| [label; 3]).collect();
+            let images = labels.iter().flat_map(|&label| [label as u8; 3]).collect();
             Arc::new(Split { images, labels, coarse_labels: None, shape: [3, 1, 1] })
         };
         Portions {
@@ -352,6 +408,7 @@ mod tests {
             sha256: String::new(),
             warning: None,
             skipped: Vec::new(),
+            notes: Vec::new(),
             class_warnings: Vec::new(),
         }
     }

@@ -18,6 +18,8 @@ pub(crate) enum Purpose {
     Balance,
     /// Crops, flips and cutouts; the number is the epoch.
     Augment,
+    /// Rectangles that are cut out and scaled; the number is the epoch.
+    ResizedCrop,
     /// What images are mixed with; the number is the epoch.
     Mix,
     /// Which images are in a subset; the number is 0.
@@ -38,6 +40,7 @@ pub(crate) fn generator(seed: u64, purpose: Purpose, number: u64) -> ChaCha8Rng 
         Purpose::SyntheticTest => 0xd005u64,
         Purpose::Balance => 0xd006,
         Purpose::Mix => 0xd007,
+        Purpose::ResizedCrop => 0xd008,
     };
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(tag << 48 | number);

@@ -1,6 +1,12 @@
 //! Where pictures come from: the seam between what is on disk or in memory and the batches made of it.
 
-use crate::{Error, Result};
+use std::fmt;
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use crate::hash::hex;
+use crate::{Error, Result, Split};
 
 /// Labelled pictures of one size, numbered from 0, that batches can be made of in any order.
 ///
@@ -46,7 +52,8 @@ pub trait Source: Send + Sync {
     /// The number of pictures.
     fn len(&self) -> usize;
 
-    /// Channels, height and width, in pixels, of every picture.
+    /// Channels, height and width, in pixels, of every picture that [`read`](Self::read) gives. A height and width of 0 stand for
+    /// pictures of any size; [`Scaled`](crate::Scaled) makes pictures of one size of them.
     fn shape(&self) -> [usize; 3];
 
     /// The class of picture `index`, counted from 0; `None` where the picture has no label, or there is no such picture.
@@ -58,6 +65,14 @@ pub trait Source: Send + Sync {
     /// When there is no such picture, or it can't be read.
     fn read(&self, index: u32, into: &mut Picture) -> Result<()>;
 
+    /// Reads picture `index` as it is before it is brought to the source's [`shape`](Self::shape): what random crops are cut out of.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read)'s.
+    fn read_whole(&self, index: u32, into: &mut Picture) -> Result<()> {
+        self.read(index, into)
+    }
+
     /// A text that tells this source from others: two sources with the same identity hold the same pictures with the same
     /// labels in the same order.
     fn identity(&self) -> String;
@@ -65,6 +80,11 @@ pub trait Source: Send + Sync {
     /// Whether there is no picture.
     fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// How many bytes of memory the source takes at most.
+    fn memory(&self) -> u64 {
+        0
     }
 
     /// All pictures as one block of memory, where they lie in one: batches are then gathered from it, on a GPU from a copy
@@ -79,6 +99,104 @@ pub trait Source: Send + Sync {
     /// When they don't; the error says which.
     fn check(&self) -> Result<()> {
         Ok(())
+    }
+}
+
+impl dyn Source + '_ {
+    /// The class of each picture.
+    ///
+    /// # Errors
+    /// When a picture has none; the error has its number.
+    pub fn labels(&self) -> Result<Vec<u32>> {
+        let label = |index| self.label(index).ok_or_else(|| Error::no_label(index));
+        (0..self.len() as u32).map(label).collect()
+    }
+
+    /// How many pictures each of the first `classes` classes has; pictures of further classes and without one are not counted.
+    pub fn class_counts(&self, classes: usize) -> Vec<usize> {
+        let labels: Vec<u32> =
+            (0..self.len() as u32).filter_map(|index| self.label(index)).collect();
+        crate::labels::class_counts(&labels, classes)
+    }
+}
+
+impl fmt::Debug for dyn Source + '_ {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (len, shape) = (self.len(), self.shape());
+        f.debug_struct("Source").field("len", &len).field("shape", &shape).finish_non_exhaustive()
+    }
+}
+
+/// The pictures of `source` with these numbers, in that order; a number may occur twice. Of a source that lies in one block of memory
+/// they are copied into one of their own.
+///
+/// # Panics
+/// Where a source with a block has no picture of such a number.
+pub fn select(source: &Arc<dyn Source>, indices: &[u32]) -> Arc<dyn Source> {
+    let Some(Block { images, labels }) = source.block() else {
+        return Arc::new(Selected { source: Arc::clone(source), indices: indices.to_vec() });
+    };
+    let shape = source.shape();
+    let size: usize = shape.iter().product();
+    let mut chosen = Split { shape, ..Split::default() };
+    for index in indices.iter().map(|&index| index as usize) {
+        chosen.images.extend_from_slice(&images[index * size..][..size]);
+        chosen.labels.push(labels[index]);
+    }
+    Arc::new(chosen)
+}
+
+/// Some of a source's pictures.
+struct Selected {
+    source: Arc<dyn Source>,
+    /// Their numbers in the source.
+    indices: Vec<u32>,
+}
+
+impl Selected {
+    fn number(&self, index: u32) -> Result<u32> {
+        self.indices.get(index as usize).copied().ok_or_else(|| Error::Source {
+            index,
+            found: format!("a source of {} pictures", self.indices.len()),
+            expected: "the number of one of them".into(),
+        })
+    }
+}
+
+impl Source for Selected {
+    fn len(&self) -> usize {
+        self.indices.len()
+    }
+
+    fn shape(&self) -> [usize; 3] {
+        self.source.shape()
+    }
+
+    fn label(&self, index: u32) -> Option<u32> {
+        self.source.label(*self.indices.get(index as usize)?)
+    }
+
+    fn read(&self, index: u32, into: &mut Picture) -> Result<()> {
+        self.source.read(self.number(index)?, into)
+    }
+
+    fn read_whole(&self, index: u32, into: &mut Picture) -> Result<()> {
+        self.source.read_whole(self.number(index)?, into)
+    }
+
+    fn identity(&self) -> String {
+        let mut hash = Sha256::new();
+        hash.update(self.source.identity());
+        self.indices.iter().for_each(|index| hash.update(index.to_le_bytes()));
+        hex(hash)
+    }
+
+    fn memory(&self) -> u64 {
+        self.source.memory() + 4 * self.indices.len() as u64
+    }
+
+    fn check(&self) -> Result<()> {
+        self.source.check()
     }
 }
 
@@ -112,5 +230,5 @@ pub struct Block<'a> {
     /// The pixels `[N, C, H, W]`, row-major.
     pub images: &'a [u8],
     /// The class of each picture, `[N]`.
-    pub labels: &'a [u8],
+    pub labels: &'a [u32],
 }

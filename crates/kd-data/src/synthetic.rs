@@ -14,6 +14,7 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::hash::hex;
+use crate::labels;
 use crate::random::{Purpose, below, generator, unit};
 use crate::{Dataset, Split};
 
@@ -79,7 +80,8 @@ pub fn synthetic(config: &SyntheticConfig) -> Dataset {
     let train = draw_split(config.train, config.seed, Purpose::SyntheticTrain);
     let test = draw_split(config.test, config.seed, Purpose::SyntheticTest);
     let mut hash = Sha256::new();
-    for bytes in [&train.images, &train.labels, &test.images, &test.labels] {
+    let (of_train, of_test) = (labels::bytes(&train.labels), labels::bytes(&test.labels));
+    for bytes in [&train.images, &of_train, &test.images, &of_test] {
         hash.update(bytes);
     }
     Dataset {
@@ -96,7 +98,7 @@ pub fn synthetic(config: &SyntheticConfig) -> Dataset {
 }
 
 fn draw_split(count: usize, seed: u64, purpose: Purpose) -> Split {
-    let labels: Vec<u8> = (0..count).map(|i| (i % 10) as u8).collect();
+    let labels: Vec<u32> = (0..count).map(|i| (i % 10) as u32).collect();
     let mut images = vec![0; count * 3 * SIDE * SIDE];
     images.par_chunks_exact_mut(3 * SIDE * SIDE).enumerate().for_each(|(i, image)| {
         let mut rng = generator(seed, purpose, i as u64);
@@ -106,12 +108,12 @@ fn draw_split(count: usize, seed: u64, purpose: Purpose) -> Split {
 }
 
 /// Draws one picture of a class into `image`, `[3, 32, 32]`.
-fn draw(label: u8, rng: &mut ChaCha8Rng, image: &mut [u8]) {
+fn draw(label: u32, rng: &mut ChaCha8Rng, image: &mut [u8]) {
     let mut canvas = background(rng);
     for _ in 0..2 + below(rng, 3) {
         clutter(rng).paint(&mut canvas);
     }
-    let shown = if below(rng, 25) == 0 { below(rng, 10) as usize } else { usize::from(label) };
+    let shown = if below(rng, 25) == 0 { below(rng, 10) as usize } else { label as usize };
     figure(shown, rng).paint(&mut canvas);
     Stroke::random(rng).paint(&mut canvas);
     develop(&canvas, rng, image);

@@ -32,7 +32,7 @@ fn same(a: &Batch, b: &Batch) -> bool {
         && a.labels.to_vec1::<u32>().unwrap() == b.labels.to_vec1::<u32>().unwrap()
 }
 
-const AUGMENT: Augment = Augment { crop_padding: 4, flip: true, cutout: 8 };
+const AUGMENT: Augment = Augment { crop_padding: 4, flip: true, cutout: 8, resized_crop: None };
 
 #[test]
 fn without_a_seed_images_come_in_order_and_the_last_partial_batch_is_kept() {
@@ -137,8 +137,8 @@ fn an_images_view_does_not_depend_on_the_batch_size() {
 
 /// Classes 0, 1, 2 and 5 of 3, 60, 17 and 1 pictures.
 fn uneven() -> Arc<Split> {
-    let counts = [(0u8, 3), (1, 60), (2, 17), (5, 1)];
-    let labels: Vec<u8> = counts.into_iter().flat_map(|(l, n)| vec![l; n]).collect();
+    let counts = [(0u32, 3), (1, 60), (2, 17), (5, 1)];
+    let labels: Vec<u32> = counts.into_iter().flat_map(|(l, n)| vec![l; n]).collect();
     let images = (0..labels.len() * 3 * 32 * 32).map(|i| (i % 251) as u8).collect();
     Arc::new(Split { images, labels, coarse_labels: None, shape: [3, 32, 32] })
 }
@@ -161,7 +161,7 @@ fn balanced_draws_are_even_over_classes_and_over_each_classs_images() {
             [16, 16, 16, 16, 16, 1]
         );
         for batch in batches {
-            let labels = batch.indices.iter().map(|&i| u32::from(split.labels[i as usize]));
+            let labels = batch.indices.iter().map(|&i| split.labels[i as usize]);
             assert!(labels.eq(batch.labels.to_vec1::<u32>().unwrap()));
             batch.indices.iter().for_each(|&index| of_image[index as usize] += 1.0);
         }
@@ -175,7 +175,7 @@ fn balanced_draws_are_even_over_classes_and_over_each_classs_images() {
         .iter()
         .zip(&split.labels)
         .map(|(found, label)| {
-            let expected = draws / 4.0 / counts[class[usize::from(*label)]];
+            let expected = draws / 4.0 / counts[class[*label as usize]];
             (found - expected).powi(2) / expected
         })
         .sum();
@@ -291,7 +291,7 @@ proptest! {
         prop_assert_eq!(seen, (0..images as u32).collect::<Vec<_>>());
         for batch in &whole {
             let labels: Vec<u32> =
-                batch.indices.iter().map(|&i| u32::from(split.labels[i as usize])).collect();
+                batch.indices.iter().map(|&i| split.labels[i as usize]).collect();
             prop_assert_eq!(batch.labels.to_vec1::<u32>().unwrap(), labels);
         }
         let first_batch = skipped.min(whole.len());

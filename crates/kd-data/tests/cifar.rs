@@ -55,9 +55,9 @@ fn agrees(split: &Split, file: usize, first: usize, records: usize, label_classe
     for record in (0..records).step_by(97).chain([records - 1]) {
         let expected = |at| common::byte(file, record, at, label_classes);
         let i = first + record;
-        assert_eq!(split.labels[i], expected(labels - 1));
+        assert_eq!(split.labels[i], u32::from(expected(labels - 1)));
         assert_eq!(split.coarse_labels.as_ref().map(|coarse| coarse[i]), {
-            (labels == 2).then(|| expected(0))
+            (labels == 2).then(|| u32::from(expected(0)))
         });
         let image = split.image(i);
         assert!((0..3072).all(|at| image[at] == expected(labels + at)), "image {i}");

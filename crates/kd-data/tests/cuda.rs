@@ -39,7 +39,7 @@ fn split(count: usize, [height, width]: [usize; 2]) -> Arc<Split> {
     let byte = |i: usize| ((i as u32).wrapping_mul(2654435761) >> 24) as u8;
     Arc::new(Split {
         images: (0..count * 3 * height * width).map(byte).collect(),
-        labels: (0..count).map(|i| (i * 7 % 10) as u8).collect(),
+        labels: (0..count).map(|i| (i * 7 % 10) as u32).collect(),
         coarse_labels: None,
         shape: [3, height, width],
     })
@@ -70,7 +70,7 @@ fn batches_are_those_of_the_cpu(gpu: &Device) -> Result<()> {
             Augment::default(),
             Augment { crop_padding: 4, ..Augment::default() },
             Augment { flip: true, cutout: 3, ..Augment::default() },
-            Augment { crop_padding: 2, flip: true, cutout: 8 },
+            Augment { crop_padding: 2, flip: true, cutout: 8, resized_crop: None },
         ] {
             for (batch_size, epoch, first_batch) in [(16, 0, 0), (10, 3, 2), (53, 1, 0), (53, 1, 1)]
             {

@@ -76,14 +76,15 @@ fn what_is_no_picture_is_named_with_the_reason() {
     let png = fs::read(fixtures().join("wide.png")).unwrap();
     let mut damaged = png.clone();
     damaged[png.len() / 2] ^= 0xff;
-    let cases: [(&[u8], &str); 7] = [
+    let cases: [(&[u8], &str); 8] = [
         (b"", "empty"),
-        (b"hello", "neither"),
-        (b"GIF89a\x01\0\x01\0\0\0\0;", "not supported"),
+        (b"hello", "none of these"),
+        (b"II*\0\x08\0\0\0\0\0\0\0\0\0\0\0", "not supported"),
+        (b"GIF89a\x01\0\x01\0\0\0\0;", "expected a whole PNG, JPEG, WebP, BMP or GIF file, but"),
         (&jpeg[..jpeg.len() - 200], "cut off"),
-        (&png[..png.len() / 2], "expected a whole PNG or JPEG file, but"),
-        (&damaged, "expected a whole PNG or JPEG file, but"),
-        (&png[..20], "expected a whole PNG or JPEG file, but"),
+        (&png[..png.len() / 2], "expected a whole PNG, JPEG, WebP, BMP or GIF file, but"),
+        (&damaged, "expected a whole PNG, JPEG, WebP, BMP or GIF file, but"),
+        (&png[..20], "expected a whole PNG, JPEG, WebP, BMP or GIF file, but"),
     ];
     for (bytes, expected) in cases {
         fs::write(&path, bytes).unwrap();
@@ -185,7 +186,7 @@ fn broken_pictures_are_left_out_where_it_is_asked_for_and_named() {
     assert_eq!(
         named,
         [
-            ("train/ant/more.jpg", "its contents are neither"),
+            ("train/ant/more.jpg", "its contents are none of these"),
             ("test/zebra/a.png", "the file is empty")
         ]
     );
@@ -221,7 +222,7 @@ fn names_with_control_characters_stay_on_one_line() {
     fs::write(dir.path().join("train/ant/a\nb\u{1b}[31m.png"), "no picture").unwrap();
     let found = image_folder_without_broken(dir.path(), SIDE).unwrap();
     let shown = "train/ant/a\\nb\\u{1b}[31m.png";
-    assert_eq!(found.skipped[0].line(), format!("{shown}: its contents are neither"));
+    assert_eq!(found.skipped[0].line(), format!("{shown}: its contents are none of these"));
     let sentence =
         Portions::new(found, &Limits::default(), None).unwrap().skipped_sentence().unwrap();
     assert_eq!(sentence, format!("1 picture that can't be read is left out: {shown}"));

@@ -9,7 +9,7 @@ use kd_data::{
     View, batches, synthetic,
 };
 
-const AUGMENT: Augment = Augment { crop_padding: 4, flip: true, cutout: 0 };
+const AUGMENT: Augment = Augment { crop_padding: 4, flip: true, cutout: 0, resized_crop: None };
 const MIX: MixConfig = MixConfig { mixup: 0.4, cutmix: 1.0, probability: 0.8 };
 
 fn split() -> Arc<Split> {
@@ -82,7 +82,7 @@ fn recorded_views_and_mixes_give_the_same_pixels_and_targets_again() {
         let mut expected = image(*index);
         mix.apply(&image(mix.partner), [32, 32], &mut expected);
         assert_eq!(pixels, &expected, "image {index}");
-        let label = |index: u32| u32::from(split.labels[index as usize]);
+        let label = |index: u32| split.labels[index as usize];
         assert_eq!((*targets, *share), ([label(*index), label(mix.partner)], mix.share));
     }
     assert!(blended > 3 && cut > 3, "{blended} {cut}");

@@ -4,7 +4,7 @@
 //! | tensor | what |
 //! | --- | --- |
 //! | `logits` | f32 `[N, classes]`, in the order of the test images |
-//! | `labels` | u8 `[N]` |
+//! | `labels` | u8 `[N]`, or u32 where there are more than 256 classes |
 //! | `sample` | u32 `[S]`: some test images, balanced over the classes, the same in every run on the same data |
 //! | `sample_images` | u8 `[S, 3, H, W]`: their pixels |
 //! | `teacher_logits` | f32 `[N, classes]`, where no such file lies beside the teacher's weights |
@@ -31,7 +31,7 @@ pub struct TestOutputs {
     /// Row by row, one of [`classes`](Self::classes) values for each test image.
     pub logits: Vec<f32>,
     /// The true class of each test image.
-    pub labels: Vec<u8>,
+    pub labels: Vec<u32>,
     /// The teacher's logits, where no file like this lies beside its weights.
     pub teacher_logits: Option<Vec<f32>>,
     /// Numbers of some test images, counted from 0.
@@ -73,6 +73,11 @@ impl TestOutputs {
         let logits = bytes(&self.logits);
         let teacher = self.teacher_logits.as_deref().map(bytes);
         let indices: Vec<u8> = self.sample.iter().flat_map(|index| index.to_le_bytes()).collect();
+        let (dtype, labels) = match self.classes <= 256 {
+            true => (Dtype::U8, self.labels.iter().map(|&label| label as u8).collect()),
+            false => (Dtype::U32, self.labels.iter().flat_map(|l| l.to_le_bytes()).collect()),
+        };
+        let labels: Vec<u8> = labels;
         let shape = vec![self.labels.len(), self.classes];
         let pixels = [&[self.sample.len()], &self.shape[..]].concat();
         let view = |dtype, shape: Vec<usize>, bytes| {
@@ -80,7 +85,7 @@ impl TestOutputs {
         };
         let mut tensors = vec![
             ("logits", view(Dtype::F32, shape.clone(), &logits[..])?),
-            ("labels", view(Dtype::U8, vec![self.labels.len()], &self.labels)?),
+            ("labels", view(dtype, vec![self.labels.len()], &labels)?),
             ("sample", view(Dtype::U32, vec![self.sample.len()], &indices)?),
             ("sample_images", view(Dtype::U8, pixels, &self.sample_images)?),
         ];
@@ -109,7 +114,13 @@ impl TestOutputs {
             Ok((found.shape().to_vec(), found.data().to_vec()))
         };
         let (shape, logits) = tensor("logits", Dtype::F32, 2)?;
-        let (_, labels) = tensor("labels", Dtype::U8, 1)?;
+        let labels: Vec<u32> = match tensor("labels", Dtype::U8, 1) {
+            Ok((_, labels)) => labels.into_iter().map(u32::from).collect(),
+            Err(_) => {
+                let (_, labels) = tensor("labels", Dtype::U32, 1)?;
+                words(&labels).map(u32::from_le_bytes).collect()
+            }
+        };
         let teacher = match whole.tensor("teacher_logits") {
             Ok(_) => Some(tensor("teacher_logits", Dtype::F32, 2)?),
             Err(_) => None,
@@ -137,7 +148,7 @@ impl TestOutputs {
         let pixels =
             self.shape.iter().try_fold(self.sample.len(), |size, side| size.checked_mul(*side));
         let fits = values == Some(self.logits.len())
-            && self.labels.iter().all(|label| usize::from(*label) < self.classes)
+            && self.labels.iter().all(|label| (*label as usize) < self.classes)
             && self.teacher_logits.as_ref().is_none_or(|other| other.len() == self.logits.len())
             && self.shape[0] == 3
             && pixels == Some(self.sample_images.len())
@@ -153,7 +164,7 @@ impl TestOutputs {
 
     /// The logits of each test image with its true class, in order.
     pub fn rows(&self) -> impl Iterator<Item = (&[f32], usize)> {
-        let labels = self.labels.iter().map(|label| usize::from(*label));
+        let labels = self.labels.iter().map(|label| *label as usize);
         self.logits.chunks_exact(self.classes.max(1)).zip(labels)
     }
 

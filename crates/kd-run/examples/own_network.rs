@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use kd_data::{BatchConfig, Normalization, SyntheticConfig};
+use kd_data::{BatchConfig, Normalization, Source, SyntheticConfig};
 use kd_loss::{Inputs, KdConfig, MethodConfig, Objective, RunStep, Weighted};
 use kd_models::{Architecture, Classifier, Mode, ModelConfig, Output, Parameters, Place, uniform};
 use kd_ops::adam::{Adam, AdamConfig};
@@ -75,7 +75,7 @@ impl Classifier for Patches {
 /// Distils a teacher into the network on pictures drawn by program; its accuracy on the test pictures.
 fn train(images: usize, epochs: usize) -> anyhow::Result<f64> {
     let data = kd_data::synthetic(&SyntheticConfig { train: images, test: 200, seed: 0 });
-    let (train, test) = (Arc::new(data.train), Arc::new(data.test));
+    let (train, test): (_, Arc<dyn Source>) = (Arc::new(data.train), Arc::new(data.test));
     let student = Patches::new(data.classes.len(), 0)?;
 
     // Any teacher: weights::load takes one from a file. This one knows nothing yet, so labels lead.

@@ -1,9 +1,12 @@
 //! The images that a recipe asks for, loaded and cut into those to train on and to test on.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::Context;
-use kd_data::{Dataset, Limits, Portions, SyntheticConfig, images};
+use kd_data::{
+    Dataset, FilesConfig, Limits, Portions, Room, Scaled, Scaling, Sources, SyntheticConfig, images,
+};
 use kd_models::classes::shortened;
 use serde::Deserialize;
 
@@ -18,12 +21,39 @@ use crate::{Error, Result};
 /// When a file is missing, or damaged and not to be left out, when the data's SHA-256 is not the recipe's, or when so many images are to
 /// be held out that a class would have none left to train on.
 pub fn load(config: &DataConfig, folder: &Path) -> Result<Portions> {
+    load_within(config, folder, DATA_MEMORY)
+}
+
+/// Most bytes of decoded pictures that are kept in memory where nothing is said.
+pub const DATA_MEMORY: u64 = 256 << 20;
+
+/// As [`load`], with at most so many bytes of decoded pictures in memory, where pictures are read from their files as they are wanted.
+///
+/// # Errors
+/// As [`load`]'s.
+pub fn load_within(config: &DataConfig, folder: &Path, memory: u64) -> Result<Portions> {
     config.check().map_err(|invalid| other!("the recipe's table data: {invalid}"))?;
-    let (dataset, files) = match config.dataset {
-        DatasetName::Cifar10 => (kd_data::cifar10(folder)?, Some("cifar-10-batches-bin")),
-        DatasetName::Cifar100 => (kd_data::cifar100(folder)?, Some("cifar-100-binary")),
-        DatasetName::Synthetic => (kd_data::synthetic(&SyntheticConfig::default()), None),
-        DatasetName::Folder => (pictures(folder, config.skip_broken)?, None),
+    let (mut files, mut notes) = (None, Vec::new());
+    let dataset = match (config.dataset, config.scaling()) {
+        (DatasetName::Folder, Some(scaling)) => {
+            let (sources, said) = picture_files(config, scaling, folder, memory)?;
+            notes = said;
+            sources
+        }
+        (DatasetName::Folder, None) => pictures(folder, config.skip_broken)?.into(),
+        (name, scaling) => {
+            let dataset = match name {
+                DatasetName::Cifar10 => kd_data::cifar10(folder)?,
+                DatasetName::Cifar100 => kd_data::cifar100(folder)?,
+                _ => kd_data::synthetic(&SyntheticConfig::default()),
+            };
+            files = match name {
+                DatasetName::Cifar10 => Some("cifar-10-batches-bin"),
+                DatasetName::Cifar100 => Some("cifar-100-binary"),
+                _ => None,
+            };
+            scaled(dataset.into(), scaling)?
+        }
     };
     if let Some(expected) = &config.sha256
         && *expected != dataset.sha256
@@ -34,8 +64,24 @@ pub fn load(config: &DataConfig, folder: &Path) -> Result<Portions> {
             dataset.sha256
         )));
     }
+    if dataset.test.is_empty() && config.held_out.is_none() {
+        return Err(Error::unfit(format!(
+            "{}: there are no pictures to test on; add a folder test, val or validation beside train, or hold some of the training pictures out (--held-out, held_out in a recipe's [data])",
+            folder.display()
+        )));
+    }
     let warning = files.and_then(|files| warning(folder, files));
-    Ok(Portions::new(dataset, &limits(config), warning)?)
+    let mut portions = Portions::new(dataset, &limits(config), warning)?;
+    portions.notes = notes;
+    Ok(portions)
+}
+
+/// The images scaled to another size, where one is set.
+fn scaled(sources: Sources, scaling: Option<Scaling>) -> Result<Sources> {
+    let Some(scaling) = scaling else { return Ok(sources) };
+    let to_size = |images| Ok::<_, Error>(Arc::new(Scaled::new(images, scaling, Room::new(0))?));
+    let (train, test) = (to_size(sources.train)?, to_size(sources.test)?);
+    Ok(Sources { train, test, ..sources })
 }
 
 /// The same, to plan a run by: where the files of CIFAR are not there, black images in their number, and a sentence that says so.
@@ -45,11 +91,14 @@ pub fn load(config: &DataConfig, folder: &Path) -> Result<Portions> {
 pub(crate) fn load_or_blank(
     config: &DataConfig,
     folder: &Path,
+    memory: u64,
 ) -> Result<(Portions, Option<String>)> {
     let blank = match config.dataset {
         DatasetName::Cifar10 => kd_data::blank_cifar10,
         DatasetName::Cifar100 => kd_data::blank_cifar100,
-        DatasetName::Synthetic | DatasetName::Folder => return Ok((load(config, folder)?, None)),
+        DatasetName::Synthetic | DatasetName::Folder => {
+            return Ok((load_within(config, folder, memory)?, None));
+        }
     };
     match load(config, folder) {
         Err(Error::Other(error))
@@ -60,7 +109,8 @@ pub(crate) fn load_or_blank(
                 folder.display(),
                 config.dataset.name()
             );
-            Ok((Portions::new(blank(), &limits(config), None)?, Some(note)))
+            let blank = scaled(blank().into(), config.scaling())?;
+            Ok((Portions::new(blank, &limits(config), None)?, Some(note)))
         }
         loaded => Ok((loaded?, None)),
     }
@@ -75,12 +125,29 @@ fn pictures(folder: &Path, skip_broken: bool) -> Result<Dataset> {
     if skip_broken {
         return Ok(kd_data::image_folder_without_broken(folder, images::SIDE)?);
     }
-    kd_data::image_folder(folder, images::SIDE).map_err(|error| match error {
+    kd_data::image_folder(folder, images::SIDE).map_err(with_cure)
+}
+
+/// An error of the data; of pictures that can't be read with what leaves them out.
+pub(crate) fn with_cure(error: kd_data::Error) -> Error {
+    match error {
         kd_data::Error::Picture { .. } | kd_data::Error::Pictures { .. } => other!(
             "{error}\n--skip-broken (skip_broken = true in a recipe's [data]) leaves them out and lists them"
         ),
         other => other.into(),
-    })
+    }
+}
+
+/// One's own pictures of any size, read when they are wanted, and what there is to say about them.
+fn picture_files(
+    config: &DataConfig,
+    scaling: Scaling,
+    folder: &Path,
+    memory: u64,
+) -> Result<(Sources, Vec<String>)> {
+    let DataConfig { split, test_on, skip_broken, .. } = *config;
+    let config = FilesConfig { scaling, split, test_on, skip_broken, room: Room::new(memory) };
+    kd_data::picture_files(folder, &config).map_err(with_cure)
 }
 
 /// What each class counts in the run's cross-entropy with the labels; `None` where all count the same.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::{D, DType, Device, Tensor};
-use kd_data::{BatchConfig, Normalization, Split};
+use kd_data::{BatchConfig, Normalization, Source};
 use kd_models::Classifier;
 
 pub use kd_record::{Evaluation, TestFlip};
@@ -26,20 +26,20 @@ struct Answered {
     indices: Vec<u32>,
 }
 
-/// Evaluates a network on all images of `split`, in f32.
+/// Evaluates a network on all of the images, in f32.
 ///
 /// # Errors
 /// When there is no image, the loss is not finite, or a batch can't be made or computed.
 pub fn evaluate(
     model: &dyn Classifier,
-    split: &Arc<Split>,
+    images: &Arc<dyn Source>,
     classes: &[String],
     normalization: Normalization,
     device: &Device,
 ) -> Result<Evaluation> {
     evaluate_by(
         &|images| Ok(model.evaluate(images, &[])?.logits),
-        split,
+        images,
         classes,
         normalization,
         device,
@@ -52,7 +52,7 @@ pub fn evaluate(
 /// As [`evaluate`]'s.
 pub fn evaluate_with_flip(
     model: &dyn Classifier,
-    split: &Arc<Split>,
+    images: &Arc<dyn Source>,
     classes: &[String],
     normalization: Normalization,
     device: &Device,
@@ -63,19 +63,19 @@ pub fn evaluate_with_flip(
         Ok(((logits + mirrored)? * 0.5)?)
     };
     let Evaluation { accuracy, loss, .. } =
-        evaluate_by(&both, split, classes, normalization, device)?;
+        evaluate_by(&both, images, classes, normalization, device)?;
     Ok(TestFlip { accuracy, loss })
 }
 
 /// Evaluates what gives the logits of a batch's images.
 fn evaluate_by(
     answer: &dyn Fn(&Tensor) -> Result<Tensor>,
-    split: &Arc<Split>,
+    images: &Arc<dyn Source>,
     classes: &[String],
     normalization: Normalization,
     device: &Device,
 ) -> Result<Evaluation> {
-    if split.is_empty() {
+    if images.is_empty() {
         return Err(other!("there is no image to evaluate on; expected at least one"));
     }
     let mut confusion = vec![vec![0u32; classes.len()]; classes.len()];
@@ -88,14 +88,18 @@ fn evaluate_by(
         for (mean, answered) in means.into_iter().zip(&answered) {
             loss += f64::from(mean) * answered.indices.len() as f64;
         }
-        let images = answered.iter().flat_map(|answered| &answered.indices);
-        for (&image, answer) in images.zip(answers) {
-            confusion[usize::from(split.labels[image as usize])][answer] += 1;
+        let numbers = answered.iter().flat_map(|answered| &answered.indices);
+        for (&image, answer) in numbers.zip(answers) {
+            let label = images.label(image).and_then(|label| confusion.get_mut(label as usize));
+            let row = label.ok_or_else(|| {
+                other!("image {image} is of no class; expected a label below {}", classes.len())
+            })?;
+            row[answer] += 1;
         }
         Ok(())
     };
     let mut answered = Vec::with_capacity(LOOK);
-    for batch in kd_data::batches(split, &in_order(normalization), device)? {
+    for batch in kd_data::batches(images, &in_order(normalization), device)? {
         let batch = batch?;
         let logits = answer(&batch.images)?;
         let mean_loss = kd_loss::cross_entropy(&logits, &batch.labels)?;
@@ -107,25 +111,25 @@ fn evaluate_by(
     if !answered.is_empty() {
         add(answered)?;
     }
-    let loss = loss / split.len() as f64;
+    let loss = loss / images.len() as f64;
     if !loss.is_finite() {
         return Err(other!("the loss on the test images is {loss}; expected a finite number"));
     }
     Ok(Evaluation::new(classes, confusion, loss))
 }
 
-/// The network's logits for all of `split`: f32 `[N, classes]`, on the CPU, in the data's order.
+/// The network's logits for all of the images: f32 `[N, classes]`, on the CPU, in the data's order.
 ///
 /// # Errors
 /// When a batch can't be made or computed.
 pub fn logits(
     model: &dyn Classifier,
-    split: &Arc<Split>,
+    images: &Arc<dyn Source>,
     normalization: Normalization,
     device: &Device,
 ) -> Result<Tensor> {
     let mut all = Vec::new();
-    for batch in kd_data::batches(split, &in_order(normalization), device)? {
+    for batch in kd_data::batches(images, &in_order(normalization), device)? {
         let logits = model.evaluate(&batch?.images, &[])?.logits;
         all.push(logits.to_device(&Device::Cpu)?);
     }

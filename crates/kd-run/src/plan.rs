@@ -7,7 +7,7 @@ mod timing;
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use kd_data::{Portions, Split, SyntheticConfig};
+use kd_data::{Portions, SyntheticConfig};
 use kd_models::graph::TensorSpec;
 use kd_models::memory::{self, Pass, PassMemory};
 use kd_models::{Graph, Parameters};
@@ -263,9 +263,8 @@ fn remembered(optimizer: &OptimizerConfig) -> u64 {
 /// The bytes of all portions of the data. What limits leave out of the synthetic set has been in memory, too, and what a process
 /// gives back in so many pieces is of little use to it.
 fn images(data: &Portions) -> u64 {
-    let bytes = |split: &Split| (split.images.len() + split.labels.len()) as u64;
-    let selection = data.selection.as_deref().map_or(0, bytes);
-    let all = bytes(&data.train) + bytes(&data.test) + selection;
+    let selection = data.selection.as_ref().map_or(0, |images| images.memory());
+    let all = data.train.memory() + data.test.memory() + selection;
     match data.name.as_str() {
         "synthetic" => all.max(synthetic()),
         _ => all,

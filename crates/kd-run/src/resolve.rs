@@ -42,6 +42,10 @@ pub struct Choices {
     pub dataset: Option<DatasetName>,
     /// Leave out pictures of one's own that can't be read.
     pub skip_broken: bool,
+    /// Height and width of the images that the network gets.
+    pub size: Option<usize>,
+    /// Most bytes of decoded pictures that are kept in memory, where pictures are read as they are wanted.
+    pub data_memory: u64,
     /// Train on at most this many images.
     pub train_limit: Option<usize>,
     /// Test on at most this many images.
@@ -112,6 +116,8 @@ impl Default for Choices {
             data: "data".into(),
             dataset: None,
             skip_broken: false,
+            size: None,
+            data_memory: data::DATA_MEMORY,
             train_limit: None,
             test_limit: None,
             held_out: None,
@@ -175,13 +181,14 @@ pub fn resolve(recipe: &Recipe, run: &RunConfig, choices: &Choices) -> Result<Re
     check_out(&resolved, &choices.data, &out)?;
     let folder = OutFolder::new(&out).run(&resolved.run.name);
     let RunConfig { part, select_on, .. } = resolved.run;
-    let data = data::load(&resolved.data, &choices.data)?;
+    let data = data::load_within(&resolved.data, &choices.data, choices.data_memory)?;
     let data = data.for_run(&resolved.run.name, part, select_on)?;
     resolved.data.sha256 = Some(data.sha256.clone());
     create_folder(&out).map_err(anyhow::Error::from)?;
     check_same_data(&out, &resolved)?;
     let warnings = warnings(&data, &resolved, &folder);
-    let mut notes = Vec::new();
+    let mut notes: Vec<String> =
+        data.notes.iter().map(|note| format!("{}: {note}", resolved.run.name)).collect();
     if let Some(weights) = data::class_weights(&resolved.run, &data)? {
         let named = data.classes.iter().zip(&weights);
         let named: Vec<_> = named.map(|(class, weight)| format!("{class} {weight:.4}")).collect();
@@ -275,6 +282,7 @@ pub(crate) fn with_choices(
         data.dataset = dataset;
     }
     data.skip_broken |= choices.skip_broken;
+    data.size = choices.size.or(data.size);
     data.train_limit = choices.train_limit.or(data.train_limit);
     data.test_limit = choices.test_limit.or(data.test_limit);
     data.held_out = choices.held_out.or(data.held_out);
@@ -497,7 +505,7 @@ pub(crate) fn fill_in_places(
 ) -> Result<()> {
     let student = network_for(run.model, data);
     let teacher = teacher.map(|teacher| &teacher.config);
-    let shapes = shapes(&student, teacher, &data.train_labels())?;
+    let shapes = shapes(&student, teacher, &data.train_labels()?)?;
     for term in &mut run.methods {
         term.method = term.method.resolve(&shapes)?;
     }

@@ -103,8 +103,7 @@ pub enum Every {
 
 /// A network for the data's images and classes, with the dropout that it has by default.
 pub(crate) fn network_for(architecture: Architecture, data: &Portions) -> ModelConfig {
-    let input = data.train.shape;
-    ModelConfig { input, ..ModelConfig::new(architecture, data.classes.len()) }
+    ModelConfig { input: data.input(), ..ModelConfig::new(architecture, data.classes.len()) }
 }
 
 /// What the methods must know of both networks and of the training images.

@@ -4,14 +4,16 @@
 use std::path::Path;
 
 use candle_core::Tensor;
+use kd_data::Picture;
 use kd_record::{RunFolder, TestFlip, TestOutputs};
 
 use crate::run::ResolvedRun;
 use crate::teacher::{Pretrained, PretrainedConfig};
 use crate::{Error, Result, evaluate};
 
-/// Images whose pixels are kept, of which the report chooses: 300 KB.
+/// Images whose pixels are kept, of which the report chooses: 300 KB at 32x32, and never more than 3 MB.
 const SAMPLE: usize = 100;
+const SAMPLE_BYTES: usize = 3 << 20;
 /// A seed of its own, so that the sample is the same in every run.
 const SAMPLE_SEED: u64 = 4;
 
@@ -28,7 +30,7 @@ fn finished(run: &ResolvedRun, weights: &Path) -> Result<Pretrained> {
     let normalization = run.recipe.data.normalization();
     let config = PretrainedConfig {
         architecture: Some(run.recipe.run.model),
-        ..PretrainedConfig::new(&run.data.classes, run.data.test.shape, normalization)
+        ..PretrainedConfig::new(&run.data.classes, run.data.input(), normalization)
     };
     Pretrained::load(weights, &config)
 }
@@ -49,15 +51,22 @@ pub(crate) fn write(run: &ResolvedRun, weights: &Path) -> Result<()> {
         let weighted = !teacher.members.is_empty() && teacher.combination.uses_labels();
         teacher.parts.is_empty() && !weighted
     });
-    let sample = test.balanced_subset(SAMPLE, classes, SAMPLE_SEED);
-    let [channels, height, width] = test.shape;
+    let shape = test.shape();
+    let size = SAMPLE.min(SAMPLE_BYTES / shape.iter().product::<usize>().max(1));
+    let labels = test.labels()?;
+    let sample = kd_data::balanced_subset(&labels, size, classes, SAMPLE_SEED);
+    let (mut picture, mut sample_images) = (Picture::default(), Vec::new());
+    for &index in &sample {
+        test.read(index, &mut picture)?;
+        sample_images.extend_from_slice(&picture.pixels);
+    }
     let mut outputs = TestOutputs {
         classes,
         logits: values(logits_of(&own)?)?,
-        labels: test.labels.clone(),
+        labels,
         teacher_logits: None,
-        shape: [channels, height, width],
-        sample_images: test.select(&sample).images,
+        shape,
+        sample_images,
         sample,
         weights_sha256: own.sha256.clone(),
     };
@@ -76,7 +85,7 @@ pub(crate) fn write(run: &ResolvedRun, weights: &Path) -> Result<()> {
             [] => logits_of(teacher)?,
             members => {
                 let each = members.iter().map(logits_of).collect::<Result<Vec<_>>>()?;
-                let labels: Vec<u32> = test.labels.iter().map(|&label| label.into()).collect();
+                let labels = test.labels()?;
                 let labels = Tensor::new(labels, &run.device)?;
                 teacher.combination.combine(&each, &labels).map_err(anyhow::Error::from)?
             }

@@ -29,7 +29,7 @@ use crate::step::{PIECE_BY_PIECE, StepConfig};
 use crate::task::{Supervised, Task};
 use crate::teacher::{self, CacheConfig, Prepared};
 use crate::trainer::Trainer;
-use crate::{Error, Result, device, going_on, test_outputs};
+use crate::{Error, Result, data, device, going_on, test_outputs};
 
 /// Batches on which a teacher is judged whose logits are not cached.
 const TEACHER_SAMPLE: usize = 20;
@@ -361,7 +361,8 @@ impl Training<'_> {
         // Waiting for a batch counts; writing a checkpoint doesn't.
         let mut since = Instant::now();
         for batch in batches(self.run, self.state.epoch, self.state.batch)? {
-            let batch = batch.with_context(|| self.stage())?;
+            let batch =
+                batch.map_err(data::with_cure).map_err(|error| error.context(self.stage()))?;
             let figures = self.trainer.step(&batch, &self.at(self.state.step))?;
             self.unread.push(self.state.step, &batch.indices, figures);
             self.state.batch += 1;

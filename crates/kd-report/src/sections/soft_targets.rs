@@ -94,7 +94,7 @@ pub(crate) fn section(shown: &[Shown<'_>]) -> Option<Section> {
     {
         let images = places.into_iter().map(|place| {
             let number = outputs.sample[place];
-            let truth = usize::from(outputs.labels[number as usize]);
+            let truth = outputs.labels[number as usize] as usize;
             let (said, answered) = (row(teacher, number), row(students[chosen].logits, number));
             let (soft, own) = (softmax(&said, temperature), softmax(&answered, temperature));
             order.push(number);
@@ -175,7 +175,7 @@ fn temperature(run: &Run) -> f64 {
 /// Places in the sample: where the teacher hesitates and is right, where it is wrong, where it is sure.
 fn chosen_images(
     sample: &[u32],
-    labels: &[u8],
+    labels: &[u32],
     logits: impl Fn(u32) -> Vec<f32>,
 ) -> [(&'static str, Vec<usize>); 3] {
     let mut by_entropy: Vec<(f64, usize, bool)> = sample
@@ -183,7 +183,7 @@ fn chosen_images(
         .enumerate()
         .map(|(place, image)| {
             let logits = logits(*image);
-            let right = argmax(&logits) == usize::from(labels[*image as usize]);
+            let right = argmax(&logits) == labels[*image as usize] as usize;
             (entropy(&softmax(&logits, 1.0)), place, right)
         })
         .collect();
@@ -223,7 +223,7 @@ fn classes_shown(teacher: &[f32], student: &[f32], truth: usize) -> Vec<usize> {
 }
 
 /// What a temperature does to the targets of all test images.
-fn by_temperature(teacher: &[f32], classes: usize, labels: &[u8]) -> Table {
+fn by_temperature(teacher: &[f32], classes: usize, labels: &[u32]) -> Table {
     let images = labels.len().max(1) as f64;
     let row = |temperature: f64| {
         let (mut nats, mut largest, mut truth) = (0.0, 0.0, 0.0);
@@ -231,7 +231,7 @@ fn by_temperature(teacher: &[f32], classes: usize, labels: &[u8]) -> Table {
             let shares = softmax(logits, temperature);
             nats += entropy(&shares);
             largest += shares[argmax(logits)];
-            truth += shares[usize::from(*label)];
+            truth += shares[*label as usize];
         }
         vec![
             format!("{temperature}"),

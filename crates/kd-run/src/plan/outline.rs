@@ -32,7 +32,7 @@ pub fn outline(recipe: &Recipe, run: &RunConfig, choices: &Choices) -> Result<Ou
     let mut resolved = with_choices(recipe, run.clone(), choices)?;
     device::check(&choices.device, resolved.training.precision, choices.settings.compile)?;
     let RunConfig { part, select_on, .. } = resolved.run;
-    let (data, note) = data::load_or_blank(&resolved.data, &choices.data)?;
+    let (data, note) = data::load_or_blank(&resolved.data, &choices.data, choices.data_memory)?;
     let data = data.for_run(&resolved.run.name, part, select_on)?;
     let mut notes: Vec<String> = note.into_iter().collect();
     let teacher = match resolved.run.needs_teacher() {

@@ -113,6 +113,7 @@ impl DataConfig {
         for (key, limit) in limits {
             require(limit != Some(0), &[Step::Key(key)], 0, "at least 1")?;
         }
+        self.check_size()?;
         let augment = [Step::Key("augment"), Step::Key("crop_padding")];
         require(self.augment.crop_padding < 32, &augment, self.augment.crop_padding, "0 to 31")?;
         let augment = [Step::Key("augment"), Step::Key("cutout")];
@@ -131,6 +132,45 @@ impl DataConfig {
             require((1..=MOST).contains(&views), &path, views, AT_LEAST_ONE)?;
             let expected = "none without augmentation: all views would be the same";
             require(!self.shows_plain_images(), &path, views, expected)?;
+        }
+        Ok(())
+    }
+
+    /// Checks what is about pictures of any size.
+    fn check_size(&self) -> Result<(), Invalid> {
+        let size = self.size.unwrap_or(1);
+        require((1..=512).contains(&size), &[Step::Key("size")], size, "1 to 512 pixels")?;
+        if let Some(resize) = self.resize {
+            let good = self.size.is_some() && (size..=1024).contains(&resize);
+            let expected = "none without size, and with it size to 1024 pixels";
+            require(good, &[Step::Key("resize")], resize, expected)?;
+        }
+        let is_used = self.size.is_some() || self.augment.resized_crop.is_some();
+        let expected = "none without size and augment.resized_crop: nothing is scaled";
+        let interpolates = is_used || self.interpolation.is_bilinear();
+        let name = self.interpolation.name();
+        require(interpolates, &[Step::Key("interpolation")], name, expected)?;
+        let files = self.size.is_some() && self.dataset == DatasetName::Folder;
+        if let Some(share) = self.split {
+            let expected = "a share above 0 and below 1, of data set \"folder\" with a size";
+            let good = files && share > 0.0 && share < 1.0;
+            require(good, &[Step::Key("split")], share, expected)?;
+        }
+        let expected =
+            "\"test\", or \"validation\" in data set \"folder\" with a size and no split";
+        let good = self.test_on.is_test() || files && self.split.is_none();
+        require(good, &[Step::Key("test_on")], "\"validation\"", expected)?;
+        let augment = |key| [Step::Key("augment"), Step::Key(key)];
+        if let Some(scale) = self.augment.resized_crop {
+            let expected = "two shares above 0 and at most 1, the smaller first";
+            let good = scale[0] > 0.0 && scale[0] <= scale[1] && scale[1] <= 1.0;
+            require(good, &augment("resized_crop"), format!("{scale:?}"), expected)?;
+        }
+        if let Some(ratio) = self.augment.crop_ratio {
+            let expected = "two numbers from 0.01 to 100, the smaller first, beside resized_crop";
+            let good = ratio[0] >= 0.01 && ratio[0] <= ratio[1] && ratio[1] <= 100.0;
+            let good = good && self.augment.resized_crop.is_some();
+            require(good, &augment("crop_ratio"), format!("{ratio:?}"), expected)?;
         }
         Ok(())
     }

@@ -1,6 +1,8 @@
 //! What a recipe holds.
 
-use kd_data::{Augment, MixConfig, Normalization, Sampler};
+use kd_data::{
+    Augment, Interpolation, MixConfig, Normalization, ResizedCrop, Sampler, Scaling, TestOn,
+};
 use kd_loss::{ClassWeights, Combination, Kind, MethodConfig, Term};
 use kd_models::Architecture;
 use kd_models::classes::ClassMap;
@@ -65,6 +67,22 @@ impl Recipe {
 pub struct DataConfig {
     /// The data set.
     pub dataset: DatasetName,
+    /// Height and width in pixels of the images that the network gets, 1 to 512: pictures of any size are scaled and cut to it. Without it
+    /// they are the data set's own, and one's own pictures 32, all in memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<usize>,
+    /// What a picture's shorter side is scaled to before the middle square of `size` is cut out; without it, `size`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resize: Option<usize>,
+    /// How scaling interpolates.
+    #[serde(skip_serializing_if = "Interpolation::is_bilinear")]
+    pub interpolation: Interpolation,
+    /// Of one's own pictures in one folder for each class: the share of each class's pictures that is tested on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub split: Option<f64>,
+    /// Which of one's own pictures are tested on where there are both test and validation pictures.
+    #[serde(skip_serializing_if = "TestOn::is_test")]
+    pub test_on: TestOn,
     /// What is subtracted from each colour channel (red, green, blue) of inputs from 0 to 1.
     pub mean: [f32; 3],
     /// What each colour channel is then divided by.
@@ -132,6 +150,12 @@ impl std::str::FromStr for DatasetName {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AugmentConfig {
+    /// Cut out a rectangle whose share of the picture's area is drawn between these two, and scale it: torchvision's `RandomResizedCrop`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resized_crop: Option<[f64; 2]>,
+    /// The least and the largest width over height of that rectangle; without it, 3/4 and 4/3.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub crop_ratio: Option<[f64; 2]>,
     /// Shift by up to this many pixels.
     pub crop_padding: usize,
     /// Mirror an image left to right with probability 1/2.
@@ -293,6 +317,11 @@ impl Default for DataConfig {
         let Normalization { mean, std } = Normalization::default();
         Self {
             dataset: DatasetName::Cifar10,
+            size: None,
+            resize: None,
+            interpolation: Interpolation::default(),
+            split: None,
+            test_on: TestOn::default(),
             mean,
             std,
             skip_broken: false,
@@ -307,9 +336,11 @@ impl Default for DataConfig {
 
 impl Default for AugmentConfig {
     fn default() -> Self {
-        let Augment { crop_padding, flip, cutout } = Augment::default();
+        let Augment { crop_padding, flip, cutout, .. } = Augment::default();
         let MixConfig { mixup, cutmix, probability } = MixConfig::default();
         Self {
+            resized_crop: None,
+            crop_ratio: None,
             crop_padding,
             flip,
             cutout,
@@ -347,8 +378,49 @@ impl DataConfig {
 
     /// The augmentation as `kd-data` takes it.
     pub fn augment(&self) -> Augment {
-        let AugmentConfig { crop_padding, flip, cutout, .. } = self.augment;
-        Augment { crop_padding, flip, cutout }
+        let AugmentConfig { resized_crop, crop_ratio, crop_padding, flip, cutout, .. } =
+            self.augment;
+        let crop = |scale| {
+            let ratio = crop_ratio.unwrap_or(ResizedCrop::default().ratio);
+            ResizedCrop { scale, ratio, interpolation: self.interpolation }
+        };
+        Augment { resized_crop: resized_crop.map(crop), crop_padding, flip, cutout }
+    }
+
+    /// How pictures are brought to one size, as `kd-data` takes it; `None` where no size is set.
+    pub fn scaling(&self) -> Option<Scaling> {
+        let Self { size, resize, interpolation, .. } = *self;
+        let size = size?;
+        Some(Scaling { size, resize: resize.unwrap_or(size), interpolation })
+    }
+
+    /// What a plain training image depends on besides the data, its number and the normalisation.
+    pub(crate) fn plain_view(&self) -> String {
+        match self.scaling() {
+            None => "plain".into(),
+            Some(Scaling { size, resize, interpolation }) => {
+                format!("plain, size {size}, resize {resize}, {}", interpolation.name())
+            }
+        }
+    }
+
+    /// What an augmented training image depends on besides these and the number of its view.
+    pub(crate) fn augmented_view(&self, seed: u64) -> String {
+        let AugmentConfig { crop_padding, flip, cutout, mixup, cutmix, mix_probability, .. } =
+            self.augment;
+        let mut view = format!(
+            "seed {seed}, crop_padding {crop_padding}, flip {flip}, cutout {cutout}, mixup {mixup}, cutmix {cutmix}, mix_probability {mix_probability}"
+        );
+        if let Some(ResizedCrop { scale, ratio, interpolation }) = self.augment().resized_crop {
+            view += &format!(
+                ", resized_crop {scale:?}, crop_ratio {ratio:?}, {}",
+                interpolation.name()
+            );
+        }
+        if self.size.is_some() {
+            view += &format!(", {}", self.plain_view());
+        }
+        view
     }
 
     /// How images are mixed, as `kd-data` takes it.

@@ -57,7 +57,7 @@ pub(super) fn load(
     let config = PretrainedConfig {
         architecture: run.teacher_model,
         classes: &data.classes,
-        input: data.train.shape,
+        input: data.input(),
         choice: &choice,
         normalization,
         stated: run.teacher_normalization(),

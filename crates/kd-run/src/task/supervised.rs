@@ -51,7 +51,7 @@ impl Supervised {
             initial::frozen(&config, &recipe.freeze, run.initial.as_ref())
                 .map_err(|error| error.context(format!("run {}", recipe.name)))?;
         let teacher = run.teacher.as_ref().map(|teacher| &teacher.config);
-        let shapes = shapes(&config, teacher, &run.data.train_labels())?;
+        let shapes = shapes(&config, teacher, &run.data.train_labels()?)?;
         add_helpers(run, &shapes, &mut parameters)?;
         let variables = kd_models::partly_frozen(&parameters, |name| frozen.contains(name));
         let network = kd_models::build(&config, variables.clone())?;

@@ -27,7 +27,7 @@ pub use kept::{Kept, Used};
 pub use network::NetworkTeacher;
 pub use pretrained::{Network, Pretrained, PretrainedConfig};
 
-use crate::recipe::{AugmentConfig, DataConfig};
+use crate::recipe::DataConfig;
 use crate::{Error, Result, evaluate};
 use kd_report::softmax::argmax;
 
@@ -97,12 +97,7 @@ pub(crate) fn keeping(
 ) -> Result<Kept> {
     let (behind, _) = asked(pretrained, needs, data, config.device)?;
     let mut origin = origin(LOGITS, &pretrained.identity, data, config);
-    let AugmentConfig { crop_padding, flip, cutout, mixup, cutmix, mix_probability, .. } =
-        config.data.augment;
-    origin.view = format!(
-        "seed {}, crop_padding {crop_padding}, flip {flip}, cutout {cutout}, mixup {mixup}, cutmix {cutmix}, mix_probability {mix_probability}",
-        config.seed
-    );
+    origin.view = config.data.augmented_view(config.seed);
     let classes = pretrained.config.classes;
     if keep.top.is_some_and(|top| top >= classes) {
         return Err(Error::unfit(format!(
@@ -247,7 +242,7 @@ fn origin(output: &str, teacher: &str, data: &Portions, config: &CacheConfig<'_>
         held_out: config.data.held_out,
         mean: config.data.mean,
         std: config.data.std,
-        view: "plain".into(),
+        view: config.data.plain_view(),
         output: output.into(),
     }
 }
@@ -287,7 +282,7 @@ fn pass(
     for images in parts {
         let split = match images.len() == data.train.len() {
             true => Arc::clone(&data.train),
-            false => Arc::new(data.train.select(images)),
+            false => kd_data::select(&data.train, images),
         };
         let batches = evaluate::in_order(config.data.normalization());
         for batch in kd_data::batches(&split, &batches, config.device)? {
@@ -360,7 +355,9 @@ impl Prepared {
             Ok(())
         };
         match &self.logits {
-            Some(logits) => add(logits, &mut data.train.labels.iter().map(|&l| usize::from(l)))?,
+            Some(logits) => {
+                add(logits, &mut data.train_labels()?.into_iter().map(|label| label as usize))?;
+            }
             None => {
                 let needs = Needs { teacher_logits: true, ..Needs::default() };
                 for batch in sample {

@@ -135,8 +135,10 @@ fn a_student_with_alpha_0_reads_no_label() {
         let mut run = resolve(&recipe, recipe.run("taught").unwrap(), &choices).unwrap().run;
         if other_labels {
             let train = &*run.data.train;
-            let labels = train.labels.iter().map(|label| (label + 3) % 10).collect();
-            run.data.train = Arc::new(Split { labels, ..train.clone() });
+            let block = train.block().unwrap();
+            let labels = block.labels.iter().map(|label| (label + 3) % 10).collect();
+            let (images, shape) = (block.images.to_vec(), train.shape());
+            run.data.train = Arc::new(Split { images, labels, shape, coarse_labels: None });
         }
         train(&run, &mut |_| ControlFlow::Continue(())).unwrap();
         dir.read(&format!("{out}/taught.safetensors"))

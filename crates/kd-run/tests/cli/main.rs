@@ -6,6 +6,7 @@ mod ensemble;
 mod errors;
 mod evaluation;
 mod figures;
+mod files;
 mod foreign;
 mod going_on;
 mod images;

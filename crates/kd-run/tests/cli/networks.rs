@@ -150,7 +150,7 @@ fn one_step(
     out: PathBuf,
 ) -> ResolvedRun {
     let normalization = data().normalization();
-    let config = PretrainedConfig::new(&images.classes, images.train.shape, normalization);
+    let config = PretrainedConfig::new(&images.classes, images.input(), normalization);
     let load = |path: &Path| Pretrained::load(path, &config).unwrap();
     ResolvedRun {
         recipe: RunRecipe {

@@ -176,7 +176,7 @@ fn a_network_learns_ones_own_pictures_in_folders() {
     for (split, name) in [(&data.train, "train"), (&data.test, "test")] {
         // Three of the ten classes.
         for i in (0..split.len()).filter(|&i| split.labels[i] < 3) {
-            let class = ["disc", "ring", "box"][usize::from(split.labels[i])];
+            let class = ["disc", "ring", "box"][split.labels[i] as usize];
             save(split, i, &dir.path(&format!("mine/{name}/{class}/{i}.png")));
         }
     }

@@ -22,8 +22,7 @@ fn uneven() -> WorkDir {
     {
         for (class, (name_of_class, count)) in ["ant", "bee", "cow"].iter().zip(counts).enumerate()
         {
-            let of_class =
-                (0..split.labels.len()).filter(|&i| usize::from(split.labels[i]) == class);
+            let of_class = (0..split.labels.len()).filter(|&i| split.labels[i] as usize == class);
             for i in of_class.take(count) {
                 save(split, i, &dir.path(&format!("pictures/{name}/{name_of_class}/{i:03}.png")));
             }

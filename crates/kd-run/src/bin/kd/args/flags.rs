@@ -11,6 +11,7 @@ use kd_models::classes::{ClassChoice, ClassMap};
 use kd_models::preprocessing::{Interpolation, Stated};
 use kd_record::read::read_text;
 use kd_record::{Compile, DeviceChoice, Precision};
+use kd_run::data::DATA_MEMORY;
 use kd_run::device;
 use kd_run::recipe::{DataConfig, DatasetName};
 use kd_run::resolve::Choices;
@@ -118,6 +119,12 @@ pub(crate) struct DataFlags {
     /// Test on this many images, balanced over the classes
     #[arg(long, value_name = "IMAGES", value_parser = at_least_one)]
     pub(crate) test_limit: Option<usize>,
+    /// Height and width of the images that the network gets, 1 to 512: pictures of any size are scaled to it, and those in a folder read as they are wanted [default: the recipe's, or the data set's own, 32]
+    #[arg(long, value_name = "PIXELS", value_parser = at_least_one)]
+    pub(crate) size: Option<usize>,
+    /// Keep at most this much of decoded pictures in memory: "2GiB" [default: 256MiB]
+    #[arg(long, value_name = "SIZE", value_parser = memory_size)]
+    pub(crate) data_memory: Option<u64>,
 }
 
 impl DataFlags {
@@ -132,6 +139,7 @@ impl DataFlags {
         }
         config.skip_broken |= self.skip_broken;
         config.test_limit = self.test_limit.or(config.test_limit);
+        config.size = self.size.or(config.size);
     }
 }
 
@@ -222,6 +230,8 @@ impl RunFlags {
             data: self.data.data.clone(),
             dataset: self.data.dataset,
             skip_broken: self.data.skip_broken,
+            size: self.data.size,
+            data_memory: self.data.data_memory.unwrap_or(DATA_MEMORY),
             train_limit: self.train_limit,
             test_limit: self.data.test_limit,
             held_out: self.held_out,

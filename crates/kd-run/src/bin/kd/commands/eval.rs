@@ -5,13 +5,15 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use candle_core::Tensor;
 use clap::Args;
-use kd_data::Split;
+use kd_data::{Source, images};
 use kd_models::Architecture;
+use kd_models::weights::peek;
 use kd_record::TestFlip;
 use kd_record::own::{self, Output};
 use kd_record::write::write_whole;
 use kd_run::data;
 use kd_run::evaluate::{Evaluation, evaluate, evaluate_with_flip, logits};
+use kd_run::recipe::DatasetName;
 use kd_run::teacher::{Pretrained, PretrainedConfig};
 use safetensors::tensor::{Dtype, TensorView};
 use serde::Serialize;
@@ -95,7 +97,13 @@ pub(crate) fn run(flags: &Eval) -> Result<(), Failure> {
     // No training image is looked at, so one is enough to hold in memory.
     config.train_limit = Some(1);
     let device = flags.compute.device()?;
-    let data = data::load(&config, &flags.data.data)?;
+    if config.dataset == DatasetName::Folder && config.size.is_none() {
+        // One's own pictures are brought to the size that the network was trained at, where its file says that.
+        let [_, side, _] = peek(&flags.weights)?.config(flags.model, None)?.input;
+        config.size = Some(side).filter(|side| *side != images::SIDE);
+    }
+    let memory = flags.data.data_memory.unwrap_or(data::DATA_MEMORY);
+    let data = data::load_within(&config, &flags.data.data, memory)?;
     for warning in data.skipped_sentence().iter().chain(&data.class_warnings) {
         tracing::warn!("{warning}");
     }
@@ -103,7 +111,7 @@ pub(crate) fn run(flags: &Eval) -> Result<(), Failure> {
     let about = PretrainedConfig {
         architecture: flags.model,
         choice: &choice,
-        ..PretrainedConfig::new(&data.classes, data.test.shape, config.normalization())
+        ..PretrainedConfig::new(&data.classes, data.input(), config.normalization())
     };
     let mut weights = Pretrained::load(&flags.weights, &about)?;
     say(&weights.notes);
@@ -118,7 +126,7 @@ pub(crate) fn run(flags: &Eval) -> Result<(), Failure> {
         evaluation.test_flip = Some(flipped);
     }
     if let Some(path) = &flags.logits {
-        write_logits(path, &logits(&*network, &data.test, normalization, &device)?, &data.test)?;
+        write_logits(path, &logits(&*network, &data.test, normalization, &device)?, &*data.test)?;
     }
     if !flags.json {
         return Ok(print(&table(&evaluation))?);
@@ -144,11 +152,11 @@ pub(crate) fn run(flags: &Eval) -> Result<(), Failure> {
 }
 
 /// Writes a safetensors file with `logits` (f32 `[N, classes]`) and `labels` (i64 `[N]`), in the order of the test images.
-fn write_logits(path: &Path, logits: &Tensor, test: &Split) -> anyhow::Result<()> {
+fn write_logits(path: &Path, logits: &Tensor, test: &dyn Source) -> anyhow::Result<()> {
     let values: Vec<u8> =
         logits.flatten_all()?.to_vec1::<f32>()?.iter().flat_map(|v| v.to_le_bytes()).collect();
     let labels: Vec<u8> =
-        test.labels.iter().flat_map(|&label| i64::from(label).to_le_bytes()).collect();
+        test.labels()?.iter().flat_map(|&label| i64::from(label).to_le_bytes()).collect();
     let tensors = [
         ("logits", TensorView::new(Dtype::F32, logits.dims().to_vec(), &values)?),
         ("labels", TensorView::new(Dtype::I64, vec![test.len()], &labels)?),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use candle_core::Device;
 use clap::Args;
-use kd_data::{Picture, Scaling, Split, images};
+use kd_data::{Picture, Scaling, Source, Split, images};
 use kd_models::classes::{ClassChoice, differing, match_classes, select_rows};
 use kd_models::preprocessing::{Interpolation, Preprocessing, Stated};
 use kd_models::{Architecture, ModelConfig};
@@ -174,7 +174,7 @@ pub(crate) fn run(flags: &Predict) -> Result<(), Failure> {
         if classified.is_empty() {
             continue;
         }
-        let own = Arc::new(own);
+        let own: Arc<dyn Source> = Arc::new(own);
         let other = if other.is_empty() { Arc::clone(&own) } else { Arc::new(other) };
         let ours = model.predict(&own, &classes, &device)?;
         let theirs = match &teacher {
@@ -342,7 +342,7 @@ impl Ready {
 
     fn predict(
         &self,
-        split: &Arc<Split>,
+        split: &Arc<dyn Source>,
         classes: &[String],
         device: &Device,
     ) -> anyhow::Result<Vec<Prediction>> {
