@@ -4,8 +4,9 @@
 use std::cell::RefCell;
 use std::str::FromStr;
 
-use fast_image_resize::images::{CroppedImage, Image, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
+use fast_image_resize::pixels::U8;
+use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 use serde::{Deserialize, Serialize};
 
 use crate::source::Picture;
@@ -190,11 +191,14 @@ impl Crop {
                             from: &[u8],
                             to: &mut [u8],
                             columns: usize| {
-                let from = ImageRef::new(width as u32, height as u32, from, PixelType::U8).ok()?;
-                let cut = CroppedImage::new(&from, crop.left, crop.top, crop.width, crop.height);
+                // Of the one type: the resizer that takes any is compiled for every type of pixel, which takes minutes.
+                let from =
+                    TypedImageRef::<U8>::from_buffer(width as u32, height as u32, from).ok()?;
+                let Crop { top, left, height, width } = crop;
+                let cut = TypedCroppedImage::from_ref(&from, left, top, width, height).ok()?;
                 let (rows, columns) = ((to.len() / columns) as u32, columns as u32);
-                let mut to = Image::from_slice_u8(columns, rows, to, PixelType::U8).ok()?;
-                resizer.resize(&cut.ok()?, &mut to, &options).ok()
+                let mut to = TypedImage::<U8>::from_buffer(columns, rows, to).ok()?;
+                resizer.resize_typed(&cut, &mut to, &options).ok()
             };
             let from = picture.pixels.chunks_exact(height * width);
             let mut planes = from.zip(into.pixels.chunks_exact_mut(to_height * to_width));
