@@ -169,7 +169,7 @@ mod tests {
         TestOutputs {
             classes: 2,
             logits: logits.collect(),
-            labels: rows.iter().map(|(_, right)| u8::from(!right)).collect(),
+            labels: rows.iter().map(|(_, right)| u32::from(!right)).collect(),
             teacher_logits: None,
             sample: Vec::new(),
             shape: [3, 1, 1],
