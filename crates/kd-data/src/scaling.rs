@@ -4,13 +4,12 @@
 use std::cell::RefCell;
 use std::str::FromStr;
 
-use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
-use fast_image_resize::pixels::U8;
-use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 use serde::{Deserialize, Serialize};
 
 use crate::source::Picture;
 use crate::{Error, Result};
+
+mod resample;
 
 /// How the value of a new pixel is found between old ones; both look at the whole area of the new pixel, as PIL does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -155,8 +154,8 @@ pub struct Crop {
 }
 
 thread_local! {
-    /// Memory that is used again from picture to picture.
-    static SCRATCH: RefCell<(Resizer, Vec<u8>)> = RefCell::new((Resizer::new(), Vec::new()));
+    /// Lines on their way to columns: memory that is used again from picture to picture.
+    static LINES: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Crop {
@@ -176,39 +175,19 @@ impl Crop {
         let [to_height, to_width] = to;
         into.shape = [channels, to_height, to_width];
         into.pixels.resize(channels * to_height * to_width, 0);
-        let filter = match interpolation {
-            Interpolation::Bilinear => FilterType::Bilinear,
-            Interpolation::Bicubic => FilterType::CatmullRom,
-        };
-        let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(filter));
-        let crop = *self;
-        let scaled = SCRATCH.with_borrow_mut(|(resizer, lines)| {
-            // The lines first, then the columns, each by itself: the resizer would begin with the columns, and between the two Pillow
-            // rounds and cuts off what is beyond black and white.
-            lines.resize(crop.height as usize * to_width, 0);
-            let mut pass = |crop: Crop,
-                            [height, width]: [usize; 2],
-                            from: &[u8],
-                            to: &mut [u8],
-                            columns: usize| {
-                // Of the one type: the resizer that takes any is compiled for every type of pixel, which takes minutes.
-                let from =
-                    TypedImageRef::<U8>::from_buffer(width as u32, height as u32, from).ok()?;
-                let Crop { top, left, height, width } = crop;
-                let cut = TypedCroppedImage::from_ref(&from, left, top, width, height).ok()?;
-                let (rows, columns) = ((to.len() / columns) as u32, columns as u32);
-                let mut to = TypedImage::<U8>::from_buffer(columns, rows, to).ok()?;
-                resizer.resize_typed(&cut, &mut to, &options).ok()
-            };
-            let from = picture.pixels.chunks_exact(height * width);
-            let mut planes = from.zip(into.pixels.chunks_exact_mut(to_height * to_width));
-            planes.try_for_each(|(from, plane)| {
-                pass(crop, [height, width], from, lines, to_width)?;
-                let whole = Crop { top: 0, left: 0, width: to_width as u32, ..crop };
-                pass(whole, [crop.height as usize, to_width], lines, plane, to_width)
-            })
+        let Crop { top, left, height: rows, width: columns } = *self;
+        let [top, left, rows, columns] = [top, left, rows, columns].map(|side| side as usize);
+        let fits = top + rows <= height && left + columns <= width && rows * columns > 0;
+        assert!(fits, "{self:?} of a picture of {:?}", picture.shape);
+        LINES.with_borrow_mut(|lines| {
+            lines.resize(rows * to_width, 0);
+            let planes = picture.pixels.chunks_exact(height * width);
+            for (plane, to) in planes.zip(into.pixels.chunks_exact_mut(to_height * to_width)) {
+                let cut = plane.chunks_exact(width).skip(top).map(|line| &line[left..][..columns]);
+                resample::lines(cut.take(rows), [columns, to_width], interpolation, lines);
+                resample::columns(lines, [rows, to_height], to_width, interpolation, to);
+            }
         });
-        assert!(scaled.is_some(), "{self:?} of a picture of {:?} to {to:?}", picture.shape);
     }
 }
 

@@ -288,12 +288,12 @@ fn a_folder_that_is_laid_out_otherwise_is_named() {
     broken(
         |dir| fs::write(dir.join("train/zebra/b.png"), "b").unwrap(),
         "train/zebra/b.png",
-        "neither",
+        "none of these",
     );
     broken(
         |dir| fs::write(dir.join("train/ant/a.webp"), "b").unwrap(),
         "train/ant/a.webp",
-        "neither",
+        "none of these",
     );
     let missing = image_folder(Path::new("nowhere"), SIDE).unwrap_err();
     assert!(matches!(missing, Error::Missing { .. }), "{missing}");
