@@ -13,7 +13,7 @@ use crate::{images, labels};
 pub(crate) const MAX_CLASSES: usize = 65536;
 
 /// Reads pictures from `dir` in the layout of torchvision's `ImageFolder`: `train/CLASS/*.png` and
-/// `test/CLASS/*.png`, PNG or JPEG, scaled to `side` x `side` pixels as [`images`] says. The classes are the folders'
+/// `test/CLASS/*.png`, PNG, JPEG, WebP, BMP or GIF, scaled to `side` x `side` pixels as [`images`] says. The classes are the folders'
 /// names, numbered in the names' order; pictures in folders below a class's folder belong to it. All are held in
 /// memory: at 32x32 that is 3 KiB each.
 ///

@@ -22,7 +22,7 @@ use crate::scaling::Scaling;
 use crate::source::Picture;
 use crate::{Error, Result};
 
-/// Height and width in pixels of CIFAR's pictures, which every network here takes.
+/// Height and width in pixels of CIFAR's pictures, which one's own pictures are scaled to where no size is set.
 pub const SIDE: usize = 32;
 
 /// The most bytes that a file may have, and the picture in it before it is scaled down: some 89 million pixels.
@@ -33,7 +33,7 @@ const MAX_BYTES: u64 = 256 << 20;
 const ENDINGS: [&str; 12] =
     ["png", "jpg", "jpeg", "bmp", "gif", "webp", "tif", "tiff", "ppm", "pgm", "heic", "avif"];
 
-/// Reads a PNG or JPEG file (its contents tell which) as a picture of shape `[3, side, side]`; see the module's text.
+/// Reads a PNG, JPEG, WebP, BMP or GIF file (its contents tell which) as a picture of shape `[3, side, side]`; see the module's text.
 ///
 /// # Errors
 /// When `side` is zero or above 4096, and when the file can't be read, is cut off or damaged, too large, or of another kind;

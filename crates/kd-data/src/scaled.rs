@@ -52,7 +52,7 @@ impl Scaled {
         Ok(Self { source, scaling, room, kept: RwLock::default() })
     }
 
-    /// Calls `with` with the whole picture; it is in `buffer` where it is not among those that are kept.
+    /// The whole picture, where it is kept in memory. Where it is not, it is read into `buffer`, and kept from then on if there is room.
     fn whole(&self, index: u32, buffer: &mut Picture) -> Result<Option<Arc<Picture>>> {
         let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner).get(&index).cloned();
         if kept.is_some() {

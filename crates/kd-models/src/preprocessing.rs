@@ -65,15 +65,15 @@ pub struct Preprocessing {
 /// What somebody says about a network's images. A field left `None` means what a file says, or else the family's way.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Stated {
-    /// [`Preprocessing::size`].
+    /// Height and width of the network's images, in pixels.
     pub size: Option<usize>,
-    /// [`Preprocessing::resize`].
+    /// The shorter side that the picture is scaled to before the image is cut out of its middle, in pixels.
     pub resize: Option<usize>,
-    /// [`Preprocessing::interpolation`].
+    /// How the picture is scaled to that side.
     pub interpolation: Option<Interpolation>,
-    /// [`Preprocessing::mean`].
+    /// What is subtracted from red, green and blue, on a scale from 0 to 1.
     pub mean: Option<[f32; 3]>,
-    /// [`Preprocessing::std`].
+    /// What red, green and blue are divided by after that, each above 0.
     pub std: Option<[f32; 3]>,
 }
 

@@ -15,7 +15,7 @@ use crate::{Architecture, Error, Result};
 /// What a `config.json` in timm's form says of a network and its pictures.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TimmConfig {
-    /// The file.
+    /// Where the `config.json` lies, for messages.
     pub path: PathBuf,
     /// The network, where timm's is one of those here.
     pub architecture: Option<Architecture>,

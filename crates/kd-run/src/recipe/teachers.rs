@@ -13,7 +13,7 @@ use super::types::RunConfig;
     expecting = "expected the name of a run or a weights file, or a list of these: teacher = \"teacher\", teacher = [\"resnet20\", \"resnet56\"]"
 )]
 pub enum TeacherNames {
-    /// One teacher.
+    /// The name of the one teacher, as `teacher = "NAME"` has it.
     One(String),
     /// Several, of which each answers about each image.
     Several(Vec<String>),

@@ -117,7 +117,7 @@ pub enum DatasetName {
     Cifar100,
     /// Pictures drawn by program.
     Synthetic,
-    /// One's own pictures, PNG or JPEG: `train/CLASS/*.png` and `test/CLASS/*.png`.
+    /// One's own pictures, PNG, JPEG, WebP, BMP or GIF: `train/CLASS/*.png` and `test/CLASS/*.png`.
     Folder,
 }
 

@@ -41,7 +41,7 @@ others are classified, and the exit code is 3.";
 #[derive(Debug, Args)]
 #[command(after_help = HELP)]
 pub(crate) struct Predict {
-    /// PNG or JPEG files, or folders that hold some
+    /// PNG, JPEG, WebP, BMP or GIF files, or folders that hold some
     #[arg(required = true, value_name = "PICTURE")]
     images: Vec<PathBuf>,
     /// The weights file
@@ -231,7 +231,8 @@ fn same_picture(a: &Preprocessing, b: &Preprocessing) -> bool {
 }
 
 /// Reads a picture as a network is given it, but for the normalisation. The largest square is what training on a folder of pictures
-/// makes of it, to the byte.
+/// without a size makes of it, to the byte. Training with a size scales the whole picture before the middle is cut out: of a picture
+/// that is not square the two are up to half a new pixel apart.
 fn read(path: &Path, as_given: &Preprocessing) -> kd_data::Result<Picture> {
     let Preprocessing { size, resize, interpolation, .. } = *as_given;
     let interpolation = match interpolation {
