@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::Tensor;
 use kd_loss::{KdConfig, MethodConfig, Objective, Setup, Weighted, alpha_weights, kd_with_labels};
 use kd_models::{Architecture, ModelConfig};
+use kd_ops::groups::ParameterGroups;
 use kd_record::{Compile, Precision};
 use kd_run::at::At;
 use kd_run::figures::{Sums, Unread};
@@ -98,7 +99,7 @@ fn training(
     };
     let optimizer = OptimizerConfig::default();
     let learning_rate = optimizer.lr();
-    let optimizer = optimizer.optimizer();
+    let optimizer = ParameterGroups::one(optimizer.optimizer(), &parameters);
     let task =
         Supervised::new(Learner { network, parameters, optimizer, average: None }, objective);
     let step_config = StepConfig { precision, ..StepConfig::default() };

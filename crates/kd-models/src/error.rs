@@ -73,6 +73,18 @@ pub enum Error {
         /// The name of the network concerned.
         network: Box<str>,
     },
+    /// A share of the learning rate is given for a layer that is trained the same without it.
+    #[error(
+        "in the {network} {scale} for {layer:?} changes nothing: all of it is frozen, or has this share of the learning rate without the entry; leave the entry out"
+    )]
+    ScaleWithoutEffect {
+        /// The name of the network concerned.
+        network: Box<str>,
+        /// The layer that the share is given for.
+        layer: String,
+        /// The share of the learning rate.
+        scale: f64,
+    },
     /// Weights in memory are not the network's.
     #[error("the {network} needs a tensor {name} of shape {expected:?} and type F32; {found}")]
     WrongTensor {

@@ -7,9 +7,8 @@
 
 mod builder;
 mod fold;
+mod layers;
 mod op;
-
-use std::collections::BTreeSet;
 
 use candle_core::Device;
 
@@ -208,40 +207,6 @@ impl Graph {
         let last = graph.nodes.len() - 1;
         graph.nodes[last] = new.map_err(|reason| self.layer_error(&head.name, reason))?;
         Ok(graph)
-    }
-
-    /// The names of the layers that have parameters, from the input to the output.
-    pub fn layers(&self) -> impl Iterator<Item = &str> {
-        let trained = self.nodes.iter().filter(|node| !node.parameters.is_empty());
-        trained.map(|node| node.name.as_str())
-    }
-
-    /// The parameters that `names` mean, for freezing: each name is a parameter's own, a layer's, or what stands before a
-    /// dot in the names of several layers (`layer1` means `layer1.0.conv1.weight` and all beside it).
-    ///
-    /// # Errors
-    /// When a name means nothing, or all parameters are meant and nothing is left to train.
-    pub fn frozen_parameters(&self, names: &[String]) -> Result<BTreeSet<String>> {
-        let mut frozen = BTreeSet::new();
-        for name in names {
-            let means = |spec: &&TensorSpec| {
-                let rest = spec.name.strip_prefix(name.as_str());
-                rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-            };
-            let found: Vec<_> = self.parameters().filter(means).collect();
-            if found.is_empty() {
-                return Err(Error::UnknownLayer {
-                    network: self.name.as_str().into(),
-                    layer: name.clone(),
-                    known: self.layers().collect::<Vec<_>>().join(", "),
-                });
-            }
-            frozen.extend(found.into_iter().map(|spec| spec.name.clone()));
-        }
-        match frozen.len() < self.parameters().count() {
-            true => Ok(frozen),
-            false => Err(Error::NothingToTrain { network: self.name.as_str().into() }),
-        }
     }
 
     /// For each node the nodes that read it, by their positions; one that reads it twice stands there twice.

@@ -11,6 +11,7 @@ mod cpu;
 pub mod cuda;
 mod dropout;
 mod grad_norm;
+pub mod groups;
 mod linear;
 mod matmul;
 mod max_pool;

@@ -167,7 +167,10 @@ impl Capture {
         let [learner] = task.learners_mut() else {
             unreachable!("a step of one learner is captured")
         };
-        let scalars = learner.optimizer.next_step(at.learning_rate);
+        let Some(optimizer) = learner.optimizer.only() else {
+            unreachable!("a step of several groups of parameters is not captured")
+        };
+        let scalars = optimizer.next_step(at.learning_rate);
         let values = step.take(batch, at.step, scalars)?;
         let names = like.names.clone();
         self.progress = Progress::Captured { step, like };

@@ -1,9 +1,8 @@
-//! What a run starts from besides fresh weights: the weights of a file, and which layers are frozen.
+//! What a run starts from besides fresh weights: the weights of a file.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 
-use anyhow::{Context, anyhow, ensure};
+use anyhow::Context;
 use kd_data::Normalization;
 use kd_models::classes::{ClassChoice, match_classes, select_rows};
 use kd_models::preprocessing::{self, timm};
@@ -102,58 +101,5 @@ impl Initial {
             var.set(&tensor.to_device(var.device())?)?;
         }
         Ok(())
-    }
-}
-
-/// The names of the parameters that `freeze` names: each entry is a parameter's name, a layer's, or what stands before a dot in
-/// the names of several layers.
-///
-/// # Errors
-/// When the network has no layer of such a name, when no layer is left to train, or when the last layer is frozen although it
-/// starts fresh.
-pub(crate) fn frozen(
-    config: &ModelConfig,
-    freeze: &[String],
-    initial: Option<&Initial>,
-) -> anyhow::Result<BTreeSet<String>> {
-    let graph = config.graph()?;
-    let frozen = graph.frozen_parameters(freeze).map_err(|error| anyhow!("freeze: {error}"))?;
-    let head = graph.head();
-    let is_new = initial.is_some_and(|initial| initial.start.other_classes.is_some());
-    ensure!(
-        !(is_new && head.parameters.iter().any(|parameter| frozen.contains(&parameter.name))),
-        "freeze: {} can't be frozen: it starts fresh, because the initial weights classify another number of classes than the data has",
-        head.name
-    );
-    Ok(frozen)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use kd_models::Architecture;
-
-    #[test]
-    fn layers_are_frozen_by_name_or_by_what_stands_before_a_dot() {
-        let config = ModelConfig::new(Architecture::RESNET8, 10);
-        let of = |names: &[&str]| {
-            let names: Vec<String> = names.iter().map(|name| name.to_string()).collect();
-            frozen(&config, &names, None)
-        };
-        assert_eq!(of(&[]).unwrap().len(), 0);
-        assert_eq!(of(&["conv1", "bn1", "layer1"]).unwrap().len(), 1 + 2 + 6);
-        assert_eq!(of(&["layer1.0", "layer1.0.bn1.bias"]).unwrap().len(), 6);
-        // A name is whole up to a dot.
-        for unknown in ["layer", "conv", "layer1.0.bn1.running_mean", ""] {
-            let message = of(&[unknown]).unwrap_err().to_string();
-            assert!(
-                message.contains(&format!(
-                    "has no layer {unknown:?}; it has conv1, bn1, layer1.0.conv1, "
-                )),
-                "{message}"
-            );
-        }
-        let all = ["conv1", "bn1", "layer1", "layer2", "layer3", "linear"];
-        assert!(of(&all).unwrap_err().to_string().contains("no layer is left to train"));
     }
 }

@@ -16,6 +16,7 @@ pub mod figures;
 mod going_on;
 pub mod initial;
 pub mod keep;
+mod layers;
 mod pass;
 pub mod plan;
 mod precision;

@@ -16,12 +16,13 @@ use serde::Serialize;
 pub use outline::{Outline, outline};
 pub use timing::{Timing, time};
 
+use crate::layers::Layers;
 use crate::recipe::OptimizerConfig;
 use crate::run::ResolvedRun;
 use crate::task::Task;
 use crate::teacher::{Division, bytes_of_output, division};
 use crate::train::cache_config;
-use crate::{Error, Result, evaluate, initial};
+use crate::{Error, Result, evaluate};
 
 /// The program and its libraries themselves and what a run does besides its steps, such as its report (Linux, glibc, x86-64).
 const PROGRAM: u64 = 16 << 20;
@@ -117,7 +118,8 @@ pub fn limit(run: &ResolvedRun) -> Option<u64> {
 fn of_batch(run: &ResolvedRun, task: &dyn Task, batch: usize) -> Result<RunMemory> {
     let config = run.model_config();
     let graph = config.graph()?;
-    let frozen = initial::frozen(&config, &run.recipe.run.freeze, run.initial.as_ref())?;
+    // Layers that are trained at some time count from the start.
+    let frozen = Layers::of(&config, &run.recipe.run, run.initial.as_ref())?.never_trained();
     let needs = task.needs();
     let (data, threads) = (&run.data, rayon::current_num_threads());
     let parameters = || task.learners().iter().map(|learner| &learner.parameters);

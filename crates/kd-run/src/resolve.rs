@@ -3,6 +3,7 @@
 
 mod teacher;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
@@ -17,6 +18,7 @@ use kd_record::{OutFolder, RunFolder};
 
 use crate::data;
 use crate::initial::Initial;
+use crate::layers::Layers;
 use crate::recipe::{
     DataConfig, DatasetName, Precision, Recipe, RunConfig, RunRecipe, TeacherNames, check_name,
 };
@@ -83,8 +85,12 @@ pub struct Choices {
     /// The weights file to start from. In a run of another [name](Self::name) the recipe's `init_sha256` and `init_class_map`
     /// then do not count.
     pub init: Option<PathBuf>,
-    /// Layers that stay as they are.
+    /// Layers that stay as they are. The recipe's `unfreeze_at` is for the recipe's layers alone: with this given it does not count.
     pub freeze: Option<Vec<String>>,
+    /// The number of epochs after which frozen layers are trained.
+    pub unfreeze_at: Option<usize>,
+    /// The share of the learning rate at which layers are trained, in place of the recipe's; empty for the recipe's.
+    pub lr_scale: BTreeMap<String, f64>,
     /// Passes over the training images.
     pub epochs: Option<usize>,
     /// Images in a step.
@@ -137,6 +143,8 @@ impl Default for Choices {
             alpha: None,
             init: None,
             freeze: None,
+            unfreeze_at: None,
+            lr_scale: BTreeMap::new(),
             epochs: None,
             batch_size: None,
             accumulate: None,
@@ -216,6 +224,9 @@ pub fn resolve(recipe: &Recipe, run: &RunConfig, choices: &Choices) -> Result<Re
         None => None,
     };
     fill_in_places(&mut resolved.run, teacher.as_ref(), &data)?;
+    let layers =
+        Layers::of(&network_for(resolved.run.model, &data), &resolved.run, initial.as_ref())?;
+    notes.extend(layers.notes(&resolved.run));
     let (device, settings) = (choices.device.clone(), choices.settings.clone());
     let run = ResolvedRun { recipe: resolved, out, data, teacher, initial, device, settings };
     Ok(Resolved { run, notes, warnings })
@@ -334,6 +345,11 @@ pub(crate) fn with_choices(
     }
     if let Some(freeze) = &choices.freeze {
         run.freeze.clone_from(freeze);
+        run.unfreeze_at = None;
+    }
+    run.unfreeze_at = choices.unfreeze_at.or(run.unfreeze_at);
+    if !choices.lr_scale.is_empty() {
+        run.lr_scale.clone_from(&choices.lr_scale);
     }
     if let Some([part, of]) = choices.part {
         run.part = Some([part, of]);

@@ -54,7 +54,7 @@ pub fn step(
         norms.push(clip_grad_norm_on_device(&learner.parameters, &mut gradients, max_norm)?);
     }
     for learner in task.learners_mut() {
-        learner.optimizer.step(at.learning_rate, &learner.parameters, &gradients)?;
+        learner.optimizer.step(at.step, at.learning_rate, &gradients)?;
     }
     Ok(Figures::new(&loss, norms)?)
 }

@@ -360,6 +360,7 @@ impl Training<'_> {
         let mut stop = false;
         // Waiting for a batch counts; writing a checkpoint doesn't.
         let mut since = Instant::now();
+        self.trainer.begin_epoch(self.state.epoch)?;
         for batch in batches(self.run, self.state.epoch, self.state.batch)? {
             let batch =
                 batch.map_err(data::with_cure).map_err(|error| error.context(self.stage()))?;

@@ -58,6 +58,14 @@ impl Trainer {
         why
     }
 
+    /// Gets ready for the steps of epoch `epoch`, counted from 0; before the first step of a process, too.
+    ///
+    /// # Errors
+    /// When the network can't be built.
+    pub fn begin_epoch(&mut self, epoch: usize) -> Result<()> {
+        self.task.begin_epoch(epoch)
+    }
+
     /// Takes one step and brings averages of weights up to date; what the step measured stays on the device.
     ///
     /// # Errors

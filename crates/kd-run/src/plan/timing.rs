@@ -29,7 +29,7 @@ const STEPS: usize = 5;
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Timing {
     /// A step of training: the median of those that were taken. Where logits of counted views are kept, the teacher computes in it,
-    /// as in an epoch that shows a view for the first time.
+    /// as in an epoch that shows a view for the first time. Where layers are frozen in some epochs, the mean over all epochs.
     pub step: f64,
     /// Steps of the whole run.
     pub steps: u64,
@@ -84,13 +84,21 @@ pub fn time(run: &ResolvedRun, task: Supervised) -> Result<Timing> {
         // So that the weights stay what they are, whatever the teacher that knows nothing says.
         learning_rate: 0.0,
     };
-    let step = median(|| {
-        let mut unread = Unread::default();
-        unread.push(0, &batch.indices, trainer.step(&batch, &at)?);
-        // On a GPU this waits for the step. That figures are not finite is no concern of a measurement.
-        let _ = unread.read(&mut Sums::default())?;
-        Ok(())
-    })?;
+    let mut steps_of = |epoch: usize| {
+        trainer.begin_epoch(epoch)?;
+        median(|| {
+            let mut unread = Unread::default();
+            unread.push(0, &batch.indices, trainer.step(&batch, &at)?);
+            // On a GPU this waits for the step. That figures are not finite is no concern of a measurement.
+            let _ = unread.read(&mut Sums::default())?;
+            Ok(())
+        })
+    };
+    let mut step = steps_of(0)?;
+    if let Some(after) = run.recipe.run.unfreeze_at {
+        let share = after as f64 / training.epochs as f64;
+        step = share * step + (1.0 - share) * steps_of(after)?;
+    }
     let weights = kd_models::init(&config, 0, &run.device)?;
     let weights =
         weights.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor())).collect();

@@ -36,6 +36,7 @@ impl RunRecipe {
         self.run
             .check()
             .and_then(|()| mixed())
+            .and_then(|()| self.run.check_unfreezing(self.training.epochs))
             .map_err(|invalid| crate::Error::Choice(format!("run {:?}: {invalid}", self.run.name)))
     }
 }
@@ -74,6 +75,7 @@ impl Recipe {
             let place = [Step::Key("run"), Step::Index(index)];
             run.check().map_err(|invalid| invalid.below(&place))?;
             run.check_keep(&self.data).map_err(|invalid| invalid.below(&place))?;
+            run.check_unfreezing(training.epochs).map_err(|invalid| invalid.below(&place))?;
             if training.accumulate.is_some() {
                 run.check_accumulated().map_err(|invalid| invalid.below(&place))?;
             }
@@ -231,12 +233,31 @@ impl RunConfig {
                 "none in a run with a teacher, where the student trains on all training images";
             require(!(set && self.needs_teacher()), &[Step::Key(key)], "set", expected)?;
         }
+        for (layer, scale) in &self.lr_scale {
+            let good = *scale > 0.0 && scale.is_finite();
+            let expected = "a number above 0; freeze keeps a layer as it is";
+            require(good, &[Step::Key("lr_scale")], format!("{scale} for {layer:?}"), expected)?;
+        }
         self.check_teachers_images()?;
         let maps = self.class_map.is_some() || self.init_class_map.is_some();
         let one = !(maps && self.ignore_class_names);
         let path = [Step::Key("ignore_class_names")];
         require(one, &path, true, "false beside a class map, which says what is meant")?;
         self.check_teachers()
+    }
+
+    /// Checks that layers which are trained from an epoch on are frozen before it, in a run of so many epochs.
+    fn check_unfreezing(&self, epochs: usize) -> Result<(), Invalid> {
+        let Some(after) = self.unfreeze_at else { return Ok(()) };
+        let path = [Step::Key("unfreeze_at")];
+        let expected = "none without freeze: no layer is frozen";
+        require(!self.freeze.is_empty(), &path, after, expected)?;
+        let epochs = self.epochs.unwrap_or(epochs);
+        let expected = match epochs {
+            1 => "none in a run of 1 epoch, in which nothing is left to train after it".into(),
+            _ => format!("1 to {}: the run has {epochs} epochs", epochs - 1),
+        };
+        require((1..epochs).contains(&after), &path, after, &expected)
     }
 
     /// Checks that the loss of a batch is the mean over its images, so that it can be computed in parts.

@@ -1,5 +1,7 @@
 //! What a recipe holds.
 
+use std::collections::BTreeMap;
+
 use kd_data::{
     Augment, Interpolation, MixConfig, Normalization, ResizedCrop, Sampler, Scaling, TestOn,
 };
@@ -275,6 +277,13 @@ pub struct RunConfig {
     /// running statistics stay fixed, and training normalises with them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub freeze: Vec<String>,
+    /// The number of epochs after which the layers of `freeze` are trained; without it they stay frozen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unfreeze_at: Option<usize>,
+    /// The share of the learning rate at which layers are trained, by names as in `freeze`; of several that mean a layer the longest
+    /// counts. Layers that none means are trained at the whole learning rate.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub lr_scale: BTreeMap<String, f64>,
     /// The weight of the cross-entropy with the labels in the loss.
     #[serde(default = "default_labels")]
     pub labels: f64,
@@ -456,6 +465,8 @@ impl RunConfig {
             init: None,
             init_sha256: None,
             freeze: Vec::new(),
+            unfreeze_at: None,
+            lr_scale: BTreeMap::new(),
             labels: default_labels(),
             class_weights: None,
             class_map: None,

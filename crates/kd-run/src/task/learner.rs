@@ -5,19 +5,19 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Device, Tensor, Var};
 use kd_models::{Classifier, Parameters};
 use kd_ops::average::Average;
-use kd_ops::optimizer::Optimizer;
+use kd_ops::groups::ParameterGroups;
 
 use crate::Result;
 use crate::error::other;
 
-/// A network with its parameters and the optimiser that changes them.
+/// A network with its parameters and the optimisers that change them.
 pub struct Learner {
     /// The network, which computes with `parameters`.
     pub network: Box<dyn Classifier + Send + Sync>,
     /// The network's weights and running statistics and, as `method.<n>.<name>`, what the methods learn besides it.
     pub parameters: Parameters,
     /// What changes the parameters in each step.
-    pub optimizer: Optimizer,
+    pub optimizer: ParameterGroups,
     /// An average of weights and running statistics that is evaluated and saved in their place.
     pub average: Option<Average>,
 }

@@ -29,6 +29,13 @@ pub trait Task: Send {
     /// The networks in training, to be changed by a step.
     fn learners_mut(&mut self) -> &mut [Learner];
 
+    /// Gets ready for the steps of epoch `epoch`, counted from 0, the first of a process among them: layers that are trained from it on
+    /// get their gradients.
+    ///
+    /// # Errors
+    /// When the network can't be built.
+    fn begin_epoch(&mut self, epoch: usize) -> Result<()>;
+
     /// The loss of a batch. The images may be bf16; the loss is f32.
     ///
     /// # Errors

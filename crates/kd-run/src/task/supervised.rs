@@ -1,20 +1,22 @@
 //! Learning from labels and, through methods, from a teacher.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use candle_core::{DType, Tensor, Var};
 use kd_data::{Batch, Mixed};
 use kd_loss::{HelperInit, HostStep, Inputs, MixedLabels, Needs, Objective, Setup, Weighted};
-use kd_models::{Output, Parameters};
+use kd_models::{ModelConfig, Output, Parameters};
 use kd_ops::average::Average;
+use kd_ops::groups::ParameterGroups;
 
 use super::{Learner, Task, TaskLoss};
 use crate::at::At;
 use crate::data::class_weights;
 use crate::error::other;
+use crate::layers::Layers;
 use crate::run::{ResolvedRun, shapes};
 use crate::teacher::Answers;
-use crate::{Result, evaluate, initial};
+use crate::{Result, evaluate};
 
 /// One network that learns from labels and from methods: the loss is an [`Objective`].
 pub struct Supervised {
@@ -25,13 +27,30 @@ pub struct Supervised {
     class_weights: Option<Tensor>,
     /// Whether the images are mixed of two.
     mixes: bool,
+    /// Layers that are frozen until a later epoch.
+    to_unfreeze: Option<Unfreeze>,
+}
+
+/// Frozen layers that are trained from an epoch on.
+struct Unfreeze {
+    /// The number of epochs after which they are trained.
+    after: usize,
+    /// The settings of the network that they are layers of.
+    config: ModelConfig,
 }
 
 impl Supervised {
     /// A learner and its loss, in which all classes count the same.
     pub fn new(learner: Learner, objective: Objective) -> Self {
         let needs = objective.needs();
-        Self { learner: [learner], objective, needs, class_weights: None, mixes: false }
+        Self {
+            learner: [learner],
+            objective,
+            needs,
+            class_weights: None,
+            mixes: false,
+            to_unfreeze: None,
+        }
     }
 
     /// The task of a run: its network with fresh or initial weights, its methods with what they learn, and its optimiser.
@@ -47,9 +66,8 @@ impl Supervised {
         if let Some(initial) = &run.initial {
             initial.set(&parameters)?;
         }
-        let frozen: BTreeSet<String> =
-            initial::frozen(&config, &recipe.freeze, run.initial.as_ref())
-                .map_err(|error| error.context(format!("run {}", recipe.name)))?;
+        let layers = Layers::of(&config, recipe, run.initial.as_ref())?;
+        let frozen = layers.frozen_in(0);
         let teacher = run.teacher.as_ref().map(|teacher| &teacher.config);
         let shapes = shapes(&config, teacher, &run.data.train_labels()?)?;
         add_helpers(run, &shapes, &mut parameters)?;
@@ -62,7 +80,10 @@ impl Supervised {
             let (name, schedule) = (term.method.name(), term.schedule);
             methods.push(Weighted { name, weight: term.weight, schedule, method });
         }
+        let batches = run.steps_per_epoch();
         let optimizer = run.recipe.optimizer.optimizer();
+        let optimizer =
+            ParameterGroups::new(&optimizer, &parameters, |name| layers.group(name, batches));
         let graph = config.graph()?;
         let average = run.recipe.training.average.map(|average| {
             // What methods learn besides the network is used in training alone.
@@ -72,6 +93,7 @@ impl Supervised {
         let objective = Objective::new(recipe.labels, methods)?;
         let average = average.transpose()?;
         let mut task = Self::new(Learner { network, parameters, optimizer, average }, objective);
+        task.to_unfreeze = layers.unfreeze_at.map(|after| Unfreeze { after, config });
         task.mixes = !run.recipe.data.mix().is_off();
         if let Some(weights) = class_weights(recipe, &run.data)? {
             let weights = Tensor::new(weights, &run.device)?.to_dtype(DType::F32)?;
@@ -123,6 +145,17 @@ impl Task for Supervised {
         &mut self.learner
     }
 
+    fn begin_epoch(&mut self, epoch: usize) -> Result<()> {
+        if let Some(Unfreeze { config, .. }) =
+            self.to_unfreeze.take_if(|unfreeze| epoch >= unfreeze.after)
+        {
+            let [learner] = &mut self.learner;
+            let variables = kd_models::var_builder(&learner.parameters);
+            learner.network = kd_models::build(&config, variables)?;
+        }
+        Ok(())
+    }
+
     fn loss(&self, at: &At, batch: &Batch, taught: &Answers) -> Result<TaskLoss> {
         let places: Vec<&str> = self.needs.student.iter().map(String::as_str).collect();
         let (output, tape) =
@@ -160,6 +193,12 @@ impl Task for Supervised {
     fn not_to_be_captured(&self) -> Option<String> {
         if self.mixes {
             return Some("mixup and CutMix make a step's images and targets on the host".into());
+        }
+        if !self.learner().optimizer.is_one() {
+            return Some(
+                "not all layers are trained from the first step on at the same learning rate"
+                    .into(),
+            );
         }
         let method = self.objective.needs_host()?;
         Some(format!(

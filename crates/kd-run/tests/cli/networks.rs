@@ -258,9 +258,113 @@ fn what_can_not_be_started_from_or_frozen_is_said() {
             "linear can't be frozen: it starts fresh, because the initial weights classify another number of classes",
         ),
         ("train --model student --freeze features,classifier", "no layer is left to train"),
+        (
+            "train --model student --lr-scale feature=0.1",
+            "lr_scale: the student has no layer \"feature\"; it has features.0,",
+        ),
+        (
+            "train --model student --freeze features --lr-scale features=0.1",
+            "0.1 for \"features\" changes nothing: all of it is frozen,",
+        ),
+        (
+            "train --model student --lr-scale features=0.1,features=0.2",
+            "--lr-scale: `features` has two shares; expected one",
+        ),
     ] {
         let message = dir.train_fails(&format!("{line} --out out"), 1);
         assert!(message.contains(expected), "{line}: {message}");
+    }
+    for (line, expected) in [
+        (
+            "train --model student --unfreeze-at 1",
+            "unfreeze_at: is 1; expected none without freeze: no layer is frozen",
+        ),
+        (
+            "train --model student --freeze features --unfreeze-at 2",
+            "unfreeze_at: is 2; expected 1 to 1: the run has 2 epochs",
+        ),
+        (
+            "train --model student --lr-scale features=0",
+            "expected layers, each with a number above 0",
+        ),
+    ] {
+        let message = dir.train_fails(&format!("{line} --out out"), 2);
+        assert!(message.contains(expected), "{line}: {message}");
+    }
+}
+
+/// Layers stay as they are until they are unfrozen, running statistics too, and are trained then; all goes on bit for bit.
+#[test]
+fn frozen_layers_are_trained_after_the_epochs_that_are_said() {
+    let dir = WorkDir::new();
+    let line = "train --model resnet8 --freeze conv1,bn1,layer1 --unfreeze-at 1 --lr-scale conv1=0.1,layer1=0.3";
+    let said = kd(&dir, &format!("{line} --out whole --keep-checkpoints 9"));
+    assert!(
+        said.contains(
+            "resnet8: conv1, bn1, layer1 are frozen for 1 epoch and trained from epoch 2 on\n"
+        ),
+        "{said}"
+    );
+    assert!(said.contains("shares of the learning rate: conv1 at 0.1, layer1 at 0.3\n"), "{said}");
+    let [start, first, second] = [0, 2, 4].map(|step| {
+        let file = format!("whole/resnet8/checkpoints/step-{step:09}.safetensors");
+        tensors(&dir.read(&file))
+    });
+    for (name, tensor) in &start {
+        let Some(parameter) = name.strip_prefix("parameter/") else { continue };
+        let late = ["conv1.", "bn1.", "layer1."].iter().any(|one| parameter.starts_with(one));
+        assert_eq!(tensor == &first[name], late, "{name}");
+        assert_ne!(first[name], second[name], "{name}");
+        let moments = format!("adam.first/{parameter}");
+        if !parameter.contains("running") {
+            assert_eq!(first.contains_key(&moments), !late, "{name}");
+            assert!(second.contains_key(&moments), "{name}");
+        }
+    }
+    // Before, at and after the step at which the layers are unfrozen.
+    for step in 1..=3 {
+        let out = format!("stopped-{step}");
+        let outcome =
+            train(&resolved(&dir, "whole/resnet8", &out), &mut |progress| match progress {
+                Progress::Step { step: done, .. } if done == step => ControlFlow::Break(()),
+                _ => ControlFlow::Continue(()),
+            });
+        assert!(matches!(outcome, Ok(Outcome::Stopped { .. })), "{outcome:?}");
+        kd(&dir, &format!("{line} --out {out}"));
+        assert_same(&dir, "whole", &out, "resnet8");
+    }
+}
+
+/// Adam's first step moves each weight by the learning rate: its gradient divided by its absolute value, nearly.
+#[test]
+fn layers_are_trained_at_their_share_of_the_learning_rate() {
+    let dir = WorkDir::new();
+    let line = "train --model resnet8 --batch-size 8 --epochs 1 --keep-checkpoints 9";
+    let moved = |more: &str, out: &str| {
+        let words = "--dataset synthetic --train-limit 8 --test-limit 4 --lr 0.001";
+        dir.stdout(&format!("{line} {words} {more} --out {out}"));
+        let at = |step: usize| {
+            let file = format!("{out}/resnet8/checkpoints/step-{step:09}.safetensors");
+            tensors(&dir.read(&file))
+        };
+        let (before, after) = (at(0), at(1));
+        move |name: &str| {
+            let of = |tensors: &BTreeMap<String, Vec<u8>>| -> Vec<f32> {
+                let bytes = tensors[&format!("parameter/{name}")].chunks_exact(4);
+                bytes.map(|four| f32::from_le_bytes(four.try_into().unwrap())).collect()
+            };
+            let pairs = of(&before).into_iter().zip(of(&after));
+            pairs.map(|(a, b)| (b - a).abs()).fold(0.0, f32::max)
+        }
+    };
+    let whole = moved("", "whole");
+    let scaled = moved("--lr-scale layer1=0.25,layer1.0.conv2=0.5", "scaled");
+    for (name, share) in
+        [("conv1.weight", 1.0), ("layer1.0.conv1.weight", 0.25), ("layer1.0.conv2.weight", 0.5)]
+    {
+        let (whole, scaled) = (whole(name), scaled(name));
+        assert!((whole - 0.001).abs() < 2e-6, "{name}: {whole}");
+        assert!((scaled - share * whole).abs() < 2e-6, "{name}: {scaled} {whole}");
     }
 }
 

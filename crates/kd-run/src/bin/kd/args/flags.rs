@@ -1,5 +1,6 @@
 //! The flags that several commands share.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -18,7 +19,8 @@ use kd_run::resolve::Choices;
 use kd_run::run::{Every, Settings};
 
 use super::values::{
-    at_least_one, channels, class_weights, every, memory_size, one_of, positive, seed, threads,
+    at_least_one, channels, class_weights, every, lr_scale, memory_size, one_of, positive, seed,
+    threads,
 };
 
 /// The flags that `kd train` and `kd distill` share.
@@ -49,6 +51,12 @@ pub(crate) struct RunFlags {
     /// Layers to freeze, by name: "conv1,layer1"
     #[arg(long, value_name = "LAYERS", value_delimiter = ',')]
     pub(crate) freeze: Vec<String>,
+    /// Train the frozen layers, too, after so many epochs
+    #[arg(long, value_name = "EPOCHS", value_parser = at_least_one)]
+    pub(crate) unfreeze_at: Option<usize>,
+    /// Train layers at a share of the learning rate, by names as in --freeze; the longest name counts: "layer1=0.1,layer2=0.3"
+    #[arg(long, value_name = "LAYER=SHARE", value_delimiter = ',', value_parser = lr_scale)]
+    pub(crate) lr_scale: Vec<(String, f64)>,
     /// Number of passes over the training images
     #[arg(long, value_parser = at_least_one)]
     pub(crate) epochs: Option<usize>,
@@ -223,6 +231,11 @@ impl RunFlags {
         if let Some(every) = self.checkpoint_every {
             settings.checkpoint_every = every;
         }
+        let mut scales = BTreeMap::new();
+        for (layer, scale) in &self.lr_scale {
+            let twice = scales.insert(layer.clone(), *scale).is_some();
+            anyhow::ensure!(!twice, "--lr-scale: `{layer}` has two shares; expected one");
+        }
         Ok(Choices {
             name: self.name.clone(),
             out: self.out.clone(),
@@ -237,6 +250,8 @@ impl RunFlags {
             held_out: self.held_out,
             init: self.init.clone(),
             freeze: (!self.freeze.is_empty()).then(|| self.freeze.clone()),
+            unfreeze_at: self.unfreeze_at,
+            lr_scale: scales,
             epochs: self.epochs,
             batch_size: self.batch_size,
             accumulate: self.accumulate,

@@ -91,6 +91,15 @@ pub(super) fn class_weights(text: &str) -> Result<ClassWeights, String> {
     Ok(ClassWeights::Table(weights))
 }
 
+/// A layer with its share of the learning rate: "layer1=0.1".
+pub(super) fn lr_scale(text: &str) -> Result<(String, f64), String> {
+    let pair =
+        text.split_once('=').and_then(|(layer, n)| Some((layer.trim(), positive(n.trim()).ok()?)));
+    let (layer, share) =
+        pair.ok_or("expected layers, each with a number above 0: \"layer1=0.1\"")?;
+    Ok((layer.to_owned(), share))
+}
+
 /// Three numbers, one for each colour channel: "0.5,0.5,0.5".
 pub(crate) fn channels(text: &str) -> Result<[f32; 3], String> {
     let values: Option<Vec<f32>> = text.split(',').map(|value| value.trim().parse().ok()).collect();
