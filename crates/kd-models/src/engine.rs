@@ -14,6 +14,7 @@ mod backward;
 mod bytes;
 mod forward;
 mod gradients;
+mod linear;
 mod memory;
 mod plan;
 mod units;
@@ -28,8 +29,9 @@ use candle_core::{DType, Tensor, Var};
 use kd_ops::DropoutKey;
 use kd_ops::nhwc::{Isa, with_values};
 
+use crate::block_sums::{Alone, BlockSums};
 use crate::graph::{Graph, Op};
-use crate::{Output, Result};
+use crate::{Error, Output, Result};
 use backward::backward;
 pub(crate) use bytes::{Asked, PassBytes, pass_bytes};
 use forward::{Given, forward, planes, show};
@@ -37,12 +39,13 @@ use gradients::Back;
 use plan::{Plan, Purpose};
 use units::IMAGES;
 use weights::Weights;
-use workspace::Workspace;
+use workspace::{Workspace, can_share};
 
 /// What computes a graph by plan. Plans and memory are kept from pass to pass.
-#[derive(Default)]
 pub(crate) struct Engine {
     kept: Mutex<Kept>,
+    /// The processes that share the batches of training.
+    processes: Arc<dyn BlockSums>,
 }
 
 #[derive(Default)]
@@ -74,7 +77,22 @@ pub(crate) struct TrainPass {
     leaves: Vec<Var>,
 }
 
+impl Default for Engine {
+    fn default() -> Self {
+        Self::new(Arc::new(Alone))
+    }
+}
+
 impl Engine {
+    pub(crate) fn new(processes: Arc<dyn BlockSums>) -> Self {
+        Self { kept: Mutex::default(), processes }
+    }
+
+    /// Whether batches of training are shared with other processes.
+    pub(crate) fn shares(&self) -> bool {
+        self.processes.ranks() > 1
+    }
+
     /// Whether the engine computes this graph on such images. What images were computed from gets its gradient through candle
     /// alone.
     pub(crate) fn computes(graph: &Graph, images: &Tensor) -> bool {
@@ -90,9 +108,10 @@ impl Engine {
         places: &[(&str, usize)],
     ) -> Result<Output> {
         let plan = self.plan(network, (false, false), places)?;
-        let mut workspace = self.workspace(&plan, images.dim(0)?);
+        let mut workspace = self.workspace(&plan, images.dim(0)?, 1);
         let shown = with_values(images, |images| {
-            let given = Given { plan: &plan, tensors: network.tensors, images, key: None };
+            let (tensors, processes) = (network.tensors, &Alone);
+            let given = Given { plan: &plan, tensors, images, first: 0, processes, key: None };
             let mut weights = Weights::new(&plan, network.tensors, |_| false)?;
             forward(given, &mut weights, &mut workspace)?;
             plan.units.shown.iter().map(|(_, value)| show(&plan, &workspace, *value)).collect()
@@ -111,7 +130,11 @@ impl Engine {
         places: &[(&str, usize)],
     ) -> Result<(Output, TrainPass)> {
         let plan = self.plan(network, (true, images.track_op()), places)?;
-        let mut workspace = self.workspace(&plan, images.dim(0)?);
+        let (batch, ranks) = (images.dim(0)?, self.processes.ranks());
+        if !can_share(batch, ranks) {
+            return Err(Error::Sharing { ranks, images: batch });
+        }
+        let mut workspace = self.workspace(&plan, batch, ranks);
         let asks = |unit: usize| {
             plan.operations.iter().any(
                 |back| matches!(back, Back::Conv { unit: of, data: Some(_), .. } if *of == unit),
@@ -119,7 +142,7 @@ impl Engine {
         };
         let mut weights = Weights::new(&plan, network.tensors, asks)?;
         let leaves: Vec<Var> = with_values(images, |images| {
-            let given = Given { plan: &plan, tensors: network.tensors, images, key: Some(key) };
+            let given = self.given(&plan, network, (images, batch), key);
             forward(given, &mut weights, &mut workspace)?;
             let shown = plan.units.shown.iter();
             shown.map(|(_, value)| Var::from_tensor(&show(&plan, &workspace, *value)?)).collect()
@@ -141,8 +164,9 @@ impl Engine {
         let TrainPass { plan, mut weights, mut workspace, images, key, leaves } = pass;
         let seeds: Vec<Option<Tensor>> =
             leaves.iter().map(|leaf| gradients.remove(leaf.as_tensor())).collect();
+        let batch = workspace.batch;
         let found = with_values(&images, |images| {
-            let given = Given { plan: &plan, tensors: network.tensors, images, key: Some(key) };
+            let given = self.given(&plan, network, (images, batch), key);
             backward(given, &mut weights, &mut workspace, &seeds)
         })?;
         for of_node in found {
@@ -162,6 +186,19 @@ impl Engine {
         }
         self.give_back(plan, workspace);
         Ok(())
+    }
+
+    /// What a pass of training over this process's `batch` images reads.
+    fn given<'a>(
+        &'a self,
+        plan: &'a Plan,
+        network: Network<'a>,
+        (images, batch): (&'a [f32], usize),
+        key: DropoutKey,
+    ) -> Given<'a> {
+        let first = self.processes.rank() * batch;
+        let processes = &*self.processes;
+        Given { plan, tensors: network.tensors, images, first, processes, key: Some(key) }
     }
 
     fn kept(&self) -> std::sync::MutexGuard<'_, Kept> {
@@ -203,14 +240,14 @@ impl Engine {
     }
 
     /// Memory for a pass: what an earlier one of the kind left, or new.
-    fn workspace(&self, plan: &Arc<Plan>, batch: usize) -> Workspace {
+    fn workspace(&self, plan: &Arc<Plan>, batch: usize, ranks: usize) -> Workspace {
         let mut kept = self.kept();
         let fits = |(of, workspace): &(Arc<Plan>, Workspace)| {
             Arc::ptr_eq(of, plan) && workspace.batch == batch
         };
         match kept.workspaces.iter().position(fits) {
             Some(found) => kept.workspaces.swap_remove(found).1,
-            None => Workspace::new(plan, batch),
+            None => Workspace::new(plan, batch, ranks),
         }
     }
 

@@ -37,6 +37,26 @@ pub enum Error {
         /// The shape it was given.
         found: Vec<usize>,
     },
+    /// A batch can't be shared so that the weights get the bits that one process gives them.
+    #[error(
+        "{ranks} processes with {images} images each can't sum in the order of one process; expected 1, 2 or 4 processes that \
+         share a batch size divisible by 16"
+    )]
+    Sharing {
+        /// The number of processes.
+        ranks: usize,
+        /// The images that each of them was given.
+        images: usize,
+    },
+    /// A network that several processes train is not computed by plan.
+    #[error(
+        "the {network} can't be trained by several processes: they share f32 images on the CPU that are no result of a \
+         computation, and a network whose every layer the planned passes know"
+    )]
+    NotShared {
+        /// The name of the network concerned.
+        network: Box<str>,
+    },
     /// The network has no feature place of this name.
     #[error("the {network} has no feature place \"{place}\"; its places are {known}")]
     UnknownPlace {

@@ -4,6 +4,7 @@
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used))]
 
 mod architecture;
+mod block_sums;
 pub mod classes;
 mod classifier;
 mod engine;
@@ -21,6 +22,7 @@ mod rescaled;
 pub mod weights;
 
 pub use architecture::{Architecture, ModelConfig, build, init};
+pub use block_sums::{Alone, BlockSums, Sums};
 pub use classifier::{Classifier, Mode, Output, Place, Tape};
 pub use error::{Error, Result};
 pub use graph::{Graph, GraphBuilder};

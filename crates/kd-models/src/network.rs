@@ -13,6 +13,7 @@ use kd_ops::{
     dropout, linear, max_pool2d_padded, relu, relu6, subsample_pad,
 };
 
+use crate::block_sums::BlockSums;
 use crate::engine::{Engine, Network};
 use crate::graph::{Graph, Norm, Op};
 use crate::{Classifier, Error, Mode, Output, Place, Result, Tape};
@@ -59,6 +60,15 @@ impl GraphNetwork {
             tensors.push(found.collect::<candle_core::Result<_>>()?);
         }
         Ok(Self { graph, tensors, engine: Arc::default() })
+    }
+
+    /// The same network for a process that trains it together with others: [`Classifier::train`] is given this process's images
+    /// alone, as many as each other process has, and [`Classifier::backward`] the loss's gradient of what came of them. It leaves
+    /// the gradients of the whole batch and its running statistics on every process, with the bits of one process, whatever the
+    /// number of threads. That is so for up to four processes that divide a batch of a multiple of 16 images, and for smaller
+    /// batches that divide as well; others are refused. Evaluation is each process's own.
+    pub fn sharing(self, processes: Arc<dyn BlockSums>) -> Self {
+        Self { engine: Arc::new(Engine::new(processes)), ..self }
     }
 
     /// The network without its weights.
@@ -225,6 +235,9 @@ impl Classifier for GraphNetwork {
     fn train(&self, images: &Tensor, key: DropoutKey, places: &[&str]) -> Result<(Output, Tape)> {
         self.check_images(images)?;
         if !Engine::computes(&self.graph, images) {
+            if self.engine.shares() {
+                return Err(Error::NotShared { network: self.graph.name().into() });
+            }
             return Ok((self.forward_t(images, Mode::Train(key), places)?, Tape::default()));
         }
         let places = self.nodes_of(places)?;

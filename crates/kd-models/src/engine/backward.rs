@@ -4,17 +4,18 @@ use std::ops::Range;
 
 use candle_core::{Device, Result, Tensor};
 use kd_ops::nhwc::{
-    Backward, Conv, Incoming, NormSums, Outgoing, View, WeightSums, add, add_gradient_sums,
-    from_nchw, global_average_gradient, mask_by_value, matmul, max_pool_gradient, norm_gradient,
-    subsample_gradient, with_values,
+    Backward, Conv, Incoming, NormSums, Outgoing, WeightSums, add, add_gradient_sums, from_nchw,
+    global_average_gradient, mask_by_value, max_pool_gradient, norm_gradient, subsample_gradient,
+    with_values,
 };
 
-use super::forward::{Given, drop_out, input, place, rows, store_rows, whole};
+use super::forward::{Given, drop_out, input, place, whole};
 use super::gradients::{Back, Data};
+use super::linear;
 use super::plan::Plan;
 use super::units::{IMAGES, Unit, Work};
 use super::weights::Weights;
-use super::workspace::{Image, Stack, Workspace};
+use super::workspace::{Groups, Image, Stack, Workspace};
 
 /// The gradients of a node's parameters, in the node's order, those that nobody trains among them.
 pub(super) struct NodeGradients {
@@ -38,24 +39,24 @@ pub(super) fn backward(
     let mut found = Vec::new();
     for run in &plan.backward {
         let operations = &plan.operations[run.clone()];
-        if let [Back::Linear { unit, from, to, trains }] = *operations {
-            found.extend(linear(given, workspace, unit, from, to, trains)?);
+        if let [operation @ Back::Linear { .. }] = operations {
+            found.extend(linear::backward(given, workspace, operation)?);
             continue;
         }
         let sums = Sums::of(plan, operations);
         let read = &*weights;
-        let (groups, len) = (sums.groups(), sums.len);
         let total = workspace.images_with_sums(
             plan,
             stack(plan, operations),
-            (groups, len),
+            (sums.groups, sums.len),
+            given.processes,
             |images, scratch, memory| {
                 for (operation, of) in operations.iter().zip(&sums.of) {
                     let sums = &mut memory[of.clone()];
                     compute(given, read, &seeds, operation, (&mut *images, &mut *scratch), sums);
                 }
             },
-        );
+        )?;
         for (operation, of) in operations.iter().zip(&sums.of) {
             if let Back::Conv { unit, trains: true, .. } = *operation {
                 found.push(finish_conv(given, unit, &total[of.clone()]));
@@ -63,7 +64,7 @@ pub(super) fn backward(
         }
         for operation in operations {
             if let Some(norm) = operation.sums() {
-                let parameters = weights.take_gradient_sums(plan, workspace, norm);
+                let parameters = weights.take_gradient_sums(given, workspace, norm)?;
                 found.push(NodeGradients { node: plan.units.norms[norm].node, parameters });
             }
         }
@@ -71,12 +72,13 @@ pub(super) fn backward(
     Ok(found)
 }
 
-/// The sums over images that a run's convolutions add to.
+/// The sums over images that a run's convolutions, or its linear layer, add to.
 pub(super) struct Sums {
     /// Each operation's among them.
     of: Vec<Range<usize>>,
     /// How many numbers a piece of memory for them has.
     pub(super) len: usize,
+    pub(super) groups: Groups,
 }
 
 impl Sums {
@@ -84,25 +86,30 @@ impl Sums {
         let mut len = 0;
         let of = operations.iter().map(|operation| {
             let start = len;
-            if let Back::Conv { unit, trains: true, .. } = operation
-                && let Work::Conv { conv, .. } = &plan.units.units[*unit].work
+            if let Back::Conv { unit, trains: true, .. } | Back::Linear { unit, trains: true, .. } =
+                *operation
             {
-                len +=
-                    conv.sums_len() + plan.units.values[plan.units.units[*unit].output].map.padded;
+                len += linear::sums_len(plan, unit).unwrap_or_else(|| conv_sums_len(plan, unit));
             }
             start..len
         });
-        Self { of: of.collect(), len }
+        let of = of.collect();
+        let groups = match (operations, len) {
+            // Products of a few rows each are slow.
+            ([Back::Linear { .. }], _) => linear::GROUPS,
+            (_, 0..=0x1_0000) => Groups::Sixteen,
+            (_, 0x1_0001..=0x10_0000) => Groups::Eight,
+            _ => Groups::Four,
+        };
+        Self { of, len, groups }
     }
+}
 
-    /// How many pieces of memory the sums get. Large ones cost memory and its traffic, so fewer of them.
-    pub(super) fn groups(&self) -> usize {
-        match self.len {
-            0..=0x1_0000 => 16,
-            0x1_0001..=0x10_0000 => 8,
-            _ => 4,
-        }
-    }
+/// Numbers of the sums for the gradients of a convolution's weight and bias.
+fn conv_sums_len(plan: &Plan, unit: usize) -> usize {
+    let unit = &plan.units.units[unit];
+    let of_weight = unit.work.conv().map_or(0, Conv::sums_len);
+    of_weight + plan.units.values[unit.output].map.padded
 }
 
 /// How images pass some operations.
@@ -303,49 +310,6 @@ fn finish_conv(given: Given<'_>, unit: usize, sums: &[f32]) -> NodeGradients {
         parameters.push(bias[..channels].to_vec());
     }
     NodeGradients { node: *node, parameters }
-}
-
-/// The gradients of a linear layer.
-fn linear(
-    given: Given<'_>,
-    workspace: &mut Workspace,
-    unit: usize,
-    from: usize,
-    to: Option<usize>,
-    trains: bool,
-) -> Result<Option<NodeGradients>> {
-    let plan = given.plan;
-    let unit = &plan.units.units[unit];
-    let Work::Linear { node, .. } = unit.work else {
-        unreachable!("the operation is a linear layer's")
-    };
-    let input = unit.reads[0].value;
-    let (x_map, y_map) = (&plan.units.values[input].map, &plan.units.values[unit.output].map);
-    let (batch, inputs, outputs) = (workspace.batch, x_map.channels, y_map.channels);
-    let dy = rows(workspace, plan, plan.slot(from), y_map);
-    if let Some(to) = to {
-        let mut dx = vec![0.0; batch * inputs];
-        with_values(&given.tensors[node][0], |weight| {
-            let (dy, weight) = (View::rows(&dy, outputs), View::rows(weight, inputs));
-            matmul(&mut dx, (batch, outputs, inputs), dy, weight, false);
-            Ok(())
-        })?;
-        store_rows(workspace, plan, plan.slot(to), x_map, &dx);
-    }
-    if !trains {
-        return Ok(None);
-    }
-    let x = rows(workspace, plan, plan.value(input), x_map);
-    let mut weight = vec![0.0; outputs * inputs];
-    let sizes = (outputs, batch, inputs);
-    matmul(&mut weight, sizes, View::transposed(&dy, outputs), View::rows(&x, inputs), false);
-    let mut bias = vec![0.0; outputs];
-    for row in dy.chunks_exact(outputs) {
-        for (sum, dy) in bias.iter_mut().zip(row) {
-            *sum += dy;
-        }
-    }
-    Ok(Some(NodeGradients { node, parameters: vec![weight, bias] }))
 }
 
 impl NodeGradients {

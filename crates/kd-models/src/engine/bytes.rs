@@ -65,17 +65,17 @@ pub(crate) fn pass_bytes(graph: &Graph, asked: Asked<'_>) -> Result<Option<PassB
     let mut pieces: Vec<usize> = Vec::new();
     for run in &plan.backward {
         let sums = Sums::of(&plan, &plan.operations[run.clone()]);
-        let count = sums.groups().min(batch);
+        let count = (sums.groups as usize).min(batch);
         pieces.resize(count.max(pieces.len()), 0);
         for piece in &mut pieces[..count] {
             *piece = (*piece).max(sums.len);
         }
     }
-    // A linear layer's rows, of its input and its output and, in training, of their gradients.
+    // A linear layer's rows, of its input and its output and, in training, of the input's gradient.
     let rows = plan.units.units.iter().map(|unit| match unit.work {
         Work::Linear { .. } => {
             let len = |value: usize| plan.units.values[value].map.channels;
-            ways * batch * (len(unit.reads[0].value) + len(unit.output))
+            ways * batch * len(unit.reads[0].value) + batch * len(unit.output)
         }
         _ => 0,
     });

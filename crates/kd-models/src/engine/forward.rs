@@ -3,23 +3,29 @@
 use candle_core::{Device, Result, Tensor};
 use kd_ops::DropoutKey;
 use kd_ops::nhwc::{
-    self, Activation, Conv, Forward, Frame, Input, Map, Moments, Output, Place, View, activate,
-    activation, from_nchw, global_average, matmul, max_pool, subsample, with_values,
+    self, Conv, Forward, Frame, Input, Map, Moments, Output, Place, activate, activation,
+    from_nchw, global_average, max_pool, subsample,
 };
 use rayon::prelude::*;
 
+use super::linear;
 use super::plan::Plan;
 use super::units::{IMAGES, Read, Unit, Work};
 use super::weights::{PackedConv, Tensors, Weights};
 use super::workspace::{Image, Stack, Workspace};
+use crate::block_sums::BlockSums;
 
 /// What a pass reads.
 #[derive(Clone, Copy)]
 pub(super) struct Given<'a> {
     pub(super) plan: &'a Plan,
     pub(super) tensors: &'a Tensors,
-    /// The batch's images, NCHW.
+    /// The images that this process computes, NCHW.
     pub(super) images: &'a [f32],
+    /// The position of the first of them in the batch.
+    pub(super) first: usize,
+    /// The processes that share the batch.
+    pub(super) processes: &'a dyn BlockSums,
     /// The key of the dropout masks, in training.
     pub(super) key: Option<DropoutKey>,
 }
@@ -35,7 +41,7 @@ pub(super) fn forward(
     for run in &plan.forward {
         let units = &plan.units.units[run.clone()];
         if let [unit @ Unit { work: Work::Linear { node, activation }, .. }] = units {
-            linear(given, unit, *node, *activation, workspace)?;
+            linear::forward(given, unit, (*node, *activation), workspace)?;
         } else {
             let read = &*weights;
             workspace.images(plan, stack(units), |images, scratch| {
@@ -45,7 +51,7 @@ pub(super) fn forward(
             });
         }
         if batched {
-            weights.take_statistics(plan, given.tensors, workspace, units)?;
+            weights.take_statistics(given, workspace, units)?;
         }
     }
     Ok(())
@@ -221,7 +227,7 @@ pub(super) fn drop_out(
 ) {
     let Some(key) = given.key else { unreachable!("a pass in training has a key") };
     let Map { channels, .. } = *map;
-    let first = (index * map.values()) as u64;
+    let first = ((given.first + index) * map.values()) as u64;
     if map.pixels() == 1 {
         nhwc::dropout(&mut values[..channels], share, key, layer, first);
         return;
@@ -231,63 +237,6 @@ pub(super) fn drop_out(
     nhwc::to_nchw(given.plan.isa, values, map, &mut planes);
     nhwc::dropout(&mut planes, share, key, layer, first);
     from_nchw(given.plan.isa, &planes, map, values, &whole(map));
-}
-
-/// The rows of a vector value, one for each image.
-pub(super) fn rows(workspace: &Workspace, plan: &Plan, place: Place, map: &Map) -> Vec<f32> {
-    assert!(place.kept, "what a linear layer reads outlives its segment");
-    let mut rows = Vec::with_capacity(workspace.batch * map.channels);
-    for image in 0..workspace.batch {
-        let kept = workspace.kept(plan, image);
-        rows.extend_from_slice(&kept[place.offset..place.offset + map.channels]);
-    }
-    rows
-}
-
-/// Stores rows, one for each image, as the value at `place`.
-pub(super) fn store_rows(
-    workspace: &mut Workspace,
-    plan: &Plan,
-    place: Place,
-    map: &Map,
-    rows: &[f32],
-) {
-    assert!(place.kept, "what a linear layer gives outlives its segment");
-    for image in 0..workspace.batch {
-        let row = &rows[image * map.channels..(image + 1) * map.channels];
-        let kept = workspace.kept_mut(plan, image);
-        let (to, beyond) = kept[place.offset..place.offset + place.len].split_at_mut(map.channels);
-        to.copy_from_slice(row);
-        beyond.fill(0.0);
-    }
-}
-
-/// A linear layer of the whole batch.
-fn linear(
-    given: Given<'_>,
-    unit: &Unit,
-    node: usize,
-    behind: Activation,
-    workspace: &mut Workspace,
-) -> Result<()> {
-    let plan = given.plan;
-    let input = unit.reads[0].value;
-    let (from, to) = (&plan.units.values[input].map, &plan.units.values[unit.output].map);
-    let (inputs, outputs) = (from.channels, to.channels);
-    let x = rows(workspace, plan, plan.value(input), from);
-    let [weight, bias] = &given.tensors[node][..] else {
-        unreachable!("a linear layer has a weight and a bias")
-    };
-    let mut y = with_values(bias, |bias| Ok(bias.repeat(workspace.batch)))?;
-    with_values(weight, |weight| {
-        let sizes = (workspace.batch, inputs, outputs);
-        let weight = View::transposed(weight, inputs);
-        matmul(&mut y, sizes, View::rows(&x, inputs), weight, true);
-        Ok(())
-    })?;
-    activation(plan.isa, behind, &mut y);
-    store_rows(workspace, plan, plan.value(unit.output), to, &y);
-    Ok(())
 }
 
 /// A value of the whole batch as a tensor: `[B, C, H, W]` or `[B, F]`.

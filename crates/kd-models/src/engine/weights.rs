@@ -4,9 +4,11 @@ use candle_core::{Result, Tensor, bail};
 use kd_ops::nhwc::{Affine, Map, NormGradient, blend, with_values};
 use rayon::prelude::*;
 
+use super::forward::Given;
 use super::plan::Plan;
 use super::units::{Unit, Work};
 use super::workspace::Workspace;
+use crate::block_sums::in_turn_f64;
 use crate::graph::Norm;
 
 /// The parameters and buffers of each node, in the node's order.
@@ -131,27 +133,27 @@ impl Weights {
     /// gave.
     pub(super) fn take_statistics(
         &mut self,
-        plan: &Plan,
-        tensors: &Tensors,
+        given: Given<'_>,
         workspace: &Workspace,
         run: &[Unit],
     ) -> Result<()> {
+        let plan = given.plan;
         for (index, norm) in plan.units.norms.iter().enumerate() {
             if !norm.batch || run.iter().all(|unit| unit.output != norm.value) {
                 continue;
             }
             let map = &plan.units.values[norm.value].map;
-            let count = workspace.batch * map.pixels();
+            let count = workspace.whole * map.pixels();
             if count < 2 {
                 bail!(
                     "batch_norm: a batch of {} images of {}x{} pixels has {count} values in each channel; its variance needs at least 2",
-                    workspace.batch,
+                    workspace.whole,
                     map.height,
                     map.width
                 );
             }
-            let (mean, squares) = moments(plan, workspace, index, map);
-            let tensors = &tensors[norm.node];
+            let (mean, squares) = moments(given, workspace, index, map)?;
+            let tensors = &given.tensors[norm.node];
             let share = norm.config.momentum;
             let unbiased = squares.iter().map(|squares| squares / (count - 1) as f64).collect();
             blend(&tensors[2], share, mean.clone())?;
@@ -165,36 +167,40 @@ impl Weights {
     /// Takes the sums of a normalisation's backward pass over the images; the gradients of its weight and bias.
     pub(super) fn take_gradient_sums(
         &mut self,
-        plan: &Plan,
+        given: Given<'_>,
         workspace: &Workspace,
         norm: usize,
-    ) -> Vec<Vec<f32>> {
+    ) -> Result<Vec<Vec<f32>>> {
+        let plan = given.plan;
         let of = &plan.units.norms[norm];
         let map = &plan.units.values[of.value].map;
-        let mut totals = vec![[0.0; 2]; map.channels];
-        for image in image_sums(plan, workspace, norm, map) {
-            let (sums, products) = image.split_at(map.padded);
-            for ((total, sum), product) in totals.iter_mut().zip(sums).zip(products) {
-                total[0] += sum;
-                total[1] += product;
+        // Of each channel both sums.
+        let mut totals = vec![0.0; 2 * map.channels];
+        in_turn_f64(given.processes, &mut totals, |totals| {
+            for image in image_sums(plan, workspace, norm, map) {
+                let (sums, products) = image.split_at(map.padded);
+                for ((total, sum), product) in totals.chunks_exact_mut(2).zip(sums).zip(products) {
+                    total[0] += sum;
+                    total[1] += product;
+                }
             }
-        }
+        })?;
+        let totals = || totals.chunks_exact(2);
         let state = &mut self.norms[norm];
         let inv_std = &state.inv_std;
-        let of_weight = totals.iter().zip(inv_std).map(|(total, inv)| (total[1] * inv) as f32);
-        let gradients =
-            vec![of_weight.collect(), totals.iter().map(|total| total[0] as f32).collect()];
+        let of_weight = totals().zip(inv_std).map(|(total, inv)| (total[1] * inv) as f32);
+        let gradients = vec![of_weight.collect(), totals().map(|total| total[0] as f32).collect()];
         if of.batch {
             // Through the batch's mean and variance.
-            let count = (workspace.batch * map.pixels()) as f64;
+            let count = (workspace.whole * map.pixels()) as f64;
             let scale = state.scale.iter().map(|&scale| f64::from(scale));
-            let slope = totals.iter().zip(inv_std).zip(scale.clone());
+            let slope = totals().zip(inv_std).zip(scale.clone());
             let slope = slope.map(|((total, inv), scale)| -scale * total[1] * inv * inv / count);
             state.slope = padded(slope, map);
-            let shift = totals.iter().zip(scale).map(|(total, scale)| -scale * total[0] / count);
+            let shift = totals().zip(scale).map(|(total, scale)| -scale * total[0] / count);
             state.gradient_shift = padded(shift, map);
         }
-        gradients
+        Ok(gradients)
     }
 }
 
@@ -212,20 +218,30 @@ fn image_sums<'a>(
 
 /// Each channel's mean over the batch, and its sum of squared distances from that mean: the images' own, put together by the
 /// formula of Chan, Golub and LeVeque ("Updating formulae and a pairwise algorithm for computing sample variances", 1979).
-fn moments(plan: &Plan, workspace: &Workspace, norm: usize, map: &Map) -> (Vec<f64>, Vec<f64>) {
-    let (mut mean, mut squares) = (vec![0.0; map.channels], vec![0.0; map.channels]);
-    for (image, sums) in image_sums(plan, workspace, norm, map).enumerate() {
-        let share = 1.0 / (image + 1) as f64;
-        // Before this image there were `image` of the same size.
-        let between = image as f64 * share * map.pixels() as f64;
-        let (image_mean, image_squares) = sums.split_at(map.padded);
-        for channel in 0..map.channels {
-            let distance = image_mean[channel] - mean[channel];
-            mean[channel] += distance * share;
-            squares[channel] += image_squares[channel] + distance * distance * between;
+fn moments(
+    given: Given<'_>,
+    workspace: &Workspace,
+    norm: usize,
+    map: &Map,
+) -> Result<(Vec<f64>, Vec<f64>)> {
+    let mut totals = vec![0.0; 2 * map.channels];
+    in_turn_f64(given.processes, &mut totals, |totals| {
+        let (mean, squares) = totals.split_at_mut(map.channels);
+        for (image, sums) in image_sums(given.plan, workspace, norm, map).enumerate() {
+            // Before this image there were so many of the same size.
+            let before = (given.first + image) as f64;
+            let share = 1.0 / (before + 1.0);
+            let between = before * share * map.pixels() as f64;
+            let (image_mean, image_squares) = sums.split_at(map.padded);
+            for channel in 0..map.channels {
+                let distance = image_mean[channel] - mean[channel];
+                mean[channel] += distance * share;
+                squares[channel] += image_squares[channel] + distance * distance * between;
+            }
         }
-    }
-    (mean, squares)
+    })?;
+    let squares = totals.split_off(map.channels);
+    Ok((totals, squares))
 }
 
 /// The weights of a convolution, with a folded batch normalisation in them.

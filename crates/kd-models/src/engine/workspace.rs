@@ -5,20 +5,60 @@
 
 use std::ops::Range;
 
-use kd_ops::nhwc::Memory;
+use candle_core::Result;
+use kd_ops::nhwc::{Memory, Place};
 use rayon::prelude::*;
 
 use super::plan::Plan;
+use crate::block_sums::{BlockSums, in_turn_f32};
 
 /// How many parts a batch has at most. On two cores 16 leave neither waiting long for the other.
 const PARTS: usize = 16;
 
+/// Into how many groups the parts of a batch are put at most, for sums over its images: large sums cost memory and its traffic,
+/// so fewer groups of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Groups {
+    Four = 4,
+    Eight = 8,
+    Sixteen = 16,
+}
+
+impl Groups {
+    const ALL: [Self; 3] = [Self::Four, Self::Eight, Self::Sixteen];
+
+    /// How many parts of a whole batch's form a group.
+    fn parts(self, of: usize) -> usize {
+        of.div_ceil(self as usize).max(1)
+    }
+}
+
 /// The memory of a pass.
 pub(super) struct Workspace {
+    /// The images that this process computes.
     pub(super) batch: usize,
+    /// The images of the batch, those of other processes among them.
+    pub(super) whole: usize,
+    /// The parts of the whole batch.
+    whole_parts: usize,
     pub(super) parts: Vec<Part>,
     /// Sums over images for the gradients of weights, a piece of memory a group of parts.
     pub(super) sums: Vec<Vec<f32>>,
+    /// The sums of the processes before this one.
+    before: Vec<f32>,
+}
+
+/// Images of each part of a batch but the last one.
+fn images_per_part(whole: usize) -> usize {
+    whole.div_ceil(PARTS).max(1)
+}
+
+/// Whether so many processes, each with `batch` images, have whole groups of parts each, and so end with the bits of one.
+pub(super) fn can_share(batch: usize, ranks: usize) -> bool {
+    let per_part = images_per_part(batch * ranks);
+    let parts = (batch * ranks).div_ceil(per_part);
+    ranks == 1
+        || Groups::ALL.iter().all(|groups| batch.is_multiple_of(per_part * groups.parts(parts)))
 }
 
 /// How images pass a segment.
@@ -50,8 +90,10 @@ pub(super) struct Image<'a> {
 }
 
 impl Workspace {
-    pub(super) fn new(plan: &Plan, batch: usize) -> Self {
-        let images_per_part = batch.div_ceil(PARTS).max(1);
+    /// Memory for `batch` images of a batch that so many processes share.
+    pub(super) fn new(plan: &Plan, batch: usize, ranks: usize) -> Self {
+        let whole = batch * ranks;
+        let images_per_part = images_per_part(whole);
         let part = |first: usize| {
             let images = first..(first + images_per_part).min(batch);
             Part {
@@ -63,7 +105,8 @@ impl Workspace {
         };
         // A batch without images is one empty part.
         let parts = (0..batch.max(1)).step_by(images_per_part).map(part).collect();
-        Self { batch, parts, sums: Vec::new() }
+        let whole_parts = whole.div_ceil(images_per_part);
+        Self { batch, whole, whole_parts, parts, sums: Vec::new(), before: Vec::new() }
     }
 
     /// The bytes of the memory of a pass over so many images, without the sums for the gradients of weights.
@@ -85,12 +128,6 @@ impl Workspace {
         &self.parts[part].kept[image * plan.kept..(image + 1) * plan.kept]
     }
 
-    /// What an image keeps, to be changed.
-    pub(super) fn kept_mut(&mut self, plan: &Plan, image: usize) -> &mut [f32] {
-        let (part, image) = self.find(image);
-        &mut self.parts[part].kept[image * plan.kept..(image + 1) * plan.kept]
-    }
-
     /// Calls `each` for all images, at most `stack.images` at once, in parallel.
     pub(super) fn images(
         &mut self,
@@ -100,49 +137,82 @@ impl Workspace {
     ) {
         let images_per_part = self.parts[0].images.len().max(1);
         // At least four pieces of work, where the batch allows it.
-        let images = stack.images.min(self.batch.div_ceil(4));
+        let images = stack.images.min(self.whole.div_ceil(4));
         let per_group = images.div_ceil(images_per_part).max(1);
         self.parts.par_chunks_mut(per_group).for_each(|parts| {
             stacks(parts, plan, stack, |images, scratch| each(images, scratch));
         });
     }
 
-    /// Calls `each` for all images, at most `stack.images` at once, with sums of `sums` numbers: those of a group of parts, of
-    /// which there are at most `groups`. Afterwards the first group's are the sums over all images; they are returned.
+    /// Calls `each` for all groups of parts, in parallel.
+    pub(super) fn groups(&mut self, groups: Groups, each: impl Fn(&mut [Part]) + Sync + Send) {
+        let groups = self.parts.par_chunks_mut(groups.parts(self.whole_parts));
+        groups.for_each(each);
+    }
+
+    /// Calls `each` for all images, at most `stack.images` at once, with the sums of their group; see [`Self::sum`].
     pub(super) fn images_with_sums(
         &mut self,
         plan: &Plan,
         stack: Stack,
-        (groups, sums): (usize, usize),
+        (groups, sums): (Groups, usize),
+        processes: &dyn BlockSums,
         each: impl Fn(&mut [Image<'_>], &mut [f32], &mut [f32]) + Sync,
-    ) -> &[f32] {
-        let per_group = self.parts.len().div_ceil(groups);
+    ) -> Result<&[f32]> {
+        self.sum(plan, (groups, sums), processes, |parts, memory| {
+            memory.fill(0.0);
+            stacks(parts, plan, stack, |images, scratch| each(images, scratch, memory));
+        })
+    }
+
+    /// Calls `each` for all groups of parts, in parallel, which leaves a group's `sums` numbers in the memory that it is given.
+    /// Returns the sums over the whole batch: the groups' in their order.
+    pub(super) fn sum(
+        &mut self,
+        plan: &Plan,
+        (groups, sums): (Groups, usize),
+        processes: &dyn BlockSums,
+        each: impl Fn(&mut [Part], &mut [f32]) + Sync,
+    ) -> Result<&[f32]> {
+        let per_group = groups.parts(self.whole_parts);
         let groups = self.parts.len().div_ceil(per_group);
         self.sums.resize_with(groups.max(self.sums.len()), Vec::new);
         let of_groups = &mut self.sums[..groups];
         self.parts.par_chunks_mut(per_group).zip(of_groups.par_iter_mut()).for_each(
             |(parts, memory)| {
-                if memory.capacity() < sums {
-                    // Not grown: a vector grows to twice its size and holds both while it copies.
-                    *memory = Vec::new();
-                    *memory = vec![0.0; sums];
-                } else {
-                    memory.clear();
-                    memory.resize(sums, 0.0);
-                }
-                stacks(parts, plan, stack, |images, scratch| each(images, scratch, memory));
+                make_room(memory, sums);
+                each(parts, &mut memory[..sums]);
             },
         );
-        let [total, rest @ ..] = of_groups else { return &[] };
-        // Pieces in parallel, the groups of each in their order.
-        const PIECE: usize = 1 << 14;
-        total.par_chunks_mut(PIECE).enumerate().for_each(|(piece, total)| {
-            let range = piece * PIECE..piece * PIECE + total.len();
-            for group in rest.iter() {
-                kd_ops::nhwc::add(plan.isa, total, &group[range.clone()]);
-            }
-        });
-        total
+        // The first process adds to its first group's sums, any other one to what has come to it.
+        let (total, rest) = match processes.rank() {
+            0 => of_groups.split_at_mut(1),
+            _ => (std::slice::from_mut(&mut self.before), of_groups),
+        };
+        make_room(&mut total[0], sums);
+        let total = &mut total[0][..sums];
+        if sums > 0 {
+            in_turn_f32(processes, total, |total| {
+                // Pieces in parallel, the groups of each in their order.
+                const PIECE: usize = 1 << 14;
+                total.par_chunks_mut(PIECE).enumerate().for_each(|(piece, total)| {
+                    let range = piece * PIECE..piece * PIECE + total.len();
+                    for group in rest.iter() {
+                        kd_ops::nhwc::add(plan.isa, total, &group[range.clone()]);
+                    }
+                });
+            })?;
+        }
+        Ok(total)
+    }
+}
+
+/// Makes a piece of memory at least `len` long; what it holds is arbitrary.
+fn make_room(memory: &mut Vec<f32>, len: usize) {
+    if memory.len() < len {
+        // Not grown: a vector grows to twice its size and holds both while it copies.
+        *memory = Vec::new();
+        *memory = vec![0.0; len];
     }
 }
 
@@ -184,6 +254,23 @@ fn stacks(
 }
 
 impl Part {
+    /// The vectors at a place, one for each of the part's images.
+    pub(super) fn vectors(&self, plan: &Plan, place: Place) -> impl Iterator<Item = &[f32]> {
+        assert!(place.kept, "what a linear layer reads outlives its segment");
+        self.kept.chunks_exact(plan.kept).map(move |kept| &kept[place.offset..][..place.len])
+    }
+
+    /// The same, to be changed.
+    pub(super) fn vectors_mut(
+        &mut self,
+        plan: &Plan,
+        place: Place,
+    ) -> impl Iterator<Item = &mut [f32]> {
+        assert!(place.kept, "what a linear layer gives outlives its segment");
+        let kept = self.kept.chunks_exact_mut(plan.kept);
+        kept.map(move |kept| &mut kept[place.offset..][..place.len])
+    }
+
     /// Each image's position in the batch and its pieces of the part's memory.
     fn images<'a>(
         &'a mut self,

@@ -1,6 +1,8 @@
 //! What several tests need.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub(crate) mod ranks;
+
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 

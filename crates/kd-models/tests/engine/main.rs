@@ -1,6 +1,8 @@
 //! The planned passes against candle's way of computing the same graph: values, gradients, running statistics.
 
+#[path = "../common/mod.rs"]
 mod common;
+mod sharing;
 
 use std::collections::BTreeMap;
 
