@@ -73,13 +73,17 @@ fn the_stages_come_in_order_and_their_times_are_told() {
         "distill --method kd --teacher out/teacher.safetensors --out out",
         "distill --method cosine --teacher out/teacher.safetensors --out out",
         "distill --method regressor --teacher out/teacher.safetensors --out out",
+        "train --recipe ",
+        "distill --method dist --name best --teacher out/resnet8.safetensors --out out",
         "report out",
     ];
     assert_eq!(log.len(), starts.len(), "{log:#?}");
     for (line, start) in log.iter().zip(starts) {
         assert!(line.starts_with(start), "{line}");
     }
-    assert!(log[..5].iter().all(|line| line.contains("--threads 2")), "{log:#?}");
+    let teacher = "recipes/teachers/resnet8.toml --run resnet8 --out out";
+    assert!(log[5].contains(teacher), "{}", log[5]);
+    assert!(log[..7].iter().all(|line| line.contains("--threads 2")), "{log:#?}");
     let built = fs::read_to_string(stage.path("log.cargo")).unwrap();
     assert!(built.starts_with("build --release --package kd-run --bin kd"), "{built}");
 }
@@ -89,13 +93,13 @@ fn several_seeds_have_a_folder_each_and_one_report() {
     let stage = Stage::new("");
     stage.run(&["--dataset", "synthetic", "--seeds", "2"]).success();
     let log = stage.log();
-    assert_eq!(log.len(), 11);
+    assert_eq!(log.len(), 15);
     assert!(
-        log[7].contains("--teacher out/seed-1/teacher.safetensors --out out/seed-1"),
+        log[9].contains("--teacher out/seed-1/teacher.safetensors --out out/seed-1"),
         "{log:#?}"
     );
-    assert!(log[7].contains("--seed 1"));
-    assert_eq!(log[10], "report out");
+    assert!(log[9].contains("--seed 1"));
+    assert_eq!(log[14], "report out");
 }
 
 #[test]

@@ -13,6 +13,7 @@ mod charts;
 pub mod compare;
 mod error;
 mod experiment;
+mod findings;
 pub mod format;
 mod notes;
 mod page;

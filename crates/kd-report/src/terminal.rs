@@ -5,6 +5,7 @@ use std::fmt::Write;
 use kd_record::Evaluation;
 
 use crate::experiment::{Arm, Experiment, Run};
+use crate::findings::{best, findings};
 use crate::format::{dataset_title, duration, grouped, percent_spread, points_spread, seeds};
 use crate::notes::notes;
 use crate::published;
@@ -42,6 +43,12 @@ fn block(text: &mut String, experiment: &Experiment) {
         let _ = writeln!(text, "Warning: {}", plain(warning));
     }
     text.push('\n');
+    if !best(experiment).is_empty() {
+        for sentence in findings(experiment) {
+            let _ = writeln!(text, "{}", plain(&sentence));
+        }
+        text.push('\n');
+    }
 
     let with_source = dataset.name == "cifar10";
     // Of evenly many test images the balanced accuracy is the accuracy.

@@ -34,6 +34,14 @@ impl Experiment {
         called_kd.or(self.arms.iter().find(plain)).or(self.arms.iter().find(taught))
     }
 
+    /// The finished run called "best", which is taught in another way than the headline's distilled student: `cargo xtask reproduce`
+    /// trains one beside the tutorial's five.
+    pub(crate) fn best(&self) -> Option<&Arm> {
+        let best = self.arms.iter().find(|arm| arm.name == "best" && arm.roles().is_taught())?;
+        let other = self.distilled().is_none_or(|distilled| !std::ptr::eq(distilled, best));
+        (other && !best.unfinished()).then_some(best)
+    }
+
     /// The student trained on the labels alone.
     pub(crate) fn student(&self) -> Option<&Arm> {
         match self.distilled() {
@@ -56,6 +64,11 @@ impl Experiment {
                 guessed_teacher(starts).map(|place| &self.arms[place])
             }
         }
+    }
+
+    /// The network that an arm's runs learn from, if it was trained here; of several the first.
+    pub(crate) fn teacher_of(&self, arm: &Arm) -> Option<&Arm> {
+        self.arm_of(arm.roles().teacher.as_ref()?)
     }
 
     /// The arm that left these weights.

@@ -1,10 +1,11 @@
-//! The headline of an experiment: the answer in a few sentences, and a card each for the teacher, the student alone and the
-//! student distilled.
+//! The headline of an experiment: the answer in a few sentences, and a card each for the teacher, the student alone, the student
+//! distilled, and the student taught in the best way that is known.
 
 use serde::Serialize;
 
 use crate::charts;
 use crate::experiment::{Arm, Experiment, Run};
+use crate::findings::findings;
 use crate::format::{
     bytes, dataset_title, duration, grouped, millions, percent, points_spread, rate, seeds,
 };
@@ -54,6 +55,7 @@ pub(crate) fn group(experiment: &Experiment, shown: &[Shown<'_>], several: bool)
         ("Teacher", teacher),
         ("Student alone", experiment.student()),
         ("Student distilled", experiment.distilled()),
+        ("Student, best way known", experiment.best()),
     ];
     let cards =
         roles.into_iter().filter_map(|(role, arm)| Some(card(role, arm?, experiment, slot(arm?))));
@@ -75,75 +77,8 @@ pub(crate) fn group(experiment: &Experiment, shown: &[Shown<'_>], several: bool)
             .filter(|arm| arm.unfinished())
             .map(|arm| arm.name.clone())
             .collect(),
-        lede: lede(experiment),
+        lede: findings(experiment),
         cards: cards.collect(),
-    }
-}
-
-/// The answer in a few sentences.
-fn lede(experiment: &Experiment) -> Vec<String> {
-    let accuracy = |arm: &Arm| format!("{:.1} %", 100.0 * arm.mean(Run::test_accuracy));
-    let mut sentences = Vec::new();
-    if let (Some(teacher), Some(student)) =
-        (experiment.teacher(), experiment.student().or(experiment.distilled()))
-    {
-        let times =
-            teacher.first().start.parameters as f64 / student.first().start.parameters as f64;
-        if times > 1.05 {
-            sentences.push(format!(
-                "The student has {times:.1} times fewer parameters than its teacher, which classifies {} of the test images correctly.",
-                accuracy(teacher)
-            ));
-        }
-    }
-    if let (Some(student), Some(distilled)) = (experiment.student(), experiment.distilled()) {
-        let gains = distilled.paired(student, |run| Some(run.test_accuracy()));
-        if let Some(mean) = statistics::mean(&gains) {
-            let points = mean * 100.0;
-            let more = match points {
-                _ if points.abs() < 0.05 => "about the same as".to_owned(),
-                _ if points > 0.0 => format!("{points:.1} points more than"),
-                _ => format!("{:.1} points fewer than", -points),
-            };
-            sentences.push(format!(
-                "Alone the student reaches {}; taught with {} it reaches {}, {more} alone.",
-                accuracy(student),
-                distilled.name,
-                accuracy(distilled)
-            ));
-            sentences.push(verdict(experiment, student, distilled, &gains));
-        }
-    }
-    sentences
-}
-
-/// Whether the difference is more than chance.
-fn verdict(experiment: &Experiment, student: &Arm, distilled: &Arm, gains: &[f64]) -> String {
-    if gains.len() > 1 {
-        let better = gains.iter().filter(|gain| **gain > 0.0).count();
-        return format!(
-            "Seed by seed the difference is {} points (mean ± standard deviation); the taught student is ahead in {better} of {} seeds.",
-            points_spread(gains),
-            gains.len()
-        );
-    }
-    let noise = 100.0
-        * statistics::difference_noise(
-            student.first().test_accuracy(),
-            distilled.first().test_accuracy(),
-            experiment.dataset.test as u64,
-        );
-    let within = gains.iter().all(|gain| gain.abs() * 100.0 < noise);
-    if within {
-        format!(
-            "That is within what chance alone does with one seed and {} test images (± {noise:.1} points).",
-            grouped(experiment.dataset.test as u64)
-        )
-    } else {
-        format!(
-            "The choice of {} test images alone explains at most ± {noise:.1} points of it; one seed says nothing of the spread over seeds.",
-            grouped(experiment.dataset.test as u64)
-        )
     }
 }
 

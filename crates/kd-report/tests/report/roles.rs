@@ -72,6 +72,38 @@ fn a_student_is_measured_against_one_that_starts_from_the_same_weights() {
 }
 
 #[test]
+fn the_run_called_best_leads_page_and_terminal_and_the_lectures_finding_stands_beside_it() {
+    let taught = |name: &str, method: &str, per_mille: u32| {
+        let mut run = flat(name, per_mille, 0);
+        run.roles = Some(json!({
+            "labels": 1.0,
+            "methods": [{"name": method, "weight": 2.0, "asks_teacher": true}],
+            "teacher": {"file": "../teacher.safetensors", "run": "teacher", "sha256": "ab"},
+        }));
+        run
+    };
+    let mut student = flat("student", 600, 0);
+    student.method = None;
+    let lecture = vec![student, large("teacher", 820), taught("kd", "kd", 593)];
+    let best = "Taught in the best way that kd knows for it (dist, by teacher with 1,186,986 parameters and 82.0 %), the student reaches 64.5 %, 4.5 points more than alone (60.0 %).";
+    let beside =
+        "Taught with kd, as in the lecture, it reaches 59.3 %, 0.7 points fewer than alone.";
+    let with_best = [&lecture[..], &[taught("best", "dist", 645)]].concat();
+    let made = make(&with_best);
+    for text in [&made.page, &made.table] {
+        let (first, second) = (text.find(best).unwrap(), text.find(beside).unwrap());
+        assert!(first < second, "the best comes first");
+    }
+    assert!(made.table.find(beside).unwrap() < made.table.find("accuracy %").unwrap());
+    assert!(made.page.contains("Student, best way known"));
+    let made = make(&lecture);
+    assert!(
+        made.page.contains("Alone the student reaches 60.0 %; taught with kd it reaches 59.3 %")
+    );
+    assert!(!made.table.contains("reaches"), "{}", made.table);
+}
+
+#[test]
 fn several_teachers_are_named_and_none_of_them_is_the_student_alone() {
     let own = |name: &str, per_mille: u32| {
         let mut run = flat(name, per_mille, 0);
