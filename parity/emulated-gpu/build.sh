@@ -48,10 +48,16 @@ made_of=$(
   g++ --version | head -1
 )
 if [ "$(cat "$out/made-of" 2>/dev/null)" = "$made_of" ]; then finish "$@"; fi
-rm -rf "$out/objects" "$out/made-of"
-mkdir "$out/objects"
+rm -f "$out/made-of"
+mkdir -p "$out/objects"
+# What every kernel is compiled with; a kernel that has changed alone is compiled alone.
+headers=$(cat "$0" "$here"/*.h "$here"/include/*.h "$here"/../kernels/include/*.h "$root"/crates/*/kernels/*.cuh "$candle"/*.cuh | sha256sum)
 compile() {
   local file=$1 object=$2
+  local hash
+  hash=$(echo "$headers ${flags[*]} $file $(g++ --version | head -1)" | cat - "$file" | sha256sum)
+  if [ -e "$object" ] && [ "$(cat "$object.made-of" 2>/dev/null)" = "$hash" ]; then return; fi
+  rm -f "$object" "$object.made-of"
   local defines=(-include "$here/include/threads.h" -D__CUDA_ARCH__=800 -D__CUDACC_VER_MAJOR__=13 -D__CUDACC_VER_MINOR__=0)
   local names
   names=$(g++ "${flags[@]}" "${defines[@]}" -D__global__=A_KERNEL -E -P -x c++ "$file" | tr '\n' ' ' | grep -oP 'extern "C" A_KERNEL void *(__attribute__ *\(\(.*?\)\))? *\K\w+')
@@ -61,6 +67,7 @@ compile() {
     for name in $names; do printf 'static bool added_%s = gpu::add("%s", "%s", %s);\n' "$name" "$file" "$name" "$name"; done
   } > "$object.cpp"
   g++ "${flags[@]}" "${defines[@]}" -c "$object.cpp" -o "$object"
+  printf '%s' "$hash" > "$object.made-of"
 }
 i=0
 for file in "${kernels[@]}"; do

@@ -211,6 +211,7 @@ struct Convolution {
     int padding[2] = {}, stride[2] = {}, dilation[2] = {}, mode = 1, type = -1, math = 0;
 };
 
+constexpr int TENSOR_OP_MATH = 1, FMA_MATH = 3;
 constexpr int CUDNN_F32 = 0, CUDNN_F64 = 1, CUDNN_F16 = 2, CUDNN_BF16 = 9, BAD_PARAMETER = 2002;
 
 int blas_type(int type) { return type == CUDNN_BF16 ? BF16 : type == CUDNN_F64 ? F64 : type == CUDNN_F16 ? F16 : F32; }
@@ -252,9 +253,10 @@ struct Pass {
                                  (size_t(channel) * x.sizes[2] + r) * x.sizes[3] + s);
                         }
     }
-    bool rounds() const { return c.math == 0 && x.type == CUDNN_F32; }
-    // What each algorithm asks for, so that a workspace that is missing or another shape's is found.
-    size_t workspace() const { return 1024 + 16 * y.count(); }
+    // Every math type but that of plain products lets f32 become TF32.
+    bool rounds() const { return c.math != FMA_MATH && x.type == CUDNN_F32; }
+    // What each algorithm asks for, so that a workspace that is missing, another shape's or another algorithm's is found.
+    size_t workspace(int algorithm) const { return 1024 + 64 * size_t(algorithm) + 16 * y.count(); }
 };
 
 float factor(const void *at, size_t i, int type, bool rounds) {
@@ -326,21 +328,35 @@ struct Proposal {
     int determinism, math, reserved[3];
 };
 
-// What an algorithm's number says here.
-enum Algorithm { ANY = 1, WITH_TENSOR_CORES = 3, NOT_REPEATABLE = 4, NOT_THERE = 5 };
+// What an algorithm's number says here: two are proposed and refused afterwards, as cuDNN does at times.
+enum Algorithm { REFUSED_IN_USE = 0, ANY = 1, REFUSED_FOR_ITS_WORKSPACE = 2, WITH_TENSOR_CORES = 3, NOT_REPEATABLE = 4, NOT_THERE = 5 };
 
-// As cuDNN gives them, the quickest first: one that failed, one that is not deterministic, one with tensor cores, one without.
+constexpr int NOT_SUPPORTED = 3000;
+
+// As cuDNN gives them, the quickest first: those that fail, one that is not deterministic, one with tensor cores, one without.
+std::vector<Proposal> proposals(const Pass &p) {
+    constexpr int NOT_DETERMINISTIC = 0, DETERMINISTIC = 1;
+    // As for PyTorch, bf16 is proposed with its own math type.
+    int plain = p.x.type == CUDNN_BF16 ? TENSOR_OP_MATH : FMA_MATH;
+    return {{NOT_THERE, NOT_SUPPORTED, -1, 0, DETERMINISTIC, FMA_MATH, {}},
+            {NOT_REPEATABLE, OK, 1, p.workspace(NOT_REPEATABLE), NOT_DETERMINISTIC, FMA_MATH, {}},
+            {REFUSED_FOR_ITS_WORKSPACE, OK, 1, p.workspace(REFUSED_FOR_ITS_WORKSPACE), DETERMINISTIC, plain, {}},
+            {REFUSED_IN_USE, OK, 1, p.workspace(REFUSED_IN_USE), DETERMINISTIC, plain, {}},
+            {WITH_TENSOR_CORES, OK, 2, p.workspace(WITH_TENSOR_CORES), DETERMINISTIC, TENSOR_OP_MATH, {}},
+            {ANY, OK, 3, p.workspace(ANY), DETERMINISTIC, plain, {}}};
+}
+
 int propose(int asked, int *given, Proposal *to, Pass p) {
-    int type = p.x.type;
-    size_t bytes = p.workspace();
-    constexpr int NOT_DETERMINISTIC = 0, DETERMINISTIC = 1, TENSOR_CORES = 1, FMA = 3, NOT_SUPPORTED = 3000;
-    Proposal all[] = {{NOT_THERE, NOT_SUPPORTED, -1, 0, DETERMINISTIC, FMA, {}},
-                      {NOT_REPEATABLE, OK, 1, bytes, NOT_DETERMINISTIC, FMA, {}},
-                      {WITH_TENSOR_CORES, OK, 2, bytes, DETERMINISTIC, TENSOR_CORES, {}},
-                      {ANY, OK, 3, bytes, DETERMINISTIC, type == CUDNN_BF16 ? TENSOR_CORES : FMA, {}}};
-    *given = std::min(asked, 4);
-    std::copy(all, all + *given, to);
+    std::vector<Proposal> all = proposals(p);
+    *given = std::min(asked, int(all.size()));
+    std::copy(all.begin(), all.begin() + *given, to);
     return OK;
+}
+
+int workspace_of(int algorithm, size_t *bytes, const Pass &p) {
+    if (const char *what = p.wrong()) return bad(what);
+    if (algorithm == REFUSED_FOR_ITS_WORKSPACE) return NOT_SUPPORTED;
+    return *bytes = p.workspace(algorithm), OK;
 }
 
 gpu::Use tensor_at(const void *at, const Tensor &t) { return {at, t.count() * bytes_of(blas_type(t.type))}; }
@@ -349,10 +365,16 @@ template <class Work>
 int convolve(void *handle, const char *name, Pass p, int algorithm, const void *a, const Tensor &ta, const void *b, const Tensor &tb,
              void *to, const Tensor &tto, void *workspace, size_t bytes, const float *alpha, const float *beta, Work work) {
     if (const char *what = p.wrong()) return bad(what);
+    if (algorithm == REFUSED_IN_USE) return NOT_SUPPORTED;
     if (algorithm != ANY && algorithm != WITH_TENSOR_CORES) return bad("a convolution's algorithm is not deterministic, or not there");
-    if (algorithm == WITH_TENSOR_CORES && p.x.type == CUDNN_F32 && !p.rounds()) return bad("f32 factors would be rounded for tensor cores");
+    bool as_proposed = false;
+    for (const Proposal &proposal : proposals(p)) as_proposed |= proposal.algorithm == algorithm && proposal.math == p.c.math;
+    if (!as_proposed) return bad("a convolution's math type is not the one that its algorithm was proposed with");
+    // Kernels for tensor cores read 16 bytes at a time.
+    for (const void *at : {a, b, (const void *)to, (const void *)workspace})
+        if (size_t(at) % 16) return bad("a convolution's tensor is not aligned to 16 bytes");
     if (*alpha != 1 || *beta != 0) return bad("a convolution must be scaled by 1 and added to nothing");
-    if (bytes != p.workspace()) return bad("a convolution's workspace has another size than it asks for");
+    if (bytes != p.workspace(algorithm)) return bad("a convolution's workspace has another size than it asks for");
     auto run = [=] {
         std::memset(workspace, 0xff, bytes);
         work(p, a, b, to);
@@ -395,20 +417,14 @@ EXPORT int cudnnGetConvolutionBackwardDataAlgorithm_v7(void *, Tensor *w, Tensor
 EXPORT int cudnnGetConvolutionBackwardFilterAlgorithm_v7(void *, Tensor *x, Tensor *y, Convolution *c, Tensor *w, int asked, int *given, Proposal *to) {
     return propose(asked, given, to, {*x, *w, *y, *c});
 }
-EXPORT int cudnnGetConvolutionForwardWorkspaceSize(void *, Tensor *x, Tensor *w, Convolution *c, Tensor *y, int, size_t *bytes) {
-    Pass p{*x, *w, *y, *c};
-    if (const char *what = p.wrong()) return bad(what);
-    return *bytes = p.workspace(), OK;
+EXPORT int cudnnGetConvolutionForwardWorkspaceSize(void *, Tensor *x, Tensor *w, Convolution *c, Tensor *y, int algorithm, size_t *bytes) {
+    return workspace_of(algorithm, bytes, {*x, *w, *y, *c});
 }
-EXPORT int cudnnGetConvolutionBackwardDataWorkspaceSize(void *, Tensor *w, Tensor *dy, Convolution *c, Tensor *dx, int, size_t *bytes) {
-    Pass p{*dx, *w, *dy, *c};
-    if (const char *what = p.wrong()) return bad(what);
-    return *bytes = p.workspace(), OK;
+EXPORT int cudnnGetConvolutionBackwardDataWorkspaceSize(void *, Tensor *w, Tensor *dy, Convolution *c, Tensor *dx, int algorithm, size_t *bytes) {
+    return workspace_of(algorithm, bytes, {*dx, *w, *dy, *c});
 }
-EXPORT int cudnnGetConvolutionBackwardFilterWorkspaceSize(void *, Tensor *x, Tensor *dy, Convolution *c, Tensor *dw, int, size_t *bytes) {
-    Pass p{*x, *dw, *dy, *c};
-    if (const char *what = p.wrong()) return bad(what);
-    return *bytes = p.workspace(), OK;
+EXPORT int cudnnGetConvolutionBackwardFilterWorkspaceSize(void *, Tensor *x, Tensor *dy, Convolution *c, Tensor *dw, int algorithm, size_t *bytes) {
+    return workspace_of(algorithm, bytes, {*x, *dw, *dy, *c});
 }
 EXPORT int cudnnConvolutionForward(void *handle, const float *alpha, Tensor *tx, const void *x, Tensor *tw, const void *w, Convolution *c,
                                    int algorithm, void *workspace, size_t bytes, const float *beta, Tensor *ty, void *y) {

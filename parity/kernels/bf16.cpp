@@ -106,32 +106,35 @@ static void check_linear() {
     SAME_SUMS("linear bias backward", float, columns, linear_bias_backward, 2, dim3(32, 8), of(y), rows, columns, out);
 }
 
-static void check_conv() {
-    const int images = 3, channels = 2, height = 5, width = 6, pixels = height * width, windows = 2 * 3;
+static void check_conv(int height, int width) {
+    const int images = 3, channels = 2, pixels = height * width, windows = height / 2 * (width / 2);
+    const dim3 blocks(images * channels / 2), rows(5, 2); // two planes a block
     const size_t count = images * channels * pixels, image = size_t(channels) * pixels, channel = pixels;
     Map z = random_map(count, 1, 1), dy = random_map(count, 1, 2), of_windows = random_map(images * channels * windows, 1, 3);
     std::vector<float> bias = random_floats(channels, 0.5, 4);
     std::vector<unsigned char> winners(images * channels * windows);
     for (int relu : {0, 1}) {
-        Map y = SAME("conv bias", count, conv_bias_forward, images * channels, 5, of(z), image, channel, bias.data(),
+        Map y = SAME("conv bias", count, conv_bias_forward, blocks, rows, of(z), image, channel, bias.data(),
                      channels, pixels, relu, out);
-        SAME("conv bias backward", count, conv_bias_backward, images * channels, 5, of(y), of(dy), channels, pixels, relu,
+        SAME("conv bias backward", count, conv_bias_backward, blocks, rows, of(y), of(dy), channels, pixels, relu,
              out, image, channel);
-        Map pooled = SAME("conv pool", winners.size(), conv_pool_forward, images * channels, 5, of(z), image, channel,
+        Map pooled = SAME("conv pool", winners.size(), conv_pool_forward, blocks, rows, of(z), image, channel,
                           bias.data(), channels, height, width, relu, out, winners.data());
-        SAME("conv pool backward", count, conv_pool_backward, images * channels, 5, of(pooled), winners.data(),
+        SAME("conv pool backward", count, conv_pool_backward, blocks, rows, of(pooled), winners.data(),
              of(of_windows), channels, height, width, relu, out, image, channel);
     }
     SAME_SUMS("conv dbias", double, 2 * channels * 2, conv_bias_sums, dim3(channels, 2), dim3(32, 2), of(dy), image,
               channel, images, pixels, out);
-    Sizes s = {images, channels, height, width, 3, 2, 2, 1, 1, 3, 4};
-    const size_t columns = size_t(channels) * 3 * 2 * images * 3 * 4;
+    const int oh = (height + 2 - 3) / 2 + 1, ow = (width + 2 - 2) / 2 + 1;
+    Sizes s = {images, channels, height, width, 3, 2, 2, 1, 1, oh, ow};
+    const size_t columns = size_t(channels) * 3 * 2 * images * oh * ow;
     Map gathered = SAME("columns", columns, conv_columns, dim3(channels * 6, images), 5, of(z), s, out);
     SAME("from columns", count, conv_from_columns, images * channels, 5, of(gathered), s, out);
 }
 
-static void check_batch_norm() {
-    const int images = 4, channels = 3, plane = 35, parts = 3;
+static void check_batch_norm(int plane) {
+    const int images = 4, channels = 3, parts = 3;
+    const dim3 blocks(images * channels / 4), rows(5, 4); // four planes a block
     const size_t count = images * channels * plane;
     const dim3 threads(32, 2);
     Map x = random_map(count, 1, 1), dy = random_map(count, 1, 2), residual = random_map(count, 1, 3);
@@ -144,14 +147,14 @@ static void check_batch_norm() {
                                         of(x), plane, double(images * plane), 0.1, 1e-5, running_mean.data(),
                                         running_var.data(), out, inv_std.data());
     for (int relu : {0, 1}) {
-        Map y = SAME("batch norm", count, batch_norm_forward, images * channels, 5, of(x), mean.data(), inv_std.data(),
+        Map y = SAME("batch norm", count, batch_norm_forward, blocks, rows, of(x), mean.data(), inv_std.data(),
                      weight.data(), bias.data(), of(residual), channels, plane, relu, out);
         SAME_SUMS("batch norm's gradient sums", double, 2 * channels * parts, batch_norm_gradient_sums,
                   dim3(channels, parts), threads, of(x), of(y), of(dy), mean.data(), images, channels, plane, relu, out);
         std::vector<float> through = random_floats(channels, 0.1, 6);
-        SAME("batch norm's dx", count, batch_norm_backward, images * channels, 5, of(x), of(y), of(dy), mean.data(),
+        SAME("batch norm's dx", count, batch_norm_backward, blocks, rows, of(x), of(y), of(dy), mean.data(),
              inv_std.data(), weight.data(), through.data(), through.data(), channels, plane, relu, out, nullptr);
-        SAME("batch norm's dresidual", count, batch_norm_backward, images * channels, 5, of(x), of(y), of(dy), mean.data(),
+        SAME("batch norm's dresidual", count, batch_norm_backward, blocks, rows, of(x), of(y), of(dy), mean.data(),
              inv_std.data(), weight.data(), through.data(), through.data(), channels, plane, relu, nullptr, out);
     }
 }
@@ -160,7 +163,10 @@ int main() {
     check_elements();
     check_planes();
     check_linear();
-    check_conv();
-    check_batch_norm();
+    // Value by value, and in words of 16 bytes.
+    check_conv(5, 6);
+    check_conv(5, 8);
+    check_batch_norm(35);
+    check_batch_norm(48);
     return finish("bf16");
 }

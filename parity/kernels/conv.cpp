@@ -9,14 +9,23 @@ static std::vector<Order> orders(int images, int channels, size_t pixels) {
     return {{channels * pixels, pixels}, {pixels, images * pixels}};
 }
 
+// Two planes a block where their number is even.
+struct Planes {
+    int count;
+    int rows() const { return count % 2 ? 1 : 2; }
+    dim3 blocks() const { return dim3(count / rows()); }
+    dim3 threads() const { return dim3(5, rows()); }
+};
+
 static void check_bias(int images, int channels, int pixels) {
     const size_t count = size_t(images) * channels * pixels;
+    const Planes planes{images * channels};
     std::vector<float> z = random_floats(count, 1, pixels), bias = random_floats(channels, 0.5, 2), dy = random_floats(count, 1, 3);
     for (Order order : orders(images, channels, pixels))
         for (int relu : {0, 1}) {
             std::vector<double> y(count), dz(count), dbias(channels);
             std::vector<float> found = run_twice<float>(count, [&](float *y, bool back) {
-                emulate::launch(images * channels, 5, back, conv_bias_forward_f32, z.data(), order.image, order.channel,
+                emulate::launch(planes.blocks(), planes.threads(), back, conv_bias_forward_f32, z.data(), order.image, order.channel,
                                 bias.data(), channels, pixels, relu, y);
             });
             for (int n = 0; n < images; n++)
@@ -30,7 +39,7 @@ static void check_bias(int images, int channels, int pixels) {
                     }
             compare("conv bias", found, y, 1e-6, 0);
             std::vector<float> grad = run_twice<float>(count, [&](float *dz, bool back) {
-                emulate::launch(images * channels, 5, back, conv_bias_backward_f32, found.data(), dy.data(), channels, pixels,
+                emulate::launch(planes.blocks(), planes.threads(), back, conv_bias_backward_f32, found.data(), dy.data(), channels, pixels,
                                 relu, dz, order.image, order.channel);
             });
             compare("conv bias backward", grad, dz, 0, 0);
@@ -49,6 +58,7 @@ static void check_bias(int images, int channels, int pixels) {
 
 static void check_pool(int images, int channels, int height, int width) {
     const size_t pixels = height * width, count = images * channels * pixels;
+    const Planes planes{images * channels};
     const int oh = height / 2, ow = width / 2;
     std::vector<float> z = random_floats(count, 1, pixels), bias = random_floats(channels, 0.5, 2);
     for (float &value : z) value = std::round(value * 2) / 2; // ties
@@ -70,12 +80,12 @@ static void check_pool(int images, int channels, int height, int width) {
                     }
             std::vector<unsigned char> winners(y.size(), 77);
             std::vector<float> found = run_twice<float>(y.size(), [&](float *y, bool back) {
-                emulate::launch(images * channels, 5, back, conv_pool_forward_f32, z.data(), order.image, order.channel,
+                emulate::launch(planes.blocks(), planes.threads(), back, conv_pool_forward_f32, z.data(), order.image, order.channel,
                                 bias.data(), channels, height, width, relu, y, winners.data());
             });
             compare("conv pool", found, y, 0, 0);
             std::vector<float> grad = run_twice<float>(count, [&](float *dz, bool back) {
-                emulate::launch(images * channels, 5, back, conv_pool_backward_f32, found.data(), winners.data(), dy.data(),
+                emulate::launch(planes.blocks(), planes.threads(), back, conv_pool_backward_f32, found.data(), winners.data(), dy.data(),
                                 channels, height, width, relu, dz, order.image, order.channel);
             });
             compare("conv pool backward", grad, dz, 0, 0);
@@ -137,7 +147,10 @@ int main() {
     check_bias(1, 1, 1);
     check_bias(3, 2, 35);
     check_bias(2, 5, 64);
+    check_bias(1, 3, 4);
     check_pool(2, 3, 4, 4);
+    check_pool(1, 2, 7, 8);
+    check_pool(1, 1, 2, 12);
     check_pool(3, 2, 5, 7);
     check_pool(1, 2, 9, 2);
     check_columns({2, 3, 5, 5, 3, 3, 1, 1, 1, 0, 0}, 4);

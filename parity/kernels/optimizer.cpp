@@ -123,7 +123,7 @@ static void check_norms(const std::vector<size_t> &sizes, double max_norm) {
 
 int main() {
     static_assert(sizeof(Tensors) <= 3584, "the table and the other arguments fit in 4 KiB");
-    for (const std::vector<size_t> &sizes : {std::vector<size_t>{1}, {5, CHUNK, 1, CHUNK + 1, 100}}) {
+    for (const std::vector<size_t> &sizes : {std::vector<size_t>{1}, {5, CHUNK, 1, CHUNK + 1, 100}, {CHUNK + 8, 16, 4}}) {
         check_adam(sizes, 0);
         check_adam(sizes, 0.01);
         check_adam(sizes, 0.1, true);

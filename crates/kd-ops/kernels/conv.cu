@@ -1,34 +1,113 @@
 // What surrounds a convolution's products: bias, ReLU and 2x2 max-pool behind it, their gradients, and the
-// gathering and scattering of windows where cuBLAS multiplies. A block is one plane (an image's channel).
+// gathering and scattering of windows where cuBLAS multiplies. A plane is an image's channel. Maps are read and written in words of
+// 16 bytes, several ahead, where sizes and addresses allow it, else value by value.
 //
 // The products' map `z` has its own order: element (image, channel, pixel) lies at
 // image * image_stride + channel * channel_stride + pixel, which is NCHW for cuDNN and CNHW for cuBLAS.
 #include "number.cuh"
 #include "reduce.cuh"
 
-// y = max(z + bias, 0), or without the maximum; y may be z where the orders are the same.
+// y = max(z + bias, 0), or without the maximum.
+template <int N, class T>
+__device__ inline void conv_bias_forward_of(const T *z, float shift, int pixels, int relu, T *y) {
+    with_loads_ahead<AHEAD<N, 2>>(
+        threadIdx.x, blockDim.x, pixels / N, [&](int i) { return load<N>(z + i * N); },
+        [&](int i, const Word<T, N> &values) {
+            Word<T, N> out;
+#pragma unroll
+            for (int j = 0; j < N; j++) {
+                float value = get(values.values[j]) + shift;
+                set(out.values[j], relu && value < 0.0f ? 0.0f : value);
+            }
+            store<N>(y + i * N, out);
+        });
+}
+
 template <class T>
 __device__ inline void conv_bias_forward(const T *z, size_t image_stride, size_t channel_stride, const float *bias,
                                          int channels, int pixels, int relu, T *y) {
-    int image = blockIdx.x / channels, channel = blockIdx.x % channels;
+    unsigned plane = plane_of_thread(), image = plane / channels, channel = plane % channels;
     z += image * image_stride + channel * channel_stride;
-    y += size_t(blockIdx.x) * pixels;
-    float shift = bias[channel];
-    for (int i = threadIdx.x; i < pixels; i += blockDim.x) {
-        float value = get(z[i]) + shift;
-        set(y[i], relu && value < 0.0f ? 0.0f : value);
-    }
+    y += size_t(plane) * pixels;
+    if (pixels % WIDE<T> == 0 && aligned(z, y)) conv_bias_forward_of<WIDE<T>>(z, bias[channel], pixels, relu, y);
+    else conv_bias_forward_of<1>(z, bias[channel], pixels, relu, y);
 }
 
+// Of a result and its gradient.
+template <class T, int N> struct Pair {
+    Word<T, N> y, dy;
+};
+
 // dz = dy where y > 0 (with a ReLU), else 0.
+template <int N, class T>
+__device__ inline void conv_bias_backward_of(const T *y, const T *dy, int pixels, int relu, T *dz) {
+    with_loads_ahead<AHEAD<N, 2>>(
+        threadIdx.x, blockDim.x, pixels / N,
+        [&](int i) { return Pair<T, N>{load<N>(y + i * N), load<N>(dy + i * N)}; },
+        [&](int i, const Pair<T, N> &pair) {
+            Word<T, N> out;
+#pragma unroll
+            for (int j = 0; j < N; j++)
+                set(out.values[j], !relu || get(pair.y.values[j]) > 0.0f ? get(pair.dy.values[j]) : 0.0f);
+            store<N>(dz + i * N, out);
+        });
+}
+
 template <class T>
 __device__ inline void conv_bias_backward(const T *y, const T *dy, int channels, int pixels, int relu, T *dz,
                                           size_t image_stride, size_t channel_stride) {
-    int image = blockIdx.x / channels, channel = blockIdx.x % channels;
+    unsigned plane = plane_of_thread(), image = plane / channels, channel = plane % channels;
     dz += image * image_stride + channel * channel_stride;
-    size_t first = size_t(blockIdx.x) * pixels;
-    for (int i = threadIdx.x; i < pixels; i += blockDim.x)
-        set(dz[i], !relu || get(y[first + i]) > 0.0f ? get(dy[first + i]) : 0.0f);
+    y += size_t(plane) * pixels;
+    dy += size_t(plane) * pixels;
+    if (pixels % WIDE<T> == 0 && aligned(y, dy, dz)) conv_bias_backward_of<WIDE<T>>(y, dy, pixels, relu, dz);
+    else conv_bias_backward_of<1>(y, dy, pixels, relu, dz);
+}
+
+// The first of four values that is the maximum, in row-major order of a window; a NaN counts as the maximum.
+__device__ inline float winner_of(float a, float b, float c, float d, unsigned char &winner) {
+    float most = a, others[3] = {b, c, d};
+    winner = 0;
+#pragma unroll
+    for (int at = 1; at < 4; at++) {
+        float value = others[at - 1];
+        if (value > most || (value != value && most == most)) {
+            winner = at;
+            most = value;
+        }
+    }
+    return most;
+}
+
+// N values of an even row and of the row below it.
+template <class T, int N> struct Rows {
+    Word<T, N> top, bottom;
+};
+
+// The same of planes whose rows are whole words: N values of two rows are N / 2 windows.
+template <int N, class T>
+__device__ inline void conv_pool_forward_of(const T *z, float shift, int height, int width, int relu, T *y,
+                                            unsigned char *winners) {
+    int in_row = width / N;
+    with_loads_ahead<AHEAD<N, 3>>(
+        threadIdx.x, blockDim.x, height / 2 * in_row,
+        [&](int i) {
+            const T *at = z + i / in_row * 2 * width + i % in_row * N;
+            return Rows<T, N>{load<N>(at), load<N>(at + width)};
+        },
+        [&](int i, const Rows<T, N> &rows) {
+            Word<T, N / 2> out;
+            Word<unsigned char, N / 2> won;
+#pragma unroll
+            for (int j = 0; j < N / 2; j++) {
+                const T *top = rows.top.values + 2 * j, *bottom = rows.bottom.values + 2 * j;
+                float most = winner_of(get(top[0]) + shift, get(top[1]) + shift, get(bottom[0]) + shift,
+                                       get(bottom[1]) + shift, won.values[j]);
+                set(out.values[j], relu && most < 0.0f ? 0.0f : most);
+            }
+            store<N / 2>(y + i * (N / 2), out);
+            store<N / 2>(winners + i * (N / 2), won);
+        });
 }
 
 // The maximum of each 2x2 window of z + bias, then the ReLU; `winners` counts a window's pixels in row-major
@@ -37,27 +116,56 @@ template <class T>
 __device__ inline void conv_pool_forward(const T *z, size_t image_stride, size_t channel_stride, const float *bias,
                                          int channels, int height, int width, int relu, T *y,
                                          unsigned char *winners) {
-    int image = blockIdx.x / channels, channel = blockIdx.x % channels;
+    unsigned plane = plane_of_thread(), image = plane / channels, channel = plane % channels;
     int out_width = width / 2, out_pixels = height / 2 * out_width;
     z += image * image_stride + channel * channel_stride;
-    y += size_t(blockIdx.x) * out_pixels;
-    winners += size_t(blockIdx.x) * out_pixels;
+    y += size_t(plane) * out_pixels;
+    winners += size_t(plane) * out_pixels;
     float shift = bias[channel];
+    if (width % WIDE<T> == 0 && aligned(z, y - size_t(plane) * out_pixels, winners - size_t(plane) * out_pixels)) {
+        conv_pool_forward_of<WIDE<T>>(z, shift, height, width, relu, y, winners);
+        return;
+    }
     for (int i = threadIdx.x; i < out_pixels; i += blockDim.x) {
         const T *window = z + size_t(i / out_width) * 2 * width + i % out_width * 2;
-        float most = get(window[0]) + shift;
-        int best = 0;
-#pragma unroll
-        for (int at = 1; at < 4; at++) {
-            float value = get(window[at / 2 * width + at % 2]) + shift;
-            if (value > most || (value != value && most == most)) {
-                best = at;
-                most = value;
-            }
-        }
+        unsigned char winner;
+        float most = winner_of(get(window[0]) + shift, get(window[1]) + shift, get(window[width]) + shift,
+                               get(window[width + 1]) + shift, winner);
         set(y[i], relu && most < 0.0f ? 0.0f : most);
-        winners[i] = best;
+        winners[i] = winner;
     }
+}
+
+// Of N / 2 windows.
+template <class T, int N> struct Windows {
+    Word<T, N / 2> y, dy;
+    Word<unsigned char, N / 2> winners;
+};
+
+// The same of planes whose rows are whole words: N values of a row are half of N / 2 windows.
+template <int N, class T>
+__device__ inline void conv_pool_backward_of(const T *y, const unsigned char *winners, const T *dy, int height,
+                                             int width, int relu, T *dz) {
+    int in_row = width / N;
+    with_loads_ahead<AHEAD<N, 2>>(
+        threadIdx.x, blockDim.x, height * in_row,
+        [&](int i) {
+            // A last odd row, which no window has, reads those of the row above and takes nothing of them.
+            int row = min(i / in_row / 2, height / 2 - 1), at = row * (width / 2) + i % in_row * (N / 2);
+            return Windows<T, N>{load<N / 2>(y + at), load<N / 2>(dy + at), load<N / 2>(winners + at)};
+        },
+        [&](int i, const Windows<T, N> &windows) {
+            int row = i / in_row;
+            bool inside = row / 2 < height / 2;
+            Word<T, N> out;
+#pragma unroll
+            for (int j = 0; j < N; j++) {
+                bool won = windows.winners.values[j / 2] == row % 2 * 2 + j % 2;
+                bool through = inside && won && (!relu || get(windows.y.values[j / 2]) > 0.0f);
+                set(out.values[j], through ? get(windows.dy.values[j / 2]) : 0.0f);
+            }
+            store<N>(dz + i * N, out);
+        });
 }
 
 // The gradient goes to each window's winner; a last odd row or column gets none.
@@ -65,10 +173,15 @@ template <class T>
 __device__ inline void conv_pool_backward(const T *y, const unsigned char *winners, const T *dy, int channels,
                                           int height, int width, int relu, T *dz, size_t image_stride,
                                           size_t channel_stride) {
-    int image = blockIdx.x / channels, channel = blockIdx.x % channels;
+    unsigned plane = plane_of_thread(), image = plane / channels, channel = plane % channels;
     int out_height = height / 2, out_width = width / 2;
-    size_t first = size_t(blockIdx.x) * out_height * out_width;
     dz += image * image_stride + channel * channel_stride;
+    if (width % WIDE<T> == 0 && height > 1 && aligned(y, winners, dy, dz)) {
+        size_t first = size_t(plane) * out_height * out_width;
+        conv_pool_backward_of<WIDE<T>>(y + first, winners + first, dy + first, height, width, relu, dz);
+        return;
+    }
+    size_t first = size_t(plane) * out_height * out_width;
     for (int i = threadIdx.x; i < height * width; i += blockDim.x) {
         int row = i / width, column = i % width;
         float value = 0.0f;
@@ -82,15 +195,27 @@ __device__ inline void conv_pool_backward(const T *y, const unsigned char *winne
 
 // The bias's gradient, in f64: of each channel and part (as in batch_norm.cu) the sum of dz. Every other sum in
 // `partial` is 0.
+template <int N, class T>
+__device__ inline double conv_bias_sums_of(const T *dz, size_t image_stride, int images, int pixels) {
+    double sum = 0.0;
+    over_part<N, AHEAD<N, 1>>(
+        images, pixels, [&](int image, int pixel) { return load<N>(dz + image * image_stride + pixel); },
+        [&](const Word<T, N> &values) {
+#pragma unroll
+            for (int j = 0; j < N; j++) sum += get(values.values[j]);
+        });
+    return sum;
+}
+
 template <class T>
 __device__ inline void conv_bias_sums(const T *dz, size_t image_stride, size_t channel_stride, int images, int pixels,
                                       double *partial) {
     int channel = blockIdx.x, part = blockIdx.y, parts = gridDim.y;
-    double sum = 0.0, none = 0.0;
-    for (int image = part + parts * threadIdx.y; image < images; image += parts * blockDim.y) {
-        const T *values = dz + image * image_stride + channel * channel_stride;
-        for (int i = threadIdx.x; i < pixels; i += blockDim.x) sum += get(values[i]);
-    }
+    dz += channel * channel_stride;
+    bool wide = pixels % WIDE<T> == 0 && aligned(dz);
+    double sum = wide ? conv_bias_sums_of<WIDE<T>>(dz, image_stride, images, pixels)
+                      : conv_bias_sums_of<1>(dz, image_stride, images, pixels);
+    double none = 0.0;
     block_sum(sum, none);
     if (threadIdx.x == 0 && threadIdx.y == 0) {
         partial[2 * (channel * parts + part)] = sum;

@@ -4,8 +4,8 @@ use candle_core::cuda_backend::cudarc::driver::{CudaView, PushKernelArg};
 use candle_core::{CpuStorage, CudaStorage, CustomOp3, DType, Layout, Result, Shape, Tensor};
 
 use super::{
-    Array, Number, device, hold, int, kernel, kernel_of, launch, memory, not_on_cpu, parts, ptx,
-    threads_over, with_number,
+    Array, Number, device, hold, int, kernel, kernel_of, launch, memory, not_on_cpu, over_planes,
+    parts, ptx, with_number,
 };
 use crate::batch_norm::layer::{BatchNorm, Statistics};
 
@@ -173,9 +173,8 @@ impl BatchNormOp {
         };
         args.arg(&sizes.channel_count).arg(&sizes.pixels).arg(&relu).arg(&mut y);
         // SAFETY: the memory has the sizes that are passed; a null pointer stands for no residual.
-        unsafe {
-            launch(args, (sizes.images * sizes.channels, 1), (threads_over(sizes.plane), 1))
-        }?;
+        let (grid, threads) = over_planes::<T>(sizes.images * sizes.channels, sizes.plane);
+        unsafe { launch(args, grid, threads) }?;
         Ok((super::storage(y, device), shape.clone()))
     }
 
@@ -247,9 +246,9 @@ impl BatchNormOp {
                         None => args.arg(&none),
                     };
                 }
-                let grid = (sizes.images * sizes.channels, 1);
+                let (grid, threads) = over_planes::<T>(sizes.images * sizes.channels, sizes.plane);
                 // SAFETY: as above; a null pointer stands for a gradient that nobody wants.
-                unsafe { launch(args, grid, (threads_over(sizes.plane), 1)) }?;
+                unsafe { launch(args, grid, threads) }?;
             }
         }
         let map = |values| super::tensor(values, &device, x.shape());

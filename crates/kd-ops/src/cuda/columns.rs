@@ -14,9 +14,6 @@ use crate::conv::geometry::Geometry;
 const NAME: &str = "conv2d";
 const FILE: &str = "kd-ops conv";
 
-/// Whether the products come as NCHW, an image's together.
-pub(super) const IS_NCHW: bool = false;
-
 /// A convolution's sizes as the kernels take them.
 #[repr(C)]
 #[derive(Clone, Copy)]

@@ -1,5 +1,5 @@
-//! Convolutions on a GPU: the products by cuDNN (feature `cudnn`) or, on columns of windows, by cuBLAS; bias,
-//! ReLU and 2x2 max-pool by this crate's own kernels.
+//! Convolutions on a GPU: the products by cuDNN or, on columns of windows, by cuBLAS; bias, ReLU and 2x2 max-pool by this
+//! crate's own kernels.
 
 use std::sync::OnceLock;
 
@@ -8,13 +8,10 @@ use candle_core::{
     CpuStorage, CudaStorage, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor, bail,
 };
 
-#[cfg(not(feature = "cudnn"))]
-use super::columns as products;
-#[cfg(feature = "cudnn")]
-use super::cudnn as products;
+use super::products::Products;
 use super::{
-    Array, Number, device, hold, int, kernel, kernel_of, launch, memory, not_on_cpu, parts, ptx,
-    threads_over, with_number,
+    Array, Number, device, hold, int, kernel, kernel_of, launch, memory, not_on_cpu, over_planes,
+    parts, ptx, with_number,
 };
 use crate::conv::geometry::{Conv2dConfig, Geometry};
 
@@ -30,17 +27,19 @@ pub(crate) fn conv2d(
     geometry: Geometry,
     config: &Conv2dConfig,
 ) -> Result<Tensor> {
-    let (x, weight) = (x.contiguous()?, weight.to_dtype(x.dtype())?.contiguous()?);
+    let (x, weight) = (aligned(x)?, aligned(&weight.to_dtype(x.dtype())?)?);
+    let products = Products::chosen()?;
     let op = Conv2d {
         geometry,
+        products,
         relu: config.relu,
         max_pool2: config.max_pool2,
         winners: OnceLock::new(),
     };
     match bias {
         // Nothing follows the products where they come as NCHW.
-        None if !op.relu && !op.max_pool2 && products::IS_NCHW => {
-            x.apply_op2(&weight, Products { geometry })
+        None if !op.relu && !op.max_pool2 && products.is_nchw() => {
+            x.apply_op2(&weight, ProductsAlone { geometry, products })
         }
         Some(bias) => x.apply_op3(&weight, &bias.to_dtype(DType::F32)?.contiguous()?, op),
         None => {
@@ -48,6 +47,14 @@ pub(crate) fn conv2d(
             x.apply_op3(&weight, &zeros, op)
         }
     }
+}
+
+/// The tensor, contiguous and at an address that 16 bytes divide: cuDNN's and cuBLAS's kernels for tensor cores, and kernels that
+/// read 16 bytes at a time, take no other. Memory as a whole is so aligned; only a view into it may have to be copied.
+fn aligned(tensor: &Tensor) -> Result<Tensor> {
+    let tensor = tensor.contiguous()?;
+    let bytes = tensor.layout().start_offset() * tensor.dtype().size_in_bytes();
+    if bytes % 16 == 0 { Ok(tensor) } else { tensor.force_contiguous() }
 }
 
 /// How a map of products lies in memory: numbers from one image to the next, and from one channel to the next.
@@ -58,9 +65,9 @@ struct Order {
 }
 
 impl Order {
-    fn new(geometry: &Geometry) -> Self {
+    fn new(geometry: &Geometry, products: Products) -> Self {
         let pixels = geometry.out_pixels();
-        match products::IS_NCHW {
+        match products.is_nchw() {
             true => Self { image: geometry.out_channels * pixels, channel: pixels },
             false => Self { image: pixels, channel: geometry.batch * pixels },
         }
@@ -73,11 +80,12 @@ fn out_shape(geometry: &Geometry) -> Shape {
 }
 
 /// The products as candle's operation on x and weight, where nothing follows them.
-struct Products {
+struct ProductsAlone {
     geometry: Geometry,
+    products: Products,
 }
 
-impl CustomOp2 for Products {
+impl CustomOp2 for ProductsAlone {
     fn name(&self) -> &'static str {
         NAME
     }
@@ -101,7 +109,7 @@ impl CustomOp2 for Products {
     ) -> Result<(CudaStorage, Shape)> {
         let x = Array { storage: x, layout: x_layout };
         let weight = Array { storage: weight, layout: weight_layout };
-        Ok((products::forward(x, weight, &self.geometry)?, out_shape(&self.geometry)))
+        Ok((self.products.forward(x, weight, &self.geometry)?, out_shape(&self.geometry)))
     }
 
     fn bwd(
@@ -111,12 +119,13 @@ impl CustomOp2 for Products {
         _y: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        product_gradients(&self.geometry, x, weight, &dy.contiguous()?)
+        product_gradients(self.products, &self.geometry, x, weight, &aligned(dy)?)
     }
 }
 
 /// The gradients of x and weight, each where a gradient flows through it; `dz` lies in the products' order.
 fn product_gradients(
+    products: Products,
     geometry: &Geometry,
     x: &Tensor,
     weight: &Tensor,
@@ -127,14 +136,14 @@ fn product_gradients(
     let dz = dz.array(NAME)?;
     let dx = match x.track_op() {
         true => {
-            let dx = products::data_gradient(weight_array, dz, geometry)?;
+            let dx = products.data_gradient(weight_array, dz, geometry)?;
             Some(super::tensor_of(dx, x.shape()))
         }
         false => None,
     };
     let dweight = match weight.track_op() {
         true => {
-            let dweight = products::weight_gradient(x_array, dz, geometry)?;
+            let dweight = products.weight_gradient(x_array, dz, geometry)?;
             Some(super::tensor_of(dweight, weight.shape()))
         }
         false => None,
@@ -145,6 +154,7 @@ fn product_gradients(
 /// Products, bias, ReLU and max-pool as candle's operation on x, weight and bias.
 struct Conv2d {
     geometry: Geometry,
+    products: Products,
     relu: bool,
     max_pool2: bool,
     /// Which of a window's four pixels was the largest, u8; kept by the forward pass for the backward pass.
@@ -180,7 +190,7 @@ impl CustomOp3 for Conv2d {
         let x = Array { storage: x, layout: x_layout };
         let weight = Array { storage: weight, layout: weight_layout };
         let bias = Array { storage: bias, layout: bias_layout }.values::<f32>(NAME)?;
-        let products = products::forward(x, weight, &self.geometry)?;
+        let products = self.products.forward(x, weight, &self.geometry)?;
         with_number!(NAME, x.dtype(), T => self.after_products::<T>(&products, bias))
     }
 
@@ -192,12 +202,12 @@ impl CustomOp3 for Conv2d {
         y: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let dy = dy.contiguous()?;
-        let dz = match self.relu || self.max_pool2 || !products::IS_NCHW {
+        let dy = aligned(dy)?;
+        let dz = match self.relu || self.max_pool2 || !self.products.is_nchw() {
             true => with_number!(NAME, y.dtype(), T => self.before_what_follows::<T>(y, &dy)?),
             false => dy,
         };
-        let (dx, dweight) = product_gradients(&self.geometry, x, weight, &dz)?;
+        let (dx, dweight) = product_gradients(self.products, &self.geometry, x, weight, &dz)?;
         let dbias = match bias.track_op() {
             true => Some(with_number!(NAME, dz.dtype(), T => self.bias_gradient::<T>(&dz)?)),
             false => None,
@@ -215,9 +225,10 @@ impl Conv2d {
     ) -> Result<(CudaStorage, Shape)> {
         let (z, device) = (products.as_cuda_slice::<T>()?, &products.device);
         let Geometry { batch, out_channels, out_height, out_width, .. } = self.geometry;
-        let order = Order::new(&self.geometry);
+        let order = Order::new(&self.geometry, self.products);
         let (channels, relu) = (int(out_channels)?, i32::from(self.relu));
-        let grid = (batch * out_channels, 1);
+        let planes = batch * out_channels;
+        let (grid, threads) = over_planes::<T>(planes, self.geometry.out_pixels());
         if !self.max_pool2 {
             let pixels = int(self.geometry.out_pixels())?;
             let mut y = memory::<T>(device, z.len())?;
@@ -226,7 +237,7 @@ impl Conv2d {
             args.arg(z).arg(&order.image).arg(&order.channel).arg(&bias).arg(&channels);
             args.arg(&pixels).arg(&relu).arg(&mut y);
             // SAFETY: the memory has the sizes that are passed.
-            unsafe { launch(args, grid, (threads_over(self.geometry.out_pixels()), 1)) }?;
+            unsafe { launch(args, grid, threads) }?;
             return Ok((super::storage(y, device), out_shape(&self.geometry)));
         }
         let shape = Shape::from((batch, out_channels, out_height / 2, out_width / 2));
@@ -238,7 +249,7 @@ impl Conv2d {
         args.arg(z).arg(&order.image).arg(&order.channel).arg(&bias).arg(&channels);
         args.arg(&height).arg(&width).arg(&relu).arg(&mut y).arg(&mut winners);
         // SAFETY: as above.
-        unsafe { launch(args, grid, (threads_over(out_height / 2 * (out_width / 2)), 1)) }?;
+        unsafe { launch(args, grid, threads) }?;
         // `cuda_fwd` runs once for each operation that is built, so the cell is empty here.
         let _ = self.winners.set(super::tensor(winners, device, shape.clone()));
         Ok((super::storage(y, device), shape))
@@ -248,11 +259,11 @@ impl Conv2d {
     fn before_what_follows<T: Number>(&self, y: &Tensor, dy: &Tensor) -> Result<Tensor> {
         let device = device(NAME, y)?;
         let Geometry { batch, out_channels, out_height, out_width, .. } = self.geometry;
-        let order = Order::new(&self.geometry);
+        let order = Order::new(&self.geometry, self.products);
         let pixels = self.geometry.out_pixels();
         let mut dz = memory::<T>(&device, batch * out_channels * pixels)?;
         let (channels, relu) = (int(out_channels)?, i32::from(self.relu));
-        let (grid, threads) = ((batch * out_channels, 1), (threads_over(pixels), 1));
+        let (grid, threads) = over_planes::<T>(batch * out_channels, pixels);
         {
             let (y, dy) = (hold(y), hold(dy));
             let (y, dy) = (y.values::<T>(NAME)?, dy.values::<T>(NAME)?);
@@ -286,7 +297,7 @@ impl Conv2d {
     fn bias_gradient<T: Number>(&self, dz: &Tensor) -> Result<Tensor> {
         let device = device(NAME, dz)?;
         let Geometry { batch, out_channels, .. } = self.geometry;
-        let order = Order::new(&self.geometry);
+        let order = Order::new(&self.geometry, self.products);
         let dz = hold(dz);
         let dz = dz.values::<T>(NAME)?;
         let (part_count, threads) = parts(batch, self.geometry.out_pixels());

@@ -16,17 +16,11 @@ use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, DevicePtr
 use candle_core::{CudaDevice, CudaStorage, DType, Error, Result, bail};
 
 use super::graph::is_capturing;
-use super::{Array, Number, int, memory, storage, tf32, with_number};
+use super::proposals::{Arithmetic, Proposal, Way, Ways, failed, ways};
+use super::{Array, Number, int, memory, storage, with_number};
 use crate::conv::geometry::Geometry;
 
 const NAME: &str = "conv2d";
-
-/// Whether the products come as NCHW, an image's together.
-pub(super) const IS_NCHW: bool = true;
-
-/// The largest workspace that an algorithm may ask for. What more memory would gain is small, and cuDNN has other
-/// algorithms.
-const MAX_WORKSPACE_BYTES: usize = 1 << 30;
 
 thread_local! {
     // cuDNN's handles may be used by one thread at a time.
@@ -64,30 +58,6 @@ impl Drop for Handle {
     }
 }
 
-fn failed(error: result::CudnnError) -> Error {
-    Error::wrap(error).context("cuDNN refused a convolution")
-}
-
-/// What the factors of the products are; their sums are f32.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-enum Arithmetic {
-    F32,
-    /// f32 numbers, rounded when multiplied.
-    Tf32,
-    /// bf16 numbers, whose products are exact.
-    Bf16,
-}
-
-impl Arithmetic {
-    fn of(dtype: DType) -> Self {
-        match dtype {
-            DType::BF16 => Self::Bf16,
-            _ if tf32() => Self::Tf32,
-            _ => Self::F32,
-        }
-    }
-}
-
 /// cuDNN's descriptors of a convolution of one shape, and the algorithm that was chosen for each pass.
 struct CudnnConvolution {
     x: sys::cudnnTensorDescriptor_t,
@@ -95,15 +65,9 @@ struct CudnnConvolution {
     weight: sys::cudnnFilterDescriptor_t,
     conv: sys::cudnnConvolutionDescriptor_t,
     handle: Rc<Handle>,
-    forward: Chosen<sys::cudnnConvolutionFwdAlgo_t>,
-    data: Chosen<sys::cudnnConvolutionBwdDataAlgo_t>,
-    filter: Chosen<sys::cudnnConvolutionBwdFilterAlgo_t>,
-}
-
-#[derive(Clone, Copy)]
-struct Chosen<A> {
-    algorithm: A,
-    workspace_bytes: usize,
+    forward: Ways<sys::cudnnConvolutionFwdAlgo_t>,
+    data: Ways<sys::cudnnConvolutionBwdDataAlgo_t>,
+    filter: Ways<sys::cudnnConvolutionBwdFilterAlgo_t>,
 }
 
 impl Drop for CudnnConvolution {
@@ -127,36 +91,6 @@ impl Drop for CudnnConvolution {
     }
 }
 
-/// One of cuDNN's proposals of an algorithm, for any of the three passes.
-struct Proposal<A> {
-    algorithm: A,
-    status: sys::cudnnStatus_t,
-    bytes: usize,
-    determinism: sys::cudnnDeterminism_t,
-    math: sys::cudnnMathType_t,
-}
-
-/// The first of cuDNN's proposals, the quickest first by its heuristics, that is deterministic, rounds f32 only where that is
-/// asked for, and is content with the memory; else `fallback`, which is deterministic and always there.
-fn choose<A: Copy>(
-    proposals: impl Iterator<Item = Proposal<A>>,
-    arithmetic: Arithmetic,
-    fallback: A,
-    workspace: impl Fn(A) -> std::result::Result<usize, result::CudnnError>,
-) -> Result<Chosen<A>> {
-    use sys::cudnnMathType_t::{CUDNN_DEFAULT_MATH, CUDNN_FMA_MATH};
-    let good = |proposal: &Proposal<A>| {
-        proposal.status == sys::cudnnStatus_t::CUDNN_STATUS_SUCCESS
-            && proposal.determinism == sys::cudnnDeterminism_t::CUDNN_DETERMINISTIC
-            && proposal.bytes <= MAX_WORKSPACE_BYTES
-            && (arithmetic != Arithmetic::F32
-                || [CUDNN_FMA_MATH, CUDNN_DEFAULT_MATH].contains(&proposal.math))
-    };
-    let mut proposals = proposals.filter(good).map(|proposal| proposal.algorithm);
-    let algorithm = proposals.next().unwrap_or(fallback);
-    Ok(Chosen { algorithm, workspace_bytes: workspace(algorithm).map_err(failed)? })
-}
-
 macro_rules! proposals {
     ($perfs:expr, $count:expr) => {
         $perfs.iter().take(usize::try_from($count).unwrap_or(0)).map(|perf| Proposal {
@@ -175,7 +109,6 @@ impl CudnnConvolution {
         use sys::cudnnConvolutionBwdFilterAlgo_t::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_1;
         use sys::cudnnConvolutionFwdAlgo_t::CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_GEMM;
         use sys::cudnnConvolutionMode_t::CUDNN_CROSS_CORRELATION;
-        use sys::cudnnMathType_t::{CUDNN_DEFAULT_MATH, CUDNN_FMA_MATH, CUDNN_TENSOR_OP_MATH};
         const NCHW: sys::cudnnTensorFormat_t = sys::cudnnTensorFormat_t::CUDNN_TENSOR_NCHW;
         const F32: sys::cudnnDataType_t = sys::cudnnDataType_t::CUDNN_DATA_FLOAT;
         let number = match arithmetic {
@@ -194,23 +127,14 @@ impl CudnnConvolution {
             weight: std::ptr::null_mut(),
             conv: std::ptr::null_mut(),
             handle: Rc::clone(handle),
-            forward: Chosen {
-                algorithm: CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_GEMM,
-                workspace_bytes: 0,
-            },
-            data: Chosen { algorithm: CUDNN_CONVOLUTION_BWD_DATA_ALGO_1, workspace_bytes: 0 },
-            filter: Chosen { algorithm: CUDNN_CONVOLUTION_BWD_FILTER_ALGO_1, workspace_bytes: 0 },
+            forward: Ways::none(),
+            data: Ways::none(),
+            filter: Ways::none(),
         };
         convolution.x = result::create_tensor_descriptor().map_err(failed)?;
         convolution.y = result::create_tensor_descriptor().map_err(failed)?;
         convolution.weight = result::create_filter_descriptor().map_err(failed)?;
         convolution.conv = result::create_convolution_descriptor().map_err(failed)?;
-        // cuDNN's default lets f32 become TF32; FMA does not. bf16 needs tensor cores to be quick.
-        let math = match arithmetic {
-            Arithmetic::F32 => CUDNN_FMA_MATH,
-            Arithmetic::Tf32 => CUDNN_DEFAULT_MATH,
-            Arithmetic::Bf16 => CUDNN_TENSOR_OP_MATH,
-        };
         // SAFETY: all descriptors were just made.
         unsafe {
             result::set_tensor4d_descriptor(convolution.x, NCHW, number, x).map_err(failed)?;
@@ -229,7 +153,8 @@ impl CudnnConvolution {
                 F32,
             )
             .map_err(failed)?;
-            result::set_convolution_math_type(convolution.conv, math).map_err(failed)?;
+            result::set_convolution_math_type(convolution.conv, arithmetic.math())
+                .map_err(failed)?;
         }
 
         /// cuDNN has 8 algorithms at most for a pass, some with two kinds of arithmetic.
@@ -250,8 +175,12 @@ impl CudnnConvolution {
                 perfs.as_mut_ptr(),
             )
             .map_err(failed)?;
-            convolution.forward =
-                choose(proposals!(perfs, count), arithmetic, convolution.forward.algorithm, |a| {
+            convolution.forward = ways(
+                proposals!(perfs, count),
+                arithmetic,
+                CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_GEMM,
+                convolution.conv,
+                |a| {
                     result::get_convolution_forward_workspace_size(
                         h,
                         convolution.x,
@@ -260,8 +189,11 @@ impl CudnnConvolution {
                         convolution.y,
                         a,
                     )
-                })?;
+                },
+            )?;
             let mut perfs: [sys::cudnnConvolutionBwdDataAlgoPerf_t; ASKED] = std::mem::zeroed();
+            result::set_convolution_math_type(convolution.conv, arithmetic.math())
+                .map_err(failed)?;
             result::get_convolution_backward_data_algorithm(
                 h,
                 convolution.weight,
@@ -273,8 +205,12 @@ impl CudnnConvolution {
                 perfs.as_mut_ptr(),
             )
             .map_err(failed)?;
-            convolution.data =
-                choose(proposals!(perfs, count), arithmetic, convolution.data.algorithm, |a| {
+            convolution.data = ways(
+                proposals!(perfs, count),
+                arithmetic,
+                CUDNN_CONVOLUTION_BWD_DATA_ALGO_1,
+                convolution.conv,
+                |a| {
                     result::get_convolution_backward_data_workspace_size(
                         h,
                         convolution.weight,
@@ -283,8 +219,11 @@ impl CudnnConvolution {
                         convolution.x,
                         a,
                     )
-                })?;
+                },
+            )?;
             let mut perfs: [sys::cudnnConvolutionBwdFilterAlgoPerf_t; ASKED] = std::mem::zeroed();
+            result::set_convolution_math_type(convolution.conv, arithmetic.math())
+                .map_err(failed)?;
             result::get_convolution_backward_filter_algorithm(
                 h,
                 convolution.x,
@@ -296,8 +235,12 @@ impl CudnnConvolution {
                 perfs.as_mut_ptr(),
             )
             .map_err(failed)?;
-            convolution.filter =
-                choose(proposals!(perfs, count), arithmetic, convolution.filter.algorithm, |a| {
+            convolution.filter = ways(
+                proposals!(perfs, count),
+                arithmetic,
+                CUDNN_CONVOLUTION_BWD_FILTER_ALGO_1,
+                convolution.conv,
+                |a| {
                     result::get_convolution_backward_filter_workspace_size(
                         h,
                         convolution.x,
@@ -306,19 +249,21 @@ impl CudnnConvolution {
                         convolution.weight,
                         a,
                     )
-                })?;
+                },
+            )?;
         }
         Ok(convolution)
     }
 }
 
-/// Runs `body` with what is kept of a shape and the address of a workspace of the size that `bytes` of it asks for.
-fn with_convolution(
+/// Runs `body`, one call of cuDNN, with what is kept of a shape, the way in which the pass is computed, and the address of its
+/// workspace. Where cuDNN refuses a way that it had proposed, the next is taken, from then on.
+fn with_convolution<A: Copy>(
     device: &CudaDevice,
     geometry: &Geometry,
     dtype: DType,
-    bytes: impl Fn(&CudnnConvolution) -> usize,
-    body: impl FnOnce(&CudnnConvolution, *mut c_void) -> std::result::Result<(), result::CudnnError>,
+    pass: impl Fn(&CudnnConvolution) -> &Ways<A>,
+    body: impl Fn(&CudnnConvolution, Way<A>, *mut c_void) -> std::result::Result<(), result::CudnnError>,
 ) -> Result<()> {
     let on_device = DEVICES.with(|devices| {
         if let Some(on_device) = devices.borrow().get(&device.id()) {
@@ -341,21 +286,32 @@ fn with_convolution(
             convolution
         }
     };
-    let bytes = bytes(&convolution);
-    if bytes == 0 {
-        return body(&convolution, std::ptr::null_mut()).map_err(failed);
+    let ways = pass(&convolution);
+    while let Some(way) = ways.current() {
+        // SAFETY: the descriptor exists; the three passes share it, each with a math type of its own.
+        unsafe { result::set_convolution_math_type(convolution.conv, way.math) }.map_err(failed)?;
+        let computed = match way.workspace_bytes {
+            0 => body(&convolution, way, std::ptr::null_mut()),
+            bytes => {
+                // A graph's workspace is its own: this one is replaced when another shape needs a larger one.
+                let mut own = None;
+                let workspace = if is_capturing() { &mut own } else { &mut *workspace };
+                if workspace.as_ref().is_none_or(|workspace| workspace.len() < bytes) {
+                    *workspace = None;
+                    *workspace = Some(memory::<u8>(device, bytes)?);
+                }
+                let Some(workspace) = workspace else { unreachable!("it was just made") };
+                let stream = Arc::clone(&convolution.handle.stream);
+                let (address, _in_use) = workspace.device_ptr_mut(&stream);
+                body(&convolution, way, address as *mut c_void)
+            }
+        };
+        match computed {
+            Ok(()) => return Ok(()),
+            Err(error) => ways.refused(error).map_err(failed)?,
+        }
     }
-    // A graph's workspace is its own: this one is replaced when another shape needs a larger one.
-    let mut own = None;
-    let workspace = if is_capturing() { &mut own } else { workspace };
-    if workspace.as_ref().is_none_or(|workspace| workspace.len() < bytes) {
-        *workspace = None;
-        *workspace = Some(memory::<u8>(device, bytes)?);
-    }
-    let Some(workspace) = workspace else { unreachable!("it was just made") };
-    let stream = Arc::clone(&convolution.handle.stream);
-    let (address, _in_use) = workspace.device_ptr_mut(&stream);
-    body(&convolution, address as *mut c_void).map_err(failed)
+    bail!("{NAME}: cuDNN was not asked for an algorithm")
 }
 
 /// The factors of a product and of what is in the result's memory already.
@@ -391,25 +347,30 @@ fn forward_of<T: Number>(
         let (x, _x) = x.device_ptr(&stream);
         let (weight, _weight) = weight.device_ptr(&stream);
         let (y, _y) = y.device_ptr_mut(&stream);
-        let bytes = |convolution: &CudnnConvolution| convolution.forward.workspace_bytes;
         // SAFETY: the descriptors say how large the memory is.
-        with_convolution(device, geometry, T::DTYPE, bytes, |convolution, workspace| unsafe {
-            result::convolution_forward(
-                convolution.handle.handle,
-                scalar(&ONE),
-                convolution.x,
-                x as *const c_void,
-                convolution.weight,
-                weight as *const c_void,
-                convolution.conv,
-                convolution.forward.algorithm,
-                workspace,
-                convolution.forward.workspace_bytes,
-                scalar(&ZERO),
-                convolution.y,
-                y as *mut c_void,
-            )
-        })?;
+        with_convolution(
+            device,
+            geometry,
+            T::DTYPE,
+            |kept| &kept.forward,
+            |convolution, way, workspace| unsafe {
+                result::convolution_forward(
+                    convolution.handle.handle,
+                    scalar(&ONE),
+                    convolution.x,
+                    x as *const c_void,
+                    convolution.weight,
+                    weight as *const c_void,
+                    convolution.conv,
+                    way.algorithm,
+                    workspace,
+                    way.workspace_bytes,
+                    scalar(&ZERO),
+                    convolution.y,
+                    y as *mut c_void,
+                )
+            },
+        )?;
     }
     Ok(storage(y, device))
 }
@@ -436,25 +397,30 @@ fn data_gradient_of<T: Number>(
         let (weight, _weight) = weight.device_ptr(&stream);
         let (dz, _dz) = dz.device_ptr(&stream);
         let (dx, _dx) = dx.device_ptr_mut(&stream);
-        let bytes = |convolution: &CudnnConvolution| convolution.data.workspace_bytes;
         // SAFETY: the descriptors say how large the memory is.
-        with_convolution(device, geometry, T::DTYPE, bytes, |convolution, workspace| unsafe {
-            result::convolution_backward_data(
-                convolution.handle.handle,
-                scalar(&ONE),
-                convolution.weight,
-                weight as *const c_void,
-                convolution.y,
-                dz as *const c_void,
-                convolution.conv,
-                convolution.data.algorithm,
-                workspace,
-                convolution.data.workspace_bytes,
-                scalar(&ZERO),
-                convolution.x,
-                dx as *mut c_void,
-            )
-        })?;
+        with_convolution(
+            device,
+            geometry,
+            T::DTYPE,
+            |kept| &kept.data,
+            |convolution, way, workspace| unsafe {
+                result::convolution_backward_data(
+                    convolution.handle.handle,
+                    scalar(&ONE),
+                    convolution.weight,
+                    weight as *const c_void,
+                    convolution.y,
+                    dz as *const c_void,
+                    convolution.conv,
+                    way.algorithm,
+                    workspace,
+                    way.workspace_bytes,
+                    scalar(&ZERO),
+                    convolution.x,
+                    dx as *mut c_void,
+                )
+            },
+        )?;
     }
     Ok(storage(dx, device))
 }
@@ -481,25 +447,30 @@ fn weight_gradient_of<T: Number>(
         let (x, _x) = x.device_ptr(&stream);
         let (dz, _dz) = dz.device_ptr(&stream);
         let (dweight, _dweight) = dweight.device_ptr_mut(&stream);
-        let bytes = |convolution: &CudnnConvolution| convolution.filter.workspace_bytes;
         // SAFETY: the descriptors say how large the memory is.
-        with_convolution(device, geometry, T::DTYPE, bytes, |convolution, workspace| unsafe {
-            result::convolution_backward_filter(
-                convolution.handle.handle,
-                scalar(&ONE),
-                convolution.x,
-                x as *const c_void,
-                convolution.y,
-                dz as *const c_void,
-                convolution.conv,
-                convolution.filter.algorithm,
-                workspace,
-                convolution.filter.workspace_bytes,
-                scalar(&ZERO),
-                convolution.weight,
-                dweight as *mut c_void,
-            )
-        })?;
+        with_convolution(
+            device,
+            geometry,
+            T::DTYPE,
+            |kept| &kept.filter,
+            |convolution, way, workspace| unsafe {
+                result::convolution_backward_filter(
+                    convolution.handle.handle,
+                    scalar(&ONE),
+                    convolution.x,
+                    x as *const c_void,
+                    convolution.y,
+                    dz as *const c_void,
+                    convolution.conv,
+                    way.algorithm,
+                    workspace,
+                    way.workspace_bytes,
+                    scalar(&ZERO),
+                    convolution.weight,
+                    dweight as *mut c_void,
+                )
+            },
+        )?;
     }
     Ok(storage(dweight, device))
 }

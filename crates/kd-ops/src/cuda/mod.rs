@@ -9,7 +9,6 @@
 //! emulated (`parity/emulated-gpu`); `parity/kernels/check.sh` runs the kernels' code on the host with sanitizers.
 
 pub(crate) mod batch_norm;
-#[cfg(not(feature = "cudnn"))]
 mod columns;
 pub(crate) mod conv;
 #[cfg(feature = "cudnn")]
@@ -20,6 +19,9 @@ pub mod graph;
 pub(crate) mod linear;
 pub(crate) mod max_pool;
 pub(crate) mod optimizer;
+mod products;
+#[cfg(feature = "cudnn")]
+mod proposals;
 pub(crate) mod relu;
 pub(crate) mod shortcut;
 pub(crate) mod tensor_table;
@@ -302,6 +304,17 @@ pub(crate) fn threads_over(pixels: usize) -> u32 {
     (pixels.clamp(1, 256).div_ceil(32) * 32) as u32
 }
 
+/// The grid and the threads of a kernel that goes over `planes` planes of `pixels` numbers of T, in words of 16 bytes where a plane
+/// is a whole number of them: a row of threads for a plane, each with four words under way, and as many rows in a block as fill
+/// it and divide the planes.
+pub(crate) fn over_planes<T>(planes: usize, pixels: usize) -> ((usize, usize), (u32, u32)) {
+    let wide = 16 / size_of::<T>();
+    let words = if pixels % wide == 0 { pixels / wide } else { pixels };
+    let x = words.div_ceil(4).next_power_of_two().clamp(8, 256);
+    let y = 1 << planes.trailing_zeros().min((256 / x).ilog2());
+    ((planes / y, 1), (x as u32, y as u32))
+}
+
 /// How a channel's sum over all images is cut into parts: their number, and the threads of a block in x and y. It depends on
 /// the sizes alone, so that sums are added in the same order in every run.
 pub(crate) fn parts(images: usize, pixels: usize) -> (usize, (u32, u32)) {
@@ -323,6 +336,15 @@ mod tests {
                 assert_eq!(x, threads_over(pixels));
             }
         }
+        for planes in [0, 1, 6, 64, 4096] {
+            for pixels in [1, 9, 64, 1024, 70_000] {
+                let ((grid, _), (x, y)) = over_planes::<f32>(planes, pixels);
+                assert_eq!(grid * y as usize, planes, "{planes} planes of {pixels} pixels");
+                assert!(x * y <= 256, "{planes} planes of {pixels} pixels: {x} x {y} threads");
+            }
+        }
+        assert_eq!(over_planes::<f32>(64, 1024), ((16, 1), (64, 4)));
+        assert_eq!(over_planes::<half::bf16>(64, 64), ((2, 1), (8, 32)));
         assert_eq!((blocks_over(0), blocks_over(1), blocks_over(257)), (0, 1, 2));
         assert_eq!(blocks_over(usize::MAX), 1 << 14);
     }

@@ -60,7 +60,8 @@ impl OptimizerState {
         for (name, parameter) in parameters {
             let len = parameter.elem_count();
             places.insert(name.clone(), (start, len));
-            start += len;
+            // The kernels read words of four.
+            let end = (start + len).next_multiple_of(4);
             let saved = saved(name).filter(|saved| saved.iter().any(|values| !values.is_empty()));
             for (kind, values) in values.iter_mut().enumerate() {
                 match saved.as_ref().and_then(|saved| saved.get(kind)) {
@@ -69,9 +70,11 @@ impl OptimizerState {
                         saved.len()
                     ),
                     Some(saved) => values.extend_from_slice(saved),
-                    None => values.resize(start, 0.0),
+                    None => {}
                 }
+                values.resize(end, 0.0);
             }
+            start = end;
             if saved.is_some() {
                 seen.insert(name.clone());
             }

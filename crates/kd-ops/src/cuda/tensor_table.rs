@@ -17,7 +17,7 @@ pub(super) const FILE: &str = "kd-ops optimizer";
 /// Tensors of one launch, as in kernels/optimizer.cu.
 pub(super) const TENSORS: usize = 96;
 /// Elements that one block works on, as in kernels/optimizer.cu.
-const CHUNK: usize = 4096;
+const CHUNK: usize = 1024;
 /// Threads of a block.
 pub(super) const THREADS: u32 = 256;
 

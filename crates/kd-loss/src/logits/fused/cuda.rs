@@ -213,8 +213,8 @@ fn launch_rows<T: Element>(
         let blocks = batch.div_ceil(WARP_BLOCK / 32);
         ("warp", one_dimension(int(blocks)? as u32, WARP_BLOCK as u32))
     } else {
-        // At least 16 classes for each thread.
-        let threads = (classes / 16).next_multiple_of(32).clamp(128, 1024);
+        // At least 16 classes for each thread; no more threads than let two blocks share a multiprocessor.
+        let threads = (classes / 16).next_multiple_of(32).clamp(128, 512);
         ("block", one_dimension(int(batch)? as u32, threads as u32))
     };
     let function = format!("{team}_rows_{}", T::NAME);

@@ -60,6 +60,10 @@ struct alignas(16) Row {
 
 __device__ inline Sums nothing() { return {LOWEST, 0.0f, 0.0f, LOWEST, 0.0f, 0.0f, 0.0f}; }
 
+// Whether T is 2, as in the first paper's and most recipes: exp(x) then is the square of exp(x / T), one exponential less of three.
+// `by` is log2(e) / T.
+__device__ inline bool is_square(float by) { return by == LOG2_E / 2.0f; }
+
 // Brings the sums to larger maxima. `by` is log2(e) / T.
 template <bool LABELS, bool TEACHER>
 __device__ inline void raise(Sums &a, float s_max, float t_max, float by) {
@@ -80,6 +84,7 @@ __device__ inline void raise(Sums &a, float s_max, float t_max, float by) {
 
 template <bool LABELS, bool TEACHER, int N>
 __device__ inline void add(Sums &a, const float (&s)[N], const float (&t)[N], float s_label, float by) {
+    bool squares = is_square(by);
     float s_max = a.s_max, t_max = a.t_max;
 #pragma unroll
     for (int i = 0; i < N; i++) {
@@ -89,14 +94,14 @@ __device__ inline void add(Sums &a, const float (&s)[N], const float (&t)[N], fl
     raise<LABELS, TEACHER>(a, s_max, t_max, by);
 #pragma unroll
     for (int i = 0; i < N; i++) {
-        float s_below = s[i] - s_max;
+        float s_below = s[i] - s_max, soft = TEACHER ? exp2f(s_below * by) : 0.0f;
         if (LABELS) {
-            a.s_sum += exp2f(s_below * LOG2_E);
+            a.s_sum += TEACHER && squares ? soft * soft : exp2f(s_below * LOG2_E);
             a.spread += s[i] - s_label;
         }
         if (TEACHER) {
             float t_below = t[i] - t_max, weight = exp2f(t_below * by);
-            a.s_soft += exp2f(s_below * by);
+            a.s_soft += soft;
             a.t_soft += weight;
             a.gap += weight * (t_below - s_below);
         }
@@ -217,15 +222,17 @@ __device__ inline void write_gradient(const T *s, const T *t, T *out, Cut at, in
     float by = LOG2_E / terms.temperature;
     float hard = scale * terms.labels_weight, soft = scale * terms.kd_weight * terms.temperature;
     float even = terms.smoothing / columns, on_label = 1.0f - terms.smoothing;
+    bool squares = is_square(by);
     auto one = [&](int j, float s, float t) {
-        float below = s - row.s_max, gradient = 0.0f;
+        float below = s - row.s_max, softened = TEACHER ? exp2f(below * by) : 0.0f, gradient = 0.0f;
         if (LABELS) {
             float target = j == label ? even + on_label : even;
-            gradient += hard * (exp2f(below * LOG2_E) * row.s_scale - target);
+            float exponential = TEACHER && squares ? softened * softened : exp2f(below * LOG2_E);
+            gradient += hard * (exponential * row.s_scale - target);
         }
         if (TEACHER) {
             float q = exp2f((t - row.t_max) * by) * row.t_soft_scale;
-            gradient += soft * (exp2f(below * by) * row.s_soft_scale - q);
+            gradient += soft * (softened * row.s_soft_scale - q);
         }
         return gradient;
     };
@@ -325,8 +332,8 @@ template <class T> __device__ inline void scale_all(T *values, const float *upst
         all_rows<TYPE, false>(student, teacher, labels, gradient, reinterpret_cast<Row *>(rows), upstream, batch,    \
                               columns, {temperature, smoothing, labels_weight, kd_weight});                          \
     }                                                                                                                \
-    /* a block a row */                                                                                              \
-    extern "C" __global__ void __launch_bounds__(1024)                                                               \
+    /* a block a row; two fit on a multiprocessor, so that one reads while the other joins its sums */               \
+    extern "C" __global__ void __launch_bounds__(512, 2)                                                             \
         block_rows_##NAME(const TYPE *student, const TYPE *teacher, const unsigned *labels, TYPE *gradient,          \
                           float *rows, const float *upstream, int batch, int columns, float temperature,             \
                           float smoothing, float labels_weight, float kd_weight) {                                   \
