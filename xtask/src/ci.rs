@@ -88,7 +88,7 @@ impl Step {
                 command.args(["doc", "--locked", "--workspace", "--no-deps"]);
                 process::run(command.env("RUSTDOCFLAGS", "-D warnings"))
             }
-            Step::Reproduce => quick_experiment(),
+            Step::Reproduce => quick_experiment(Some(&kd_of_the_tests()?)),
             Step::Browser => browser(),
             Step::Package => cargo(&[&PACKAGE[..], &["--no-verify"]].concat()),
             Step::Portable => {
@@ -97,13 +97,9 @@ impl Step {
                 command.args(["test", "--workspace", "--test", "conv2d", "--test", "references"]);
                 process::run(command.env("KD_ISA", "portable"))
             }
-            Step::EmulatedGpu => {
-                for flags in [&["emulated-gpu"][..], &["emulated-gpu", "--cudnn"]] {
-                    println!("cargo xtask {}", flags.join(" "));
-                    emulated_gpu::command(&OnEmulatedGpu::try_parse_from(flags)?.args)?;
-                }
-                Ok(())
-            }
+            Step::EmulatedGpu => [false, true].into_iter().try_for_each(|cudnn| {
+                emulated_gpu::command(&emulated_gpu::Args { cudnn, ..Default::default() })
+            }),
             Step::Test => cargo(&["test", "--workspace"]),
         }
     }
@@ -141,8 +137,16 @@ fn quick_folder() -> PathBuf {
     workspace::root().join("target/ci/quick")
 }
 
+/// The `kd` that the command line's tests start, built with the whole workspace's features: the later steps build nothing
+/// of it again. `cargo xtask soak release` has the release build, which takes five minutes of both cores.
+fn kd_of_the_tests() -> anyhow::Result<PathBuf> {
+    let mut command = workspace::cargo();
+    command.args(["test", "--locked", "--workspace", "--test", "cli", "--no-run"]);
+    workspace::built_by(&mut command, "kd")
+}
+
 /// `cargo xtask reproduce --quick --dataset synthetic --out DIR`, and once more.
-fn quick_experiment() -> anyhow::Result<()> {
+pub fn quick_experiment(kd: Option<&Path>) -> anyhow::Result<()> {
     let out = quick_folder();
     if out.exists() {
         fs::remove_dir_all(&out).with_context(|| format!("cannot remove {}", out.display()))?;
@@ -150,7 +154,8 @@ fn quick_experiment() -> anyhow::Result<()> {
     let out_text = out.to_str().context("the path of this checkout is not valid UTF-8")?;
     let line = ["reproduce", "--quick", "--dataset", "synthetic", "--out", out_text];
     println!("cargo xtask {}", line.join(" "));
-    let args = Line::try_parse_from(line)?.args;
+    let args =
+        reproduce::Args { kd: kd.map(Path::to_path_buf), ..Line::try_parse_from(line)?.args };
     reproduce::command(&args)?;
     let first = results(&out)?;
     println!("\nThe same again: every run is finished, nothing may change.");
@@ -180,12 +185,6 @@ fn browser() -> anyhow::Result<()> {
 struct Line {
     #[command(flatten)]
     args: reproduce::Args,
-}
-
-#[derive(Parser)]
-struct OnEmulatedGpu {
-    #[command(flatten)]
-    args: emulated_gpu::Args,
 }
 
 /// The files that a finished experiment leaves, each checked to be there, with their contents;

@@ -7,19 +7,21 @@ use anyhow::ensure;
 
 use crate::{process, workspace};
 
-#[derive(clap::Args)]
+#[derive(clap::Args, Default)]
 pub struct Args {
-    /// Convolutions through cuDNN, emulated too
+    /// Convolutions through cuDNN, emulated too; without it through cuBLAS, on columns of windows
     #[arg(long)]
-    cudnn: bool,
+    pub cudnn: bool,
+    /// In a build without the feature `cudnn`; by default one build has both ways
+    #[arg(long, conflicts_with = "cudnn")]
+    pub without_cudnn: bool,
     /// Only tests whose name contains this
-    test: Option<String>,
+    pub test: Option<String>,
 }
 
-/// The crates whose tests on a GPU compute convolutions.
-const CONVOLVE: [&str; 3] = ["kd-ops", "kd-run", "kd-bench"];
-/// Those whose tests compute none, which is all that cuDNN does: they are run without it.
-const OTHERS: [&str; 2] = ["kd-data", "kd-loss"];
+/// The crates with tests on a GPU. All are named in each case, so that the same build runs both ways: cargo unites the features
+/// of what is named.
+const CRATES: [&str; 5] = ["kd-data", "kd-loss", "kd-ops", "kd-run", "kd-bench"];
 
 pub fn command(args: &Args) -> anyhow::Result<()> {
     ensure!(
@@ -32,19 +34,18 @@ pub fn command(args: &Args) -> anyhow::Result<()> {
     command.arg(script).arg(&folder).arg(workspace::program());
     // Without optimisation candle is built in a third of the time, and little is computed in Rust here.
     command.args(["test", "--profile", "light"]);
-    let others = if args.cudnn { &[][..] } else { &OTHERS };
-    for name in others.iter().chain(&CONVOLVE) {
+    for name in CRATES {
         command.args(["--package", name]);
     }
-    let features = if args.cudnn {
-        ["kd-run/cudnn", "kd-bench/cudnn"]
-    } else {
-        ["kd-run/cuda", "kd-bench/cuda"]
+    let features = match args.without_cudnn {
+        true => "kd-run/cuda,kd-bench/cuda",
+        false => "kd-run/cudnn,kd-bench/cudnn",
     };
-    command.args(["--features", &features.join(","), "--test", "cuda"]);
+    command.args(["--features", features, "--test", "cuda"]);
     // A folder of its own: what is built for a GPU elsewhere stays as it is.
     command.arg("--target-dir").arg(folder.join("cargo"));
     command.arg("--").args(&args.test);
+    command.env("KD_CONVOLUTIONS", if args.cudnn { "cudnn" } else { "cublas" });
     println!("{}", process::shown(&command));
     process::run(&mut command)
 }

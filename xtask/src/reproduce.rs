@@ -29,6 +29,9 @@ pub struct Args {
     /// Where data sets lie [default: data/ in the checkout]
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
+    /// The `kd` to start [default: one built for this, in release]
+    #[arg(long, value_name = "FILE", conflicts_with = "cudnn")]
+    pub kd: Option<PathBuf>,
     /// What to compute on
     #[arg(long, value_enum)]
     pub device: Option<DeviceChoice>,
@@ -156,10 +159,16 @@ const BETTER_TEACHER: &str = "resnet8";
 pub fn command(args: &Args) -> anyhow::Result<()> {
     let mut times = Vec::new();
 
-    announce("build");
-    let features = features(args.device, args.cudnn)?;
-    let build = || workspace::build("kd-run", "kd", features);
-    let kd = timed(&mut times, "build".into(), build)?;
+    let kd = match &args.kd {
+        // With its folder: a bare name would be looked for on PATH.
+        Some(kd) => std::fs::canonicalize(kd)
+            .with_context(|| format!("--kd: cannot find {}", kd.display()))?,
+        None => {
+            announce("build");
+            let features = features(args.device, args.cudnn)?;
+            timed(&mut times, "build".into(), || workspace::build("kd-run", "kd", features))?
+        }
+    };
     announce("data");
     let data_folder = args.data.clone().unwrap_or_else(data::default_folder);
     let images =

@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, ensure};
 use clap::ValueEnum;
 
-use crate::{ci, process, workspace};
+use crate::{ci, emulated_gpu, process, workspace};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -33,6 +33,10 @@ enum Step {
     Hub,
     /// Each published crate built from its package alone
     Package,
+    /// A quick experiment by the release build; CI has that of the tests' build
+    Release,
+    /// The tests that need a GPU in a build without the feature `cudnn`, on the emulated one
+    WithoutCudnn,
 }
 
 /// In `fuzz/fuzz_targets`, each with the longest input that makes sense and where more seeds lie.
@@ -95,6 +99,11 @@ impl Step {
                 command.args(["test", "--locked", "--profile", "light"]);
                 process::run(command.args(["--package", "kd-data", "--features", "hub"]))
             }
+            Self::Release => ci::quick_experiment(None),
+            Self::WithoutCudnn => emulated_gpu::command(&emulated_gpu::Args {
+                without_cudnn: true,
+                ..Default::default()
+            }),
             Self::Package => process::run(workspace::cargo().args(ci::PACKAGE)),
             Self::Fuzz => TARGETS.iter().try_for_each(|target| fuzz(*target, fuzz_seconds)),
         }

@@ -58,8 +58,13 @@ pub fn build(package: &str, binary: &str, features: &[&str]) -> anyhow::Result<P
     if !features.is_empty() {
         command.args(["--features", &features.join(",")]);
     }
+    built_by(&mut command, binary)
+}
+
+/// Runs this command of cargo, which builds a binary among other things, and says where cargo put that binary.
+pub fn built_by(command: &mut Command, binary: &str) -> anyhow::Result<PathBuf> {
     command.arg("--message-format=json-render-diagnostics").stdout(Stdio::piped());
-    let executable = process::run_with(&mut command, |child| {
+    let executable = process::run_with(command, |child| {
         let Some(stdout) = child.stdout.take() else { bail!("cargo's output is not at hand") };
         let mut executable = None;
         for line in BufReader::new(stdout).lines() {

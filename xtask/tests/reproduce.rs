@@ -62,6 +62,16 @@ impl Stage {
 }
 
 #[test]
+fn a_kd_that_is_there_is_started_and_none_built() {
+    let stage = Stage::new("");
+    stage.run(&["--dataset", "synthetic", "--kd", "kd"]).success();
+    assert_eq!(stage.log().len(), 6);
+    assert!(!stage.path("log.cargo").exists());
+    let missing = stage.run(&["--dataset", "synthetic", "--kd", "nowhere"]).failure();
+    missing.stderr(contains("--kd: cannot find nowhere"));
+}
+
+#[test]
 fn the_stages_come_in_order_and_their_times_are_told() {
     let stage = Stage::new("");
     let times = contains("build ").and(contains("regressor ")).and(contains("total "));
