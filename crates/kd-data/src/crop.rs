@@ -6,8 +6,8 @@ use rand_chacha::{
 };
 
 use crate::random::{Purpose, generator, unit64};
-use crate::scaling::{Crop, Interpolation};
-use crate::{Error, Result};
+use crate::scaling::Crop;
+use crate::{Error, Interpolation, Result};
 
 /// The rectangles that random crops are: torchvision's `RandomResizedCrop`, whose settings these are.
 #[derive(Clone, Copy, Debug, PartialEq)]

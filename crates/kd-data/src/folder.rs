@@ -102,8 +102,8 @@ pub(crate) fn class_folders(folder: &Path) -> Result<Vec<String>> {
     if !folder.is_dir() {
         return Err(Error::Missing {
             path: folder.into(),
-            expected: "a folder with a folder of PNG or JPEG files for each class".into(),
-            advice: "give the folder in which train/CLASS/*.png and test/CLASS/*.png lie".into(),
+            expected: "a folder with a folder of pictures (PNG, JPEG, WebP, BMP or GIF) for each class".into(),
+            advice: "give the folder in which train/CLASS/* and test/CLASS/* lie".into(),
         });
     }
     let mut names = Vec::new();
@@ -171,7 +171,7 @@ fn read(folder: &Path, classes: &[String], side: usize) -> Result<(Split, Vec<(P
         let folder = folder.join(class);
         let found = images::files(&folder)?;
         if found.is_empty() {
-            let expected = "PNG or JPEG files of this class".into();
+            let expected = "PNG, JPEG, WebP, BMP or GIF files of this class".into();
             return Err(Error::Folder { path: folder, found: "no pictures".into(), expected });
         }
         files.extend(found.into_iter().map(|path| (path, label as u32)));

@@ -18,7 +18,7 @@ use image::imageops::{self, FilterType};
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageReader, Limits, RgbImage};
 
-use crate::scaling::Scaling;
+use crate::scaling::{MAX_SIDE, Scaling};
 use crate::source::Picture;
 use crate::{Error, Result};
 
@@ -55,25 +55,11 @@ pub fn read(path: &Path, side: usize) -> Result<Picture> {
 /// `[3, size, size]`.
 ///
 /// # Errors
-/// As [`read`]'s, and when `size` is larger than `resize`, or the scaled picture would be too large.
+/// As [`read`]'s about the file, and [`Scaling::check`]'s.
 pub fn read_scaled(path: &Path, scaling: &Scaling) -> Result<Picture> {
-    check_side(scaling.resize)?;
-    if !(1..=scaling.resize).contains(&scaling.size) {
-        let expected = format!("1 to {}, the shorter side that it is cut out of", scaling.resize);
-        return Err(Error::Config { field: "size", found: scaling.size.to_string(), expected });
-    }
+    scaling.check()?;
     let (mut whole, mut square) = (Picture::default(), Picture::default());
     read_whole(path, &mut whole)?;
-    let [_, height, width] = whole.shape;
-    let side = |side: usize| scaling.resize * side / height.min(width);
-    let (to_width, to_height) = (side(width), side(height));
-    if 3 * to_width as u64 * to_height as u64 > MAX_BYTES {
-        let reason = format!(
-            "it is {width}x{height}, and with {} pixels on its shorter side it would be {to_width}x{to_height}, more than {MAX_BYTES} bytes; cut it, or leave it out",
-            scaling.resize
-        );
-        return Err(unreadable(path, reason));
-    }
     scaling.apply(&whole, &mut square);
     Ok(square)
 }
@@ -109,9 +95,6 @@ pub(crate) fn begins_like_a_picture(path: &Path) -> bool {
     let format = image::guess_format(&begin);
     read.is_ok() && format.is_ok_and(|format| format.reading_enabled())
 }
-
-/// The largest side that pictures are scaled to.
-const MAX_SIDE: usize = 4096;
 
 /// Refuses a side that no picture can be scaled to.
 pub(crate) fn check_side(side: usize) -> Result<()> {

@@ -2,73 +2,31 @@
 //! middle, a crop scaled to a square.
 
 use std::cell::RefCell;
-use std::str::FromStr;
+use std::ops::Range;
 
-use serde::{Deserialize, Serialize};
+use kd_record::Interpolation;
 
 use crate::source::Picture;
 use crate::{Error, Result};
 
 mod resample;
 
-/// How the value of a new pixel is found between old ones; both look at the whole area of the new pixel, as PIL does.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Interpolation {
-    /// Linearly: `InterpolationMode.BILINEAR` of torchvision with antialiasing.
-    #[default]
-    Bilinear,
-    /// By cubic polynomials (Keys, 1981, a = -1/2): `InterpolationMode.BICUBIC`.
-    Bicubic,
-}
-
-impl Interpolation {
-    /// All of them.
-    pub const ALL: [Self; 2] = [Self::Bilinear, Self::Bicubic];
-
-    /// The name in recipes and on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Bilinear => "bilinear",
-            Self::Bicubic => "bicubic",
-        }
-    }
-
-    /// Whether it is the one that recipes need not name.
-    pub fn is_bilinear(&self) -> bool {
-        *self == Self::Bilinear
-    }
-}
-
-impl FromStr for Interpolation {
-    type Err = String;
-
-    fn from_str(name: &str) -> std::result::Result<Self, String> {
-        let found = Self::ALL.into_iter().find(|interpolation| interpolation.name() == name);
-        let known = Self::ALL.map(Self::name).join(", ");
-        found.ok_or_else(|| format!("there is no interpolation {name:?}; expected one of {known}"))
-    }
-}
+use resample::Taps;
 
 /// How pictures of any size become squares of one size, where nothing is random: torchvision's `Resize(resize)`, then
 /// `CenterCrop(size)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Scaling {
-    /// Height and width of the square, in pixels: 1 to 512.
+    /// Height and width of the square, in pixels: 1 to [`MAX_SIDE`].
     pub size: usize,
-    /// What the picture's shorter side is scaled to before that, in pixels: `size` to 1024.
+    /// What the picture's shorter side is scaled to before that, in pixels: `size` to [`MAX_SIDE`].
     pub resize: usize,
     /// How pixels are interpolated.
     pub interpolation: Interpolation,
 }
 
-/// The largest side of the squares that networks are given.
-const MAX_SIZE: usize = 512;
-/// The largest shorter side before the middle is cut out.
-const MAX_RESIZE: usize = 1024;
-
-/// How many times its shorter side of a picture's longer side is scaled.
-const LONGEST: usize = 16;
+/// The largest side, in pixels, that pictures are scaled to.
+pub const MAX_SIDE: usize = 4096;
 
 impl Scaling {
     /// Squares of this side out of the middle of the picture, whose shorter side they have.
@@ -79,56 +37,37 @@ impl Scaling {
     /// Refuses sizes out of range.
     ///
     /// # Errors
-    /// When `size` is not 1 to 512 or `resize` not `size` to 1024.
+    /// When `size` is not 1 to [`MAX_SIDE`] or `resize` not `size` to [`MAX_SIDE`].
     pub fn check(&self) -> Result<()> {
         let wrong = |field, found: usize, expected: String| {
             Err(Error::Config { field, found: found.to_string(), expected })
         };
-        if !(1..=MAX_SIZE).contains(&self.size) {
-            return wrong("size", self.size, format!("1 to {MAX_SIZE} pixels"));
+        if !(1..=MAX_SIDE).contains(&self.size) {
+            return wrong("size", self.size, format!("1 to {MAX_SIDE} pixels"));
         }
-        if !(self.size..=MAX_RESIZE).contains(&self.resize) {
-            let expected = format!("{} (the size) to {MAX_RESIZE} pixels", self.size);
+        if !(self.size..=MAX_SIDE).contains(&self.resize) {
+            let expected = format!("{} (the size) to {MAX_SIDE} pixels", self.size);
             return wrong("resize", self.resize, expected);
         }
         Ok(())
     }
 
-    /// Scales the picture's shorter side to `resize` and cuts the square out of the middle; `square` is written. Of a picture that is
-    /// more than 16 times as long as wide the ends are left out first.
+    /// Scales the picture's shorter side to `resize` and cuts the square out of the middle; `square` is written. Only the pixels of the
+    /// square are computed, so that a picture of any length takes no more memory.
     ///
     /// # Panics
     /// Where the picture has no pixels or not as many as its shape says, or `resize` is less than `size`.
     pub fn apply(&self, picture: &Picture, square: &mut Picture) {
-        let [channels, height, width] = picture.shape;
-        let resize = self.resize;
-        // The ends of a very long picture are far from its middle, and scaled they would take all memory.
-        let longest = LONGEST * height.min(width);
-        let (rows, columns) = (height.min(longest), width.min(longest));
-        let whole = Crop {
-            top: ((height - rows) / 2) as u32,
-            left: ((width - columns) / 2) as u32,
-            height: rows as u32,
-            width: columns as u32,
-        };
+        let Self { size, resize, interpolation } = *self;
+        let [_, height, width] = picture.shape;
+        let whole = Crop { top: 0, left: 0, height: height as u32, width: width as u32 };
         // As `_compute_resized_output_size` of torchvision/transforms/functional.py, which cuts the longer side down to whole pixels.
-        let [to_height, to_width] = match rows <= columns {
-            true => [resize, resize * columns / rows],
-            false => [resize * rows / columns, resize],
+        let to = match height <= width {
+            true => [resize, resize * width / height],
+            false => [resize * height / width, resize],
         };
-        if [to_height, to_width] == [self.size; 2] {
-            return whole.scale(picture, [self.size; 2], self.interpolation, square);
-        }
-        let mut scaled = Picture::default();
-        whole.scale(picture, [to_height, to_width], self.interpolation, &mut scaled);
-        let (top, left) = (middle(to_height, self.size), middle(to_width, self.size));
-        square.shape = [channels, self.size, self.size];
-        square.pixels.clear();
-        for plane in scaled.pixels.chunks_exact(to_height * to_width) {
-            for row in plane.chunks_exact(to_width).skip(top).take(self.size) {
-                square.pixels.extend_from_slice(&row[left..left + self.size]);
-            }
-        }
+        let window = to.map(|side| middle(side, size)).map(|first| first..first + size);
+        whole.scale_part(picture, to, window, interpolation, square);
     }
 }
 
@@ -171,21 +110,40 @@ impl Crop {
         interpolation: Interpolation,
         into: &mut Picture,
     ) {
+        self.scale_part(picture, to, to.map(|side| 0..side), interpolation, into);
+    }
+
+    /// As [`scale`](Self::scale), but only the rows and columns `window` of what it gives.
+    fn scale_part(
+        &self,
+        picture: &Picture,
+        [to_height, to_width]: [usize; 2],
+        window: [Range<usize>; 2],
+        interpolation: Interpolation,
+        into: &mut Picture,
+    ) {
         let [channels, height, width] = picture.shape;
-        let [to_height, to_width] = to;
-        into.shape = [channels, to_height, to_width];
-        into.pixels.resize(channels * to_height * to_width, 0);
         let Crop { top, left, height: rows, width: columns } = *self;
         let [top, left, rows, columns] = [top, left, rows, columns].map(|side| side as usize);
         let fits = top + rows <= height && left + columns <= width && rows * columns > 0;
         assert!(fits, "{self:?} of a picture of {:?}", picture.shape);
+        let [new_rows, new_columns] = window;
+        into.shape = [channels, new_rows.len(), new_columns.len()];
+        into.pixels.resize(channels * new_rows.len() * new_columns.len(), 0);
+        let along_lines = Taps::new([columns, to_width], new_columns, interpolation);
+        let along_columns = Taps::new([rows, to_height], new_rows, interpolation);
+        // Old rows that no new one is made of are left out.
+        let used = along_columns.used();
+        let new_width = into.shape[2];
         LINES.with_borrow_mut(|lines| {
-            lines.resize(rows * to_width, 0);
+            lines.resize(used.len() * new_width, 0);
             let planes = picture.pixels.chunks_exact(height * width);
-            for (plane, to) in planes.zip(into.pixels.chunks_exact_mut(to_height * to_width)) {
-                let cut = plane.chunks_exact(width).skip(top).map(|line| &line[left..][..columns]);
-                resample::lines(cut.take(rows), [columns, to_width], interpolation, lines);
-                resample::columns(lines, [rows, to_height], to_width, interpolation, to);
+            let new_planes = into.pixels.chunks_exact_mut(into.shape[1] * new_width);
+            for (plane, to) in planes.zip(new_planes) {
+                let cut = plane.chunks_exact(width).skip(top + used.start);
+                let cut = cut.map(|line| &line[left..][..columns]).take(used.len());
+                along_lines.lines(cut, lines);
+                along_columns.columns(lines, new_width, to);
             }
         });
     }
@@ -206,10 +164,10 @@ mod tests {
     fn sizes_out_of_range_are_refused() {
         assert!(Scaling::to(224).check().is_ok());
         for (size, resize, expected) in [
-            (0, 32, "size is 0; expected 1 to 512 pixels"),
-            (513, 600, "size is 513; expected 1 to 512 pixels"),
-            (224, 223, "resize is 223; expected 224 (the size) to 1024 pixels"),
-            (224, 1025, "resize is 1025; expected 224 (the size) to 1024 pixels"),
+            (0, 32, "size is 0; expected 1 to 4096 pixels"),
+            (4097, 5000, "size is 4097; expected 1 to 4096 pixels"),
+            (224, 223, "resize is 223; expected 224 (the size) to 4096 pixels"),
+            (224, 4097, "resize is 4097; expected 224 (the size) to 4096 pixels"),
         ] {
             let error = Scaling { size, resize, ..Scaling::to(1) }.check().unwrap_err().to_string();
             assert_eq!(error, format!("data setting {expected}"));

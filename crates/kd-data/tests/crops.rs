@@ -39,15 +39,21 @@ fn a_scaled_picture_is_torchvisions_to_within_one_grey_level() {
     assert!(equal * 100 >= all * 95, "{equal} of {all} bytes are equal");
 }
 
+/// Scaled whole it would have 5120000 x 256 pixels; only those of the square are made.
 #[test]
-fn a_picture_that_would_become_too_large_is_refused() {
+fn a_picture_of_any_length_is_scaled_in_little_memory() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("line.png");
-    RgbImage::new(20_000, 1).save(&path).unwrap();
+    let colour = |x: u32, _| image::Rgb([(x >= 10_000) as u8 * 200, 30, 255]);
+    RgbImage::from_fn(20_000, 1, colour).save(&path).unwrap();
     let scaling = Scaling { resize: 256, size: 224, interpolation: Interpolation::Bicubic };
-    let message = read_scaled(&path, &scaling).unwrap_err().to_string();
-    assert!(message.contains("line.png") && message.contains("5120000x256"), "{message}");
+    let found = read_scaled(&path, &scaling).unwrap();
+    let (red, rest) = found.pixels.split_at(224 * 224);
+    assert!(rest[..224 * 224].iter().all(|value| *value == 30));
+    assert!(red.chunks_exact(224).all(|row| row == &red[..224]));
+    // The middle is where the colour changes; a bicubic edge is as wide as four old pixels, so all of it is on the way.
+    assert!(red[..224].is_sorted() && red[0] < 40 && red[223] > 160, "{:?}", &red[..224]);
     let wrong = Scaling { resize: 100, ..scaling };
     let message = read_scaled(&path, &wrong).unwrap_err().to_string();
-    assert!(message.contains("size is 224"), "{message}");
+    assert!(message.contains("resize is 100; expected 224 (the size)"), "{message}");
 }

@@ -5,46 +5,13 @@
 
 pub mod timm;
 
-use std::fmt;
 use std::path::Path;
-use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+pub use kd_record::Interpolation;
 
 use self::timm::TimmConfig;
-use crate::weights::Metadata;
+use crate::weights::{Metadata, Scaled};
 use crate::{Architecture, Error, Result};
-
-/// How a picture is scaled, over the whole area that a new pixel covers (antialiased), as Pillow does it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Interpolation {
-    /// A triangle of two pixels' width.
-    Bilinear,
-    /// Keys' cubic with a = -0.5, four pixels wide.
-    Bicubic,
-}
-
-impl fmt::Display for Interpolation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Bilinear => "bilinear",
-            Self::Bicubic => "bicubic",
-        })
-    }
-}
-
-impl FromStr for Interpolation {
-    type Err = String;
-
-    fn from_str(name: &str) -> std::result::Result<Self, String> {
-        match name {
-            "bilinear" => Ok(Self::Bilinear),
-            "bicubic" => Ok(Self::Bicubic),
-            _ => Err(format!("unknown interpolation `{name}`; expected bilinear or bicubic")),
-        }
-    }
-}
 
 /// What is done to a picture before the network is given it: its shorter side is scaled to `resize` pixels, the square of `size`
 /// pixels in its middle is cut out, and a byte x of a colour becomes `(x / 255 - mean) / std`.
@@ -56,6 +23,10 @@ pub struct Preprocessing {
     pub resize: usize,
     /// How the picture is scaled.
     pub interpolation: Interpolation,
+    /// Whether the largest square is cut out of the picture before it is scaled, bilinearly, to `size`; `resize` is then `size`, too. So
+    /// pictures in memory are brought to 32 pixels; where a size is set, they are scaled first. Of a picture that is not square the two
+    /// are up to half a new pixel apart.
+    pub square_first: bool,
     /// What is subtracted from red, green and blue, on a scale from 0 to 1.
     pub mean: [f32; 3],
     /// What they are then divided by.
@@ -84,7 +55,7 @@ impl Preprocessing {
     /// The largest square of a picture, with ImageNet's normalisation: the way of the small networks for CIFAR-10.
     pub fn whole_square(size: usize) -> Self {
         let ((mean, std), interpolation) = (IMAGENET, Interpolation::Bilinear);
-        Self { size, resize: size, interpolation, mean, std }
+        Self { size, resize: size, interpolation, square_first: true, mean, std }
     }
 }
 
@@ -103,6 +74,7 @@ impl Architecture {
         match self.family() {
             "efficientnet_lite" => Preprocessing {
                 resize: size + 32,
+                square_first: false,
                 interpolation: match size < 280 {
                     true => Interpolation::Bicubic,
                     false => Interpolation::Bilinear,
@@ -111,7 +83,7 @@ impl Architecture {
                 std: [128.0 / 255.0; 3],
                 ..square
             },
-            _ if size == 224 => Preprocessing { resize: 256, ..square },
+            _ if size == 224 => Preprocessing { resize: 256, square_first: false, ..square },
             _ => square,
         }
     }
@@ -155,9 +127,16 @@ pub fn find(
 ) -> Result<(Preprocessing, Option<String>)> {
     let (found, source) = match metadata {
         Some(metadata) => {
-            // Training on a folder of pictures cuts out the largest square.
+            // Without a size, training on a folder of pictures cuts out the largest square.
             let square = Preprocessing::whole_square(metadata.input[1]);
-            (Preprocessing { mean: metadata.mean, std: metadata.std, ..square }, None)
+            let square = Preprocessing { mean: metadata.mean, std: metadata.std, ..square };
+            let found = match metadata.scaled {
+                None => square,
+                Some(Scaled { resize, interpolation }) => {
+                    Preprocessing { resize, interpolation, square_first: false, ..square }
+                }
+            };
+            (found, None)
         }
         None => match unsaid(config, architecture)? {
             Some((found, source)) => (found, Some(source)),
@@ -176,16 +155,19 @@ pub fn find(
         (None, Some(size)) => scaled(size),
         (None, None) => found.resize,
     };
+    let interpolation = stated.interpolation.unwrap_or(found.interpolation);
+    let is_scaled_first = stated.resize.is_some() || stated.interpolation.is_some();
     let result = Preprocessing {
         size,
         resize,
-        interpolation: stated.interpolation.unwrap_or(found.interpolation),
+        interpolation,
+        square_first: found.square_first && !is_scaled_first,
         mean: stated.mean.unwrap_or(found.mean),
         std: stated.std.unwrap_or(found.std),
     };
     check(&result)?;
     let note = source.map(|source| {
-        let Preprocessing { size, resize, interpolation, mean, std } = result;
+        let Preprocessing { size, resize, interpolation, mean, std, .. } = result;
         let given = if result == found { "" } else { ", but for what was given" };
         format!(
             "{}: pictures are scaled to {resize} pixels ({interpolation}, the shorter side), {size}x{size} of them cut out, and normalised with mean {mean:?} and std {std:?}: {source}{given}",

@@ -19,6 +19,6 @@ mod torch_legacy;
 mod values;
 mod write;
 
-pub use metadata::{LeftOut, Metadata};
+pub use metadata::{LeftOut, Metadata, Scaled};
 pub use read::{Header, Loaded, Start, load, load_start, parse, peek};
 pub use write::save;

@@ -31,7 +31,7 @@ pub use event::{
 };
 pub use kept_views::{Keep, KeptViews, NumberType};
 pub use layout::{OutFolder, RunFolder};
-pub use names::{Compile, DeviceChoice, Precision};
+pub use names::{Compile, DeviceChoice, Interpolation, Precision};
 pub use roles::Roles;
 pub use summary::Summary;
 pub use teacher_outputs::TeacherOutput;

@@ -1,4 +1,5 @@
-//! Names that recipes, flags and records share: what computes, how precisely, and how a step reaches a GPU.
+//! Names that recipes, flags, records and weights files share: what computes, how precisely, how a step reaches a GPU, and how pictures are
+//! scaled.
 //!
 //! Each type's [`Display`](std::fmt::Display), [`FromStr`](std::str::FromStr) and serde form is the same lower-case name.
 //! With the feature `clap` each is a value of a command-line argument too.
@@ -45,6 +46,18 @@ pub enum Compile {
     /// As a CUDA graph, captured once and launched whole: the host, which may be what limits a small network, has far less to
     /// do. The graph keeps memory of its own for a step's tensors.
     Graph,
+}
+
+/// How the value of a new pixel is found between old ones when a picture is scaled; both look at the whole area that the new pixel covers
+/// (antialiased), as Pillow does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Interpolation {
+    /// Linearly, a triangle of two pixels' width: `InterpolationMode.BILINEAR` of torchvision with antialiasing.
+    #[default]
+    Bilinear,
+    /// By cubic polynomials, four pixels wide (Keys, 1981, a = -1/2): `InterpolationMode.BICUBIC`.
+    Bicubic,
 }
 
 /// A name that is none of those expected.
@@ -105,11 +118,19 @@ macro_rules! names {
 names!(DeviceChoice, "device", Auto: "auto", Cpu: "cpu", Cuda: "cuda");
 names!(Precision, "precision", F32: "f32", Tf32: "tf32", Bf16: "bf16");
 names!(Compile, "compile mode", Off: "off", Graph: "graph");
+names!(Interpolation, "interpolation", Bilinear: "bilinear", Bicubic: "bicubic");
 
 impl Precision {
     /// Whether it is f32, the default, which recipes leave out.
     pub fn is_f32(&self) -> bool {
         *self == Self::F32
+    }
+}
+
+impl Interpolation {
+    /// Whether it is bilinear, the default, which recipes leave out.
+    pub fn is_bilinear(&self) -> bool {
+        *self == Self::Bilinear
     }
 }
 
@@ -135,6 +156,7 @@ mod tests {
         check(&DeviceChoice::ALL);
         check(&Precision::ALL);
         check(&Compile::ALL);
+        check(&Interpolation::ALL);
         let message = "f16".parse::<Precision>().unwrap_err().to_string();
         assert_eq!(message, "\"f16\" is no precision; expected f32, tf32, bf16");
     }

@@ -9,7 +9,7 @@ use anyhow::Context;
 use candle_core::Tensor;
 use kd_data::{BatchConfig, Skipped};
 use kd_models::graph::TensorSpec;
-use kd_models::weights::{LeftOut, Metadata};
+use kd_models::weights::{LeftOut, Metadata, Scaled};
 use kd_record::lock::try_lock;
 use kd_record::own::check_run;
 use kd_record::write::{create_folder, remove_partial, remove_partial_of, write_whole};
@@ -565,6 +565,10 @@ impl Training<'_> {
         let network = self.run.model_config();
         let mut metadata = Metadata::new(&network, config.mean, config.std, &data.name);
         metadata.class_names = Some(data.classes.clone());
+        metadata.scaled = config.scaling().map(|of| Scaled {
+            resize: of.resize,
+            interpolation: of.interpolation,
+        });
         metadata.left_out = run.part.map(|[part, of]| LeftOut {
             part,
             of,

@@ -174,11 +174,11 @@ impl TimmConfig {
             None => family.interpolation,
             Some(name) => match name.parse::<Interpolation>() {
                 Ok(interpolation) => interpolation,
-                Err(reason) => return wrong(reason),
+                Err(unknown) => return wrong(format!("interpolation: {unknown}")),
             },
         };
         let (mean, std) = (cfg.mean.unwrap_or(family.mean), cfg.std.unwrap_or(family.std));
-        Ok(Preprocessing { size, resize, interpolation, mean, std })
+        Ok(Preprocessing { size, resize, interpolation, square_first: false, mean, std })
     }
 }
 
@@ -209,6 +209,7 @@ mod tests {
             size: 240,
             resize: 272,
             interpolation: Interpolation::Bicubic,
+            square_first: false,
             mean: [0.5; 3],
             std: [0.5, 0.25, 0.5],
         };
@@ -243,7 +244,7 @@ mod tests {
                 "resnet18",
                 "expected three channels",
             ),
-            (of("resnet18", r#""interpolation": "lanczos""#), "resnet18", "unknown interpolation"),
+            (of("resnet18", r#""interpolation": "lanczos""#), "resnet18", "is no interpolation"),
             (of("resnet18", r#""std": [0, 1, 1]"#), "resnet18", "std is [0.0, 1.0, 1.0]"),
             (of("resnet18", r#""std": [1]"#), "resnet18", "pretrained_cfg"),
             (of("resnet18", r#""input_size": [3, 9999, 9999]"#), "resnet18", "size is 9999"),

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use kd_record::Interpolation;
 use serde::{Deserialize, Serialize};
 
 use crate::{Architecture, Error, ModelConfig, Result};
@@ -30,6 +31,10 @@ pub struct Metadata {
     /// The classes' names in the order of the logits, if they are known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub class_names: Option<Vec<String>>,
+    /// How training brought pictures of any size to that of `input`. `None` where it did not: its images had the size, or the largest
+    /// square of each picture was scaled to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scaled: Option<Scaled>,
     /// What was subtracted from each colour of the images, on a scale from 0 to 1.
     pub mean: [f32; 3],
     /// What each colour was then divided by.
@@ -47,6 +52,15 @@ fn cifar() -> [usize; 3] {
 
 fn is_cifar(input: &[usize; 3]) -> bool {
     *input == CIFAR
+}
+
+/// How pictures were brought to a network's size: torchvision's `Resize(resize)`, then `CenterCrop` to the size of its images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scaled {
+    /// What the shorter side was scaled to, in pixels; at least the side of the images.
+    pub resize: usize,
+    /// How it was scaled.
+    pub interpolation: Interpolation,
 }
 
 /// A part of the training images.
@@ -72,6 +86,7 @@ impl Metadata {
             input: config.input,
             classes: config.classes,
             class_names: None,
+            scaled: None,
             mean,
             std,
             dataset: dataset.to_string(),
@@ -95,6 +110,28 @@ impl Metadata {
         }
         let (found_mean, found_std) = (self.mean, self.std);
         Err(Error::Normalization { path: path.into(), found_mean, found_std, mean, std })
+    }
+
+    /// A sentence about pictures whose shorter side is scaled to `resize` pixels and of which a square of `size` is cut out, where the
+    /// network of the file `path` was trained on others.
+    pub fn scaled_otherwise(&self, path: &Path, size: usize, given: Scaled) -> Option<String> {
+        let own = self.scaled?;
+        let side = self.input[1];
+        if own == given && side == size {
+            return None;
+        }
+        let way = |side: usize, of: Scaled| {
+            format!(
+                "scaled to {} pixels ({}, the shorter side), {side}x{side} of them cut out",
+                of.resize, of.interpolation
+            )
+        };
+        Some(format!(
+            "{}: its network was trained on pictures {}; the data's are {}",
+            path.display(),
+            way(side, own),
+            way(size, given)
+        ))
     }
 
     /// This crate's entry among the metadata of the file `path`.
@@ -125,6 +162,14 @@ impl Metadata {
         {
             let (names, classes) = (names.len(), metadata.classes);
             return Err(bad(format!("{names} class names for {classes} classes")));
+        }
+        if let Some(Scaled { resize, .. }) = metadata.scaled
+            && resize < metadata.input[1]
+        {
+            let [_, side, _] = metadata.input;
+            return Err(bad(format!(
+                "scaled.resize is {resize}; expected at least {side}, the side of the images that are cut out of it"
+            )));
         }
         metadata.config().graph().map_err(|error| bad(error.to_string()))?;
         Ok(Some(metadata))

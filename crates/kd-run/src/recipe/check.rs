@@ -1,5 +1,6 @@
 //! Checks of every value of a recipe.
 
+use kd_data::MAX_SIDE;
 use kd_loss::{Combination, MethodConfig, Term};
 use kd_ops::adam::AdamConfig;
 use kd_ops::average::AverageConfig;
@@ -141,10 +142,11 @@ impl DataConfig {
     /// Checks what is about pictures of any size.
     fn check_size(&self) -> Result<(), Invalid> {
         let size = self.size.unwrap_or(1);
-        require((1..=512).contains(&size), &[Step::Key("size")], size, "1 to 512 pixels")?;
+        let sides = 1..=MAX_SIDE;
+        require(sides.contains(&size), &[Step::Key("size")], size, "1 to 4096 pixels")?;
         if let Some(resize) = self.resize {
-            let good = self.size.is_some() && (size..=1024).contains(&resize);
-            let expected = "none without size, and with it size to 1024 pixels";
+            let good = self.size.is_some() && (size..=MAX_SIDE).contains(&resize);
+            let expected = "none without size, and with it size to 4096 pixels";
             require(good, &[Step::Key("resize")], resize, expected)?;
         }
         let is_used = self.size.is_some() || self.augment.resized_crop.is_some();

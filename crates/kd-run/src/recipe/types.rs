@@ -69,7 +69,7 @@ impl Recipe {
 pub struct DataConfig {
     /// The data set.
     pub dataset: DatasetName,
-    /// Height and width in pixels of the images that the network gets, 1 to 512: pictures of any size are scaled and cut to it. Without it
+    /// Height and width in pixels of the images that the network gets, 1 to 4096: pictures of any size are scaled and cut to it. Without it
     /// they are the data set's own, and one's own pictures 32, all in memory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size: Option<usize>,

@@ -49,7 +49,7 @@ pub(super) fn load(
     out: &Path,
     notes: &mut Vec<String>,
 ) -> Result<Pretrained> {
-    let normalization = resolved.data.normalization();
+    let (normalization, scaling) = (resolved.data.normalization(), resolved.data.scaling());
     let folder = OutFolder::new(out).run(&resolved.run.name);
     let run = &mut resolved.run;
     let (map, ignore_names) = (run.class_map.clone(), run.ignore_class_names);
@@ -61,6 +61,7 @@ pub(super) fn load(
         choice: &choice,
         normalization,
         stated: run.teacher_normalization(),
+        scaling,
     };
     let load = |path: &Path| {
         check_input(&folder, "the teacher's weights", path)?;

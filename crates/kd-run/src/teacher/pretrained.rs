@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
-use kd_data::{Normalization, Portions, Renormalize};
+use kd_data::{Normalization, Portions, Renormalize, Scaling};
 use kd_loss::Combination;
 use kd_models::classes::{ClassChoice, Matched, match_classes, select_rows};
 use kd_models::preprocessing::{self, Preprocessing, timm};
-use kd_models::weights::{self, LeftOut, Loaded};
+use kd_models::weights::{self, LeftOut, Loaded, Scaled};
 use kd_models::{Architecture, Classifier, ModelConfig};
 use sha2::{Digest, Sha256};
 
@@ -64,13 +64,23 @@ pub struct PretrainedConfig<'a> {
     pub normalization: Normalization,
     /// How those were normalised that it was trained on, for a file that doesn't say. Not given: like those that it is given.
     pub stated: Option<Normalization>,
+    /// How the data's pictures are brought to the size of `input`; `None` where they are not scaled, or nothing is to be said of it.
+    pub scaling: Option<Scaling>,
 }
 
 impl<'a> PretrainedConfig<'a> {
     /// For weights of these classes, images of this shape, and weights that were trained on images of this normalisation.
     pub fn new(classes: &'a [String], input: [usize; 3], normalization: Normalization) -> Self {
         const NOTHING: &ClassChoice = &ClassChoice::NONE;
-        Self { architecture: None, classes, input, choice: NOTHING, normalization, stated: None }
+        Self {
+            architecture: None,
+            classes,
+            input,
+            choice: NOTHING,
+            normalization,
+            stated: None,
+            scaling: None,
+        }
     }
 }
 
@@ -129,8 +139,15 @@ impl Pretrained {
     /// # Errors
     /// When the file is missing, damaged, of another network or for other classes, or contradicts `stated`.
     pub fn load(path: &Path, config: &PretrainedConfig<'_>) -> Result<Self> {
-        let PretrainedConfig { architecture, classes, input, choice, normalization, stated } =
-            *config;
+        let PretrainedConfig {
+            architecture,
+            classes,
+            input,
+            choice,
+            normalization,
+            stated,
+            scaling,
+        } = *config;
         let sha256 = sha256(path)?;
         // A class map may choose among more classes than the data's.
         let count = choice.map.is_none().then_some(classes.len());
@@ -152,6 +169,10 @@ impl Pretrained {
         if let Some(rows) = &rows {
             select_rows(&network, &mut tensors, rows)?;
             network.classes = classes.len();
+        }
+        if let (Some(about), Some(scaling)) = (&metadata, scaling) {
+            let Scaling { size, resize, interpolation } = scaling;
+            notes.extend(about.scaled_otherwise(path, size, Scaled { resize, interpolation }));
         }
         let said = metadata.as_ref().map(|m| Normalization { mean: m.mean, std: m.std });
         let own = own_normalization(path, said, stated, unsaid, normalization, &mut notes)?;

@@ -89,9 +89,45 @@ fn a_recipe_with_a_size_trains_distils_and_goes_on_from_files() {
     let line = "eval --weights whole/small.safetensors --dataset folder --data mine --json";
     let found: serde_json::Value = serde_json::from_str(&dir.stdout(line)).unwrap();
     assert_eq!(found["dataset"]["test"], 24);
+    as_in_training(&dir);
     dir.stdout("report whole");
     let page = String::from_utf8(dir.read("whole/report.html")).unwrap();
     assert!(page.contains("class 2"));
+}
+
+/// Without a flag, `kd eval` and `kd predict` scale the pictures as the recipe of the weights' training says.
+fn as_in_training(dir: &WorkDir) {
+    let logits = |name: &str, more: &str| {
+        let line = format!("eval --weights whole/small.safetensors --data mine --logits {name}");
+        dir.stdout(&format!("{line} {more}"));
+        let file = dir.read(name);
+        let file = safetensors::SafeTensors::deserialize(&file).unwrap();
+        let bytes = file.tensor("logits").unwrap().data().to_vec();
+        let (values, _) = bytes.as_chunks::<4>();
+        values.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect::<Vec<_>>()
+    };
+    let stated = logits("a", "--recipe r.toml");
+    assert_eq!(stated, logits("b", "--dataset folder"));
+    let line = "predict --json --weights whole/small.safetensors mine/val";
+    let printed: serde_json::Value = serde_json::from_str(&dir.stdout(line)).unwrap();
+    for (at, row) in stated.chunks_exact(3).enumerate() {
+        let sum: f64 = row.iter().map(|logit| f64::from(*logit).exp()).sum();
+        for (class, logit) in row.iter().enumerate() {
+            let found = printed["images"][at]["probabilities"][class].as_f64().unwrap();
+            let expected = f64::from(*logit).exp() / sum;
+            assert!((found - expected).abs() < 1e-6, "{at} {class}: {found} {expected}");
+        }
+    }
+    // Another way than the training's is said.
+    let recipe = RECIPE.replace("resize = 44", "resize = 40");
+    fs::write(dir.path("other.toml"), recipe).unwrap();
+    let line =
+        "eval --weights whole/small.safetensors --dataset folder --data mine --recipe other.toml";
+    let output = dir.command(line).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let expected =
+        "scaled to 44 pixels (bicubic, the shorter side), 40x40 of them cut out; the data's are scaled to 40";
+    assert!(output.status.success() && said.contains(expected), "{said}");
 }
 
 #[test]
@@ -133,7 +169,7 @@ fn other_data_sets_are_scaled_to_the_size_too() {
 fn lines_of_a_recipe_that_do_not_fit_are_named() {
     let dir = WorkDir::new();
     let cases = [
-        ("size = 40", "size = 600", "data.size: is 600; expected 1 to 512 pixels"),
+        ("size = 40", "size = 6000", "data.size: is 6000; expected 1 to 4096 pixels"),
         ("resize = 44", "resize = 30", "data.resize: is 30; expected none without size"),
         (
             "[0.3, 1.0]",

@@ -127,7 +127,7 @@ pub(crate) struct DataFlags {
     /// Test on this many images, balanced over the classes
     #[arg(long, value_name = "IMAGES", value_parser = at_least_one)]
     pub(crate) test_limit: Option<usize>,
-    /// Height and width of the images that the network gets, 1 to 512: pictures of any size are scaled to it, and those in a folder read as they are wanted [default: the recipe's, or the data set's own, 32]
+    /// Height and width of the images that the network gets, 1 to 4096: pictures of any size are scaled to it, and those in a folder read as they are wanted [default: the recipe's, or the data set's own, 32]
     #[arg(long, value_name = "PIXELS", value_parser = at_least_one)]
     pub(crate) size: Option<usize>,
     /// Keep at most this much of decoded pictures in memory: "2GiB" [default: 256MiB]

@@ -7,13 +7,14 @@ use candle_core::Tensor;
 use clap::Args;
 use kd_data::{Source, images};
 use kd_models::Architecture;
+use kd_models::preprocessing::{Preprocessing, Stated, find, timm};
 use kd_models::weights::peek;
 use kd_record::TestFlip;
 use kd_record::own::{self, Output};
 use kd_record::write::write_whole;
 use kd_run::data;
 use kd_run::evaluate::{Evaluation, evaluate, evaluate_with_flip, logits};
-use kd_run::recipe::DatasetName;
+use kd_run::recipe::{DataConfig, DatasetName};
 use kd_run::teacher::{Pretrained, PretrainedConfig};
 use safetensors::tensor::{Dtype, TensorView};
 use serde::Serialize;
@@ -97,10 +98,8 @@ pub(crate) fn run(flags: &Eval) -> Result<(), Failure> {
     // No training image is looked at, so one is enough to hold in memory.
     config.train_limit = Some(1);
     let device = flags.compute.device()?;
-    if config.dataset == DatasetName::Folder && config.size.is_none() {
-        // One's own pictures are brought to the size that the network was trained at, where its file says that.
-        let [_, side, _] = peek(&flags.weights)?.config(flags.model, None)?.input;
-        config.size = Some(side).filter(|side| *side != images::SIDE);
+    if config.size.is_none() {
+        as_in_training(flags, &mut config)?;
     }
     let memory = flags.data.data_memory.unwrap_or(data::DATA_MEMORY);
     let data = data::load_within(&config, &flags.data.data, memory)?;
@@ -111,6 +110,7 @@ pub(crate) fn run(flags: &Eval) -> Result<(), Failure> {
     let about = PretrainedConfig {
         architecture: flags.model,
         choice: &choice,
+        scaling: config.scaling(),
         ..PretrainedConfig::new(&data.classes, data.input(), config.normalization())
     };
     let mut weights = Pretrained::load(&flags.weights, &about)?;
@@ -149,6 +149,29 @@ pub(crate) fn run(flags: &Eval) -> Result<(), Failure> {
     };
     let json = serde_json::to_string(&printed).context("the result can't be written as JSON")?;
     Ok(print(&format!("{json}\n"))?)
+}
+
+/// Brings pictures to the network's size as its training did, where nothing else is asked for: one's own pictures in any case, those of
+/// another data set where its file says how.
+fn as_in_training(flags: &Eval, config: &mut DataConfig) -> anyhow::Result<()> {
+    let path = &flags.weights;
+    let header = peek(path)?;
+    let metadata = header.metadata.as_ref();
+    if config.dataset != DatasetName::Folder && metadata.is_none_or(|about| about.scaled.is_none()) {
+        return Ok(());
+    }
+    let (timm, _) = timm::beside(path, metadata)?;
+    let known = flags.model.or(timm.as_ref().and_then(|timm| timm.architecture));
+    let network = header.config(known, None)?.architecture;
+    let (found, note) = find(path, metadata, timm.as_ref(), network, &Stated::default())?;
+    let Preprocessing { size, resize, interpolation, square_first, .. } = found;
+    if square_first {
+        config.size = Some(size).filter(|size| *size != images::SIDE);
+        return Ok(());
+    }
+    say(note.as_slice());
+    (config.size, config.resize, config.interpolation) = (Some(size), Some(resize), interpolation);
+    Ok(())
 }
 
 /// Writes a safetensors file with `logits` (f32 `[N, classes]`) and `labels` (i64 `[N]`), in the order of the test images.

@@ -9,7 +9,7 @@ use candle_core::Device;
 use clap::Args;
 use kd_data::{Picture, Scaling, Source, Split, images};
 use kd_models::classes::{ClassChoice, differing, match_classes, select_rows};
-use kd_models::preprocessing::{Interpolation, Preprocessing, Stated};
+use kd_models::preprocessing::{Preprocessing, Stated};
 use kd_models::{Architecture, ModelConfig};
 use kd_record::hash::sha256;
 use kd_report::softmax::softmax;
@@ -31,8 +31,8 @@ Examples:
   kd predict --weights runs/mine/kd.safetensors --json pictures/ | jq -r '.images[] | [.path, .class] | @tsv'
   kd predict --model efficientnet_lite0 --weights efficientnet-lite0-57934424.pth --json pictures/
 
-A picture is turned upright as its EXIF data says. For a network that kd trained the largest square in its middle is scaled
-to the network's size. For others size, interpolation and normalisation are what the flags say, then a config.json beside
+A picture is turned upright as its EXIF data says. For a network that kd trained it is scaled and cut as in training: where a
+size was set, the shorter side is scaled and the middle cut out, else the largest square is scaled. For others size, interpolation and normalisation are what the flags say, then a config.json beside
 the weights in timm's form, then what the network's authors did; they are said on standard error. Grey pictures become
 colour, 16 bits become 8, and transparent parts become white. Where no names of the classes are known, a class is its
 number. The confidence is the softmax, which is not calibrated. A file that can't be read is named on standard error; the
@@ -227,20 +227,17 @@ fn check_square(Weights { config, .. }: &Weights) -> Result<(), Failure> {
 
 /// Whether a picture has the same pixels for both.
 fn same_picture(a: &Preprocessing, b: &Preprocessing) -> bool {
-    (a.size, a.resize, a.interpolation) == (b.size, b.resize, b.interpolation)
+    let of = |a: &Preprocessing| (a.size, a.resize, a.interpolation, a.square_first);
+    of(a) == of(b)
 }
 
-/// Reads a picture as a network is given it, but for the normalisation. The largest square is what training on a folder of pictures
-/// without a size makes of it, to the byte. Training with a size scales the whole picture before the middle is cut out: of a picture
-/// that is not square the two are up to half a new pixel apart.
+/// Reads a picture as a network is given it, but for the normalisation: to the byte what its training made of it.
 fn read(path: &Path, as_given: &Preprocessing) -> kd_data::Result<Picture> {
-    let Preprocessing { size, resize, interpolation, .. } = *as_given;
-    let interpolation = match interpolation {
-        Interpolation::Bilinear if resize == size => return images::read(path, size),
-        Interpolation::Bilinear => kd_data::Interpolation::Bilinear,
-        Interpolation::Bicubic => kd_data::Interpolation::Bicubic,
-    };
-    images::read_scaled(path, &Scaling { resize, size, interpolation })
+    let Preprocessing { size, resize, interpolation, square_first, .. } = *as_given;
+    match square_first {
+        true => images::read(path, size),
+        false => images::read_scaled(path, &Scaling { resize, size, interpolation }),
+    }
 }
 
 /// Adds a picture, whose label nobody looks at.
@@ -311,7 +308,7 @@ fn pictures(named: &[PathBuf], errors: &mut Vec<Unread>) -> Vec<PathBuf> {
         }
         match images::files(path) {
             Ok(found) if found.is_empty() => {
-                let error = format!("{}: the folder holds no PNG or JPEG file", path.display());
+                let error = format!("{}: the folder holds no PNG, JPEG, WebP, BMP or GIF file", path.display());
                 errors.push(Unread::reported(path, error));
             }
             Ok(found) => paths.extend(found),

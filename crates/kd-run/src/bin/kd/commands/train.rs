@@ -17,7 +17,7 @@ Examples:
   kd train --model student --dataset folder --data pictures --out runs/pictures
   kd train --recipe mine.toml --run student --seed 1
 
-Your own pictures lie in DIR/train/CLASS/*.png and DIR/test/CLASS/*.png (PNG or JPEG of any size).
+Your own pictures lie in DIR/train/CLASS/* and DIR/test/CLASS/* (PNG, JPEG, WebP, BMP or GIF of any size).
 A run that was stopped goes on when the same command is given again; with more --epochs a finished run is trained on.";
 
 #[derive(Debug, Args)]
