@@ -1,5 +1,5 @@
-//! Augmentation: random crops, horizontal flip, random erasing and cutout. What was done to an image is a small record, its view, which can
-//! be applied again.
+//! Augmentation: random crops, horizontal flip, changes of colour and shape, cutout and random erasing. What was done to an image is a small
+//! record, its view, which can be applied again.
 
 use rand_chacha::{
     ChaCha8Rng,
@@ -7,13 +7,17 @@ use rand_chacha::{
 };
 
 use crate::crop::ResizedCrop;
+use crate::erase::{Erasings, RandomErasing};
+use crate::jitter::{ColorJitter, Jitter, Jitters};
 use crate::normalize::Table;
+use crate::policy::{Changes, Policies, Policy};
 use crate::random::{Purpose, below, generator};
 use crate::scaling::Crop;
+use crate::source::Picture;
 use crate::{Error, Normalization, Result};
 
 /// Which random changes images get. All are off by default. What an image gets depends on seed, epoch and the image's number
-/// alone.
+/// alone. They are made in the order of the fields, but cutout before erasing.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Augment {
     /// Cut a rectangle of random size, shape and place out of the whole picture and scale it to the image's size.
@@ -23,6 +27,12 @@ pub struct Augment {
     pub crop_padding: usize,
     /// Mirror an image, left to right, with probability one half.
     pub flip: bool,
+    /// Change brightness, contrast, saturation and hue.
+    pub color_jitter: Option<ColorJitter>,
+    /// Change shape and colours by one or several changes out of a list.
+    pub policy: Option<Policy>,
+    /// Set a rectangle to the mean colour.
+    pub random_erasing: Option<RandomErasing>,
     /// Side in pixels of a square that is set to the mean colour; 0 is off. Its centre is any pixel, so part
     /// of the square may lie outside of the image (DeVries and Taylor, "Improved Regularization of Convolutional Neural
     /// Networks with Cutout", 2017).
@@ -41,8 +51,14 @@ pub struct View {
     pub dx: i8,
     /// Whether the image was mirrored left to right, after the shift.
     pub flip: bool,
+    /// How the colours were changed, after that.
+    pub jitter: Option<Jitter>,
+    /// What was then done out of a list of changes.
+    pub changes: Changes,
     /// Centre (row, column) of the square that was cut out, in the view; `None` where there is none.
     pub cutout: Option<(u8, u8)>,
+    /// The rectangle that was erased, in the view; `None` where there is none.
+    pub erased: Option<Crop>,
 }
 
 /// Words of the random stream that one image's view has. It takes five; `below` draws again with a probability of
@@ -57,6 +73,9 @@ pub(crate) struct Views {
     height: u32,
     width: u32,
     rng: ChaCha8Rng,
+    jitters: Jitters,
+    policies: Policies,
+    erasings: Erasings,
 }
 
 impl Views {
@@ -67,7 +86,15 @@ impl Views {
         } else {
             generator(seed, Purpose::Augment, epoch as u64)
         };
-        Self { augment, height: shape[1] as u32, width: shape[2] as u32, rng }
+        Self {
+            augment,
+            height: shape[1] as u32,
+            width: shape[2] as u32,
+            rng,
+            jitters: Jitters::new(augment.color_jitter, seed, epoch),
+            policies: Policies::new(augment.policy, seed, epoch),
+            erasings: Erasings::new(augment.random_erasing, shape, seed, epoch),
+        }
     }
 
     /// The view of the image with number `index`.
@@ -90,15 +117,29 @@ impl Views {
             dy,
             dx,
             flip: flip && mirrored,
+            jitter: self.jitters.draw(index),
+            changes: self.policies.draw(index),
+            erased: self.erasings.draw(index),
             cutout: (cutout > 0).then_some((centre.0 as u8, centre.1 as u8)),
         }
     }
 }
 
 impl Augment {
+    /// No change: the default, as a constant.
+    pub const OFF: Self = Self {
+        resized_crop: None,
+        crop_padding: 0,
+        flip: false,
+        color_jitter: None,
+        policy: None,
+        random_erasing: None,
+        cutout: 0,
+    };
+
     /// Whether all changes are off.
     pub fn is_off(&self) -> bool {
-        *self == Self::default()
+        *self == Self::OFF
     }
 
     /// Refuses settings that make no sense for images of `shape` (channels, height, width).
@@ -109,6 +150,15 @@ impl Augment {
         let side = shape[1].min(shape[2]);
         if let Some(crop) = &self.resized_crop {
             crop.check()?;
+        }
+        if let Some(jitter) = &self.color_jitter {
+            jitter.check()?;
+        }
+        if let Some(Policy::RandAugment(settings)) = &self.policy {
+            settings.check()?;
+        }
+        if let Some(erasing) = &self.random_erasing {
+            erasing.check()?;
         }
         if self.crop_padding > 127.min(side.saturating_sub(1)) {
             return wrong(
@@ -132,6 +182,26 @@ impl Augment {
 }
 
 impl View {
+    /// The image, shifted and mirrored, with the changes of colour and shape that are made to its bytes; `None` where there are none.
+    fn changed(&self, image: &[u8], [height, width]: [usize; 2]) -> Option<Picture> {
+        if self.jitter.is_none() && self.changes == Changes::default() {
+            return None;
+        }
+        let mut picture = Picture { shape: [3, height, width], pixels: vec![0; image.len()] };
+        let same: [u8; 256] = std::array::from_fn(|byte| byte as u8);
+        let planes = picture.pixels.chunks_exact_mut(height * width);
+        for (plane, bytes) in planes.zip(image.chunks_exact(height * width)) {
+            shift_and_flip(self, bytes, [height, width], &same, plane);
+        }
+        if let Some(jitter) = &self.jitter {
+            jitter.apply(&mut picture);
+        }
+        for change in self.changes.iter().flatten() {
+            change.apply(&mut picture);
+        }
+        Some(picture)
+    }
+
     /// Computes the network's input for this view of an image: `image` is `[3, H, W]` in bytes, `input`, which is written, the
     /// same in f32. Where the view has a [`crop`](Self::crop), the image is that crop, scaled. `cutout` is the side of the square, [`Augment::cutout`]. This is what
     /// [`batches`](crate::batches()) computes, so a recorded view gives the same numbers again.
@@ -161,18 +231,25 @@ pub(crate) fn apply(
 ) {
     assert_eq!(image.len(), 3 * height * width);
     assert_eq!(input.len(), image.len());
+    let changed = view.changed(image, [height, width]);
+    let is_plain = changed.is_some() || view.dy == 0 && view.dx == 0 && !view.flip;
+    let image = changed.as_ref().map_or(image, |picture| &picture.pixels);
     let planes = image.chunks_exact(height * width).zip(input.chunks_exact_mut(height * width));
     for ((bytes, plane), table) in planes.zip(table) {
-        if view.dy == 0 && view.dx == 0 && !view.flip {
+        if is_plain {
             for (value, &byte) in plane.iter_mut().zip(bytes) {
                 *value = table[usize::from(byte)];
             }
         } else {
             shift_and_flip(view, bytes, [height, width], table, plane);
         }
-        if let Some(centre) = view.cutout {
-            let rows = square(centre.0, cutout, height);
-            let columns = square(centre.1, cutout, width);
+        let square = view
+            .cutout
+            .map(|(row, column)| (square(row, cutout, height), square(column, cutout, width)));
+        let rectangle = view.erased.map(|Crop { top, left, height, width }| {
+            (top as usize..(top + height) as usize, left as usize..(left + width) as usize)
+        });
+        for (rows, columns) in square.into_iter().chain(rectangle) {
             for row in plane.chunks_exact_mut(width).take(rows.end).skip(rows.start) {
                 // 0 after normalisation: the mean colour.
                 row[columns.clone()].fill(0.0);
@@ -181,13 +258,13 @@ pub(crate) fn apply(
     }
 }
 
-/// One channel of a view that is shifted or mirrored, without the cutout.
-fn shift_and_flip(
+/// One channel of a view that is shifted or mirrored, each value by the table, without the cutout.
+fn shift_and_flip<T: Copy>(
     view: &View,
     bytes: &[u8],
     [height, width]: [usize; 2],
-    table: &[f32; 256],
-    plane: &mut [f32],
+    table: &[T; 256],
+    plane: &mut [T],
 ) {
     let black = table[0];
     for (y, row) in plane.chunks_exact_mut(width).enumerate() {

@@ -71,7 +71,12 @@ impl BatchConfig {
     /// Whether a GPU can make the images by itself.
     #[cfg(feature = "cuda")]
     pub(crate) fn is_gathered(&self) -> bool {
-        self.mix.is_off() && self.augment.resized_crop.is_none()
+        let Augment { resized_crop, color_jitter, policy, random_erasing, .. } = self.augment;
+        let on_the_host = resized_crop.is_some()
+            || color_jitter.is_some()
+            || policy.is_some()
+            || random_erasing.is_some();
+        self.mix.is_off() && !on_the_host
     }
 
     /// The number of the view that the epoch shows of each image.

@@ -1,6 +1,8 @@
-//! The binary versions of CIFAR-10 and CIFAR-100, as described by their authors
+//! CIFAR-10 and CIFAR-100: the binary versions, and the Python versions, which torchvision unpacks. The former are as described by their authors
 //! (<https://www.cs.toronto.edu/~kriz/cifar.html>): records of one label (CIFAR-100: coarse, then
-//! fine) and 3072 bytes, red, green and blue, each row by row.
+//! fine) and 3072 bytes, red, green and blue, each row by row. The latter have the same images in the same order.
+
+mod pickle;
 
 use std::fs::File;
 use std::io::Read;
@@ -8,8 +10,8 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use crate::hash::hex;
 use crate::{Dataset, Error, Result, Split};
+use kd_record::hash::hex;
 
 /// Channels, height and width of an image.
 const SHAPE: [usize; 3] = [3, 32, 32];
@@ -60,7 +62,11 @@ struct Layout {
     /// The label bytes that a record begins with, and how many classes each tells apart; the last one is the image's class.
     labels: &'static [(&'static str, u8)],
     classes: &'static [&'static str],
-    /// Files of the other data set, or of another version of this one, and the advice where one is found.
+    /// The folder of the Python version in its archive.
+    python: &'static str,
+    /// The names of the lists that the Python version has the labels in, in the order of `labels`.
+    lists: &'static [&'static str],
+    /// Files of the other data set, and the advice where one is found.
     strangers: &'static [(&'static str, &'static str)],
 }
 
@@ -78,10 +84,9 @@ const CIFAR10: Layout = Layout {
     ],
     labels: &[("label", 10)],
     classes: &CIFAR10_CLASSES,
-    strangers: &[
-        ("data_batch_1", "this is CIFAR-10's Python version, take the binary one"),
-        ("train.bin", "this looks like CIFAR-100, read it as cifar100"),
-    ],
+    python: "cifar-10-batches-py",
+    lists: &["labels"],
+    strangers: &[("train.bin", "this looks like CIFAR-100, read it as cifar100")],
 };
 
 const CIFAR100: Layout = Layout {
@@ -91,14 +96,14 @@ const CIFAR100: Layout = Layout {
     files: &[("train.bin", 50_000), ("test.bin", 10_000)],
     labels: &[("coarse label", 20), ("fine label", 100)],
     classes: &CIFAR100_CLASSES,
-    strangers: &[
-        ("train", "this is CIFAR-100's Python version, take the binary one"),
-        ("data_batch_1.bin", "this looks like CIFAR-10, read it as cifar10"),
-    ],
+    python: "cifar-100-python",
+    lists: &["coarse_labels", "fine_labels"],
+    strangers: &[("data_batch_1.bin", "this looks like CIFAR-10, read it as cifar10")],
 };
 
 /// Reads CIFAR-10 from `dir`: the folder with `data_batch_1.bin` to `data_batch_5.bin` and
-/// `test_batch.bin`, or the folder that `cifar-10-batches-bin` lies in.
+/// `test_batch.bin`, or the folder that `cifar-10-batches-bin` lies in; or the Python version that torchvision unpacks, whose files have the
+/// same names without an ending and lie in `cifar-10-batches-py`. Both are one data set with one SHA-256.
 ///
 /// # Errors
 /// All six files are read and checked in full. A file that is missing, too short, too long, not a batch
@@ -108,7 +113,7 @@ pub fn cifar10(dir: &Path) -> Result<Dataset> {
 }
 
 /// Reads CIFAR-100 from `dir`: the folder with `train.bin` and `test.bin`, or the folder that
-/// `cifar-100-binary` lies in. Labels are the 100 fine ones; the 20 coarse ones are in
+/// `cifar-100-binary` lies in, or those of the Python version, `train` and `test` in `cifar-100-python`. Labels are the 100 fine ones; the 20 coarse ones are in
 /// [`Split::coarse_labels`].
 ///
 /// # Errors
@@ -169,7 +174,7 @@ fn records(bytes: &[u8], name: &Path, layout: &Layout) -> Result<Split> {
 }
 
 fn read(dir: &Path, layout: &Layout) -> Result<Dataset> {
-    let folder = find(dir, layout)?;
+    let (folder, version) = find(dir, layout)?;
     let (test_file, train_files) = match layout.files {
         [train @ .., test] => (test, train),
         [] => unreachable!("a layout has files"),
@@ -180,7 +185,7 @@ fn read(dir: &Path, layout: &Layout) -> Result<Dataset> {
     // Two buffers, so that the next file is read while this one is hashed; memory for all files at once would have to be
     // cleared by the system first, which takes longer than to read them.
     let (mut bytes, mut next) = (Vec::new(), Vec::new());
-    read_checked(&folder, layout, 0, &mut bytes)?;
+    read_checked(&folder, layout, version, 0, &mut bytes)?;
     for index in 0..layout.files.len() {
         let split = if index < train_files.len() { &mut train } else { &mut test };
         let ((), read) = rayon::join(
@@ -188,7 +193,7 @@ fn read(dir: &Path, layout: &Layout) -> Result<Dataset> {
             || {
                 append(&bytes, layout, split);
                 match index + 1 < layout.files.len() {
-                    true => read_checked(&folder, layout, index + 1, &mut next),
+                    true => read_checked(&folder, layout, version, index + 1, &mut next),
                     false => Ok(()),
                 }
             },
@@ -207,35 +212,104 @@ fn read(dir: &Path, layout: &Layout) -> Result<Dataset> {
 }
 
 /// Reads the file `index` of the layout into `bytes`, in place of what is there, and checks it.
-fn read_checked(folder: &Path, layout: &Layout, index: usize, bytes: &mut Vec<u8>) -> Result<()> {
+fn read_checked(
+    folder: &Path,
+    layout: &Layout,
+    version: Version,
+    index: usize,
+    bytes: &mut Vec<u8>,
+) -> Result<()> {
     let (name, records) = layout.files[index];
-    let path = folder.join(name);
-    read_file(&path, layout, records, bytes)?;
+    let path = folder.join(version.file(name));
+    match version {
+        Version::Binary => read_file(&path, layout, records, bytes)?,
+        Version::Python => *bytes = read_pickle(&path, layout, records)?,
+    }
     check(bytes, &path, layout, records)
 }
 
-/// The folder with the batches: `dir`, or the published folder in it.
-fn find(dir: &Path, layout: &Layout) -> Result<PathBuf> {
-    let holds_a_batch =
-        |folder: &Path| layout.files.iter().any(|(name, _)| folder.join(name).exists());
-    let inner = dir.join(layout.folder);
-    if holds_a_batch(dir) {
-        return Ok(dir.into());
+/// Which of the published archives a folder is of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Version {
+    Binary,
+    Python,
+}
+
+impl Version {
+    /// The name of a file whose name in the binary version this is.
+    fn file(self, binary: &'static str) -> &'static str {
+        match self {
+            Self::Binary => binary,
+            Self::Python => binary.trim_end_matches(".bin"),
+        }
     }
-    if inner.is_dir() {
-        return Ok(inner);
+}
+
+/// The most bytes of a file of the Python version: those of CIFAR-100 have 156 MB.
+const LONGEST_PICKLE: u64 = 256 << 20;
+
+/// Reads a file of the Python version as the records that the binary version has.
+fn read_pickle(path: &Path, layout: &Layout, records: usize) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let opened =
+        File::open(path).and_then(|file| file.take(LONGEST_PICKLE).read_to_end(&mut bytes));
+    if let Err(source) = opened {
+        return Err(match source.kind() {
+            std::io::ErrorKind::NotFound => Error::Missing {
+                path: path.into(),
+                expected: format!("a pickle of {records} images"),
+                advice: layout.unpack_again(),
+            },
+            _ => Error::Io { path: path.into(), source },
+        });
+    }
+    let malformed = |offset: usize, found: String, expected: String| Error::Malformed {
+        path: path.into(),
+        offset: offset as u64,
+        found,
+        expected,
+        advice: layout.unpack_again(),
+    };
+    let batch = pickle::read(&bytes, layout.lists)
+        .map_err(|wrong| malformed(wrong.offset, wrong.found, wrong.expected.into()))?;
+    let counts: Vec<usize> = batch.labels.iter().map(Vec::len).collect();
+    if batch.pixels.len() != PIXELS * records || counts.iter().any(|count| *count != records) {
+        let found = format!("{} bytes of pixels and {counts:?} labels", batch.pixels.len());
+        let expected = format!("{records} images of {PIXELS} bytes, and a label for each");
+        return Err(malformed(0, found, expected));
+    }
+    let mut all = Vec::with_capacity(layout.record() * records);
+    for (number, pixels) in batch.pixels.chunks_exact(PIXELS).enumerate() {
+        all.extend(batch.labels.iter().map(|labels| labels[number]));
+        all.extend_from_slice(pixels);
+    }
+    Ok(all)
+}
+
+/// The folder with the batches, which is `dir` or a published folder in it, and which version they are of: the binary one where both
+/// are there.
+fn find(dir: &Path, layout: &Layout) -> Result<(PathBuf, Version)> {
+    for (version, folder) in [(Version::Binary, layout.folder), (Version::Python, layout.python)] {
+        let is_batch = |(name, _): &(&'static str, usize)| dir.join(version.file(name)).is_file();
+        if layout.files.iter().any(is_batch) {
+            return Ok((dir.into(), version));
+        }
+        let inner = dir.join(folder);
+        if inner.is_dir() {
+            return Ok((inner, version));
+        }
     }
     let stranger = layout.strangers.iter().find(|(name, _)| dir.join(name).exists());
     let advice = match stranger {
         Some((_, advice)) => (*advice).into(),
-        None => format!("give the folder with {}'s binary files, or its parent", layout.title),
+        None => format!("give the folder with {}'s files, or its parent", layout.title),
     };
     let first = layout.files[0].0;
     if dir.is_dir() {
-        let expected = format!("it here, or the folder {}", layout.folder);
+        let expected = format!("it here, or the folder {} or {}", layout.folder, layout.python);
         return Err(Error::Missing { path: dir.join(first), expected, advice });
     }
-    let expected = format!("a folder with {first} or {} in it", layout.folder);
+    let expected = format!("a folder with {first}, {} or {} in it", layout.folder, layout.python);
     Err(Error::Missing { path: dir.into(), expected, advice })
 }
 
@@ -379,7 +453,7 @@ impl Layout {
 
     fn unpack_again(&self) -> String {
         format!(
-            "unpack {}'s binary archive again (remove the folder, and `cargo xtask data` does)",
+            "unpack {}'s archive again (remove the folder, and `cargo xtask data` does)",
             self.title
         )
     }

@@ -117,6 +117,9 @@ pub enum Error {
         /// What happened.
         reason: String,
     },
+    /// A file can't be written, or a folder is in use.
+    #[error(transparent)]
+    Record(#[from] kd_record::Error),
     /// candle refused an operation.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use crate::hash::hex;
 use crate::{Dataset, Error, Result, Skipped, Split};
 use crate::{images, labels};
+use kd_record::hash::hex;
 
 /// The most classes that a network tells apart.
 pub(crate) const MAX_CLASSES: usize = 65536;
@@ -102,7 +102,9 @@ pub(crate) fn class_folders(folder: &Path) -> Result<Vec<String>> {
     if !folder.is_dir() {
         return Err(Error::Missing {
             path: folder.into(),
-            expected: "a folder with a folder of pictures (PNG, JPEG, WebP, BMP or GIF) for each class".into(),
+            expected:
+                "a folder with a folder of pictures (PNG, JPEG, WebP, BMP or GIF) for each class"
+                    .into(),
             advice: "give the folder in which train/CLASS/* and test/CLASS/* lie".into(),
         });
     }

@@ -8,9 +8,9 @@ use candle_datasets::vision;
 use sha2::{Digest, Sha256};
 
 use crate::cifar::CIFAR10_CLASSES;
-use crate::hash::hex;
 use crate::labels;
 use crate::{Dataset, Error, Result, Split};
+use kd_record::hash::hex;
 
 /// Downloads CIFAR-10 into the hub's local cache, or takes it from there, and reads it. The images are
 /// transposed, since `candle_datasets::vision::cifar::load` returns them with rows and columns exchanged.

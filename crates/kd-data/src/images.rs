@@ -27,7 +27,10 @@ pub const SIDE: usize = 32;
 
 /// The most bytes that a file may have, and the picture in it before it is scaled down: some 89 million pixels.
 /// A crafted file can announce more than 10 GiB in a few bytes.
-const MAX_BYTES: u64 = 256 << 20;
+pub(crate) const MAX_BYTES: u64 = 256 << 20;
+
+/// The endings of names in shards whose files are taken for pictures.
+pub(crate) const PICTURE_ENDINGS: [&str; 6] = ["jpg", "jpeg", "png", "webp", "bmp", "gif"];
 
 /// The endings of picture files' names; of these kinds, PNG, JPEG, WebP, BMP and GIF can be read.
 const ENDINGS: [&str; 12] =
@@ -69,7 +72,12 @@ pub fn read_scaled(path: &Path, scaling: &Scaling) -> Result<Picture> {
 /// # Errors
 /// As [`read`]'s about the file.
 pub(crate) fn read_whole(path: &Path, into: &mut Picture) -> Result<()> {
-    let (mut picture, orientation) = decode(path, &contents(path)?)?;
+    decode_whole(path, &contents(path)?, into)
+}
+
+/// The same of a file's contents; `path` names it in errors.
+pub(crate) fn decode_whole(path: &Path, contents: &[u8], into: &mut Picture) -> Result<()> {
+    let (mut picture, orientation) = decode(path, contents)?;
     picture.apply_orientation(orientation);
     let picture = opaque(picture);
     let (width, height) = picture.dimensions();

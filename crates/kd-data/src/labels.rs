@@ -12,6 +12,33 @@ pub(crate) fn bytes(labels: &[u32]) -> Vec<u8> {
     }
 }
 
+/// Seed of the choice of test pictures by a share.
+#[cfg(feature = "images")]
+const SPLIT_SEED: u64 = 5;
+
+/// The numbers of the pictures that are trained on and of those that are tested on: of each class the share `share` is tested on.
+#[cfg(feature = "images")]
+pub(crate) fn cut(labels: &[u32], classes: usize, share: f64) -> [Vec<u32>; 2] {
+    let (mut kept, mut tested) = (Vec::new(), Vec::new());
+    let mut rng = generator(SPLIT_SEED, Purpose::Subset, 0);
+    let mut by_class = vec![Vec::new(); classes];
+    for (number, label) in (0..).zip(labels) {
+        by_class[*label as usize].push(number);
+    }
+    for mut numbers in by_class {
+        shuffle(&mut rng, &mut numbers);
+        // A class of two pictures or more has one of each kind.
+        let count = numbers.len();
+        let of_test = (count as f64 * share).round() as usize;
+        let of_test = of_test.max(1).min(count.saturating_sub(1));
+        tested.extend(numbers.drain(..of_test));
+        kept.extend(numbers);
+    }
+    kept.sort_unstable();
+    tested.sort_unstable();
+    [kept, tested]
+}
+
 /// How many images each of the first `classes` classes has; images of further classes are not counted.
 pub fn class_counts(labels: &[u32], classes: usize) -> Vec<usize> {
     let mut counts = vec![0; classes];

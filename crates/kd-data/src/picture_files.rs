@@ -8,21 +8,22 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::folder::{MAX_CLASSES, class_folders};
-use crate::hash::hex;
+use crate::labels::cut;
 use crate::one_line::shown;
 use crate::portions::Sources;
-use crate::random::{Purpose, generator, shuffle};
 use crate::scaled::{Room, Scaled};
 use crate::scaling::Scaling;
 use crate::source::{Picture, Source, select};
 use crate::{Error, Result, Skipped, images};
+use kd_record::hash::hex;
 
-/// How [`picture_files`] reads a folder.
+/// How [`picture_files`] reads a folder, and [`picture_shards`](crate::picture_shards) shards.
 #[derive(Clone, Debug)]
 pub struct FilesConfig {
     /// The squares that the pictures become.
     pub scaling: Scaling,
-    /// Of one folder for each class, without `train` above them: the share of each class's pictures that is tested on.
+    /// Of one folder for each class without `train` above them, or of shards to train on alone: the share of each class's pictures that is
+    /// tested on.
     pub split: Option<f64>,
     /// Which pictures are tested on where there are both kinds.
     pub test_on: TestOn,
@@ -49,9 +50,6 @@ impl TestOn {
         *self == Self::Test
     }
 }
-
-/// Seed of the choice of test pictures by [`FilesConfig::split`].
-const SPLIT_SEED: u64 = 5;
 
 /// The pictures in `dir`, in the layout of torchvision's `ImageFolder`: `train/CLASS/*` and `test/CLASS/*`, `val/CLASS/*` or
 /// `validation/CLASS/*`; or, with [`FilesConfig::split`], `CLASS/*`. The classes are the folders' names, numbered in the names' order;
@@ -113,7 +111,8 @@ pub fn picture_files(dir: &Path, config: &FilesConfig) -> Result<(Sources, Vec<S
     let (train, test): (Arc<dyn Source>, Arc<dyn Source>) = match found.share {
         None => (source(found.train)?, source(found.test)?),
         Some(share) => {
-            let [train, test] = cut(&found.train.files, classes.len(), share);
+            let labels: Vec<u32> = found.train.files.iter().map(|file| file.label).collect();
+            let [train, test] = cut(&labels, classes.len(), share);
             // Both are choices from one source, so that a picture has one place in memory.
             let all = source(found.train)?;
             (select(&all, &train), select(&all, &test))
@@ -262,27 +261,6 @@ fn of_one_folder(dir: &Path, share: f64) -> Result<Found> {
     Ok(Found { classes, train, test: Part::default(), share: Some(share) })
 }
 
-/// The numbers of the files that are trained on and of those that are tested on: of each class the share `share` is tested on.
-fn cut(files: &[File], classes: usize, share: f64) -> [Vec<u32>; 2] {
-    let (mut kept, mut tested) = (Vec::new(), Vec::new());
-    let mut rng = generator(SPLIT_SEED, Purpose::Subset, 0);
-    let mut from = 0;
-    for label in 0..classes as u32 {
-        let count = files[from..].iter().take_while(|file| file.label == label).count();
-        let mut numbers: Vec<u32> = (from as u32..(from + count) as u32).collect();
-        shuffle(&mut rng, &mut numbers);
-        // A class of two pictures or more has one of each kind.
-        let of_test = (count as f64 * share).round() as usize;
-        let of_test = of_test.max(1).min(count.saturating_sub(1));
-        tested.extend(numbers.drain(..of_test));
-        kept.extend(numbers);
-        from += count;
-    }
-    kept.sort_unstable();
-    tested.sort_unstable();
-    [kept, tested]
-}
-
 /// The files of all classes in the folder `name` of `dir`, class by class and in the order of their paths, which are relative to `dir`.
 fn look_through(dir: &Path, name: &str, classes: &[String]) -> Result<Part> {
     let folders: Vec<(u32, PathBuf)> =
@@ -377,13 +355,18 @@ fn check_classes(dir: &Path, found: &Found) -> Result<()> {
     }
     let mut counts = vec![0usize; classes];
     found.train.files.iter().for_each(|file| counts[file.label as usize] += 1);
-    let emptied = found.classes.iter().zip(counts).find(|(_, count)| *count == 0);
+    refuse_empty_classes(dir, &found.classes, &counts)
+}
+
+/// Refuses a class without a picture to train on; `counts` are those of each class.
+pub(crate) fn refuse_empty_classes(dir: &Path, classes: &[String], counts: &[usize]) -> Result<()> {
+    let emptied = classes.iter().zip(counts).find(|(_, count)| **count == 0);
     match emptied {
         None => Ok(()),
         Some((class, _)) => Err(Error::Folder {
             path: dir.into(),
             found: format!("no picture of class {class:?} to train on"),
-            expected: "at least one of each class, or no folder of its name".into(),
+            expected: "at least one of each class, or none of its name or number".into(),
         }),
     }
 }

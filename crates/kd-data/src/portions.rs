@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use crate::hash::hex;
 use crate::labels::{self, balanced_parts, balanced_subset, class_counts, held_out_subset};
 use crate::one_line::shown;
 use crate::source::{Source, select};
 use crate::{Dataset, Error, Picture, Result, Skipped};
+use kd_record::hash::hex;
 
 /// Seed of the subsets that [`Limits`] take. Like the three seeds below it is a constant, so that the choice is the same in every run,
 /// whatever the run's own seed.
@@ -34,7 +34,7 @@ pub struct Limits {
 /// A data set whose pictures need not lie in memory. Of a [`Dataset`], which holds them there, it is made with `into`.
 #[derive(Clone, Debug)]
 pub struct Sources {
-    /// `cifar10`, `cifar100`, `synthetic` or `folder`.
+    /// `cifar10`, `cifar100`, `synthetic`, `folder` or `shards`.
     pub name: String,
     /// The classes' names, by label.
     pub classes: Vec<String>,
@@ -59,7 +59,7 @@ impl From<Dataset> for Sources {
 /// The images of a run, after every limit has been applied.
 #[derive(Clone, Debug)]
 pub struct Portions {
-    /// `cifar10`, `cifar100`, `synthetic` or `folder`.
+    /// `cifar10`, `cifar100`, `synthetic`, `folder` or `shards`.
     pub name: String,
     /// The classes' names, by label.
     pub classes: Vec<String>,

@@ -20,6 +20,12 @@ pub(crate) enum Purpose {
     Augment,
     /// Rectangles that are cut out and scaled; the number is the epoch.
     ResizedCrop,
+    /// How colours are changed; the number is the epoch.
+    Jitter,
+    /// Changes of shape and colour out of a list; the number is the epoch.
+    Policy,
+    /// Rectangles that are erased; the number is the epoch.
+    Erase,
     /// What images are mixed with; the number is the epoch.
     Mix,
     /// Which images are in a subset; the number is 0.
@@ -41,6 +47,9 @@ pub(crate) fn generator(seed: u64, purpose: Purpose, number: u64) -> ChaCha8Rng 
         Purpose::Balance => 0xd006,
         Purpose::Mix => 0xd007,
         Purpose::ResizedCrop => 0xd008,
+        Purpose::Jitter => 0xd009,
+        Purpose::Policy => 0xd00a,
+        Purpose::Erase => 0xd00b,
     };
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(tag << 48 | number);

@@ -61,13 +61,18 @@ impl Scaling {
         let Self { size, resize, interpolation } = *self;
         let [_, height, width] = picture.shape;
         let whole = Crop { top: 0, left: 0, height: height as u32, width: width as u32 };
-        // As `_compute_resized_output_size` of torchvision/transforms/functional.py, which cuts the longer side down to whole pixels.
-        let to = match height <= width {
-            true => [resize, resize * width / height],
-            false => [resize * height / width, resize],
-        };
+        let to = scaled_sides(resize, height, width);
         let window = to.map(|side| middle(side, size)).map(|first| first..first + size);
         whole.scale_part(picture, to, window, interpolation, square);
+    }
+}
+
+/// Height and width of a picture whose shorter side is scaled to `resize` pixels: `_compute_resized_output_size` of
+/// torchvision/transforms/functional.py, which cuts the longer side down to whole pixels.
+pub(crate) fn scaled_sides(resize: usize, height: usize, width: usize) -> [usize; 2] {
+    match height <= width {
+        true => [resize, resize * width / height],
+        false => [resize * height / width, resize],
     }
 }
 

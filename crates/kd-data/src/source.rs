@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use crate::hash::hex;
 use crate::{Error, Result, Split};
+use kd_record::hash::hex;
 
 /// Labelled pictures of one size, numbered from 0, that batches can be made of in any order.
 ///

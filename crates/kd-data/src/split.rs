@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use candle_core::{Device, Tensor};
 use sha2::{Digest, Sha256};
 
-use crate::hash::hex;
 use crate::labels;
 use crate::one_line::{on_one_line, shown};
 use crate::source::{Block, Picture, Source};
 use crate::{Error, Result};
+use kd_record::hash::hex;
 
 /// Labelled images of one size, as bytes in memory: a [`Source`] whose pictures lie in one block.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

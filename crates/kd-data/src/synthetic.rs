@@ -13,10 +13,10 @@ use rand_chacha::{ChaCha8Rng, rand_core::Rng};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use crate::hash::hex;
 use crate::labels;
 use crate::random::{Purpose, below, generator, unit};
 use crate::{Dataset, Split};
+use kd_record::hash::hex;
 
 /// Height and width of a picture in pixels.
 const SIDE: usize = 32;

@@ -32,7 +32,7 @@ fn same(a: &Batch, b: &Batch) -> bool {
         && a.labels.to_vec1::<u32>().unwrap() == b.labels.to_vec1::<u32>().unwrap()
 }
 
-const AUGMENT: Augment = Augment { crop_padding: 4, flip: true, cutout: 8, resized_crop: None };
+const AUGMENT: Augment = Augment { crop_padding: 4, flip: true, cutout: 8, ..Augment::OFF };
 
 #[test]
 fn without_a_seed_images_come_in_order_and_the_last_partial_batch_is_kept() {

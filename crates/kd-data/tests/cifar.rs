@@ -137,15 +137,60 @@ fn an_empty_folder_is_an_error_that_says_what_belongs_there() {
 }
 
 #[test]
-fn the_other_data_set_or_version_is_recognised() {
+fn the_other_data_set_is_recognised() {
     let dir = tempfile::tempdir().unwrap();
     File::create(dir.path().join("train.bin")).unwrap();
     let message = cifar10(dir.path()).unwrap_err().to_string();
     assert!(message.contains("looks like CIFAR-100"), "{message}");
-    let dir = tempfile::tempdir().unwrap();
-    File::create(dir.path().join("data_batch_1")).unwrap();
-    let message = cifar10(dir.path()).unwrap_err().to_string();
-    assert!(message.contains("Python version"), "{message}");
+}
+
+/// A file of the Python version, as its authors' scripts wrote them: `pickle.dump(..., protocol=2)` of Python 2.
+fn pickled(bytes: &[u8]) -> Vec<u8> {
+    let records = bytes.len() / 3073;
+    let mut out =
+        b"\x80\x02}q\x01(U\x0bbatch_labelq\x02U\x07a batchq\x03U\x06labelsq\x04]q\x05(".to_vec();
+    bytes.chunks_exact(3073).for_each(|record| out.extend([b'K', record[0]]));
+    out.extend(b"eU\x04dataq\x06cnumpy.core.multiarray\n_reconstruct\nq\x07cnumpy\nndarray\nq\x08K\x00\x85U\x01b\x87Rq\x09(K\x01M");
+    out.extend((records as u16).to_le_bytes());
+    out.extend(b"M\x00\x0c\x86cnumpy\ndtype\nq\x0aU\x02u1K\x00K\x01\x87Rq\x0b(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T");
+    out.extend((3072 * records as u32).to_le_bytes());
+    bytes.chunks_exact(3073).for_each(|record| out.extend(&record[1..]));
+    out.extend(b"tbU\x09filenamesq\x0c]q\x0d(U\x05a.pngq\x0eh\x0eeu.");
+    out
+}
+
+#[test]
+fn the_python_version_is_the_same_data_set() {
+    let whole = common::cifar10();
+    let parent = tempfile::tempdir().unwrap();
+    let folder = parent.path().join("cifar-10-batches-py");
+    fs::create_dir(&folder).unwrap();
+    for name in CIFAR10_FILES {
+        let bytes = fs::read(whole.path().join(name)).unwrap();
+        fs::write(folder.join(name.trim_end_matches(".bin")), pickled(&bytes)).unwrap();
+    }
+    assert!(cifar10(parent.path()).unwrap() == cifar10(whole.path()).unwrap());
+
+    let batch = folder.join("data_batch_2");
+    let bytes = fs::read(&batch).unwrap();
+    fs::write(&batch, &bytes[..1000]).unwrap();
+    let message = malformed(cifar10(&folder), "data_batch_2", 1000);
+    assert!(message.contains("found the end of the file"), "{message}");
+    for (from, to, at, expected) in [
+        (&b"U\x06labels"[..], &b"U\x06lebels"[..], 0, "no list of labels named labels"),
+        (b"K\x03U\x01|", b"Z\x03U\x01|", 20_158, "the opcode 0x5a"),
+        (b"tb\x89T", b"tb\x88T", 30_740_187, "columns come first"),
+    ] {
+        let place = bytes.windows(from.len()).position(|window| window == from).unwrap();
+        let mut changed = bytes.clone();
+        changed[place..][..to.len()].copy_from_slice(to);
+        fs::write(&batch, changed).unwrap();
+        let message = malformed(cifar10(&folder), "data_batch_2", at);
+        assert!(message.contains(expected), "{message}");
+    }
+    fs::remove_file(&batch).unwrap();
+    let message = cifar10(&folder).unwrap_err().to_string();
+    assert!(message.contains("data_batch_2: not found; expected a pickle"), "{message}");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use kd_data::{
     View, batches, synthetic,
 };
 
-const AUGMENT: Augment = Augment { crop_padding: 4, flip: true, cutout: 0, resized_crop: None };
+const AUGMENT: Augment = Augment { crop_padding: 4, flip: true, cutout: 0, ..Augment::OFF };
 const MIX: MixConfig = MixConfig { mixup: 0.4, cutmix: 1.0, probability: 0.8 };
 
 fn split() -> Arc<Split> {

@@ -1,6 +1,9 @@
 //! Folders of picture files that are read when they are wanted: what is found in them, what is passed over, and what is wrong.
 #![cfg(feature = "images")]
 
+#[path = "picture_files/shards.rs"]
+mod shards;
+
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;

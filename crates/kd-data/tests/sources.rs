@@ -12,7 +12,7 @@ use kd_data::{
 /// Normalised so that a network's input is the byte itself.
 const BYTES: Normalization = Normalization { mean: [0.0; 3], std: [1.0 / 255.0; 3] };
 
-const AUGMENT: Augment = Augment { crop_padding: 4, flip: true, cutout: 8, resized_crop: None };
+const AUGMENT: Augment = Augment { crop_padding: 4, flip: true, cutout: 8, ..Augment::OFF };
 
 /// Records of a CIFAR file with any bytes: `labels` of each below `classes`.
 fn records(count: usize, labels: usize, classes: usize) -> Vec<u8> {

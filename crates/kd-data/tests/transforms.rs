@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use candle_core::Device;
 use kd_data::{
-    Augment, Batch, BatchConfig, Crop, Interpolation, MixConfig, Normalization, Picture,
-    ResizedCrop, Result, Room, Scaled, Scaling, Source, batches,
+    Augment, Batch, BatchConfig, Change, ColorJitter, Crop, Interpolation, Jitter, MixConfig,
+    Normalization, Op, Picture, Policy, RandAugment, RandomErasing, ResizedCrop, Result, Room,
+    Scaled, Scaling, Source, View, batches,
 };
 
 /// The picture of `parity/make_transforms.py`.
@@ -115,6 +116,9 @@ const CROPPED: Augment = Augment {
     }),
     crop_padding: 2,
     flip: true,
+    color_jitter: Some(ColorJitter { brightness: 0.4, contrast: 0.4, saturation: 0.4, hue: 0.1 }),
+    policy: Some(Policy::RandAugment(RandAugment { num_ops: 2, magnitude: 9 })),
+    random_erasing: Some(RandomErasing { p: 0.5, scale: [0.02, 0.33], ratio: [0.3, 3.3] }),
     cutout: 5,
 };
 
@@ -184,4 +188,58 @@ fn without_random_changes_a_batch_has_what_is_read() {
         }
     }
     assert_eq!(batch.labels.to_vec1::<u32>().unwrap(), (0..23).collect::<Vec<u32>>());
+}
+
+/// The picture of `augment.txt`'s lines: 33 x 26 pixels.
+fn changed(line: &str) -> Vec<u8> {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let mut view = View::default();
+    if words[0] == "jitter" {
+        let number = |at: usize| words[at].parse::<i32>().unwrap();
+        let order = [1, 2, 3, 4].map(|at| number(at) as u8);
+        view.jitter = Some(Jitter { order, amounts: [5, 6, 7, 8].map(number) });
+    } else {
+        let op = Op::ALL.into_iter().find(|op| format!("{op:?}") == words[1]).unwrap();
+        let level = words[2].parse().unwrap();
+        let (wide, negative) = (words[0] == "wide", words[3] == "-");
+        view.changes[0] = Some(Change { op, level, negative, wide });
+    }
+    let plain = Normalization { mean: [0.0; 3], std: [1.0 / 255.0; 3] };
+    let mut input = vec![f32::NAN; 3 * 26 * 33];
+    view.apply(&picture(33, 26).pixels, [26, 33], 0, &plain, &mut input);
+    input.iter().map(|value| value.round() as u8).collect()
+}
+
+/// Every change of `RandAugment`, `TrivialAugmentWide` and `ColorJitter` is that of torchvision on PIL pictures
+/// (`parity/make_augment.py`), to the byte.
+#[test]
+fn changes_of_colour_and_shape_are_torchvisions() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/augment");
+    let lines = std::fs::read_to_string(folder.join("augment.txt")).unwrap();
+    let all = image::open(folder.join("augment.png")).unwrap().into_rgb8();
+    assert_eq!(lines.lines().count() as u32 * 26, all.height());
+    for (number, line) in lines.lines().enumerate() {
+        let expected =
+            |c: usize, y: usize, x: usize| all.get_pixel(x as u32, (number * 26 + y) as u32).0[c];
+        for (at, found) in changed(line).into_iter().enumerate() {
+            let (channel, y, x) = (at / (26 * 33), at / 33 % 26, at % 33);
+            let expected = expected(channel, y, x);
+            assert_eq!(found, expected, "{line}: channel {channel}, row {y}, column {x}");
+        }
+    }
+}
+
+/// What is erased is the mean colour, 0 after normalisation, in the rectangle and nowhere else.
+#[test]
+fn an_erased_rectangle_is_the_mean_colour() {
+    let view =
+        View { erased: Some(Crop { top: 3, left: 2, height: 5, width: 7 }), ..View::default() };
+    let normalization = Normalization::default();
+    let mut input = vec![f32::NAN; 3 * 20 * 30];
+    view.apply(&[200; 1800], [20, 30], 0, &normalization, &mut input);
+    for (at, value) in input.into_iter().enumerate() {
+        let inside = (3..8).contains(&(at / 30 % 20)) && (2..9).contains(&(at % 30));
+        let expected = if inside { 0.0 } else { normalization.apply(at / 600, 200) };
+        assert_eq!(value, expected, "{at}");
+    }
 }

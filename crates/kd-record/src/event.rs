@@ -98,7 +98,7 @@ pub struct Start {
 /// The images of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DatasetRecord {
-    /// `cifar10`, `cifar100`, `synthetic` or `folder`.
+    /// `cifar10`, `cifar100`, `synthetic`, `folder` or `shards`.
     pub name: String,
     /// Images trained on, after any limit.
     pub train: usize,

@@ -105,7 +105,7 @@ pub fn dataset_title(name: &str) -> &str {
         "cifar10" => "CIFAR-10",
         "cifar100" => "CIFAR-100",
         "synthetic" => "Synthetic pictures",
-        "folder" => "Pictures of one's own",
+        "folder" | "shards" => "Pictures of one's own",
         other => other,
     }
 }

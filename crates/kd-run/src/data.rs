@@ -35,12 +35,12 @@ pub fn load_within(config: &DataConfig, folder: &Path, memory: u64) -> Result<Po
     config.check().map_err(|invalid| other!("the recipe's table data: {invalid}"))?;
     let (mut files, mut notes) = (None, Vec::new());
     let dataset = match (config.dataset, config.scaling()) {
-        (DatasetName::Folder, Some(scaling)) => {
-            let (sources, said) = picture_files(config, scaling, folder, memory)?;
+        (DatasetName::Folder | DatasetName::Shards, Some(scaling)) => {
+            let (sources, said) = of_any_size(config, scaling, folder, memory)?;
             notes = said;
             sources
         }
-        (DatasetName::Folder, None) => pictures(folder, config.skip_broken)?.into(),
+        (DatasetName::Folder, None) => in_memory(folder, config.skip_broken)?.into(),
         (name, scaling) => {
             let dataset = match name {
                 DatasetName::Cifar10 => kd_data::cifar10(folder)?,
@@ -66,7 +66,7 @@ pub fn load_within(config: &DataConfig, folder: &Path, memory: u64) -> Result<Po
     }
     if dataset.test.is_empty() && config.held_out.is_none() {
         return Err(Error::unfit(format!(
-            "{}: there are no pictures to test on; add a folder test, val or validation beside train, or hold some of the training pictures out (--held-out, held_out in a recipe's [data])",
+            "{}: there are no pictures to test on; add a folder test, val or validation beside train (test_shards or split in a recipe's [data] for shards), or hold some of the training pictures out (--held-out, held_out in a recipe's [data])",
             folder.display()
         )));
     }
@@ -96,7 +96,7 @@ pub(crate) fn load_or_blank(
     let blank = match config.dataset {
         DatasetName::Cifar10 => kd_data::blank_cifar10,
         DatasetName::Cifar100 => kd_data::blank_cifar100,
-        DatasetName::Synthetic | DatasetName::Folder => {
+        DatasetName::Synthetic | DatasetName::Folder | DatasetName::Shards => {
             return Ok((load_within(config, folder, memory)?, None));
         }
     };
@@ -121,15 +121,15 @@ fn limits(config: &DataConfig) -> Limits {
 }
 
 /// One's own pictures in `folder`; those that can't be read are left out, or an error that says how to do so.
-fn pictures(folder: &Path, skip_broken: bool) -> Result<Dataset> {
+fn in_memory(folder: &Path, skip_broken: bool) -> Result<Dataset> {
     if skip_broken {
         return Ok(kd_data::image_folder_without_broken(folder, images::SIDE)?);
     }
     kd_data::image_folder(folder, images::SIDE).map_err(with_cure)
 }
 
-/// An error of the data; of pictures that can't be read with what leaves them out.
-pub(crate) fn with_cure(error: kd_data::Error) -> Error {
+/// An error of the data; where pictures can't be read, with what leaves them out.
+pub fn with_cure(error: kd_data::Error) -> Error {
     match error {
         kd_data::Error::Picture { .. } | kd_data::Error::Pictures { .. } => other!(
             "{error}\n--skip-broken (skip_broken = true in a recipe's [data]) leaves them out and lists them"
@@ -139,15 +139,38 @@ pub(crate) fn with_cure(error: kd_data::Error) -> Error {
 }
 
 /// One's own pictures of any size, read when they are wanted, and what there is to say about them.
-fn picture_files(
+fn of_any_size(
     config: &DataConfig,
     scaling: Scaling,
     folder: &Path,
     memory: u64,
 ) -> Result<(Sources, Vec<String>)> {
     let DataConfig { split, test_on, skip_broken, .. } = *config;
-    let config = FilesConfig { scaling, split, test_on, skip_broken, room: Room::new(memory) };
-    kd_data::picture_files(folder, &config).map_err(with_cure)
+    let files = FilesConfig { scaling, split, test_on, skip_broken, room: Room::new(memory) };
+    let found = match config.dataset {
+        DatasetName::Shards => {
+            let train = config.train_shards.as_deref().unwrap_or_default();
+            kd_data::picture_shards(folder, train, config.test_shards.as_deref(), &files)
+        }
+        _ => kd_data::picture_files(folder, &files),
+    };
+    found.map_err(with_cure)
+}
+
+/// The pictures of one's own that the recipe's data names in `folder`, before any limit and none kept in memory, and what there is to
+/// say about them.
+///
+/// # Errors
+/// As [`load`]'s, and when the data set is not of pictures of one's own.
+pub fn pictures(config: &DataConfig, folder: &Path) -> Result<(Sources, Vec<String>)> {
+    config.check().map_err(|invalid| other!("the recipe's table data: {invalid}"))?;
+    match config.scaling().filter(|_| config.dataset.is_ones_own()) {
+        Some(scaling) => of_any_size(config, scaling, folder, 0),
+        None => Err(Error::unfit(format!(
+            "the data set is {}; expected folder or shards: those are pictures of any size",
+            config.dataset.name()
+        ))),
+    }
 }
 
 /// What each class counts in the run's cross-entropy with the labels; `None` where all count the same.

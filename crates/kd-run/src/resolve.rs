@@ -44,6 +44,10 @@ pub struct Choices {
     pub dataset: Option<DatasetName>,
     /// Leave out pictures of one's own that can't be read.
     pub skip_broken: bool,
+    /// The shards to train on, of data set `shards`.
+    pub train_shards: Option<String>,
+    /// The shards to test on.
+    pub test_shards: Option<String>,
     /// Height and width of the images that the network gets.
     pub size: Option<usize>,
     /// Most bytes of decoded pictures that are kept in memory, where pictures are read as they are wanted.
@@ -122,6 +126,8 @@ impl Default for Choices {
             data: "data".into(),
             dataset: None,
             skip_broken: false,
+            train_shards: None,
+            test_shards: None,
             size: None,
             data_memory: data::DATA_MEMORY,
             train_limit: None,
@@ -294,6 +300,8 @@ pub(crate) fn with_choices(
     }
     data.skip_broken |= choices.skip_broken;
     data.size = choices.size.or(data.size);
+    data.train_shards = choices.train_shards.clone().or_else(|| data.train_shards.take());
+    data.test_shards = choices.test_shards.clone().or_else(|| data.test_shards.take());
     data.train_limit = choices.train_limit.or(data.train_limit);
     data.test_limit = choices.test_limit.or(data.test_limit);
     data.held_out = choices.held_out.or(data.held_out);

@@ -565,10 +565,9 @@ impl Training<'_> {
         let network = self.run.model_config();
         let mut metadata = Metadata::new(&network, config.mean, config.std, &data.name);
         metadata.class_names = Some(data.classes.clone());
-        metadata.scaled = config.scaling().map(|of| Scaled {
-            resize: of.resize,
-            interpolation: of.interpolation,
-        });
+        metadata.scaled = config
+            .scaling()
+            .map(|of| Scaled { resize: of.resize, interpolation: of.interpolation });
         metadata.left_out = run.part.map(|[part, of]| LeftOut {
             part,
             of,

@@ -48,11 +48,7 @@ pub(super) struct Taps {
 impl Taps {
     /// What the new pixels `window` are made of, where `old` pixels become `new`: `precompute_coeffs` and `normalize_coeffs_8bpc` of
     /// Pillow.
-    pub(super) fn new(
-        [old, new]: [usize; 2],
-        window: Range<usize>,
-        how: Interpolation,
-    ) -> Self {
+    pub(super) fn new([old, new]: [usize; 2], window: Range<usize>, how: Interpolation) -> Self {
         if old == new {
             return Self { taps: None, window };
         }

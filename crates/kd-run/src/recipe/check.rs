@@ -10,7 +10,7 @@ use kd_ops::sgd::SgdConfig;
 use super::invalid::{Invalid, Step, require};
 use super::optimizer::OptimizerConfig;
 use super::teachers::learns_from_maps;
-use super::types::{DataConfig, DatasetName, Recipe, RunConfig, RunRecipe};
+use super::types::{AugmentConfig, DataConfig, DatasetName, Recipe, RunConfig, RunRecipe};
 use crate::error::other;
 
 /// The largest number of epochs, and of images in a step, that is accepted: far more than anybody trains with.
@@ -99,8 +99,8 @@ impl Recipe {
 
 impl DataConfig {
     pub(crate) fn check(&self) -> Result<(), Invalid> {
-        let skips = !self.skip_broken || self.dataset == DatasetName::Folder;
-        let expected = "false: only in a folder of pictures can some be broken";
+        let skips = !self.skip_broken || self.dataset.is_ones_own();
+        let expected = "false: only of pictures of one's own can some be broken";
         require(skips, &[Step::Key("skip_broken")], true, expected)?;
         let finite = self.mean.iter().all(|mean| mean.is_finite());
         let mean = format!("{:?}", self.mean);
@@ -121,6 +121,20 @@ impl DataConfig {
         require(self.augment.crop_padding < 32, &augment, self.augment.crop_padding, "0 to 31")?;
         let augment = [Step::Key("augment"), Step::Key("cutout")];
         require(self.augment.cutout <= 64, &augment, self.augment.cutout, "0 to 64")?;
+        let AugmentConfig { color_jitter, rand_augment, random_erasing, .. } = &self.augment;
+        let checked = [
+            ("color_jitter", color_jitter.map(|jitter| jitter.check())),
+            ("rand_augment", rand_augment.map(|settings| settings.check())),
+            ("random_erasing", random_erasing.map(|erasing| erasing.check())),
+        ];
+        for (key, checked) in checked {
+            if let Some(Err(kd_data::Error::Config { found, expected, .. })) = checked {
+                require(false, &[Step::Key("augment"), Step::Key(key)], found, &expected)?;
+            }
+        }
+        let both = rand_augment.is_some() && self.augment.trivial_augment_wide;
+        let path = [Step::Key("augment"), Step::Key("trivial_augment_wide")];
+        require(!both, &path, true, "false beside rand_augment: a picture is changed by either")?;
         let mix = self.mix();
         for (key, alpha) in [("mixup", mix.mixup), ("cutmix", mix.cutmix)] {
             let good = alpha == 0.0 || (0.01..=100.0).contains(&alpha);
@@ -155,9 +169,23 @@ impl DataConfig {
         let name = self.interpolation.name();
         require(interpolates, &[Step::Key("interpolation")], name, expected)?;
         let files = self.size.is_some() && self.dataset == DatasetName::Folder;
+        let shards = self.dataset == DatasetName::Shards;
+        let expected = "the height and width that pictures in shards are brought to, such as 224";
+        require(!shards || self.size.is_some(), &[Step::Key("size")], "not said", expected)?;
+        let named = [("train_shards", &self.train_shards), ("test_shards", &self.test_shards)];
+        for (key, pattern) in named {
+            let path = [Step::Key(key)];
+            let expected = "none but of data set \"shards\"";
+            let found = pattern.as_deref().unwrap_or_default();
+            require(shards || pattern.is_none(), &path, format!("{found:?}"), expected)?;
+        }
+        let expected = "the shards' names in the data's folder, such as \"train-{000..015}.tar\"";
+        let good = !shards || self.train_shards.is_some();
+        require(good, &[Step::Key("train_shards")], "not said", expected)?;
         if let Some(share) = self.split {
-            let expected = "a share above 0 and below 1, of data set \"folder\" with a size";
-            let good = files && share > 0.0 && share < 1.0;
+            let expected = "a share above 0 and below 1, of data set \"folder\" with a size, or \"shards\" without test_shards";
+            let cut = files || shards && self.test_shards.is_none();
+            let good = cut && share > 0.0 && share < 1.0;
             require(good, &[Step::Key("split")], share, expected)?;
         }
         let expected =

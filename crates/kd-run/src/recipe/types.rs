@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use kd_data::{
-    Augment, Interpolation, MixConfig, Normalization, ResizedCrop, Sampler, Scaling, TestOn,
+    Augment, ColorJitter, Interpolation, MixConfig, Normalization, Policy, RandAugment,
+    RandomErasing, ResizedCrop, Sampler, Scaling, TestOn,
 };
 use kd_loss::{ClassWeights, Combination, Kind, MethodConfig, Term};
 use kd_models::Architecture;
@@ -79,7 +80,14 @@ pub struct DataConfig {
     /// How scaling interpolates.
     #[serde(skip_serializing_if = "Interpolation::is_bilinear")]
     pub interpolation: Interpolation,
-    /// Of one's own pictures in one folder for each class: the share of each class's pictures that is tested on.
+    /// The shards to train on, relative to the data's folder, such as `train-{000..015}.tar`; of data set `shards`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub train_shards: Option<String>,
+    /// The shards to test on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub test_shards: Option<String>,
+    /// Of one's own pictures in one folder for each class, or in shards to train on alone: the share of each class's pictures that is
+    /// tested on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub split: Option<f64>,
     /// Which of one's own pictures are tested on where there are both test and validation pictures.
@@ -121,11 +129,19 @@ pub enum DatasetName {
     Synthetic,
     /// One's own pictures, PNG, JPEG, WebP, BMP or GIF: `train/CLASS/*.png` and `test/CLASS/*.png`.
     Folder,
+    /// One's own pictures in tar archives as WebDataset has them: `KEY.jpg` and `KEY.cls` or `KEY.json` for each.
+    Shards,
 }
 
 impl DatasetName {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Cifar10, Self::Cifar100, Self::Synthetic, Self::Folder];
+    pub const ALL: [Self; 5] =
+        [Self::Cifar10, Self::Cifar100, Self::Synthetic, Self::Folder, Self::Shards];
+
+    /// Whether it is of pictures of one's own.
+    pub fn is_ones_own(self) -> bool {
+        matches!(self, Self::Folder | Self::Shards)
+    }
 
     /// The name in recipes.
     pub fn name(self) -> &'static str {
@@ -134,6 +150,7 @@ impl DatasetName {
             Self::Cifar100 => "cifar100",
             Self::Synthetic => "synthetic",
             Self::Folder => "folder",
+            Self::Shards => "shards",
         }
     }
 }
@@ -162,6 +179,18 @@ pub struct AugmentConfig {
     pub crop_padding: usize,
     /// Mirror an image left to right with probability 1/2.
     pub flip: bool,
+    /// Change brightness, contrast, saturation and hue: torchvision's `ColorJitter`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub color_jitter: Option<ColorJitter>,
+    /// Change shape and colours several times, out of a list: torchvision's `RandAugment`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rand_augment: Option<RandAugment>,
+    /// Change shape or colours once, out of a list, with any strength: torchvision's `TrivialAugmentWide`.
+    #[serde(skip_serializing_if = "is_false")]
+    pub trivial_augment_wide: bool,
+    /// Set a rectangle to the mean colour: torchvision's `RandomErasing`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub random_erasing: Option<RandomErasing>,
     /// Side in pixels of a square that is set to the mean colour; 0 cuts nothing out.
     pub cutout: usize,
     /// Mixup's α: a picture becomes a share of itself and the rest of another, the share from Beta(α, α). 0 mixes none so.
@@ -329,6 +358,8 @@ impl Default for DataConfig {
             size: None,
             resize: None,
             interpolation: Interpolation::default(),
+            train_shards: None,
+            test_shards: None,
             split: None,
             test_on: TestOn::default(),
             mean,
@@ -352,6 +383,10 @@ impl Default for AugmentConfig {
             crop_ratio: None,
             crop_padding,
             flip,
+            color_jitter: None,
+            rand_augment: None,
+            trivial_augment_wide: false,
+            random_erasing: None,
             cutout,
             mixup,
             cutmix,
@@ -389,11 +424,15 @@ impl DataConfig {
     pub fn augment(&self) -> Augment {
         let AugmentConfig { resized_crop, crop_ratio, crop_padding, flip, cutout, .. } =
             self.augment;
+        let AugmentConfig { color_jitter, random_erasing, trivial_augment_wide, .. } = self.augment;
+        let wide = trivial_augment_wide.then_some(Policy::TrivialAugmentWide);
+        let policy = self.augment.rand_augment.map(Policy::RandAugment).or(wide);
         let crop = |scale| {
             let ratio = crop_ratio.unwrap_or(ResizedCrop::default().ratio);
             ResizedCrop { scale, ratio, interpolation: self.interpolation }
         };
-        Augment { resized_crop: resized_crop.map(crop), crop_padding, flip, cutout }
+        let resized_crop = resized_crop.map(crop);
+        Augment { resized_crop, crop_padding, flip, color_jitter, policy, random_erasing, cutout }
     }
 
     /// How pictures are brought to one size, as `kd-data` takes it; `None` where no size is set.
@@ -426,6 +465,10 @@ impl DataConfig {
                 interpolation.name()
             );
         }
+        let Augment { color_jitter, policy, random_erasing, .. } = self.augment();
+        view.extend(color_jitter.map(|jitter| format!(", {jitter:?}")));
+        view.extend(policy.map(|policy| format!(", {policy:?}")));
+        view.extend(random_erasing.map(|erasing| format!(", {erasing:?}")));
         if self.size.is_some() {
             view += &format!(", {}", self.plain_view());
         }

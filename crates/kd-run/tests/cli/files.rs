@@ -44,6 +44,9 @@ interpolation = "bicubic"
 resized_crop = [0.3, 1.0]
 crop_ratio = [0.8, 1.25]
 flip = true
+color_jitter = { brightness = 0.2, hue = 0.05 }
+rand_augment = { magnitude = 7 }
+random_erasing = { p = 0.25 }
 [training]
 epochs = 2
 batch_size = 16
@@ -125,8 +128,7 @@ fn as_in_training(dir: &WorkDir) {
         "eval --weights whole/small.safetensors --dataset folder --data mine --recipe other.toml";
     let output = dir.command(line).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    let expected =
-        "scaled to 44 pixels (bicubic, the shorter side), 40x40 of them cut out; the data's are scaled to 40";
+    let expected = "scaled to 44 pixels (bicubic, the shorter side), 40x40 of them cut out; the data's are scaled to 40";
     assert!(output.status.success() && said.contains(expected), "{said}");
 }
 
@@ -156,6 +158,40 @@ fn one_folder_is_split_and_a_picture_that_breaks_says_where_and_what_helps() {
 }
 
 #[test]
+fn prepared_shards_train_to_the_weights_of_the_pictures_themselves() {
+    let dir = WorkDir::new();
+    pictures(&dir);
+    let line = "prepare --data mine --resize 40 --shard-pictures 30 --out prepared";
+    let said = dir.stdout(line);
+    assert!(said.contains("72 pictures to train on and 24 to test on in 4 shards, 0 of"), "{said}");
+    assert!(dir.stdout(line).contains("4 of which were there"));
+    let train = "train --model student --size 40 --epochs 1 --batch-size 16";
+    let shards = "--data prepared --dataset shards --test-shards test-*.tar";
+    for data in [
+        "--data mine --dataset folder --out a",
+        &format!("{shards} --train-shards train-{{000000..000002}}.tar --out b"),
+    ] {
+        let output = dir.command(&format!("{train} {data}")).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    let files = ["a", "b"].map(|out| dir.read(&format!("{out}/student.safetensors")));
+    let [a, b] = [0, 1].map(|at| safetensors::SafeTensors::deserialize(&files[at]).unwrap());
+    assert!(a.names().len() > 5);
+    for (name, tensor) in a.tensors() {
+        assert_eq!(tensor.data(), b.tensor(&name).unwrap().data(), "{name}");
+    }
+    let line =
+        format!("eval --weights b/student.safetensors {shards} --train-shards train-*.tar --json");
+    let found: serde_json::Value = serde_json::from_str(&dir.stdout(&line)).unwrap();
+    assert_eq!(
+        (&found["dataset"]["test"], &found["dataset"]["name"]),
+        (&24.into(), &"shards".into())
+    );
+    let message = dir.fails(&format!("{train} {shards} --out c"), 1);
+    assert!(message.contains("train_shards: is not said; expected the shards' names"), "{message}");
+}
+
+#[test]
 fn other_data_sets_are_scaled_to_the_size_too() {
     let dir = WorkDir::new();
     let errors = dir.train("train --model student --size 36 --out out");
@@ -175,6 +211,18 @@ fn lines_of_a_recipe_that_do_not_fit_are_named() {
             "[0.3, 1.0]",
             "[0.3, 1.5]",
             "data.augment.resized_crop: is [0.3, 1.5]; expected two shares",
+        ),
+        (
+            "magnitude = 7",
+            "magnitude = 31",
+            "data.augment.rand_augment: is num_ops = 2, magnitude = 31",
+        ),
+        ("hue = 0.05", "hue = 0.6", "data.augment.color_jitter: is [0.2, 0.0, 0.0, 0.6]"),
+        ("p = 0.25", "p = 2", "data.augment.random_erasing: is p = 2"),
+        (
+            "flip = true",
+            "trivial_augment_wide = true",
+            "data.augment.trivial_augment_wide: is true; expected false beside rand_augment",
         ),
         ("size = 40\nresize = 44", "split = 0.2", "data.split: is 0.2; expected a share above 0"),
         ("\"bicubic\"", "\"cubic\"", "unknown variant `cubic`"),

@@ -4,7 +4,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::commands::{
     compare, completions, distill, eval, export, keep, man, methods, networks, plan, predict,
-    recipe, report, train,
+    prepare, recipe, report, train,
 };
 use crate::failure::Failure;
 
@@ -46,6 +46,8 @@ pub(crate) enum Command {
     /// Make the teacher's answers about a run's augmented pictures ahead of training, or check them
     #[command(after_help = keep::Keep::HELP)]
     Keep(keep::Keep),
+    /// Decode and scale pictures once, into shards for training in many epochs
+    Prepare(prepare::Prepare),
     /// Measure weights on the test images: accuracy, loss and confusion matrix
     Eval(eval::Eval),
     /// Classify pictures with a network, and with its teacher beside it
@@ -77,6 +79,7 @@ impl Command {
             Self::Train(flags) => train::run(flags),
             Self::Distill(flags) => distill::run(flags),
             Self::Keep(flags) => keep::run(flags),
+            Self::Prepare(flags) => prepare::run(flags),
             Self::Eval(flags) => eval::run(flags),
             Self::Predict(flags) => predict::run(flags),
             Self::Export(flags) => export::run(flags),

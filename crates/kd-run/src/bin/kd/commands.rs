@@ -11,6 +11,7 @@ pub(crate) mod methods;
 pub(crate) mod networks;
 pub(crate) mod plan;
 pub(crate) mod predict;
+pub(crate) mod prepare;
 pub(crate) mod recipe;
 pub(crate) mod report;
 pub(crate) mod train;

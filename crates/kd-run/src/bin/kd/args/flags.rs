@@ -121,7 +121,7 @@ pub(crate) struct DataFlags {
     /// The data set [default: that of the recipe]
     #[arg(long, value_parser = one_of::<DatasetName>(DatasetName::ALL.map(DatasetName::name)))]
     pub(crate) dataset: Option<DatasetName>,
-    /// Leave out pictures that can't be read, and list them (data set "folder")
+    /// Leave out pictures that can't be read, and list them (data sets "folder" and "shards")
     #[arg(long)]
     pub(crate) skip_broken: bool,
     /// Test on this many images, balanced over the classes
@@ -130,6 +130,12 @@ pub(crate) struct DataFlags {
     /// Height and width of the images that the network gets, 1 to 4096: pictures of any size are scaled to it, and those in a folder read as they are wanted [default: the recipe's, or the data set's own, 32]
     #[arg(long, value_name = "PIXELS", value_parser = at_least_one)]
     pub(crate) size: Option<usize>,
+    /// The tar archives to train on (data set "shards"), in the folder of --data: "train-{000..015}.tar"
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) train_shards: Option<String>,
+    /// The tar archives to test on
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) test_shards: Option<String>,
     /// Keep at most this much of decoded pictures in memory: "2GiB" [default: 256MiB]
     #[arg(long, value_name = "SIZE", value_parser = memory_size)]
     pub(crate) data_memory: Option<u64>,
@@ -148,6 +154,8 @@ impl DataFlags {
         config.skip_broken |= self.skip_broken;
         config.test_limit = self.test_limit.or(config.test_limit);
         config.size = self.size.or(config.size);
+        config.train_shards = self.train_shards.clone().or_else(|| config.train_shards.take());
+        config.test_shards = self.test_shards.clone().or_else(|| config.test_shards.take());
     }
 }
 
@@ -244,6 +252,8 @@ impl RunFlags {
             dataset: self.data.dataset,
             skip_broken: self.data.skip_broken,
             size: self.data.size,
+            train_shards: self.data.train_shards.clone(),
+            test_shards: self.data.test_shards.clone(),
             data_memory: self.data.data_memory.unwrap_or(DATA_MEMORY),
             train_limit: self.train_limit,
             test_limit: self.data.test_limit,

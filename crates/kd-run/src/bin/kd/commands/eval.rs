@@ -14,7 +14,7 @@ use kd_record::own::{self, Output};
 use kd_record::write::write_whole;
 use kd_run::data;
 use kd_run::evaluate::{Evaluation, evaluate, evaluate_with_flip, logits};
-use kd_run::recipe::{DataConfig, DatasetName};
+use kd_run::recipe::DataConfig;
 use kd_run::teacher::{Pretrained, PretrainedConfig};
 use safetensors::tensor::{Dtype, TensorView};
 use serde::Serialize;
@@ -157,7 +157,7 @@ fn as_in_training(flags: &Eval, config: &mut DataConfig) -> anyhow::Result<()> {
     let path = &flags.weights;
     let header = peek(path)?;
     let metadata = header.metadata.as_ref();
-    if config.dataset != DatasetName::Folder && metadata.is_none_or(|about| about.scaled.is_none()) {
+    if !config.dataset.is_ones_own() && metadata.is_none_or(|about| about.scaled.is_none()) {
         return Ok(());
     }
     let (timm, _) = timm::beside(path, metadata)?;

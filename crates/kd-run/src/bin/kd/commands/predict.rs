@@ -308,7 +308,10 @@ fn pictures(named: &[PathBuf], errors: &mut Vec<Unread>) -> Vec<PathBuf> {
         }
         match images::files(path) {
             Ok(found) if found.is_empty() => {
-                let error = format!("{}: the folder holds no PNG, JPEG, WebP, BMP or GIF file", path.display());
+                let error = format!(
+                    "{}: the folder holds no PNG, JPEG, WebP, BMP or GIF file",
+                    path.display()
+                );
                 errors.push(Unread::reported(path, error));
             }
             Ok(found) => paths.extend(found),

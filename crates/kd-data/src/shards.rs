@@ -1,0 +1,427 @@
+//! Pictures in WebDataset's shards: tar archives with `KEY.jpg` and `KEY.cls` or `KEY.json` for each picture, read where they lie.
+
+mod index;
+mod pattern;
+pub(crate) mod tar;
+mod unpacked;
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+
+use self::index::{Entry, Index};
+use crate::folder::MAX_CLASSES;
+use crate::labels::cut;
+use crate::one_line::shown;
+use crate::picture_files::{FilesConfig, refuse_empty_classes};
+use crate::portions::Sources;
+use crate::scaled::Scaled;
+use crate::source::{Picture, Source, select};
+use crate::{Error, Result, Skipped, images};
+use kd_record::hash::hex;
+
+/// The pictures in the shards that `train` and `test` name in `dir`: WebDataset's tar archives, packed with gzip or not. `train` and `test` are
+/// patterns such as `train-{000..015}.tar`, `{a,b}.tar` or `train/*.tar`. A sample's members follow each other and have one key, which is their name
+/// up to the first dot; its picture ends in `.jpg`, `.jpeg`, `.png`, `.webp`, `.bmp` or `.gif`, and its class is what `KEY.cls` holds, or what
+/// `KEY.json` has as `label`, `cls` or `class`: a number from 0, or a name.
+///
+/// Names are numbered in their order. Numbers have the names of the lines of `classes.txt` or `classnames.txt` in `dir`, or else are their own
+/// names. Only headers and labels are read; of each picture 24 bytes are kept, and it is decoded when it is asked for. What is packed with gzip is
+/// unpacked to a temporary file.
+///
+/// The data set is known by the SHA-256 of the classes' names, of the shards' names and lengths, and of each picture's place and class. What was
+/// passed over or unpacked is returned as sentences.
+///
+/// # Errors
+/// When a shard is missing, cut off or no tar archive, a picture has no label or two, classes are numbers here and names there, there are fewer
+/// than 2 classes or more than 65536, a class has no picture to train on, or a test picture is of a class that is not trained on. A picture that
+/// turns out to be broken is an error when it is read; with [`FilesConfig::skip_broken`] all are read beforehand, and such are left out.
+pub fn picture_shards(
+    dir: &Path,
+    train: &str,
+    test: Option<&str>,
+    config: &FilesConfig,
+) -> Result<(Sources, Vec<String>)> {
+    config.scaling.check()?;
+    let mut train = Part::open(dir, train, "train_shards")?;
+    let mut test = match test {
+        Some(test) => Part::open(dir, test, "test_shards")?,
+        None => Part::default(),
+    };
+    let mut notes = Vec::new();
+    notes.extend([&train, &test].into_iter().filter_map(|part| part.unpacked(dir)));
+    notes.extend([&train, &test].into_iter().filter_map(|part| part.passed_over(dir)));
+    let classes = classes(dir, &mut train, &mut test, &mut notes)?;
+    let mut hash = Sha256::new();
+    hash.update("picture shards\n");
+    classes.iter().for_each(|class| hash.update(format!("{class}\n")));
+    let mut skipped = Vec::new();
+    for part in [&mut train, &mut test] {
+        part.add_to(&mut hash);
+        if config.skip_broken {
+            part.leave_out_broken(dir, &mut hash, &mut skipped)?;
+        }
+    }
+    let mut counts = vec![0; classes.len()];
+    train.entries().for_each(|(_, entry)| counts[entry.label as usize] += 1);
+    refuse_empty_classes(dir, &classes, &counts)?;
+    let sha256 = hex(hash);
+    let source = |part: Part, which: &str| -> Result<Arc<dyn Source>> {
+        let shards = Arc::new(Shards::new(part, format!("{sha256} {which}")));
+        Ok(Arc::new(Scaled::new(shards, config.scaling, Arc::clone(&config.room))?))
+    };
+    let (train, test): (Arc<dyn Source>, Arc<dyn Source>) = match config.split {
+        None => (source(train, "train")?, source(test, "test")?),
+        Some(share) => {
+            let labels: Vec<u32> = train.entries().map(|(_, entry)| entry.label).collect();
+            let [kept, tested] = cut(&labels, classes.len(), share);
+            let all = source(train, "train")?;
+            (select(&all, &kept), select(&all, &tested))
+        }
+    };
+    let name = "shards".into();
+    Ok((Sources { name, classes, train, test, sha256: sha256.clone(), skipped }, notes))
+}
+
+/// The shards that are trained on, or those that are tested on.
+#[derive(Default)]
+struct Part {
+    shards: Vec<Shard>,
+}
+
+/// An archive and what it holds.
+struct Shard {
+    /// As the pattern names it, relative to the data's folder.
+    name: PathBuf,
+    path: PathBuf,
+    /// The file's length when it was looked through.
+    bytes: u64,
+    /// What was packed, unpacked, and its length.
+    unpacked: Option<(Mutex<File>, u64)>,
+    index: Index,
+}
+
+impl Part {
+    /// Opens the shards of a pattern and looks through them, several at a time.
+    fn open(dir: &Path, pattern: &str, field: &'static str) -> Result<Self> {
+        let names = pattern::files(dir, pattern, field)?;
+        let shards = names.into_par_iter().map(|name| Shard::open(dir, name));
+        let shards = shards.collect::<Result<Vec<Shard>>>()?;
+        Ok(Self { shards })
+    }
+
+    /// Each picture with its shard.
+    fn entries(&self) -> impl Iterator<Item = (&Shard, &Entry)> {
+        self.shards.iter().flat_map(|shard| shard.index.entries.iter().map(move |e| (shard, e)))
+    }
+
+    fn add_to(&self, hash: &mut Sha256) {
+        hash.update((self.shards.len() as u64).to_le_bytes());
+        for shard in &self.shards {
+            for part in &shard.name {
+                hash.update(b"/");
+                hash.update(part.as_encoded_bytes());
+            }
+            hash.update(b"\0");
+            hash.update(shard.bytes.to_le_bytes());
+            hash.update((shard.index.entries.len() as u64).to_le_bytes());
+            for entry in &shard.index.entries {
+                hash.update(entry.offset.to_le_bytes());
+                hash.update(entry.bytes.to_le_bytes());
+                hash.update(entry.label.to_le_bytes());
+            }
+        }
+    }
+
+    /// How many shards were unpacked, and to how many bytes.
+    fn unpacked(&self, dir: &Path) -> Option<String> {
+        let unpacked = self.shards.iter().filter_map(|shard| shard.unpacked.as_ref());
+        let bytes: u64 = unpacked.clone().map(|(_, bytes)| bytes).sum();
+        let count = unpacked.count();
+        (count > 0).then(|| {
+            format!(
+                "{}: {count} shards are packed with gzip; they are unpacked to {} MiB of temporary files in {}",
+                shown(dir),
+                bytes.div_ceil(1 << 20),
+                shown(&std::env::temp_dir())
+            )
+        })
+    }
+
+    /// How many members were passed over, and the first of them.
+    fn passed_over(&self, dir: &Path) -> Option<String> {
+        let count: usize = self.shards.iter().map(|shard| shard.index.passed_over.0).sum();
+        let first = self.shards.iter().find_map(|shard| {
+            let name = shard.index.passed_over.1.as_ref()?;
+            Some(shown(&shard.name.join(name)))
+        })?;
+        Some(format!(
+            "{}: passed over {count} files in shards that are neither picture nor label, or a label without a picture; the first is {first}",
+            shown(dir)
+        ))
+    }
+
+    /// Reads every picture once and takes those out that can't be read.
+    fn leave_out_broken(
+        &mut self,
+        dir: &Path,
+        hash: &mut Sha256,
+        skipped: &mut Vec<Skipped>,
+    ) -> Result<()> {
+        for shard in &mut self.shards {
+            let entries = std::mem::take(&mut shard.index.entries);
+            let read = |entry: &Entry| shard.read(entry, &mut Picture::default());
+            let read: Vec<Result<()>> = entries.par_iter().map(read).collect();
+            for (entry, read) in entries.into_iter().zip(read) {
+                match read {
+                    Ok(()) => shard.index.entries.push(entry),
+                    Err(error @ (Error::Picture { .. } | Error::Io { .. })) => {
+                        hash.update(entry.offset.to_le_bytes());
+                        let path = shard.member(&entry);
+                        let path = path.strip_prefix(dir).map_or(path.clone(), Path::to_path_buf);
+                        skipped.push(Skipped::of(path, error));
+                    }
+                    Err(other) => return Err(other),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Numbers the classes as `of` says, which is given a shard and its own number of a class.
+    fn renumber(&mut self, of: impl Fn(&Index, u32) -> u32) {
+        for shard in &mut self.shards {
+            let mut entries = std::mem::take(&mut shard.index.entries);
+            for entry in &mut entries {
+                entry.label = of(&shard.index, entry.label);
+            }
+            shard.index.entries = entries;
+        }
+    }
+}
+
+impl Shard {
+    fn open(dir: &Path, name: PathBuf) -> Result<Self> {
+        let path = dir.join(&name);
+        let about = match fs::metadata(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(Error::Missing {
+                    path,
+                    expected: "a tar archive, packed with gzip or not".into(),
+                    advice: "give the shards that are there: train_shards and test_shards in a recipe's [data] are relative to the data's folder".into(),
+                });
+            }
+            about => about.map_err(|source| Error::Io { path: path.clone(), source })?,
+        };
+        let io = |source| Error::Io { path: path.clone(), source };
+        let mut file = File::open(&path).map_err(io)?;
+        let mut magic = [0; 2];
+        let is_packed =
+            about.is_file() && file.read_exact(&mut magic).is_ok_and(|()| magic == [0x1f, 0x8b]);
+        let (index, unpacked) = match is_packed {
+            false => (index::look_through(&path, file, about.len())?, None),
+            true => {
+                let (file, len) = unpacked::unpack(&path)?;
+                let again = file.try_clone().map_err(io)?;
+                (index::look_through(&path, again, len)?, Some((Mutex::new(file), len)))
+            }
+        };
+        if index.entries.is_empty() {
+            let expected = "KEY.jpg and KEY.cls or KEY.json for each picture".into();
+            return Err(Error::Folder { path, found: "no picture in this shard".into(), expected });
+        }
+        Ok(Self { name, path, bytes: about.len(), unpacked, index })
+    }
+
+    /// So many bytes of the archive.
+    fn bytes(&self, offset: u64, count: usize) -> Result<Vec<u8>> {
+        let io = |source| Error::Io { path: self.path.clone(), source };
+        let read = |file: &mut File| {
+            let mut bytes = vec![0; count];
+            file.seek(SeekFrom::Start(offset))?;
+            file.read_exact(&mut bytes)?;
+            Ok(bytes)
+        };
+        if let Some((file, _)) = &self.unpacked {
+            return read(&mut file.lock().unwrap_or_else(PoisonError::into_inner)).map_err(io);
+        }
+        let changed = |found: String| Error::Folder {
+            path: self.path.clone(),
+            found,
+            expected: format!(
+                "the shard of {} bytes that was there when the run began: it must stay as it is while it is used; bring it back, or begin a new run",
+                self.bytes
+            ),
+        };
+        let mut file = match File::open(&self.path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(changed("no such file".into()));
+            }
+            file => file.map_err(io)?,
+        };
+        let len = file.metadata().map_err(io)?.len();
+        match len == self.bytes {
+            true => read(&mut file).map_err(io),
+            false => Err(changed(format!("a file of {len} bytes"))),
+        }
+    }
+
+    /// Reads a picture.
+    fn read(&self, entry: &Entry, into: &mut Picture) -> Result<()> {
+        let bytes = self.bytes(entry.offset, entry.bytes as usize)?;
+        images::decode_whole(&self.path, &bytes, into).map_err(|error| match error {
+            Error::Picture { reason, .. } => Error::Picture { path: self.member(entry), reason },
+            other => other,
+        })
+    }
+
+    /// A picture's place for messages: the shard, and its name in it.
+    fn member(&self, entry: &Entry) -> PathBuf {
+        let begin = entry.offset - u64::from(entry.head);
+        let name = self.bytes(begin, entry.head as usize).ok().and_then(|head| tar::name(&head));
+        self.path.join(name.unwrap_or_else(|| format!("byte {}", entry.offset)))
+    }
+}
+
+/// The classes' names, by which the labels of both parts are then numbered.
+fn classes(
+    dir: &Path,
+    train: &mut Part,
+    test: &mut Part,
+    notes: &mut Vec<String>,
+) -> Result<Vec<String>> {
+    let shards = || train.shards.iter().chain(&test.shards);
+    let first = |of: fn(&Index) -> &Option<String>| {
+        shards().find_map(|shard| of(&shard.index).as_ref().map(|key| shown(&shard.path.join(key))))
+    };
+    if let (Some(number), Some(name)) = (first(|i| &i.number), first(|i| &i.name)) {
+        return Err(Error::Folder {
+            path: dir.into(),
+            found: format!("a class's number at {number} and a class's name at {name}"),
+            expected: "numbers alone, or names alone".into(),
+        });
+    }
+    if first(|index| &index.name).is_some() {
+        let names = train.shards.iter().flat_map(|shard| &shard.index.names);
+        let names: Vec<String> = names.collect::<BTreeSet<_>>().into_iter().cloned().collect();
+        let place = |name: &String| names.binary_search(name).ok();
+        for shard in &test.shards {
+            if let Some(name) = shard.index.names.iter().find(|name| place(name).is_none()) {
+                return Err(Error::Folder {
+                    path: shard.path.clone(),
+                    found: format!("class {name:?}, which no picture to train on has"),
+                    expected: "the classes of the shards to train on alone".into(),
+                });
+            }
+        }
+        for part in [train, test] {
+            part.renumber(|index, label| {
+                place(&index.names[label as usize]).unwrap_or_default() as u32
+            });
+        }
+        return counted(dir, names);
+    }
+    let last = |part: &Part| part.entries().map(|(_, entry)| entry.label).max();
+    let count = last(train).max(last(test)).map_or(0, |last| last as usize + 1);
+    let listed = ["classes.txt", "classnames.txt"].map(|name| dir.join(name));
+    let Some(path) = listed.into_iter().find(|path| path.is_file()) else {
+        return counted(dir, (0..count).map(|number| number.to_string()).collect());
+    };
+    let mut text = String::new();
+    File::open(&path)
+        .and_then(|file| file.take(64 << 20).read_to_string(&mut text))
+        .map_err(|source| Error::Io { path: path.clone(), source })?;
+    let names: Vec<String> = text.lines().map(|line| line.trim().to_owned()).collect();
+    let distinct: BTreeSet<_> = names.iter().collect();
+    let good = |name: &String| !name.is_empty() && !name.contains(char::is_control);
+    if names.len() < count || distinct.len() < names.len() || !names.iter().all(good) {
+        let (lines, distinct) = (names.len(), distinct.len());
+        return Err(Error::Folder {
+            path,
+            found: format!("{lines} lines, {distinct} of them different"),
+            expected: format!(
+                "a name of its own in each line for at least {count} classes, as many as the labels have"
+            ),
+        });
+    }
+    notes.push(format!("{}: the classes have the names in this file", shown(&path)));
+    counted(dir, names)
+}
+
+/// Refuses too few or too many classes.
+fn counted(dir: &Path, names: Vec<String>) -> Result<Vec<String>> {
+    match (2..=MAX_CLASSES).contains(&names.len()) {
+        true => Ok(names),
+        false => Err(Error::Folder {
+            path: dir.into(),
+            found: format!("{} classes", names.len()),
+            expected: format!("2 to {MAX_CLASSES}"),
+        }),
+    }
+}
+
+/// The pictures of several shards, of any size: a source of them as they are.
+struct Shards {
+    part: Part,
+    /// For each shard the number of its first picture.
+    first: Vec<u32>,
+    len: usize,
+    /// What tells the pictures from those of other shards.
+    identity: String,
+}
+
+impl Shards {
+    fn new(part: Part, identity: String) -> Self {
+        let (mut first, mut len) = (Vec::new(), 0);
+        for shard in &part.shards {
+            first.push(len as u32);
+            len += shard.index.entries.len();
+        }
+        Self { part, first, len, identity }
+    }
+
+    fn find(&self, index: u32) -> Option<(&Shard, &Entry)> {
+        let shard = self.first.partition_point(|first| *first <= index).checked_sub(1)?;
+        let entries = &self.part.shards[shard].index.entries;
+        Some((&self.part.shards[shard], entries.get((index - self.first[shard]) as usize)?))
+    }
+}
+
+impl Source for Shards {
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn shape(&self) -> [usize; 3] {
+        [3, 0, 0]
+    }
+
+    fn label(&self, index: u32) -> Option<u32> {
+        self.find(index).map(|(_, entry)| entry.label)
+    }
+
+    fn read(&self, index: u32, into: &mut Picture) -> Result<()> {
+        let (shard, entry) = self.find(index).ok_or_else(|| Error::Source {
+            index,
+            found: format!("shards of {} pictures", self.len),
+            expected: "the number of one of them".into(),
+        })?;
+        shard.read(entry, into)
+    }
+
+    fn identity(&self) -> String {
+        self.identity.clone()
+    }
+
+    fn memory(&self) -> u64 {
+        let of = |shard: &Shard| {
+            (size_of::<Shard>() + size_of::<Entry>() * shard.index.entries.len()) as u64
+        };
+        self.part.shards.iter().map(of).sum()
+    }
+}

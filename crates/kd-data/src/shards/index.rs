@@ -1,0 +1,218 @@
+//! What a shard holds: where each picture lies, and its label as the shard has it.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{Seek, SeekFrom};
+use std::path::Path;
+
+use serde::Deserialize;
+
+use super::tar::{Archive, Broken, Member};
+use crate::folder::MAX_CLASSES;
+use crate::images::{MAX_BYTES, PICTURE_ENDINGS};
+use crate::one_line::on_one_line;
+use crate::{Error, Result};
+
+/// A picture in a shard.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Entry {
+    /// Where its bytes begin, from the archive's start.
+    pub(super) offset: u64,
+    /// Their number.
+    pub(super) bytes: u32,
+    /// How many bytes before them its header begins.
+    pub(super) head: u32,
+    /// The number of its class, or of its class's name among the shard's.
+    pub(super) label: u32,
+}
+
+/// The samples of a shard.
+#[derive(Debug, Default)]
+pub(super) struct Index {
+    pub(super) entries: Vec<Entry>,
+    /// The classes' names, where labels are names: `label` of an entry is a place in this list.
+    pub(super) names: Vec<String>,
+    /// The first sample whose label is a number, and the first whose label is a name.
+    pub(super) number: Option<String>,
+    pub(super) name: Option<String>,
+    /// How many members were passed over, and the first of them.
+    pub(super) passed_over: (usize, Option<String>),
+}
+
+/// A label as a sample has it.
+enum Label {
+    Number(u32),
+    Name(String),
+}
+
+/// A sample of which not all members may have been seen.
+#[derive(Default)]
+struct Sample {
+    key: String,
+    picture: Option<Member>,
+    label: Option<Label>,
+    /// The label of `key.json`, which counts where there is no `key.cls`.
+    described: Option<Label>,
+}
+
+/// The most bytes of a label: a class's name in `key.cls`, a description in `key.json`.
+const LONGEST_LABEL: [u64; 2] = [4096, 1 << 20];
+
+/// What is read of `key.json`; the first that is there is the label.
+#[derive(Deserialize)]
+struct Description {
+    label: Option<serde_json::Value>,
+    cls: Option<serde_json::Value>,
+    class: Option<serde_json::Value>,
+}
+
+/// Looks through the archive of `len` bytes in `file`, which `path` names in messages.
+///
+/// # Errors
+/// When the archive is broken, a sample has two pictures, or a picture has no label, or none that can be understood.
+pub(super) fn look_through(path: &Path, mut file: File, len: u64) -> Result<Index> {
+    file.seek(SeekFrom::Start(0)).map_err(|source| Error::Io { path: path.into(), source })?;
+    let broken = |broken: Broken| Error::Malformed {
+        path: path.into(),
+        offset: broken.offset,
+        found: broken.found,
+        expected: broken.expected.into(),
+        advice: "fetch or write the shard again".into(),
+    };
+    let mut archive = Archive::new(file, len);
+    let mut places = HashMap::new();
+    let (mut index, mut sample) = (Index::default(), Sample::default());
+    while let Some(member) = archive.member().map_err(broken)? {
+        let (key, ending) = key_and_ending(&member.name);
+        if key != sample.key {
+            let whole =
+                std::mem::replace(&mut sample, Sample { key: key.into(), ..Sample::default() });
+            index.add(path, whole, &mut places)?;
+        }
+        let wrong = |found: String, expected: &str| wrong(path, &member.name, found, expected);
+        let is_picture = PICTURE_ENDINGS.iter().any(|known| ending.eq_ignore_ascii_case(known));
+        if is_picture {
+            if let Some(other) = &sample.picture {
+                let found = format!("a second picture beside {}", on_one_line(&other.name));
+                return Err(wrong(found, "one picture for each key"));
+            }
+            if member.bytes > MAX_BYTES {
+                let found = format!("{} bytes", member.bytes);
+                return Err(wrong(found, "a picture file of at most 256 MiB"));
+            }
+            sample.picture = Some(member);
+        } else if ending.eq_ignore_ascii_case("cls") || ending.eq_ignore_ascii_case("json") {
+            let is_json = ending.eq_ignore_ascii_case("json");
+            if member.bytes > LONGEST_LABEL[usize::from(is_json)] {
+                let found = format!("{} bytes", member.bytes);
+                return Err(wrong(found, "a class's number or name, or a short description"));
+            }
+            let contents = archive.contents(&member).map_err(broken)?;
+            match is_json {
+                true => sample.described = described(&contents).map_err(|(f, e)| wrong(f, e))?,
+                false => sample.label = Some(of_text(&contents).map_err(|(f, e)| wrong(f, e))?),
+            }
+        } else {
+            index.pass_over(&member.name);
+        }
+    }
+    index.add(path, sample, &mut places)?;
+    index.entries.shrink_to_fit();
+    Ok(index)
+}
+
+/// The error of a member of a shard.
+pub(super) fn wrong(path: &Path, member: &str, found: String, expected: &str) -> Error {
+    Error::Folder { path: path.join(on_one_line(member)), found, expected: expected.into() }
+}
+
+/// WebDataset's parts of a name: all up to the first dot behind the last slash, and what follows the dot.
+fn key_and_ending(name: &str) -> (&str, &str) {
+    let base = name.rfind('/').map_or(0, |slash| slash + 1);
+    match name[base..].find('.') {
+        // A hidden file, such as those that some systems write beside each.
+        Some(0) | None => (name, ""),
+        Some(dot) => (&name[..base + dot], &name[base + dot + 1..]),
+    }
+}
+
+type Found = (String, &'static str);
+
+/// The label that `key.cls` holds.
+fn of_text(contents: &[u8]) -> std::result::Result<Label, Found> {
+    const EXPECTED: &str = "a class's number from 0, or its name in UTF-8";
+    let text = std::str::from_utf8(contents).map_err(|_| ("no UTF-8".into(), EXPECTED))?;
+    label(text.trim()).ok_or((format!("{:?}", text.trim()), EXPECTED))
+}
+
+fn label(text: &str) -> Option<Label> {
+    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        let number = text.parse().ok().filter(|number| (*number as usize) < MAX_CLASSES);
+        return number.map(Label::Number);
+    }
+    let is_name = !text.is_empty() && !text.contains(char::is_control);
+    is_name.then(|| Label::Name(text.to_owned()))
+}
+
+/// The label that `key.json` holds; `None` where it holds other things.
+fn described(contents: &[u8]) -> std::result::Result<Option<Label>, Found> {
+    const EXPECTED: &str = "a class's number from 0, or its name, as label, cls or class";
+    let description: Description =
+        serde_json::from_slice(contents).map_err(|error| (format!("{error}"), "a JSON object"))?;
+    let Description { label: first, cls, class } = description;
+    let Some(value) = first.or(cls).or(class) else { return Ok(None) };
+    let found = match &value {
+        serde_json::Value::String(text) => label(text.trim()),
+        serde_json::Value::Number(number) => label(&number.to_string()),
+        _ => None,
+    };
+    found.map(Some).ok_or((value.to_string(), EXPECTED))
+}
+
+impl Index {
+    fn pass_over(&mut self, name: &str) {
+        self.passed_over.0 += 1;
+        self.passed_over.1.get_or_insert_with(|| name.to_owned());
+    }
+
+    /// Adds a sample that is whole.
+    fn add(
+        &mut self,
+        path: &Path,
+        sample: Sample,
+        places: &mut HashMap<String, u32>,
+    ) -> Result<()> {
+        let Sample { key, picture, label, described } = sample;
+        let Some(picture) = picture else {
+            if label.is_some() || described.is_some() {
+                self.pass_over(&format!("{key}.cls"));
+            }
+            return Ok(());
+        };
+        let label = match label.or(described) {
+            Some(Label::Number(number)) => {
+                self.number.get_or_insert(key);
+                number
+            }
+            Some(Label::Name(name)) => {
+                self.name.get_or_insert(key);
+                *places.entry(name).or_insert_with_key(|name| {
+                    self.names.push(name.clone());
+                    self.names.len() as u32 - 1
+                })
+            }
+            None => {
+                let expected = "its class beside it, as KEY.cls or in KEY.json";
+                return Err(wrong(
+                    path,
+                    &picture.name,
+                    "a picture without a label".into(),
+                    expected,
+                ));
+            }
+        };
+        let Member { offset, bytes, head, .. } = picture;
+        self.entries.push(Entry { offset, bytes: bytes as u32, head: head as u32, label });
+        Ok(())
+    }
+}
