@@ -135,6 +135,13 @@ def method_losses() -> dict[str, Tensor]:
         )
         record(f"{name}dist", lambda s, t: methods.dist(s, t, 1.0, 1.0, 1.0), [s], [t])
         record(f"{name}dist_other", lambda s, t: methods.dist(s, t, 4.0, 2.0, 0.5), [s], [t])
+        for other, temperatures, weights, gammas in (
+            ("", [4.0, 3.0, 5.0, 2.0, 6.0], (1.0, 1.0, 1.0), (0.1, 0.2)),
+            ("_other", [1.0, 2.5], (0.5, 2.0, 3.0), (0.7, 0.7)),
+        ):
+            record(f"{name}mlkd{other}", lambda s, t: methods.mlkd(s, t, temperatures, *weights), [s], [t])
+            record(f"{name}ttm{other}", lambda s, t: methods.ttm(s, t, gammas[0], False), [s], [t])
+            record(f"{name}wttm{other}", lambda s, t: methods.ttm(s, t, gammas[1], True), [s], [t])
     record("label_smoothing", lambda s, y: methods.label_smoothing(s, y, 0.1), [s], [labels])
 
     # Maps after a ReLU have zeros; the teacher has other channels and, in the second case, another size.

@@ -49,6 +49,27 @@ def dist(student: Tensor, teacher: Tensor, temperature: float, beta: float, gamm
     return temperature**2 * (beta * inter + gamma * intra)
 
 
+def mlkd(student: Tensor, teacher: Tensor, temperatures: list[float], instance: float, batch: float, classes: float) -> Tensor:
+    """Jin et al. 2023, equations 3 to 11, of one view and without masks."""
+    total = torch.zeros(())
+    for temperature in temperatures:
+        p, q = F.softmax(student / temperature, 1), F.softmax(teacher / temperature, 1)
+        images, count = p.shape
+        of_batch = sum((p[i] @ p[j] - q[i] @ q[j]) ** 2 for i in range(images) for j in range(images)) / images
+        of_classes = sum((p[:, i] @ p[:, j] - q[:, i] @ q[:, j]) ** 2 for i in range(count) for j in range(count)) / count
+        total = total + instance * kd(student, teacher, temperature) + batch * of_batch + classes * of_classes
+    return total
+
+
+def ttm(student: Tensor, teacher: Tensor, gamma: float, weighted: bool) -> Tensor:
+    """Zheng and Yang 2024: KL to the power of the teacher's probabilities, weighted by the power's sum or not."""
+    total = []
+    for z, t in zip(student, teacher):
+        powers = F.softmax(t, 0) ** gamma
+        total.append((powers.sum() if weighted else 1.0) * kl(powers / powers.sum(), F.softmax(z, 0)))
+    return torch.stack(total).mean()
+
+
 def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     size = min(student.shape[2], teacher.shape[2])
     return F.adaptive_avg_pool2d(student, size), F.adaptive_avg_pool2d(teacher, size)

@@ -32,8 +32,9 @@ pub use features::{attention_transfer, cosine, mse, nst, vid};
 pub use inputs::{HostStep, Inputs, MixedLabels, Needs, RunStep};
 pub use list::{METHODS, MethodConfig, MethodInfo, build, helper_parameters};
 pub use logits::{
-    DistConfig, DkdConfig, KdConfig, cross_entropy, cross_entropy_mixed, cross_entropy_smoothed,
-    cross_entropy_weighted, dist, dkd, kd, kd_with_labels, standardize,
+    DistConfig, DkdConfig, KdConfig, MlkdConfig, TtmConfig, WttmConfig, cross_entropy,
+    cross_entropy_mixed, cross_entropy_smoothed, cross_entropy_weighted, dist, dkd, kd,
+    kd_with_labels, mlkd, standardize, ttm, wttm,
 };
 pub use method::{About, Definition, HelperInit, HelperParameter, Kind, Method};
 pub use objective::{Loss, Objective, Term, Weighted, alpha_weights};

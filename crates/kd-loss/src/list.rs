@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::control::{self, LabelSmoothingConfig};
 use crate::features;
-use crate::logits::{self, DistConfig, DkdConfig, KdConfig};
+use crate::logits::{self, DistConfig, DkdConfig, KdConfig, MlkdConfig, TtmConfig, WttmConfig};
 use crate::method::{About, Definition, HelperParameter, Method};
 use crate::pairs::{PairConfig, PairListConfig};
 use crate::relations::{self, CongruenceConfig, CrdConfig};
@@ -131,6 +131,9 @@ methods! {
     "kd" Kd(KdConfig) = logits::Kd,
     "dkd" Dkd(DkdConfig) = logits::Dkd,
     "dist" Dist(DistConfig) = logits::Dist,
+    "mlkd" Mlkd(MlkdConfig) = logits::Mlkd,
+    "ttm" Ttm(TtmConfig) = logits::Ttm,
+    "wttm" Wttm(WttmConfig) = logits::Wttm,
     "cosine" Cosine(PairConfig) = features::Cosine,
     "regressor" Regressor(PairConfig) = features::Regressor,
     "fitnet" FitNet(PairConfig) = features::FitNet,

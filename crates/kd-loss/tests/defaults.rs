@@ -29,6 +29,18 @@ fn configurations() -> Vec<(&'static str, f64, f64, Value, &'static [&'static st
             json!({ "temperature": 4.0, "beta": 1.0, "gamma": 1.0 }),
             &["hunto/image_classification_sota", "dist_cifar.yaml", "resnet_dist.yaml"],
         ),
+        // CFG.KD: TEMPERATURE = 4, CE_WEIGHT = 0.1, KD_WEIGHT = 0.9; KD_ours.py: 3.0, 5.0, 2.0, 6.0
+        (
+            "mlkd",
+            0.9,
+            0.1,
+            json!({ "temperatures": [4.0, 3.0, 5.0, 2.0, 6.0], "instance": 1.0, "batch": 1.0, "class": 1.0 }),
+            &["Jin-Ying/Multi-Level-Logit-Distillation", "KD_ours.py", "Departure"],
+        ),
+        // --distill ttm --ttm_l 0.1 -r 1 -b 45
+        ("ttm", 45.0, 1.0, json!({ "gamma": 0.1 }), &["zkxufo/TTM", "README.md"]),
+        // --add wttm --ttm_l 0.2 -a 4
+        ("wttm", 4.0, 1.0, json!({ "gamma": 0.2 }), &["zkxufo/TTM", "README.md"]),
         // hidden_rep_loss_weight=0.25, ce_loss_weight=0.75
         ("cosine", 0.25, 0.75, none(), TUTORIAL),
         // feature_map_weight=0.25, ce_loss_weight=0.75

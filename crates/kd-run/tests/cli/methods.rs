@@ -88,13 +88,16 @@ recipes! {
     kd "kd",
     label_smoothing "label-smoothing",
     logit_standardization "logit-standardization",
+    mlkd "mlkd",
     nst "nst",
     pkt "pkt",
     regressor "regressor",
     rkd "rkd",
     similarity_preserving "similarity-preserving",
     soft_targets "soft-targets",
+    ttm "ttm",
     vid "vid",
+    wttm "wttm",
 }
 
 #[test]
