@@ -158,6 +158,36 @@ def method_losses() -> dict[str, Tensor]:
         "fsp", methods.fsp,
         [hashed((2, 3, 8, 8), 720), hashed((2, 4, 4, 4), 721)], [hashed((2, 3, 6, 6), 722), hashed((2, 4, 6, 6), 723)],
     )
+    for kernel in (1, 3):
+        layer = [hashed((4, 3, 4, 5), 750), hashed((2, 3, kernel, kernel), 751), hashed((2,), 752), hashed((2,), 753)]
+        record(
+            f"conv_norm_{kernel}", lambda x, w, a, b, y: (methods.normed(x, w, a, b) * y).sum(), layer, [hashed((4, 2, 4, 5), 754)],
+        )
+    maps = [hashed((3, 4, 4, 4), 755, 3.0), hashed((3, 4, 4, 4), 756, 2.0)]
+    record("factor_transfer", methods.factor_transfer, maps[:1], maps[1:])
+    record("activation_boundaries", lambda s, t: methods.activation_boundaries(s, t, 1.0), maps[:1], maps[1:])
+    record("activation_boundaries_other", lambda s, t: methods.activation_boundaries(s, t, 0.4), maps[:1], [F.relu(maps[1])])
+    record("ofd", methods.ofd, maps[:1], maps[1:])
+    record("ofd_behind_relu", methods.ofd, maps[:1], [F.relu(maps[1])])
+    for name, size in (("", 8), ("_5", 5), ("_1", 1)):
+        record(f"hierarchical_context{name}", methods.hierarchical_context, [hashed((2, 3, size, size), 757)], [hashed((2, 3, size, size), 758)])
+    layers = lambda shapes, first: [hashed(shape, first + i, 0.6) for i, shape in enumerate(shapes)]
+    norm = lambda inputs, outputs, kernel: [(outputs, inputs, kernel, kernel), (outputs,), (outputs,)]
+    conv = lambda inputs, outputs: [(outputs, inputs, 3, 3), (outputs,)]
+    record(
+        "factor_transfer_whole", lambda *x: methods.factor_transfer_whole(0.3, *x),
+        [hashed((3, 3, 4, 4), 760), *layers(
+            norm(3, 3, 3) + norm(3, 2, 3) + norm(2, 2, 3) + conv(4, 4) + conv(4, 2) + conv(2, 2) + conv(2, 2) + conv(2, 4) + conv(4, 4), 761,
+        )],
+        [hashed((3, 4, 4, 4), 759)],
+    )
+    record(
+        "reviewkd_whole", lambda *x: methods.reviewkd_whole(3, *x),
+        [hashed((3, 2, 4, 4), 790), hashed((3, 3, 4, 4), 791), hashed((3, 4), 792), *layers(
+            norm(2, 4, 1) + norm(4, 3, 3) + [(2, 8), (2,)] + norm(3, 4, 1) + norm(4, 2, 3) + [(2, 8), (2,)] + norm(4, 4, 1) + norm(4, 5, 3), 793,
+        )],
+        [hashed((3, 3, 8, 8), 820), hashed((3, 2, 2, 2), 821), hashed((3, 5), 822)],
+    )
     record("vid", methods.vid, [hashed((2, 3, 4, 4), 724), hashed((3,), 725, 4.0)], [hashed((2, 3, 4, 4), 726)])
 
     for name, (s, t) in {

@@ -107,6 +107,75 @@ def vid(mean: Tensor, alpha: Tensor, teacher: Tensor) -> Tensor:
     return F.gaussian_nll_loss(mean, teacher, variance, eps=1e-12)
 
 
+def normed(x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """A convolution that keeps the map's size, and batch normalisation over the batch."""
+    return F.batch_norm(F.conv2d(x, weight, padding=weight.shape[2] // 2), None, None, scale, shift, training=True)
+
+
+def factor_transfer(student: Tensor, teacher: Tensor) -> Tensor:
+    """Kim et al. 2018, equation 3 with p = 1."""
+    return torch.stack([(s / s.norm() - t / t.norm()).abs().mean() for s, t in zip(student.flatten(1), teacher.flatten(1))]).mean()
+
+
+def factor_transfer_whole(reconstruction: float, student: Tensor, *rest: Tensor) -> Tensor:
+    """The same with translator and paraphraser (section 3); transposed convolutions of stride 1 as convolutions."""
+    layers, teacher = rest[:-1], rest[-1]
+    for i in range(3):
+        student = F.leaky_relu(normed(student, *layers[3 * i : 3 * i + 3]), 0.1)
+    x = teacher
+    for i in range(6):
+        x = F.leaky_relu(F.conv2d(x, *layers[9 + 2 * i : 11 + 2 * i], padding=1), 0.1)
+        factor = x.detach() if i == 2 else factor if i > 2 else None
+    return factor_transfer(student, factor) + reconstruction * F.mse_loss(x, teacher)
+
+
+def activation_boundaries(student: Tensor, teacher: Tensor, margin: float) -> Tensor:
+    """Heo et al. 2019, equation 4: the squared hinge on the side of the boundary where the teacher is."""
+    total = sum(max(margin - s, s * 0) ** 2 if t > 0 else max(margin + s, s * 0) ** 2 for s, t in zip(student.flatten(), teacher.flatten()))
+    return total / len(student)
+
+
+def ofd(student: Tensor, teacher: Tensor) -> Tensor:
+    """Heo et al. 2019 (overhaul), equations 1 to 5, with the margins of the batch."""
+    total = []
+    for channel in range(teacher.shape[1]):
+        s, t = student[:, channel].flatten(), teacher[:, channel].flatten()
+        margin = t[t < 0].mean() if (t < 0).any() else torch.zeros(())
+        for a, b in zip(s, t):
+            target = torch.maximum(b, margin)
+            if b > 0 or a > target:
+                total.append((a - target) ** 2)
+    return torch.stack(total).sum() / len(student)
+
+
+def hierarchical_context(student: Tensor, teacher: Tensor) -> Tensor:
+    """Chen et al. 2021, section 3.3, with the weights 1, 1/2, 1/4, 1/8 by their sum."""
+    terms = [(1.0, F.mse_loss(student, teacher))]
+    for size in (4, 2, 1):
+        if size < student.shape[2]:
+            pooled = [F.adaptive_avg_pool2d(x, size) for x in (student, teacher)]
+            terms.append((terms[-1][0] / 2, F.mse_loss(*pooled)))
+    return sum(weight * term for weight, term in terms) / sum(weight for weight, _ in terms)
+
+
+def reviewkd_whole(stages: int, *tensors: Tensor) -> Tensor:
+    """Chen et al. 2021, figure 3: attention-based fusion from the last stage on."""
+    vector = lambda x: x[:, :, None, None] if x.dim() == 2 else x
+    students, teachers = [vector(x) for x in tensors[:stages]], [vector(x) for x in tensors[-stages:]]
+    helpers = list(tensors[stages:-stages])
+    total, behind = torch.zeros(()), None
+    for student, teacher, i in reversed(list(zip(students, teachers, range(stages)))):
+        own = helpers[8 * i : 8 * i + 8]
+        x = normed(student, *own[:3])
+        if behind is not None:
+            y = F.interpolate(behind, x.shape[2:], mode="nearest")
+            z = torch.sigmoid(F.conv2d(torch.cat([x, y], 1), own[6][:, :, None, None], own[7]))
+            x = x * z[:, :1] + y * z[:, 1:]
+        x = behind = F.interpolate(x, teacher.shape[2:], mode="nearest")
+        total = total + hierarchical_context(normed(x, *own[3:6]), teacher)
+    return total
+
+
 def distances(x: Tensor) -> Tensor:
     """Park et al. 2019, equations 4 and 5."""
     n = len(x)

@@ -6,6 +6,7 @@
 mod check;
 mod class_weights;
 mod control;
+mod conv_norm;
 mod ensemble;
 mod error;
 mod features;
@@ -21,6 +22,7 @@ mod projection;
 mod relations;
 mod schedule;
 mod setup;
+mod stages;
 #[cfg(test)]
 mod testing;
 
@@ -28,7 +30,10 @@ pub use class_weights::{ClassWeightRule, ClassWeights};
 pub use control::LabelSmoothingConfig;
 pub use ensemble::Combination;
 pub use error::{Error, Result};
-pub use features::{attention_transfer, cosine, mse, nst, vid};
+pub use features::{
+    BoundariesConfig, FactorConfig, activation_boundaries, attention_transfer, cosine,
+    factor_transfer, hierarchical_context, mse, nst, ofd, vid,
+};
 pub use inputs::{HostStep, Inputs, MixedLabels, Needs, RunStep};
 pub use list::{METHODS, MethodConfig, MethodInfo, build, helper_parameters};
 pub use logits::{

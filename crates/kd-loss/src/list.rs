@@ -4,7 +4,7 @@ use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
 use crate::control::{self, LabelSmoothingConfig};
-use crate::features;
+use crate::features::{self, BoundariesConfig, FactorConfig};
 use crate::logits::{self, DistConfig, DkdConfig, KdConfig, MlkdConfig, TtmConfig, WttmConfig};
 use crate::method::{About, Definition, HelperParameter, Method};
 use crate::pairs::{PairConfig, PairListConfig};
@@ -141,6 +141,10 @@ methods! {
     "nst" Nst(PairListConfig) = features::Nst,
     "fsp" Fsp(PairListConfig) = relations::Fsp,
     "vid" Vid(PairConfig) = features::Vid,
+    "factor-transfer" FactorTransfer(FactorConfig) = features::FactorTransfer,
+    "activation-boundaries" ActivationBoundaries(BoundariesConfig) = features::ActivationBoundaries,
+    "ofd" Ofd(PairListConfig) = features::Ofd,
+    "reviewkd" ReviewKd(PairListConfig) = features::ReviewKd,
     "rkd-distance" RkdDistance(PairConfig) = relations::RkdDistance,
     "rkd-angle" RkdAngle(PairConfig) = relations::RkdAngle,
     "similarity-preserving" Similarity(PairConfig) = relations::Similarity,

@@ -83,6 +83,26 @@ pub(crate) fn rows(student: &Tensor, teacher: &Tensor) -> Result<(Tensor, Tensor
     Ok((student.flatten_from(1)?, teacher.flatten_from(1)?))
 }
 
+/// That two maps `[B, C, H, W]` have the same shape, and are of types that losses compute with: their B.
+///
+/// # Errors
+/// When they have not, or the batch is empty.
+pub(crate) fn same_maps(student: &Tensor, teacher: &Tensor) -> Result<usize> {
+    if student.rank() != 4 || student.dims() != teacher.dims() {
+        return Err(Error::ShapeMismatch {
+            what: "feature maps".into(),
+            student: student.dims().to_vec(),
+            other: teacher.dims().to_vec(),
+            expected: "both must be [B, C, H, W]",
+        });
+    }
+    if student.elem_count() == 0 {
+        return Err(Error::EmptyBatch);
+    }
+    check_types(student, teacher)?;
+    Ok(student.dims()[0])
+}
+
 /// That both networks' features are of types that losses compute with.
 ///
 /// # Errors

@@ -1,12 +1,13 @@
 //! What the methods' own tests share: numbers, cases of PyTorch's, formulas in plain f64.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor, Var};
+use candle_nn::VarBuilder;
 use proptest::prelude::*;
 
-use crate::Result;
+use crate::{Inputs, MethodConfig, Result, Setup, build, helper_parameters};
 
 /// f64 numbers in ±1 from their index and `seed`.
 pub(crate) fn numbers(rows: usize, columns: usize, seed: u32) -> candle_core::Result<Tensor> {
@@ -80,6 +81,39 @@ pub(crate) fn agree(
     for name in names {
         Case { fixture: &fixture, name: (*name).to_string() }.check(vars, &loss);
     }
+}
+
+/// Compares a whole method with case `name` of `parity/losses.py`: the value, and the gradients of the student's features and of the helper parameters, in the orders of
+/// `setup` and of the method's list; behind them the case has the teacher's features.
+pub(crate) fn agree_whole(name: &str, recipe: &str, setup: &Setup) {
+    let config: MethodConfig = toml::from_str(recipe).unwrap();
+    let names: Vec<String> =
+        helper_parameters(&config, setup).unwrap().into_iter().map(|p| p.name).collect();
+    let features = |places: &[(String, Vec<usize>)], tensors: Vec<Tensor>| -> BTreeMap<_, _> {
+        places.iter().map(|(name, _)| name.clone()).zip(tensors).collect()
+    };
+    let vars = setup.student.len() + names.len();
+    agree(&[name], vars, |own, teacher| {
+        let own: Vec<Tensor> = own.iter().map(|var| var.as_tensor().clone()).collect();
+        let (student, helpers) = own.split_at(setup.student.len());
+        let dtype = student[0].dtype();
+        let helpers = names.iter().cloned().zip(helpers.iter().cloned()).collect();
+        let vb = VarBuilder::from_tensors(helpers, dtype, &Device::Cpu);
+        let batch = student[0].dims()[0];
+        let logits = Tensor::zeros((batch, setup.classes), dtype, &Device::Cpu)?;
+        let labels = Tensor::zeros(batch, DType::U32, &Device::Cpu)?;
+        let inputs = Inputs {
+            student_features: &features(&setup.student, student.to_vec()),
+            teacher_features: &features(&setup.teacher, teacher.to_vec()),
+            ..Inputs::new(&logits, &labels)
+        };
+        build(&config, setup, vb)?.loss(&inputs)
+    });
+}
+
+/// A feature place of a [`Setup`].
+pub(crate) fn place(name: &str, shape: &[usize]) -> (String, Vec<usize>) {
+    (name.into(), shape.to_vec())
 }
 
 /// Tensors by name.

@@ -61,6 +61,32 @@ fn configurations() -> Vec<(&'static str, f64, f64, Value, &'static [&'static st
         ("fsp", 50.0, 1.0, none(), &["nobody's", "helper/loops.py"]),
         // --distill vid -a 0 -b 1
         ("vid", 1.0, 1.0, none(), COMPARED),
+        // --distill factor -a 0 -b 200, Paraphraser(k=0.5); the reconstruction, trained alone there, counts 200 * 0.005
+        (
+            "factor-transfer",
+            200.0,
+            1.0,
+            json!({ "rate": 0.5, "reconstruction": 0.005 }),
+            &["HobbitLong/RepDistiller", "scripts/run_cifar_distill.sh", "kd_losses/ft.py"],
+        ),
+        // margin=1.0; l / 1000 * 3
+        (
+            "activation-boundaries",
+            0.003,
+            1.0,
+            json!({ "margin": 1.0 }),
+            &["HobbitLong/RepDistiller", "distiller_zoo/AB.py", "Departures"],
+        ),
+        // loss_distill.sum() / batch_size / 1000
+        (
+            "ofd",
+            0.001,
+            1.0,
+            none(),
+            &["clovaai/overhaul-distillation", "train_with_distillation.py", "Departures"],
+        ),
+        // --kd-loss-weight default=1.0, --ce-loss-weight default=1.0
+        ("reviewkd", 1.0, 1.0, none(), &["dvlab-research/ReviewKD", "train.py", "Departures"]),
         // w_d=25, w_a=50, --distill rkd -a 0 -b 1
         ("rkd-distance", 25.0, 1.0, none(), &["HobbitLong/RepDistiller", "distiller_zoo/RKD.py"]),
         ("rkd-angle", 50.0, 1.0, none(), &["HobbitLong/RepDistiller", "distiller_zoo/RKD.py"]),

@@ -1,12 +1,10 @@
 //! Hints: the student's feature map, through a learned regressor, should equal the teacher's.
 
-use candle_core::{DType, Tensor};
 use candle_nn::VarBuilder;
-use kd_ops::{Conv2dConfig, conv2d};
 
 use super::mse::mse;
+use crate::conv_norm::convolution;
 use crate::method::{About, Definition, HelperInit, HelperParameter, Kind, Method};
-use crate::numeric::widened_both;
 use crate::pairs::{MAP_PAIR, Pair, PairConfig, compare};
 use crate::setup::DefaultPlace;
 use crate::{Result, Setup};
@@ -47,20 +45,9 @@ impl Definition for Regressor {
         let weight = vb.get((outputs, inputs, 3, 3), "regressor.0.weight")?;
         let bias = vb.get(outputs, "regressor.0.bias")?;
         Ok(compare(vec![pair], move |student, teacher| {
-            mse(&convolution(student, &weight, &bias)?, teacher)
+            mse(&convolution(student, &weight, Some(&bias))?, teacher)
         }))
     }
-}
-
-/// The 3x3 convolution with padding 1. kd-ops' own is for f32; f64 goes through candle's.
-fn convolution(x: &Tensor, weight: &Tensor, bias: &Tensor) -> candle_core::Result<Tensor> {
-    let (x, weight) = &widened_both(x, weight)?;
-    let bias = &bias.to_dtype(x.dtype())?;
-    if x.dtype() == DType::F32 {
-        let config = Conv2dConfig { padding: 1, ..Conv2dConfig::default() };
-        return conv2d(x, weight, Some(bias), &config);
-    }
-    x.conv2d(weight, 1, 1, 1, 1)?.broadcast_add(&bias.reshape((1, (), 1, 1))?)
 }
 
 /// The channels of the two maps, student's first; heights and widths must be equal.

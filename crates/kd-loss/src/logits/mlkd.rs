@@ -69,12 +69,7 @@ pub struct MlkdConfig {
 impl Default for MlkdConfig {
     /// The authors' five temperatures, all three terms with the same weight.
     fn default() -> Self {
-        Self {
-            temperatures: vec![4.0, 3.0, 5.0, 2.0, 6.0],
-            instance: 1.0,
-            batch: 1.0,
-            class: 1.0,
-        }
+        Self { temperatures: vec![4.0, 3.0, 5.0, 2.0, 6.0], instance: 1.0, batch: 1.0, class: 1.0 }
     }
 }
 

@@ -77,12 +77,14 @@ macro_rules! recipes {
 }
 
 recipes! {
+    activation_boundaries "activation-boundaries",
     attention_transfer "attention-transfer",
     correlation_congruence "correlation-congruence",
     cosine "cosine",
     crd "crd",
     dist "dist",
     dkd "dkd",
+    factor_transfer "factor-transfer",
     fitnet "fitnet",
     fsp "fsp",
     kd "kd",
@@ -90,8 +92,10 @@ recipes! {
     logit_standardization "logit-standardization",
     mlkd "mlkd",
     nst "nst",
+    ofd "ofd",
     pkt "pkt",
     regressor "regressor",
+    reviewkd "reviewkd",
     rkd "rkd",
     similarity_preserving "similarity-preserving",
     soft_targets "soft-targets",
