@@ -101,7 +101,7 @@ impl Definition for ReviewKd {
     };
 
     fn resolve(options: &mut PairListConfig, setup: &Setup) -> Result<()> {
-        *options = find(options, setup)?.into_iter().map(|(pair, _, _)| pair).collect();
+        *options = find(options, setup)?.into_iter().map(|maps| maps.pair).collect();
         Ok(())
     }
 
@@ -109,7 +109,7 @@ impl Definition for ReviewKd {
         let stages = find(options, setup)?;
         let middle = middle(&stages);
         let mut all = Vec::new();
-        for (i, (_, student, teacher)) in stages.iter().enumerate() {
+        for (i, Maps { student, teacher, .. }) in stages.iter().enumerate() {
             // The authors' first values, Kaiming's uniform ones with a = 1, are in ±√3 / √inputs.
             let gain = 3f64.sqrt();
             let (first, last) = ((student[0], middle), (middle, teacher[0]));
@@ -130,7 +130,7 @@ impl Definition for ReviewKd {
         let found = find(options, setup)?;
         let middle = middle(&found);
         let count = found.len();
-        let stage = |(i, (pair, student, teacher)): (usize, (Pair, [usize; 3], [usize; 3]))| {
+        let stage = |(i, Maps { pair, student, teacher }): (usize, Maps)| {
             let vb = vb.pp(format!("stage{i}"));
             let attention = (i + 1 < count)
                 .then(|| Projection::new(2 * middle, 2, &vb.pp("attention")))
@@ -147,11 +147,18 @@ impl Definition for ReviewKd {
     }
 }
 
-/// The pairs of places, each with the student's and the teacher's shape as a map.
+/// A pair of places with the student's and the teacher's shape as maps.
+struct Maps {
+    pair: Pair,
+    student: [usize; 3],
+    teacher: [usize; 3],
+}
+
+/// The pairs of places, from early to late.
 ///
 /// # Errors
 /// When a place does not exist or is no map or vector, or one size is no multiple of the one that it is brought to.
-fn find(options: &PairListConfig, setup: &Setup) -> Result<Vec<(Pair, [usize; 3], [usize; 3])>> {
+fn find(options: &PairListConfig, setup: &Setup) -> Result<Vec<Maps>> {
     let map = |pair: &Pair, shape: &[usize]| match *shape {
         [channels] => Ok([channels, 1, 1]),
         [channels, height, width] => Ok([channels, height, width]),
@@ -161,11 +168,11 @@ fn find(options: &PairListConfig, setup: &Setup) -> Result<Vec<(Pair, [usize; 3]
     for pair in options.find(setup)? {
         let (student, teacher) =
             (map(&pair, &pair.student_shape)?, map(&pair, &pair.teacher_shape)?);
-        stages.push((pair, student, teacher));
+        stages.push(Maps { pair, student, teacher });
     }
     let fit = |a: [usize; 3], b: [usize; 3]| common_size((a[1], a[2]), (b[1], b[2])).is_some();
     let mut behind: Option<[usize; 3]> = None;
-    for (pair, student, teacher) in stages.iter().rev() {
+    for Maps { pair, student, teacher } in stages.iter().rev() {
         if !fit(*student, *teacher) {
             return Err(
                 pair.mismatch("the height and width of one must be multiples of the other's")
@@ -185,8 +192,8 @@ fn find(options: &PairListConfig, setup: &Setup) -> Result<Vec<(Pair, [usize; 3]
 }
 
 /// The channels of what goes from stage to stage.
-fn middle(stages: &[(Pair, [usize; 3], [usize; 3])]) -> usize {
-    stages.last().map_or(1, |(_, student, _)| student[0].min(512))
+fn middle(stages: &[Maps]) -> usize {
+    stages.last().map_or(1, |last| last.student[0].min(512))
 }
 
 struct Review {
