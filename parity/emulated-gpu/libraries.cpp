@@ -280,10 +280,8 @@ std::vector<float> transposed(const std::vector<float> &a, size_t rows, size_t c
 // An image's windows, [window, output pixels].
 std::vector<float> columns(const Pass &p, const void *x, size_t image) {
     size_t size = p.x.count() / p.x.sizes[0];
-    std::vector<float> all(p.window() * p.pixels());
-    p.each([&](size_t place, size_t pixel, size_t from) {
-        all[place * p.pixels() + pixel] = factor(x, image * size + from, p.x.type, p.rounds());
-    });
+    std::vector<float> all(p.window() * p.pixels()), values = factors(x, image * size, size, p.x.type, p.rounds());
+    p.each([&](size_t place, size_t pixel, size_t from) { all[place * p.pixels() + pixel] = values[from]; });
     return all;
 }
 

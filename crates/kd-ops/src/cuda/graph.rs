@@ -10,8 +10,12 @@ use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::sys::{
     CUgraphInstantiate_flags, CUstreamCaptureMode,
 };
-use candle_core::cuda_backend::cudarc::driver::{CudaGraph, CudaSlice, CudaStream, DevicePtr};
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaGraph, CudaSlice, CudaStream, DevicePtr, PushKernelArg,
+};
 use candle_core::{CudaDevice, Device, Result, bail};
+
+use super::{kernel, launch, ptx};
 
 thread_local! {
     /// Where a step that is being captured finds its `struct Step` of kernels/step.cuh, or 0.
@@ -137,10 +141,15 @@ impl Graph {
         if is_capturing() {
             bail!("a graph can't be launched while another one is captured")
         }
-        let [a, b, c, d] = scalars.0.map(f32::to_bits);
-        let pair = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
-        let words: [u64; WORDS] = [step, pair(a, b), pair(c, d)];
-        self.device.cuda_stream().memcpy_htod(&words, &mut self.step).w()?;
+        let set_step = kernel(&self.device, "kd-ops step", "set_step", ptx::STEP)?;
+        let mut args = set_step.builder();
+        args.arg(&step);
+        for scalar in &scalars.0 {
+            args.arg(scalar);
+        }
+        args.arg(&mut self.step);
+        // SAFETY: the memory holds a `struct Step`; one thread writes it, before the graph on the same stream.
+        unsafe { launch(args, (1, 1), (1, 1)) }?;
         self.graph.launch().w()
     }
 }
