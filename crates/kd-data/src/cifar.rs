@@ -146,6 +146,7 @@ fn blank(layout: &Layout) -> Dataset {
         test: split(test),
         sha256: String::new(),
         skipped: Vec::new(),
+        names: None,
     }
 }
 
@@ -208,6 +209,7 @@ fn read(dir: &Path, layout: &Layout) -> Result<Dataset> {
         test,
         sha256: hex(hash),
         skipped: Vec::new(),
+        names: None,
     })
 }
 

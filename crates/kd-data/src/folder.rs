@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
+use crate::names::name_below;
 use crate::{Dataset, Error, Result, Skipped, Split};
 use crate::{images, labels};
 use kd_record::hash::hex;
@@ -73,8 +74,10 @@ fn read_both(dir: &Path, side: usize) -> Result<(Dataset, Vec<(PathBuf, Error)>)
     images::check_side(side)?;
     let classes = classes(&dir.join("train"))?;
     check_test_classes(&dir.join("test"), &classes)?;
-    let (train, mut broken) = read(&dir.join("train"), &classes, side)?;
-    let (test, broken_too) = read(&dir.join("test"), &classes, side)?;
+    let (train, train_files, mut broken) = read(&dir.join("train"), &classes, side)?;
+    let (test, test_files, broken_too) = read(&dir.join("test"), &classes, side)?;
+    let names = [train_files, test_files]
+        .map(|files| files.iter().map(|file| name_below(file, dir)).collect());
     broken.extend(broken_too);
     let mut hash = Sha256::new();
     for split in [&train, &test] {
@@ -94,7 +97,8 @@ fn read_both(dir: &Path, side: usize) -> Result<(Dataset, Vec<(PathBuf, Error)>)
         hash.update(b"\0");
     }
     let (name, sha256, skipped) = ("folder".into(), hex(hash), Vec::new());
-    Ok((Dataset { name, classes, train, test, sha256, skipped }, broken))
+    let names = Some(names);
+    Ok((Dataset { name, classes, train, test, sha256, skipped, names }, broken))
 }
 
 /// The names of the folders in `folder`, sorted.
@@ -165,9 +169,11 @@ fn check_test_classes(test: &Path, classes: &[String]) -> Result<()> {
     }
 }
 
-/// Reads the pictures of all classes in `folder`, class by class and in the order of their names. Those that can't be read are left out
-/// and returned with what is wrong with them.
-fn read(folder: &Path, classes: &[String], side: usize) -> Result<(Split, Vec<(PathBuf, Error)>)> {
+/// The pictures that were read, their files, and the files that can't be read, each with what is wrong with it.
+type Read = (Split, Vec<PathBuf>, Vec<(PathBuf, Error)>);
+
+/// Reads the pictures of all classes in `folder`, class by class and in the order of their names.
+fn read(folder: &Path, classes: &[String], side: usize) -> Result<Read> {
     let mut files = Vec::new();
     for (label, class) in classes.iter().enumerate() {
         let folder = folder.join(class);
@@ -181,14 +187,16 @@ fn read(folder: &Path, classes: &[String], side: usize) -> Result<(Split, Vec<(P
     let read: Vec<_> = files.par_iter().map(|(path, _)| images::read(path, side)).collect();
     let mut images = Vec::with_capacity(files.len() * 3 * side * side);
     let (mut labels, mut broken) = (Vec::with_capacity(files.len()), Vec::new());
+    let mut whole = Vec::with_capacity(files.len());
     for ((path, label), picture) in files.into_iter().zip(read) {
         match picture {
             Ok(picture) => {
                 images.extend(picture.pixels);
                 labels.push(label);
+                whole.push(path);
             }
             Err(error) => broken.push((path, error)),
         }
     }
-    Ok((Split { images, labels, coarse_labels: None, shape: [3, side, side] }, broken))
+    Ok((Split { images, labels, coarse_labels: None, shape: [3, side, side] }, whole, broken))
 }

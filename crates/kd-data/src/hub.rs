@@ -51,6 +51,7 @@ pub fn from_loaded(loaded: &vision::Dataset) -> Result<Dataset> {
         test,
         sha256: hex(hash),
         skipped: Vec::new(),
+        names: None,
     })
 }
 

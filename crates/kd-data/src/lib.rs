@@ -23,6 +23,7 @@ pub mod images;
 mod jitter;
 mod labels;
 mod mix;
+mod names;
 mod normalize;
 mod one_line;
 #[cfg(feature = "images")]

@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 
 use crate::folder::{MAX_CLASSES, class_folders};
 use crate::labels::cut;
+use crate::names::name_below;
 use crate::one_line::shown;
 use crate::portions::Sources;
 use crate::scaled::{Room, Scaled};
@@ -104,7 +105,8 @@ pub fn picture_files(dir: &Path, config: &FilesConfig) -> Result<(Sources, Vec<S
     check_classes(dir, &found)?;
     let source = |part: Part| -> Result<Arc<dyn Source>> {
         let files = part.files.into_iter().map(|file| File { path: dir.join(file.path), ..file });
-        let files = Arc::new(Files { files: files.collect(), identity: sha256.clone() });
+        let (files, dir) = (files.collect(), dir.to_owned());
+        let files = Arc::new(Files { files, dir, identity: sha256.clone() });
         Ok(Arc::new(Scaled::new(files, config.scaling, Arc::clone(&config.room))?))
     };
     let (name, classes) = ("folder".into(), found.classes);
@@ -374,6 +376,8 @@ pub(crate) fn refuse_empty_classes(dir: &Path, classes: &[String], counts: &[usi
 /// Picture files of any size: a source of them as they are.
 struct Files {
     files: Vec<File>,
+    /// The data set's folder, in which all of them lie.
+    dir: PathBuf,
     /// SHA-256 of the data set.
     identity: String,
 }
@@ -389,6 +393,10 @@ impl Source for Files {
 
     fn label(&self, index: u32) -> Option<u32> {
         self.files.get(index as usize).map(|file| file.label)
+    }
+
+    fn name(&self, index: u32) -> Option<String> {
+        Some(name_below(&self.files.get(index as usize)?.path, &self.dir))
     }
 
     fn read(&self, index: u32, into: &mut Picture) -> Result<()> {

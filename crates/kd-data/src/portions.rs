@@ -5,6 +5,7 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use crate::labels::{self, balanced_parts, balanced_subset, class_counts, held_out_subset};
+use crate::names::Named;
 use crate::one_line::shown;
 use crate::source::{Source, select};
 use crate::{Dataset, Error, Picture, Result, Skipped};
@@ -51,8 +52,15 @@ pub struct Sources {
 
 impl From<Dataset> for Sources {
     fn from(dataset: Dataset) -> Self {
-        let Dataset { name, classes, train, test, sha256, skipped } = dataset;
-        Self { name, classes, train: Arc::new(train), test: Arc::new(test), sha256, skipped }
+        let Dataset { name, classes, train, test, sha256, skipped, names } = dataset;
+        let (train, test): (Arc<dyn Source>, Arc<dyn Source>) = (Arc::new(train), Arc::new(test));
+        let (train, test) = match names {
+            Some([of_train, of_test]) => {
+                (Named::by_name(of_train, train), Named::by_name(of_test, test))
+            }
+            None => (Named::by_number("train", train), Named::by_number("test", test)),
+        };
+        Self { name, classes, train, test, sha256, skipped }
     }
 }
 

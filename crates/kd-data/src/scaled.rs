@@ -91,6 +91,10 @@ impl Source for Scaled {
         self.source.label(index)
     }
 
+    fn name(&self, index: u32) -> Option<String> {
+        self.source.name(index)
+    }
+
     fn read(&self, index: u32, into: &mut Picture) -> Result<()> {
         let mut buffer = Picture::default();
         let kept = self.whole(index, &mut buffer)?;

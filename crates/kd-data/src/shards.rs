@@ -17,6 +17,7 @@ use sha2::{Digest, Sha256};
 use self::index::{Entry, Index};
 use crate::folder::MAX_CLASSES;
 use crate::labels::cut;
+use crate::names::name_below;
 use crate::one_line::shown;
 use crate::picture_files::{FilesConfig, refuse_empty_classes};
 use crate::portions::Sources;
@@ -403,6 +404,12 @@ impl Source for Shards {
 
     fn label(&self, index: u32) -> Option<u32> {
         self.find(index).map(|(_, entry)| entry.label)
+    }
+
+    fn name(&self, index: u32) -> Option<String> {
+        let at = self.first.partition_point(|first| *first <= index).checked_sub(1)?;
+        let (shard, _) = self.find(index)?;
+        Some(format!("{}/{}", name_below(&shard.name, Path::new("")), index - self.first[at]))
     }
 
     fn read(&self, index: u32, into: &mut Picture) -> Result<()> {

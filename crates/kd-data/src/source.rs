@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
+use crate::names::Named;
 use crate::{Error, Result, Split};
 use kd_record::hash::hex;
 
@@ -77,6 +78,15 @@ pub trait Source: Send + Sync {
     /// labels in the same order.
     fn identity(&self) -> String;
 
+    /// The name by which picture `index` is known outside: of a file its path as seen from the data set's folder, with `/` between
+    /// folders; of a picture in a shard the shard's name and its number there; of a picture of CIFAR `train/17` or `test/17`, by its number in
+    /// the files. `None` where the source's pictures have no names,
+    /// or there is no such picture.
+    fn name(&self, index: u32) -> Option<String> {
+        let _ = index;
+        None
+    }
+
     /// Whether there is no picture.
     fn is_empty(&self) -> bool {
         self.len() == 0
@@ -143,7 +153,7 @@ pub fn select(source: &Arc<dyn Source>, indices: &[u32]) -> Arc<dyn Source> {
         chosen.images.extend_from_slice(&images[index * size..][..size]);
         chosen.labels.push(labels[index]);
     }
-    Arc::new(chosen)
+    Named::chosen(Arc::new(chosen), &**source, indices)
 }
 
 /// Some of a source's pictures.
@@ -182,6 +192,10 @@ impl Source for Selected {
 
     fn read_whole(&self, index: u32, into: &mut Picture) -> Result<()> {
         self.source.read_whole(self.number(index)?, into)
+    }
+
+    fn name(&self, index: u32) -> Option<String> {
+        self.source.name(*self.indices.get(index as usize)?)
     }
 
     fn identity(&self) -> String {

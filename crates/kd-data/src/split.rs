@@ -41,6 +41,9 @@ pub struct Dataset {
     pub sha256: String,
     /// The pictures that can't be read and were left out; none but of a folder of pictures.
     pub skipped: Vec<Skipped>,
+    /// The names of the images to train on and of those to test on, where they come from files of their own: each file's path as seen from
+    /// the data set's folder, with `/` between folders.
+    pub names: Option<[Vec<String>; 2]>,
 }
 
 /// A picture of a folder that can't be read and was left out.

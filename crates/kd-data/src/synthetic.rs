@@ -94,6 +94,7 @@ pub fn synthetic(config: &SyntheticConfig) -> Dataset {
         test,
         sha256: hex(hash),
         skipped: Vec::new(),
+        names: None,
     }
 }
 

@@ -215,3 +215,23 @@ fn what_a_source_does_wrong_is_an_error_with_the_pictures_number() {
         "picture 0 of the source: found a split of 0 pictures, expected the number of one of them"
     );
 }
+
+#[test]
+fn pictures_without_files_are_known_by_their_numbers_in_the_data_set() {
+    let config = SyntheticConfig { train: 60, test: 20, seed: 0 };
+    let (whole, sources) = (synthetic(&config), kd_data::Sources::from(synthetic(&config)));
+    let limits = kd_data::Limits { train: Some(25), test: Some(7), held_out: None };
+    let portions = kd_data::Portions::new(sources, &limits, None).unwrap();
+    for (source, split, part) in
+        [(&portions.train, &whole.train, "train/"), (&portions.test, &whole.test, "test/")]
+    {
+        let mut picture = Picture::default();
+        for index in 0..source.len() as u32 {
+            let name = source.name(index).unwrap();
+            let number: usize = name.strip_prefix(part).unwrap().parse().unwrap();
+            source.read(index, &mut picture).unwrap();
+            assert_eq!(picture.pixels, split.image(number), "{name}");
+        }
+        assert_eq!(source.name(source.len() as u32), None);
+    }
+}

@@ -14,6 +14,7 @@ pub mod layout;
 pub mod lock;
 pub mod names;
 pub mod own;
+pub mod picture_logits;
 #[cfg(feature = "process")]
 pub mod process;
 pub mod read;
@@ -32,6 +33,7 @@ pub use event::{
 pub use kept_views::{Keep, KeptViews, NumberType};
 pub use layout::{OutFolder, RunFolder};
 pub use names::{Compile, DeviceChoice, Interpolation, Precision};
+pub use picture_logits::PictureLogits;
 pub use roles::Roles;
 pub use summary::Summary;
 pub use teacher_outputs::TeacherOutput;

@@ -1,7 +1,7 @@
 //! Reading files that somebody else may have put there.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Take};
 use std::path::Path;
 
 use serde::de::DeserializeOwned;
@@ -13,18 +13,36 @@ use crate::{Error, Result};
 /// # Errors
 /// When it can't be read, is no UTF-8, or is longer.
 pub fn read_text(path: &Path, most: u64) -> Result<String> {
-    let read = || -> std::io::Result<String> {
-        let mut text = String::new();
-        let read = File::open(path)?.take(most + 1).read_to_string(&mut text)?;
-        if read as u64 > most {
-            return Err(std::io::Error::new(
-                std::io::ErrorKind::FileTooLarge,
-                format!("it has more than {most} bytes"),
-            ));
-        }
-        Ok(text)
-    };
-    read().map_err(Error::io(path, "can't be read"))
+    let mut text = String::new();
+    bounded(path, most, |file| file.read_to_string(&mut text))?;
+    Ok(text)
+}
+
+/// Reads a file of at most `most` bytes.
+///
+/// # Errors
+/// When it can't be read, or is longer.
+pub fn read_bytes(path: &Path, most: u64) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    bounded(path, most, |file| file.read_to_end(&mut bytes))?;
+    Ok(bytes)
+}
+
+/// Opens a file and lets `read` read it, at most one byte more than `most`, which is an error.
+fn bounded(
+    path: &Path,
+    most: u64,
+    read: impl FnOnce(&mut Take<File>) -> std::io::Result<usize>,
+) -> Result<()> {
+    let found = File::open(path).and_then(|file| read(&mut file.take(most + 1)));
+    let found = found.and_then(|found| match found as u64 > most {
+        false => Ok(()),
+        true => Err(std::io::Error::new(
+            std::io::ErrorKind::FileTooLarge,
+            format!("it has more than {most} bytes"),
+        )),
+    });
+    found.map_err(Error::io(path, "can't be read"))
 }
 
 /// The same, where an absent file is a [`Error::Missing`] with this advice.

@@ -7,6 +7,7 @@ mod timing;
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use candle_core::Tensor;
 use kd_data::{Portions, SyntheticConfig};
 use kd_models::graph::TensorSpec;
 use kd_models::memory::{self, Pass, PassMemory};
@@ -183,6 +184,10 @@ fn of_batch(run: &ResolvedRun, task: &dyn Task, batch: usize) -> Result<RunMemor
             teacher_pass_before =
                 of_all(evaluate::BATCH)? + batches(&graph, evaluate::BATCH.min(data.train.len()));
         }
+    }
+    if let Some(stored) = &run.teacher_logits {
+        let tests = stored.test_logits.as_ref().map_or(0, Tensor::elem_count);
+        found.teacher_outputs = 4 * (stored.logits.elem_count() + tests) as u64;
     }
     let held = found.program
         + found.images

@@ -25,6 +25,7 @@ use crate::recipe::{
 use crate::run::{ResolvedRun, Settings, network_for, shapes};
 use crate::teacher::Pretrained;
 use crate::{Error, Result, device};
+pub(crate) use teacher::{class_choice, logits_path};
 
 /// What somebody wants besides the recipe, such as the flags of a command line. A field left `None` means what the recipe says.
 ///
@@ -64,6 +65,8 @@ pub struct Choices {
     pub part: Option<[usize; 2]>,
     /// The teacher's weights file; several for several teachers; empty for the recipe's.
     pub teacher: Vec<PathBuf>,
+    /// A file of the teacher's logits by picture, in place of the recipe's teacher.
+    pub teacher_logits: Option<PathBuf>,
     /// How several teachers' logits become those of one.
     pub combine: Option<Combination>,
     /// The teacher's network, where its file doesn't say.
@@ -136,6 +139,7 @@ impl Default for Choices {
             model: None,
             part: None,
             teacher: Vec::new(),
+            teacher_logits: None,
             combine: None,
             teacher_model: None,
             teacher_mean: None,
@@ -216,12 +220,14 @@ pub fn resolve(recipe: &Recipe, run: &RunConfig, choices: &Choices) -> Result<Re
         false => Some(teacher::load(&teacher_paths, &mut resolved, &data, &out, &mut notes)?),
         true => None,
     };
+    let teacher_logits = teacher::load_logits(&mut resolved, choices, &data, &out, &mut notes)?;
     let initial_path = match (&choices.init, &resolved.run.init) {
         (Some(path), _) => Some(path.to_owned()),
         (None, Some(name)) => Some(weights_path(recipe, choices, &out, name)),
         (None, None) => None,
     };
-    check_class_maps(&resolved.run, teacher.is_some(), initial_path.is_some())?;
+    let taught = teacher.is_some() || teacher_logits.is_some();
+    check_class_maps(&resolved.run, taught, initial_path.is_some())?;
     let initial = match &initial_path {
         Some(path) => {
             check_input(&folder, "the weights to start from", path)?;
@@ -234,7 +240,8 @@ pub fn resolve(recipe: &Recipe, run: &RunConfig, choices: &Choices) -> Result<Re
         Layers::of(&network_for(resolved.run.model, &data), &resolved.run, initial.as_ref())?;
     notes.extend(layers.notes(&resolved.run));
     let (device, settings) = (choices.device.clone(), choices.settings.clone());
-    let run = ResolvedRun { recipe: resolved, out, data, teacher, initial, device, settings };
+    let recipe = resolved;
+    let run = ResolvedRun { recipe, out, data, teacher, teacher_logits, initial, device, settings };
     Ok(Resolved { run, notes, warnings })
 }
 
@@ -334,6 +341,11 @@ pub(crate) fn with_choices(
     if !choices.teacher.is_empty() {
         let names = choices.teacher.iter().map(|path| path.display().to_string());
         run.teacher = Some(TeacherNames::new(names.collect()));
+        run.teacher_logits = None;
+    }
+    if let Some(path) = &choices.teacher_logits {
+        run.teacher_logits = Some(path.display().to_string());
+        (run.teacher, run.teacher_sha256) = (None, None);
     }
     run.combine = choices.combine.or(run.combine);
     run.teacher_model = choices.teacher_model.or(run.teacher_model);

@@ -10,7 +10,7 @@ use kd_record::{Compile, OutFolder, RunFolder};
 
 use crate::initial::Initial;
 use crate::recipe::{RunRecipe, TrainingConfig};
-use crate::teacher::Pretrained;
+use crate::teacher::{Pretrained, StoredLogits};
 
 /// Everything that [`train`](crate::train::train) needs.
 pub struct ResolvedRun {
@@ -22,6 +22,8 @@ pub struct ResolvedRun {
     pub data: Portions,
     /// The teacher, when a method of the run needs one.
     pub teacher: Option<Pretrained>,
+    /// The teacher's logits, where it is a file of them; `teacher` is then `None`.
+    pub teacher_logits: Option<StoredLogits>,
     /// The weights to start from, when the run does not start from fresh ones.
     pub initial: Option<Initial>,
     /// The device that computes.

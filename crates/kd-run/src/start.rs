@@ -54,6 +54,11 @@ fn roles(run: &ResolvedRun) -> Roles {
         let file = named.unwrap_or_else(|| one.path.display().to_string());
         teachers.push(WeightsSource::new(&out, file, &one.sha256, recipe.cross_fit));
     }
+    if let Some(stored) = &run.teacher_logits {
+        let named = recipe.teacher_logits.clone();
+        let file = named.unwrap_or_else(|| stored.path.display().to_string());
+        teachers.push(WeightsSource::new(&out, file, &stored.sha256, None));
+    }
     let mut teachers = teachers.into_iter();
     let (teacher, further_teachers) = (teachers.next(), teachers.collect());
     let init = run.initial.as_ref().map(|initial| {

@@ -92,5 +92,9 @@ pub(crate) fn write(run: &ResolvedRun, weights: &Path) -> Result<()> {
         };
         outputs.teacher_logits = Some(values(logits)?);
     }
+    if let Some(logits) = run.teacher_logits.as_ref().and_then(|stored| stored.test_logits.clone())
+    {
+        outputs.teacher_logits = Some(values(logits)?);
+    }
     Ok(outputs.write(&RunFolder::of_weights(weights).test_outputs())?)
 }

@@ -235,15 +235,21 @@ fn ask_teacher(
     observer: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
 ) -> Result<ControlFlow<(), Option<Prepared>>> {
     let needs = task.needs();
-    let Some(teacher) = run.teacher.as_ref().filter(|_| needs.any_teacher()) else {
+    if !needs.any_teacher() {
         return Ok(ControlFlow::Continue(None));
-    };
+    }
     let started = Instant::now();
     let images = run.data.train.len();
     let folder = OutFolder::new(&run.out).cache();
     let cache = cache_config(run, &folder);
     let mut progress = |done| observer(Progress::TeacherPass { done, images });
-    let prepared = teacher::prepare(teacher, needs, &run.data, &cache, &mut progress)?;
+    let prepared = match (&run.teacher_logits, &run.teacher) {
+        (Some(stored), _) => ControlFlow::Continue(stored.prepared(&run.device)?),
+        (None, Some(teacher)) => {
+            teacher::prepare(teacher, needs, &run.data, &cache, &mut progress)?
+        }
+        (None, None) => return Ok(ControlFlow::Continue(None)),
+    };
     if let ControlFlow::Continue(Prepared { kept: Some(kept), .. }) = &prepared
         && observer(Progress::Note(&kept.before()?)).is_break()
     {

@@ -151,7 +151,7 @@ pub fn plan(recipes: &[(PathBuf, Value)], overrides: &Overrides) -> Result<Vec<P
                 name: own_name.clone(),
                 recipe: path.clone(),
                 run: own_name.clone(),
-                distilled: !run["teacher"].is_null(),
+                distilled: !run["teacher"].is_null() || !run["teacher_logits"].is_null(),
                 teaches: runs.iter().any(taught),
                 teachers,
                 init,
@@ -252,6 +252,13 @@ mod tests {
         assert_eq!(names, ["teacher", "kd", "dkd"]);
         assert!(plan[0].teaches && !plan[0].distilled);
         assert!(plan[2].distilled && plan[2].teachers == [PlannedTeacher::Run("teacher".into())]);
+        let stored = json!([{"name": "kd", "model": "student", "teacher_logits": "answers"}]);
+        let plan = super::plan(&[("c.toml".into(), recipe(10, stored))], &Overrides::default());
+        let plan = plan.unwrap();
+        assert!(
+            plan[0].distilled && plan[0].teachers.is_empty(),
+            "its teacher is a file of logits"
+        );
     }
 
     #[test]

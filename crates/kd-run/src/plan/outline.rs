@@ -10,9 +10,9 @@ use kd_models::{Architecture, ModelConfig, weights};
 
 use crate::data;
 use crate::recipe::{Recipe, RunConfig, RunRecipe};
-use crate::resolve::{Choices, fill_in_places, with_choices};
+use crate::resolve::{Choices, class_choice, fill_in_places, logits_path, with_choices};
 use crate::run::{ResolvedRun, network_for};
-use crate::teacher::Pretrained;
+use crate::teacher::{Pretrained, StoredLogits};
 use crate::{Error, Result, device};
 
 /// A run whose weights are fresh ones, its teacher's, too: it is as large and takes as long as the run itself.
@@ -35,7 +35,8 @@ pub fn outline(recipe: &Recipe, run: &RunConfig, choices: &Choices) -> Result<Ou
     let (data, note) = data::load_or_blank(&resolved.data, &choices.data, choices.data_memory)?;
     let data = data.for_run(&resolved.run.name, part, select_on)?;
     let mut notes: Vec<String> = note.into_iter().collect();
-    let teacher = match resolved.run.needs_teacher() {
+    let stored = teacher_logits(&mut resolved, choices, &data, &mut notes)?;
+    let teacher = match resolved.run.needs_teacher() && stored.is_none() {
         true => Some(teacher(recipe, &resolved, choices, &data, &mut notes)?),
         false => None,
     };
@@ -46,11 +47,31 @@ pub fn outline(recipe: &Recipe, run: &RunConfig, choices: &Choices) -> Result<Ou
         out,
         data,
         teacher,
+        teacher_logits: stored,
         initial: None,
         device: choices.device.clone(),
         settings: choices.settings.clone(),
     };
     Ok(Outline { run, notes })
+}
+
+/// The file of the teacher's logits, or as many zeros where it is not there.
+fn teacher_logits(
+    resolved: &mut RunRecipe,
+    choices: &Choices,
+    data: &Portions,
+    notes: &mut Vec<String>,
+) -> Result<Option<StoredLogits>> {
+    let Some(path) = logits_path(&resolved.run, choices) else { return Ok(None) };
+    if path.exists() {
+        return StoredLogits::load(&path, data, &class_choice(&resolved.run)).map(Some);
+    }
+    notes.push(format!(
+        "{}: the teacher's logits: {} is not there; planned with as many",
+        resolved.run.name,
+        path.display()
+    ));
+    StoredLogits::blank(&path, data).map(Some)
 }
 
 /// A fresh teacher of the networks that the run's teachers have.

@@ -67,7 +67,10 @@ pub fn time(run: &ResolvedRun, task: Supervised) -> Result<Timing> {
         };
         Ok::<_, Error>((asked, !cached.is_empty()))
     });
-    let (asked, is_cached) = answers.transpose()?.unzip();
+    let (mut asked, is_cached) = answers.transpose()?.unzip();
+    if let Some(stored) = &run.teacher_logits {
+        asked = Some(Box::new(stored.teacher(&run.device)?));
+    }
     let TrainingConfig { precision, clip_grad_norm, accumulate: parts, .. } = *training;
     let step_config = StepConfig { precision, clip_grad_norm, parts };
     let mut trainer = Trainer::new(Box::new(task), asked, step_config);

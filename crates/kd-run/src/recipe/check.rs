@@ -332,6 +332,8 @@ impl RunConfig {
 
     /// Checks that all of the run can be meant where images are mixed of two.
     fn check_mixed(&self) -> Result<(), Invalid> {
+        let expected = "none beside mixup or cutmix: the file has no logits of mixed images";
+        require(self.teacher_logits.is_none(), &[Step::Key("teacher_logits")], "set", expected)?;
         let weighs = self.class_weights.is_some();
         let expected =
             "none beside mixup or cutmix: they count one class an image, and a mixed image has two";

@@ -19,7 +19,7 @@ pub fn differences(there: &toml::Table, asked: &toml::Table) -> Vec<String> {
             .map_or("not set".into(), |(_, value)| value.clone())
     };
     keys.into_iter()
-        .filter(|key| !["run.teacher", "run.init"].contains(&key.as_str()))
+        .filter(|key| !["run.teacher", "run.teacher_logits", "run.init"].contains(&key.as_str()))
         .filter(|key| value(&a, key) != value(&b, key))
         .map(|key| format!("{key} ({} there, {} asked for)", value(&a, key), value(&b, key)))
         .collect()

@@ -45,6 +45,7 @@ impl RunConfig {
 
     /// Checks the names of the teachers, and that several of them can answer as one.
     pub(super) fn check_teachers(&self) -> Result<(), Invalid> {
+        self.check_teacher_logits()?;
         let (names, path) = (self.teachers(), [Step::Key("teacher")]);
         let shown = names.join(", ");
         let used = self.teacher.is_none() || self.needs_teacher();
@@ -79,6 +80,33 @@ impl RunConfig {
                 term.method.name()
             );
             require(false, &path, found, &expected)?;
+        }
+        Ok(())
+    }
+
+    /// Checks that a file of the teacher's logits can stand for a teacher.
+    fn check_teacher_logits(&self) -> Result<(), Invalid> {
+        let Some(file) = &self.teacher_logits else { return Ok(()) };
+        let refuse = |good: bool, expected: &str| {
+            require(good, &[Step::Key("teacher_logits")], format!("{file:?}"), expected)
+        };
+        refuse(self.needs_teacher(), "none: no method of this run needs a teacher")?;
+        for (key, set) in [
+            ("teacher", self.teacher.is_some()),
+            ("teacher_model", self.teacher_model.is_some()),
+            ("teacher_mean", self.teacher_mean.is_some()),
+            ("cross_fit", self.cross_fit.is_some()),
+            ("keep", self.keep.is_some()),
+        ] {
+            let expected = format!("none beside {key}, which is of a network that answers");
+            refuse(!set, &expected)?;
+        }
+        if let Some(term) = self.methods.iter().find(|term| learns_from_maps(&term.method)) {
+            let name = term.method.name();
+            let expected = format!(
+                "a teacher beside the method {name}, which learns from feature maps: the file has logits alone"
+            );
+            refuse(false, &expected)?;
         }
         Ok(())
     }

@@ -261,6 +261,9 @@ pub struct RunConfig {
     /// whose answers are combined.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub teacher: Option<TeacherNames>,
+    /// In place of a teacher a file of its logits by picture ([`kd_record::picture_logits`]), relative to the recipe's folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub teacher_logits: Option<String>,
     /// How the logits of several teachers become those of one; the mean of the logits where it is not said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub combine: Option<Combination>,
@@ -495,6 +498,7 @@ impl RunConfig {
             model,
             dropout: model.default_dropout(),
             teacher: None,
+            teacher_logits: None,
             combine: None,
             teacher_model: None,
             teacher_sha256: None,

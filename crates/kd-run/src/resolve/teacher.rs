@@ -9,7 +9,7 @@ use kd_record::layout::part_name;
 
 use super::{Choices, check_input, weights_path};
 use crate::recipe::{Recipe, RunConfig, RunRecipe, TeacherNames};
-use crate::teacher::{Pretrained, PretrainedConfig};
+use crate::teacher::{Pretrained, PretrainedConfig, StoredLogits};
 use crate::{Error, Result};
 
 /// Where the weights of the run's teachers are; none for a run that needs no teacher.
@@ -19,6 +19,9 @@ pub(super) fn paths(
     choices: &Choices,
     out: &Path,
 ) -> Result<Vec<PathBuf>> {
+    if run.teacher_logits.is_some() {
+        return Ok(Vec::new());
+    }
     let paths = match choices.teacher.is_empty() {
         false => choices.teacher.clone(),
         true => {
@@ -28,7 +31,7 @@ pub(super) fn paths(
     };
     match (&paths[..], run.needs_teacher()) {
         ([], true) => Err(Error::Choice(format!(
-            "run {:?} needs a teacher; give the teacher's weights with --teacher FILE, or name them in the recipe",
+            "run {:?} needs a teacher; give the teacher's weights with --teacher FILE or its logits with --teacher-logits FILE, or name them in the recipe",
             run.name
         ))),
         ([path, ..], false) => Err(Error::Choice(format!(
@@ -38,6 +41,54 @@ pub(super) fn paths(
         ))),
         _ => Ok(paths),
     }
+}
+
+/// What is known of the classes of the teacher's file besides what it says.
+pub(crate) fn class_choice(run: &RunConfig) -> ClassChoice {
+    let (map, ignore_names) = (run.class_map.clone(), run.ignore_class_names);
+    ClassChoice { map, ignore_names, ..ClassChoice::default() }
+}
+
+/// Where the file of the teacher's logits is; `None` where the teacher is none.
+pub(crate) fn logits_path(run: &RunConfig, choices: &Choices) -> Option<PathBuf> {
+    let named = run.teacher_logits.as_ref()?;
+    let folder = choices.recipe_folder.as_deref().filter(|_| choices.teacher_logits.is_none());
+    Some(folder.unwrap_or(Path::new("")).join(named))
+}
+
+/// Loads the file of the teacher's logits, where the teacher is one, and records it in the recipe.
+pub(super) fn load_logits(
+    resolved: &mut RunRecipe,
+    choices: &Choices,
+    data: &Portions,
+    out: &Path,
+    notes: &mut Vec<String>,
+) -> Result<Option<StoredLogits>> {
+    let Some(path) = logits_path(&resolved.run, choices) else { return Ok(None) };
+    check_input(&OutFolder::new(out).run(&resolved.run.name), "the teacher's logits", &path)?;
+    let run = &mut resolved.run;
+    let stored = StoredLogits::load(&path, data, &class_choice(run))
+        .map_err(|error| error.context("the teacher's logits can't be used"))?;
+    if let Some(expected) = &run.teacher_sha256
+        && *expected != stored.sha256
+    {
+        return Err(Error::unfit(format!(
+            "{}: the file's SHA-256 is {}; the recipe's teacher_sha256 is {expected}: these are other logits. Give those with --teacher-logits, or remove teacher_sha256 from the recipe",
+            path.display(),
+            stored.sha256
+        )));
+    }
+    if !resolved.data.shows_plain_images() {
+        notes.push(format!(
+            "{}: each changed view of a picture is taught by the logits of the picture itself, which are the only ones that {} has",
+            run.name,
+            path.display()
+        ));
+    }
+    run.teacher_logits = Some(OutFolder::new(out).from_a_run(&path)?.display().to_string());
+    run.teacher_sha256 = Some(stored.sha256.clone());
+    notes.extend(stored.notes.iter().cloned());
+    Ok(Some(stored))
 }
 
 /// Loads the run's teacher, with `cross_fit` the teacher of each part, or several teachers that answer as one, and records it in the
@@ -52,8 +103,7 @@ pub(super) fn load(
     let (normalization, scaling) = (resolved.data.normalization(), resolved.data.scaling());
     let folder = OutFolder::new(out).run(&resolved.run.name);
     let run = &mut resolved.run;
-    let (map, ignore_names) = (run.class_map.clone(), run.ignore_class_names);
-    let choice = ClassChoice { map, ignore_names, ..ClassChoice::default() };
+    let choice = class_choice(run);
     let config = PretrainedConfig {
         architecture: run.teacher_model,
         classes: &data.classes,

@@ -99,7 +99,8 @@ impl Supervised {
             let weights = Tensor::new(weights, &run.device)?.to_dtype(DType::F32)?;
             task.class_weights = Some(weights);
         }
-        if run.teacher.is_none() && task.needs.any_teacher() {
+        let no_teacher = run.teacher.is_none() && run.teacher_logits.is_none();
+        if no_teacher && task.needs.any_teacher() {
             return Err(other!("run {:?} needs a teacher's weights file", recipe.name));
         }
         Ok(task)

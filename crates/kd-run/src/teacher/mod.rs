@@ -6,6 +6,7 @@ mod ensemble;
 mod kept;
 mod network;
 mod pretrained;
+mod stored;
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -26,6 +27,7 @@ pub use ensemble::Ensemble;
 pub use kept::{Kept, Used};
 pub use network::NetworkTeacher;
 pub use pretrained::{Network, Pretrained, PretrainedConfig};
+pub use stored::{StoredLogits, names_of};
 
 use crate::recipe::DataConfig;
 use crate::{Error, Result, evaluate};

@@ -23,6 +23,7 @@ mod resolve;
 mod resume;
 mod shell;
 mod signals;
+mod stored_logits;
 mod targets;
 mod teacher;
 mod tensorboard;

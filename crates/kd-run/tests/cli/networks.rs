@@ -163,6 +163,7 @@ fn one_step(
         out,
         data: images.clone(),
         teacher: teacher.map(load),
+        teacher_logits: None,
         initial: None,
         device: Device::Cpu,
         settings: Settings::default(),

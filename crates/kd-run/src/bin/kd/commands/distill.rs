@@ -19,6 +19,7 @@ Examples:
   kd distill --method kd --out runs/mine                   the teacher is runs/mine/teacher.safetensors
   kd distill --method kd --teacher a.safetensors --teacher b.safetensors      both teach
   kd distill --method kd --temperature 4 --alpha 0.5 --teacher teacher.safetensors
+  kd distill --method kd --teacher-logits answers.safetensors --dataset folder --data pictures
   kd distill --recipe recipes/methods/dkd.toml --run dkd --out runs/dkd
 
 A run that was stopped goes on when the same command is given again; with more --epochs a finished run is trained on.";
@@ -29,6 +30,9 @@ pub(crate) struct Distill {
     /// The teacher's weights file; given several times, several teachers, whose logits are combined [default: that of the recipe, in the output folder]
     #[arg(long, value_name = "FILE")]
     teacher: Vec<PathBuf>,
+    /// In place of a teacher a file of its logits by picture, as `kd eval --on train --logits FILE` writes it: each picture is taught by its row
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["teacher", "combine", "teacher_model", "teacher_mean"])]
+    teacher_logits: Option<PathBuf>,
     /// How several teachers' logits become those of one: "logits" (their mean), "probabilities" (the mean of these, softened), "confidence" (weighted by how well each knows an image's label) or "choice" (of each image the best one's) [default: logits]
     #[arg(long, value_name = "HOW", value_parser = Combination::from_name)]
     combine: Option<Combination>,
@@ -74,6 +78,7 @@ pub(super) fn meant(flags: &Distill) -> Result<(Recipe, RunConfig, Choices), Fai
     let run = chosen_run(&recipe, flags)?;
     let mut choices = Choices {
         teacher: flags.teacher.clone(),
+        teacher_logits: flags.teacher_logits.clone(),
         combine: flags.combine,
         teacher_model: flags.teacher_model,
         teacher_mean: flags.teacher_mean,

@@ -1,22 +1,19 @@
-//! `kd eval`: what weights are worth on the test images.
+//! `kd eval`: what weights are worth on the test images, or on the training images.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Context;
-use candle_core::Tensor;
 use clap::Args;
-use kd_data::{Source, images};
+use kd_data::images;
 use kd_models::Architecture;
 use kd_models::preprocessing::{Preprocessing, Stated, find, timm};
 use kd_models::weights::peek;
-use kd_record::TestFlip;
 use kd_record::own::{self, Output};
-use kd_record::write::write_whole;
+use kd_record::{PictureLogits, TestFlip};
 use kd_run::data;
 use kd_run::evaluate::{Evaluation, evaluate, evaluate_with_flip, logits};
 use kd_run::recipe::DataConfig;
-use kd_run::teacher::{Pretrained, PretrainedConfig};
-use safetensors::tensor::{Dtype, TensorView};
+use kd_run::teacher::{Pretrained, PretrainedConfig, names_of};
 use serde::Serialize;
 
 use super::weights::say;
@@ -28,7 +25,8 @@ const HELP: &str = "\
 Examples:
   kd eval --weights runs/mine/kd.safetensors
   kd eval --weights runs/mine/kd.safetensors --json | jq .accuracy
-  kd eval --weights pytorch.safetensors --model student --logits logits.safetensors";
+  kd eval --weights pytorch.safetensors --model student --logits logits.safetensors
+  kd eval --weights teacher.safetensors --on train --logits answers.safetensors";
 
 #[derive(Debug, Args)]
 #[command(after_help = HELP)]
@@ -52,7 +50,10 @@ pub(crate) struct Eval {
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// Also write the logits and labels of all test images to this safetensors file
+    /// The images: "test" or "train"
+    #[arg(long, default_value = "test", value_parser = ["test", "train"])]
+    on: String,
+    /// Also write the logits of all of these images to this safetensors file, with the images' names, labels and classes: what `kd distill --teacher-logits FILE` takes
     #[arg(long, value_name = "FILE")]
     logits: Option<PathBuf>,
     /// Replace the file of --logits even if kd did not write it
@@ -76,7 +77,10 @@ struct Printed<'a> {
 #[derive(Serialize)]
 struct Dataset<'a> {
     name: &'a str,
-    test: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    test: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    train: Option<usize>,
     sha256: &'a str,
     /// The files of pictures that could not be read and were left out, those among the training images included.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -95,8 +99,9 @@ pub(crate) fn run(flags: &Eval) -> Result<(), Failure> {
     flags.data.lay_over(&mut config);
     // What weights are worth is measured on the test images, even where a recipe holds training images out.
     config.held_out = None;
-    // No training image is looked at, so one is enough to hold in memory.
-    config.train_limit = Some(1);
+    let on_train = flags.on == "train";
+    // Where no training image is looked at, one is enough to hold in memory.
+    config.train_limit = if on_train { None } else { Some(1) };
     let device = flags.compute.device()?;
     if config.size.is_none() {
         as_in_training(flags, &mut config)?;
@@ -119,17 +124,22 @@ pub(crate) fn run(flags: &Eval) -> Result<(), Failure> {
     let normalization = weights.normalization;
     weights.renormalize = None;
     let network = weights.network(&device)?;
-    let (test, classes) = (&data.test, &data.classes);
-    let mut evaluation = evaluate(&*network, test, classes, normalization, &device)?;
+    let (images, classes) = (if on_train { &data.train } else { &data.test }, &data.classes);
+    let mut evaluation = evaluate(&*network, images, classes, normalization, &device)?;
     if flags.flip {
-        let flipped = evaluate_with_flip(&*network, test, classes, normalization, &device)?;
+        let flipped = evaluate_with_flip(&*network, images, classes, normalization, &device)?;
         evaluation.test_flip = Some(flipped);
     }
     if let Some(path) = &flags.logits {
-        write_logits(path, &logits(&*network, &data.test, normalization, &device)?, &*data.test)?;
+        let logits = logits(&*network, images, normalization, &device)?;
+        let names = names_of(&**images).context("the images have no names")?;
+        let logits = logits.flatten_all()?.to_vec1::<f32>()?;
+        let classes = classes.clone();
+        PictureLogits { names, classes, logits }.write(path, &images.labels()?)?;
     }
     if !flags.json {
-        return Ok(print(&table(&evaluation))?);
+        let kind = if on_train { "training" } else { "test" };
+        return Ok(print(&table(&evaluation, kind))?);
     }
     let printed = Printed {
         model: weights.config.architecture.name(),
@@ -137,7 +147,8 @@ pub(crate) fn run(flags: &Eval) -> Result<(), Failure> {
         sha256: &weights.sha256,
         dataset: Dataset {
             name: &data.name,
-            test: data.test.len(),
+            test: (!on_train).then_some(images.len()),
+            train: on_train.then_some(images.len()),
             sha256: &data.sha256,
             skipped: data
                 .skipped
@@ -174,23 +185,13 @@ fn as_in_training(flags: &Eval, config: &mut DataConfig) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Writes a safetensors file with `logits` (f32 `[N, classes]`) and `labels` (i64 `[N]`), in the order of the test images.
-fn write_logits(path: &Path, logits: &Tensor, test: &dyn Source) -> anyhow::Result<()> {
-    let values: Vec<u8> =
-        logits.flatten_all()?.to_vec1::<f32>()?.iter().flat_map(|v| v.to_le_bytes()).collect();
-    let labels: Vec<u8> =
-        test.labels()?.iter().flat_map(|&label| i64::from(label).to_le_bytes()).collect();
-    let tensors = [
-        ("logits", TensorView::new(Dtype::F32, logits.dims().to_vec(), &values)?),
-        ("labels", TensorView::new(Dtype::I64, vec![test.len()], &labels)?),
-    ];
-    // By this entry the file is known as kd's when it is to be replaced.
-    let metadata = [("kd-logits".to_owned(), env!("CARGO_PKG_VERSION").to_owned())].into();
-    Ok(write_whole(path, &safetensors::serialize(tensors, Some(metadata))?)?)
+/// Accuracy, balanced accuracy, macro F1 and loss on the test images in a line.
+pub(super) fn one_line(evaluation: &Evaluation) -> String {
+    line_of(evaluation, "test")
 }
 
-/// Accuracy, balanced accuracy, macro F1 and loss in a line.
-pub(super) fn one_line(evaluation: &Evaluation) -> String {
+/// The same of images of this kind, "test" or "training".
+fn line_of(evaluation: &Evaluation, images: &str) -> String {
     let (classes, untested) = (evaluation.classes.len(), evaluation.untested().len());
     let of = match untested {
         0 => String::new(),
@@ -198,13 +199,13 @@ pub(super) fn one_line(evaluation: &Evaluation) -> String {
     };
     let flipped = match &evaluation.test_flip {
         Some(TestFlip { accuracy, loss }) => format!(
-            "; with mirror images test accuracy {:.2} %, test loss {loss:.4}",
+            "; with mirror images {images} accuracy {:.2} %, {images} loss {loss:.4}",
             100.0 * accuracy
         ),
         None => String::new(),
     };
     format!(
-        "test accuracy {:.2} %, balanced accuracy {:.2} %{of}, macro F1 {:.2} %, test loss {:.4}{flipped}",
+        "{images} accuracy {:.2} %, balanced accuracy {:.2} %{of}, macro F1 {:.2} %, {images} loss {:.4}{flipped}",
         100.0 * evaluation.accuracy,
         100.0 * evaluation.balanced_accuracy,
         100.0 * evaluation.macro_f1,
@@ -212,8 +213,8 @@ pub(super) fn one_line(evaluation: &Evaluation) -> String {
     )
 }
 
-fn table(evaluation: &Evaluation) -> String {
-    let mut text = one_line(evaluation) + "\n\n";
+fn table(evaluation: &Evaluation, images: &str) -> String {
+    let mut text = line_of(evaluation, images) + "\n\n";
     let classes = &evaluation.classes;
     let width = classes.iter().map(|name| name.chars().count()).max().unwrap_or(0);
     text += "class, accuracy, predictions (columns in the order of the rows)\n";
