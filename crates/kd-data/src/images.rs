@@ -20,7 +20,7 @@ use image::{DynamicImage, ImageDecoder, ImageReader, Limits, RgbImage};
 
 use crate::scaling::{MAX_SIDE, Scaling};
 use crate::source::Picture;
-use crate::{Error, Result};
+use crate::{Error, Result, jpeg};
 
 /// Height and width in pixels of CIFAR's pictures, which one's own pictures are scaled to where no size is set.
 pub const SIDE: usize = 32;
@@ -67,7 +67,8 @@ pub fn read_scaled(path: &Path, scaling: &Scaling) -> Result<Picture> {
     Ok(square)
 }
 
-/// Reads a picture file as it is, upright, of any size: steps 1 and 3 of the module's text. `into` is written.
+/// Reads a picture file as it is, upright, of any size: steps 1 and 3 of the module's text. An ordinary JPEG has the bytes that
+/// libjpeg-turbo gives. `into` is written.
 ///
 /// # Errors
 /// As [`read`]'s about the file.
@@ -77,7 +78,15 @@ pub(crate) fn read_whole(path: &Path, into: &mut Picture) -> Result<()> {
 
 /// The same of a file's contents; `path` names it in errors.
 pub(crate) fn decode_whole(path: &Path, contents: &[u8], into: &mut Picture) -> Result<()> {
-    let (mut picture, orientation) = decode(path, contents)?;
+    let (decoder, orientation) = opened(path, contents)?;
+    let mut picture = match jpeg::decode(contents) {
+        Some((width, height, pixels)) if orientation == Orientation::NoTransforms => {
+            *into = Picture { shape: [3, height, width], pixels };
+            return Ok(());
+        }
+        Some(decoded) => DynamicImage::ImageRgb8(interleaved(decoded)),
+        None => DynamicImage::from_decoder(decoder).map_err(|error| unreadable(path, error))?,
+    };
     picture.apply_orientation(orientation);
     let picture = opaque(picture);
     let (width, height) = picture.dimensions();
@@ -203,8 +212,25 @@ fn opaque(picture: DynamicImage) -> RgbImage {
     }
 }
 
+/// The picture of these planes.
+fn interleaved((width, height, planes): (usize, usize, Vec<u8>)) -> RgbImage {
+    let size = width * height;
+    let pixel = |x: u32, y: u32| {
+        let at = y as usize * width + x as usize;
+        image::Rgb([planes[at], planes[size + at], planes[2 * size + at]])
+    };
+    RgbImage::from_fn(width as u32, height as u32, pixel)
+}
+
 /// The picture as it lies in the file, and how it has to be turned.
 fn decode(path: &Path, bytes: &[u8]) -> Result<(DynamicImage, Orientation)> {
+    let (decoder, orientation) = opened(path, bytes)?;
+    let picture = DynamicImage::from_decoder(decoder).map_err(|error| unreadable(path, error))?;
+    Ok((picture, orientation))
+}
+
+/// What decodes the picture of a file, whose kind, length and size have been checked, and how it has to be turned.
+fn opened<'a>(path: &Path, bytes: &'a [u8]) -> Result<(impl ImageDecoder + 'a, Orientation)> {
     if bytes.is_empty() {
         return Err(unreadable(path, "the file is empty"));
     }
@@ -229,8 +255,7 @@ fn decode(path: &Path, bytes: &[u8]) -> Result<(DynamicImage, Orientation)> {
         return Err(unreadable(path, reason));
     }
     let orientation = decoder.orientation().map_err(refused)?;
-    let picture = DynamicImage::from_decoder(decoder).map_err(refused)?;
-    Ok((picture, orientation))
+    Ok((decoder, orientation))
 }
 
 fn on_white(picture: &DynamicImage) -> RgbImage {

@@ -21,6 +21,8 @@ pub mod hub;
 #[cfg(feature = "images")]
 pub mod images;
 mod jitter;
+#[cfg(feature = "images")]
+mod jpeg;
 mod labels;
 mod mix;
 mod names;

@@ -170,6 +170,9 @@ fn what_is_wrong_with_a_shard_is_said_with_its_place() {
     let mut lying = whole.clone();
     // The length in the first member's own header, behind that of its long name: 512, 512 for the name, 124 for the field.
     lying[1024 + 124..][..11].copy_from_slice(b"77777777777");
+    lying[1024 + 148..][..8].fill(b' ');
+    let sum: u32 = lying[1024..][..512].iter().map(|byte| u32::from(*byte)).sum();
+    lying[1024 + 148..][..8].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
     let cases: Vec<(Vec<u8>, &str)> = vec![
         (
             whole[..2000].to_vec(),
