@@ -34,8 +34,7 @@ use crate::graph::{Graph, Op};
 use crate::{Error, Output, Result};
 use backward::backward;
 pub(crate) use bytes::{Asked, PassBytes, pass_bytes};
-use forward::{Given, forward, planes, show};
-use gradients::Back;
+use forward::{Given, forward, planes, show, with_threads_awake};
 use plan::{Plan, Purpose};
 use units::IMAGES;
 use weights::Weights;
@@ -46,6 +45,8 @@ pub(crate) struct Engine {
     kept: Mutex<Kept>,
     /// The processes that share the batches of training.
     processes: Arc<dyn BlockSums>,
+    /// Whether the weights never change, so that they are taken once.
+    fixed: bool,
 }
 
 #[derive(Default)]
@@ -53,6 +54,14 @@ struct Kept {
     plans: Vec<Arc<Plan>>,
     /// Memory that no pass uses, each with the plan that it was made for.
     workspaces: Vec<(Arc<Plan>, Workspace)>,
+    /// Weights that no pass uses, each with the plan that they are laid out for.
+    weights: Vec<(Arc<Plan>, Weights)>,
+}
+
+/// What a pass works in.
+struct Memory {
+    workspace: Workspace,
+    weights: Weights,
 }
 
 /// Most plans and most workspaces that are kept: a run trains, evaluates, and ends its epochs with a smaller batch.
@@ -69,8 +78,7 @@ pub(crate) struct Network<'a> {
 /// A forward pass in training that has been computed, and what its backward pass needs.
 pub(crate) struct TrainPass {
     plan: Arc<Plan>,
-    weights: Weights,
-    workspace: Workspace,
+    memory: Memory,
     images: Tensor,
     key: DropoutKey,
     /// The tensors that the loss was given, in the order of the plan's shown values.
@@ -85,7 +93,12 @@ impl Default for Engine {
 
 impl Engine {
     pub(crate) fn new(processes: Arc<dyn BlockSums>) -> Self {
-        Self { kept: Mutex::default(), processes }
+        Self { kept: Mutex::default(), processes, fixed: false }
+    }
+
+    /// One for weights that never change.
+    pub(crate) fn fixed() -> Self {
+        Self { fixed: true, ..Self::default() }
     }
 
     /// Whether batches of training are shared with other processes.
@@ -108,15 +121,26 @@ impl Engine {
         places: &[(&str, usize)],
     ) -> Result<Output> {
         let plan = self.plan(network, (false, false), places)?;
-        let mut workspace = self.workspace(&plan, images.dim(0)?, 1);
+        let Memory { mut workspace, mut weights } = self.memory(&plan, images.dim(0)?, 1);
+        if !(self.fixed && weights.filled) {
+            weights.fill(&plan, network.tensors)?;
+        }
+        let few_images = workspace.batch < rayon::current_num_threads();
         let shown = with_values(images, |images| {
-            let (tensors, processes) = (network.tensors, &Alone);
-            let given = Given { plan: &plan, tensors, images, first: 0, processes, key: None };
-            let mut weights = Weights::new(&plan, network.tensors, |_| false)?;
-            forward(given, &mut weights, &mut workspace)?;
+            let given = Given {
+                plan: &plan,
+                tensors: network.tensors,
+                images,
+                first: 0,
+                processes: &Alone,
+                few_images,
+                key: None,
+            };
+            let mut pass = || forward(given, &mut weights, &mut workspace);
+            if few_images { with_threads_awake(pass) } else { pass() }?;
             plan.units.shown.iter().map(|(_, value)| show(&plan, &workspace, *value)).collect()
         })?;
-        self.give_back(plan.clone(), workspace);
+        self.give_back(plan.clone(), Memory { workspace, weights });
         Ok(output(network.graph, &plan, places, shown))
     }
 
@@ -134,13 +158,8 @@ impl Engine {
         if !can_share(batch, ranks) {
             return Err(Error::Sharing { ranks, images: batch });
         }
-        let mut workspace = self.workspace(&plan, batch, ranks);
-        let asks = |unit: usize| {
-            plan.operations.iter().any(
-                |back| matches!(back, Back::Conv { unit: of, data: Some(_), .. } if *of == unit),
-            )
-        };
-        let mut weights = Weights::new(&plan, network.tensors, asks)?;
+        let Memory { mut workspace, mut weights } = self.memory(&plan, batch, ranks);
+        weights.fill(&plan, network.tensors)?;
         let leaves: Vec<Var> = with_values(images, |images| {
             let given = self.given(&plan, network, (images, batch), key);
             forward(given, &mut weights, &mut workspace)?;
@@ -149,7 +168,8 @@ impl Engine {
         })?;
         let shown = leaves.iter().map(|leaf| leaf.as_tensor().clone()).collect();
         let output = output(network.graph, &plan, places, shown);
-        let pass = TrainPass { plan, weights, workspace, images: images.clone(), key, leaves };
+        let memory = Memory { workspace, weights };
+        let pass = TrainPass { plan, memory, images: images.clone(), key, leaves };
         Ok((output, pass))
     }
 
@@ -161,7 +181,8 @@ impl Engine {
         pass: TrainPass,
         gradients: &mut GradStore,
     ) -> Result<()> {
-        let TrainPass { plan, mut weights, mut workspace, images, key, leaves } = pass;
+        let TrainPass { plan, memory, images, key, leaves } = pass;
+        let Memory { mut workspace, mut weights } = memory;
         let seeds: Vec<Option<Tensor>> =
             leaves.iter().map(|leaf| gradients.remove(leaf.as_tensor())).collect();
         let batch = workspace.batch;
@@ -184,7 +205,7 @@ impl Engine {
             let map = &plan.units.values[IMAGES].map;
             add_gradient(gradients, &images, planes(&plan, &workspace, plan.slot(slot), map)?)?;
         }
-        self.give_back(plan, workspace);
+        self.give_back(plan, Memory { workspace, weights });
         Ok(())
     }
 
@@ -198,7 +219,9 @@ impl Engine {
     ) -> Given<'a> {
         let first = self.processes.rank() * batch;
         let processes = &*self.processes;
-        Given { plan, tensors: network.tensors, images, first, processes, key: Some(key) }
+        let few_images = batch < rayon::current_num_threads();
+        let tensors = network.tensors;
+        Given { plan, tensors, images, first, processes, few_images, key: Some(key) }
     }
 
     fn kept(&self) -> std::sync::MutexGuard<'_, Kept> {
@@ -240,20 +263,33 @@ impl Engine {
     }
 
     /// Memory for a pass: what an earlier one of the kind left, or new.
-    fn workspace(&self, plan: &Arc<Plan>, batch: usize, ranks: usize) -> Workspace {
+    fn memory(&self, plan: &Arc<Plan>, batch: usize, ranks: usize) -> Memory {
         let mut kept = self.kept();
         let fits = |(of, workspace): &(Arc<Plan>, Workspace)| {
             Arc::ptr_eq(of, plan) && workspace.batch == batch
         };
-        match kept.workspaces.iter().position(fits) {
+        let workspace = match kept.workspaces.iter().position(fits) {
             Some(found) => kept.workspaces.swap_remove(found).1,
             None => Workspace::new(plan, batch, ranks),
-        }
+        };
+        let weights = match kept.weights.iter().position(|(of, _)| Arc::ptr_eq(of, plan)) {
+            Some(found) => kept.weights.swap_remove(found).1,
+            None => Weights::new(plan),
+        };
+        Memory { workspace, weights }
     }
 
-    fn give_back(&self, plan: Arc<Plan>, workspace: Workspace) {
+    fn give_back(&self, plan: Arc<Plan>, memory: Memory) {
         let mut kept = self.kept();
-        kept.workspaces.push((plan, workspace));
+        // Between training's passes an evaluation would double the memory for weights, for the little time that laying them out
+        // takes.
+        if plan.purpose.train || self.fixed {
+            kept.weights.push((plan.clone(), memory.weights));
+            if kept.weights.len() > MOST_KEPT {
+                kept.weights.remove(0);
+            }
+        }
+        kept.workspaces.push((plan, memory.workspace));
         if kept.workspaces.len() > MOST_KEPT {
             kept.workspaces.remove(0);
         }

@@ -62,6 +62,13 @@ impl GraphNetwork {
         Ok(Self { graph, tensors, engine: Arc::default() })
     }
 
+    /// The same network for whoever evaluates it often, a single image each time: its weights are laid out for the planned passes
+    /// once, not in each one, which for a MobileNetV2 takes about as long as an image. They must not change from then on, by this
+    /// network's clones or by others that have the same tensors; of a change some layers would learn and others not.
+    pub fn prepared(self) -> Self {
+        Self { engine: Arc::new(Engine::fixed()), ..self }
+    }
+
     /// The same network for a process that trains it together with others: [`Classifier::train`] is given this process's images
     /// alone, as many as each other process has, and [`Classifier::backward`] the loss's gradient of what came of them. It leaves
     /// the gradients of the whole batch and its running statistics on every process, with the bits of one process, whatever the

@@ -10,6 +10,7 @@ use candle_core::{DType, Device, Tensor};
 use kd_models::memory::{Pass, PassMemory, evaluation, training, weights};
 use kd_models::{
     Architecture, Classifier, Graph, GraphNetwork, ModelConfig, Parameters, frozen, partly_frozen,
+    var_builder,
 };
 use kd_ops::DropoutKey;
 
@@ -18,6 +19,8 @@ struct Counting;
 
 static NOW: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
+/// All that has ever been asked for.
+static ASKED: AtomicUsize = AtomicUsize::new(0);
 /// What is counted is the whole process, so one test counts at a time.
 static COUNTS: Mutex<()> = Mutex::new(());
 
@@ -48,6 +51,7 @@ unsafe impl GlobalAlloc for Counting {
 fn count(bytes: usize) {
     let now = NOW.fetch_add(bytes, Ordering::Relaxed) + bytes;
     PEAK.fetch_max(now, Ordering::Relaxed);
+    ASKED.fetch_add(bytes, Ordering::Relaxed);
 }
 
 /// The bytes that `body` had at its peak beyond those that were there before it.
@@ -204,4 +208,43 @@ fn what_is_said_of_an_evaluation_is_what_an_allocator_counts() {
         wrong.extend(apart(&what, said, counted));
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// The bytes that `body` asks for, those that it gives back among them.
+fn asked_for<T>(body: impl FnOnce() -> T) -> (usize, T) {
+    let before = ASKED.load(Ordering::Relaxed);
+    let result = body();
+    (ASKED.load(Ordering::Relaxed) - before, result)
+}
+
+/// What is handed out has memory of its own. Besides it a step takes some numbers for each channel and a list now and then, and
+/// what the matrix product of a linear layer takes for itself: nothing of the size of the batch's maps, nor of the convolutions'
+/// weights.
+#[test]
+fn a_step_after_the_first_allocates_what_it_hands_out() {
+    let _alone = COUNTS.lock().unwrap_or_else(PoisonError::into_inner);
+    let (name, batch) = ("resnet20", 16);
+    let graph = graph(name, 32);
+    let parameters = graph.init(0, &Device::Cpu).unwrap();
+    let said = training(&graph, &Pass { batch, threads: 2, places: &[] }, &BTreeSet::new());
+    let said = said.unwrap();
+    let bound = usize::try_from(said.maps.min(said.workspace)).unwrap() / 10;
+    let gradients_len: usize =
+        graph.parameters().map(|spec| spec.shape.iter().product::<usize>()).sum();
+    let handed_out = size_of::<f32>() * (gradients_len + 3 * batch * graph.classes());
+    let images = images(&graph, batch);
+    let network = GraphNetwork::new(graph, var_builder(&parameters)).unwrap();
+    on_two_threads(|| {
+        for step in 0..10 {
+            let key = DropoutKey { seed: 0, step };
+            let (forward, (output, tape)) = asked_for(|| network.train(&images, key, &[]).unwrap());
+            let mut gradients =
+                output.logits.sqr().unwrap().mean_all().unwrap().backward().unwrap();
+            let (backward, ()) = asked_for(|| network.backward(tape, &mut gradients).unwrap());
+            let besides = (forward + backward).saturating_sub(handed_out);
+            println!("{name} step {step}: {besides} besides {handed_out}");
+            // Either thread may be the one whose scratch memory is not yet large enough.
+            assert!(step < 3 || besides < bound, "{name}, step {step}: {besides} of {said:?}");
+        }
+    });
 }

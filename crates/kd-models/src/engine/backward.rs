@@ -31,6 +31,7 @@ pub(super) fn backward(
     seeds: &[Option<Tensor>],
 ) -> Result<Vec<NodeGradients>> {
     let plan = given.plan;
+    weights.turn_back(plan, given.tensors)?;
     let seeds = seeds.iter().map(|seed| match seed {
         Some(seed) => with_values(seed, |values| Ok(Some(values.to_vec()))),
         None => Ok(None),
@@ -249,10 +250,10 @@ fn conv(
             WeightSums { weight, bias: packed.bias.is_some().then_some(bias) }
         });
         match images {
-            [image] => conv.backward(&mut [pass(image)], &packed.gradient, scratch, weight),
+            [image] => conv.backward(&mut [pass(image)], &packed.weight, scratch, weight),
             images => {
                 let mut passes: Vec<_> = images.iter_mut().map(pass).collect();
-                conv.backward(&mut passes, &packed.gradient, scratch, weight);
+                conv.backward(&mut passes, &packed.weight, scratch, weight);
             }
         }
     }

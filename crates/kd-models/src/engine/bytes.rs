@@ -1,6 +1,6 @@
 //! How much memory a pass by plan takes.
 
-use kd_ops::nhwc::Isa;
+use kd_ops::nhwc::{Conv, Isa};
 
 use super::backward::{self, Sums};
 use super::forward;
@@ -54,7 +54,7 @@ pub(crate) fn pass_bytes(graph: &Graph, asked: Asked<'_>) -> Result<Option<PassB
     };
     let ways = if train { 2 } else { 1 };
     // A packed weight has as many numbers as the sums for its gradient, but for the padding of its rows.
-    let packed: usize = convs().map(|conv| ways * conv.sums_len()).sum();
+    let packed: usize = convs().map(Conv::sums_len).sum();
     let runs = plan.forward.iter().map(|run| forward::stack(&plan.units.units[run.clone()]));
     let backward_runs =
         plan.backward.iter().map(|run| backward::stack(&plan, &plan.operations[run.clone()]));

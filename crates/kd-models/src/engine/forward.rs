@@ -1,5 +1,8 @@
 //! The forward pass over a batch.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
 use candle_core::{Device, Result, Tensor};
 use kd_ops::DropoutKey;
 use kd_ops::nhwc::{
@@ -26,6 +29,8 @@ pub(super) struct Given<'a> {
     pub(super) first: usize,
     /// The processes that share the batch.
     pub(super) processes: &'a dyn BlockSums,
+    /// Whether these are fewer images than threads, which then share each image.
+    pub(super) few_images: bool,
     /// The key of the dropout masks, in training.
     pub(super) key: Option<DropoutKey>,
 }
@@ -57,6 +62,32 @@ pub(super) fn forward(
     Ok(())
 }
 
+/// How long a thread looks for work before it may go to sleep; longer than a layer of one image takes.
+const PATIENCE: Duration = Duration::from_millis(2);
+
+/// Computes `body` while rayon's other threads stay awake: where threads share each image, they meet at every layer, and to wake
+/// one takes about as long as its rows.
+pub(super) fn with_threads_awake<T: Send>(body: impl FnOnce() -> T + Send) -> T {
+    let done = AtomicBool::new(false);
+    let look_for_work = || {
+        let mut since = Instant::now();
+        while !done.load(Ordering::Relaxed) && since.elapsed() < PATIENCE {
+            match rayon::yield_now() {
+                Some(rayon::Yield::Executed) => since = Instant::now(),
+                _ => std::hint::spin_loop(),
+            }
+        }
+    };
+    rayon::scope(|scope| {
+        for _ in 1..rayon::current_num_threads() {
+            scope.spawn(|_| look_for_work());
+        }
+        let result = body();
+        done.store(true, Ordering::Relaxed);
+        result
+    })
+}
+
 /// How images pass some units.
 pub(super) fn stack(units: &[Unit]) -> Stack {
     let convs = units.iter().filter_map(|unit| unit.work.conv());
@@ -80,12 +111,19 @@ fn compute(
     };
     let packed = weights.conv(index);
     let pass = |image| conv_pass(given, weights, (unit, packed), image);
+    let share_rows = given.few_images && given.plan.normalised(unit.output).is_none();
     for images in images.chunks_mut(conv.images()) {
         match images {
-            [image] => conv.forward(&mut [pass(image)], &packed.forward, scratch),
+            [image] => {
+                let mut image = pass(image);
+                match share_rows {
+                    true => conv.forward_by_threads(&mut image, &packed.weight),
+                    false => conv.forward(&mut [image], &packed.weight, scratch),
+                }
+            }
             images => {
                 let mut passes: Vec<_> = images.iter_mut().map(pass).collect();
-                conv.forward(&mut passes, &packed.forward, scratch);
+                conv.forward(&mut passes, &packed.weight, scratch);
             }
         }
     }

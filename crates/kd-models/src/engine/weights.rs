@@ -5,6 +5,7 @@ use kd_ops::nhwc::{Affine, Map, NormGradient, blend, with_values};
 use rayon::prelude::*;
 
 use super::forward::Given;
+use super::gradients::Back;
 use super::plan::Plan;
 use super::units::{Unit, Work};
 use super::workspace::Workspace;
@@ -18,13 +19,15 @@ pub(super) type Tensors = [Vec<Tensor>];
 pub(super) struct Weights {
     convs: Vec<Option<PackedConv>>,
     pub(super) norms: Vec<NormState>,
+    /// Whether they have been taken from tensors.
+    pub(super) filled: bool,
 }
 
 /// A convolution's weights.
+#[derive(Default)]
 pub(super) struct PackedConv {
-    pub(super) forward: Vec<f32>,
-    /// For the gradient of the input; empty where nobody asks for it.
-    pub(super) gradient: Vec<f32>,
+    /// For the pass that is under way: the weight as the convolution takes it or, in the backward pass, as its gradient does.
+    pub(super) weight: Vec<f32>,
     /// As long as the padded channels.
     pub(super) bias: Option<Vec<f32>>,
 }
@@ -93,21 +96,22 @@ fn padded(values: impl Iterator<Item = f64>, map: &Map) -> Vec<f32> {
 }
 
 impl Weights {
-    /// The weights that `tensors` have now.
-    pub(super) fn new(
-        plan: &Plan,
-        tensors: &Tensors,
-        wants_gradient: impl Fn(usize) -> bool + Sync,
-    ) -> Result<Self> {
-        let units = plan.units.units.par_iter().enumerate();
-        let convs = units.map(|(index, unit)| match &unit.work {
-            Work::Conv { .. } => conv(plan, unit, tensors, wants_gradient(index)).map(Some),
-            _ => Ok(None),
-        });
-        let convs = convs.collect::<Result<_>>()?;
-        let mut norms = Vec::new();
-        for norm in &plan.units.norms {
-            let mut state = NormState::default();
+    /// Room for the weights of a plan.
+    pub(super) fn new(plan: &Plan) -> Self {
+        let convs =
+            plan.units.units.iter().map(|unit| unit.work.conv().map(|_| PackedConv::default()));
+        let norms = plan.units.norms.iter().map(|_| NormState::default());
+        Self { convs: convs.collect(), norms: norms.collect(), filled: false }
+    }
+
+    /// Takes the weights that `tensors` have now, for a forward pass.
+    pub(super) fn fill(&mut self, plan: &Plan, tensors: &Tensors) -> Result<()> {
+        let units = plan.units.units.par_iter().zip(&mut self.convs);
+        units.try_for_each(|(unit, packed)| match packed {
+            Some(packed) => conv(plan, unit, tensors, packed),
+            None => Ok(()),
+        })?;
+        for (norm, state) in plan.units.norms.iter().zip(&mut self.norms) {
             if !norm.batch {
                 let tensors = &tensors[norm.node];
                 let (mean, var) = (as_f64(&tensors[2])?, as_f64(&tensors[3])?);
@@ -118,9 +122,27 @@ impl Weights {
                     &plan.units.values[norm.value].map,
                 )?;
             }
-            norms.push(state);
         }
-        Ok(Self { convs, norms })
+        self.filled = true;
+        Ok(())
+    }
+
+    /// Behind the forward pass: takes the weights of the convolutions through which a gradient goes, in the same memory.
+    pub(super) fn turn_back(&mut self, plan: &Plan, tensors: &Tensors) -> Result<()> {
+        let goes_through = |unit: usize| {
+            let through = |back: &Back| matches!(*back, Back::Conv { unit: of, data: Some(_), .. } if of == unit);
+            plan.operations.iter().any(through)
+        };
+        let units = plan.units.units.par_iter().zip(&mut self.convs).enumerate();
+        units.try_for_each(|(index, (unit, packed))| match (&unit.work, packed) {
+            (Work::Conv { node, conv, .. }, Some(packed)) if goes_through(index) => {
+                with_values(&tensors[*node][0], |weight| {
+                    conv.pack(weight, true, &mut packed.weight);
+                    Ok(())
+                })
+            }
+            _ => Ok(()),
+        })
     }
 
     /// The weights of a unit that is a convolution.
@@ -245,7 +267,7 @@ fn moments(
 }
 
 /// The weights of a convolution, with a folded batch normalisation in them.
-fn conv(plan: &Plan, unit: &Unit, tensors: &Tensors, gradient: bool) -> Result<PackedConv> {
+fn conv(plan: &Plan, unit: &Unit, tensors: &Tensors, packed: &mut PackedConv) -> Result<()> {
     let Work::Conv { node, fold, conv, .. } = &unit.work else {
         unreachable!("the caller has a convolution")
     };
@@ -279,13 +301,13 @@ fn conv(plan: &Plan, unit: &Unit, tensors: &Tensors, gradient: bool) -> Result<P
     if let Some(bias) = &mut bias {
         bias.resize(map.padded, 0.0);
     }
-    let pack = |weight: &[f32]| PackedConv {
-        forward: conv.pack(weight, false),
-        gradient: if gradient { conv.pack(weight, true) } else { Vec::new() },
-        bias,
+    packed.bias = bias;
+    let mut pack = |weight: &[f32]| {
+        conv.pack(weight, false, &mut packed.weight);
+        Ok(())
     };
     match folded.is_empty() {
-        true => with_values(&tensors[*node][0], |weight| Ok(pack(weight))),
-        false => Ok(pack(&folded)),
+        true => with_values(&tensors[*node][0], pack),
+        false => pack(&folded),
     }
 }

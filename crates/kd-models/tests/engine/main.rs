@@ -466,6 +466,32 @@ fn the_same_bits_on_any_number_of_threads() {
     }
 }
 
+/// Threads share the rows of a single image; weights that are laid out once are the same.
+#[test]
+fn one_image_has_the_same_bits_on_any_number_of_threads_and_in_a_prepared_network() {
+    for (name, graph) in graphs() {
+        let parameters = tensors(&trained(&graph));
+        let [channels, height, width] = graph.input();
+        let network = || GraphNetwork::new(graph.clone(), frozen(&parameters)).unwrap();
+        let prepared = network().prepared();
+        let run = |network: &GraphNetwork, batch: usize, threads: usize| {
+            let images = numbers(&[batch, channels, height, width], 9);
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            values(&pool.install(|| network.evaluate(&images, &[]).unwrap().logits))
+        };
+        for batch in [1, 2] {
+            let one = run(&network(), batch, 1);
+            for threads in [1, 2, 3] {
+                assert!(run(&network(), batch, threads) == one, "{name}, {threads} threads");
+                assert!(
+                    run(&prepared, batch, threads) == one,
+                    "{name}, {threads} threads, prepared"
+                );
+            }
+        }
+    }
+}
+
 #[test]
 fn two_passes_may_be_under_way_at_once() {
     let graph = resnet(1, [3, 16, 16]);

@@ -5,13 +5,13 @@
 
 use super::geometry::Geometry;
 use super::images::Nhwc;
-use super::memory::carve;
+use super::memory::{carve, zeros};
 use super::products::{Rows, add_transposed_rows_times, packed_index, rows_times_packed};
 use super::wanted::Wanted;
 use crate::simd::Isa;
 
 /// One convolution's sizes and offsets for this algorithm.
-pub(super) struct Direct {
+pub(crate) struct Direct {
     isa: Isa,
     g: Geometry,
     /// Output channels, rounded up to whole vectors.
@@ -121,7 +121,7 @@ impl Direct {
     }
 
     /// The weight `[O, I, kh, kw]`, packed for [`Self::forward`] or, with `gradient`, for the gradient of the input.
-    pub(super) fn pack(&self, weight: &[f32], gradient: bool) -> Vec<f32> {
+    pub(super) fn pack(&self, weight: &[f32], gradient: bool, packed: &mut Vec<f32>) {
         let g = &self.g;
         let lanes = self.isa.lanes();
         let (rows, cols) = match (&self.data, gradient) {
@@ -131,7 +131,7 @@ impl Direct {
             }
             (DataGradient::Windows { window, .. }, true) => (self.outputs, *window),
         };
-        let mut packed = vec![0.0; rows * cols];
+        zeros(packed, rows * cols);
         let mut weight = weight.iter();
         for o in 0..g.out_channels {
             for i in 0..g.in_channels {
@@ -153,12 +153,24 @@ impl Direct {
                 }
             }
         }
-        packed
     }
 
     /// The convolution of `image` (see [`Self::input_image`]), without bias, to `out` (see [`Self::output_image`]).
     pub(super) fn forward(&self, image: &[f32], packed: &[f32], out: &mut [f32]) {
         rows_times_packed(self.isa, image, self.rows(), packed, out, self.outputs);
+    }
+
+    /// The same of some rows of the output, which go to `out`.
+    pub(crate) fn forward_rows(
+        &self,
+        image: &[f32],
+        packed: &[f32],
+        rows: std::ops::Range<usize>,
+        out: &mut [f32],
+    ) {
+        let pixels = rows.start * self.g.out_width..rows.end * self.g.out_width;
+        let rows = Rows { row_offsets: &self.row_offsets[pixels], ..self.rows() };
+        rows_times_packed(self.isa, image, rows, packed, out, self.outputs);
     }
 
     /// From the output's gradient `dz` (see [`Self::output_image`]): adds to the gradient of the input

@@ -93,9 +93,16 @@ impl Layer {
 
     /// The weight `[O, I, kh, kw]`, packed for [`Self::forward`] or, with `gradient`, for the data's gradient.
     pub(crate) fn pack(&self, weight: &[f32], gradient: bool) -> Vec<f32> {
+        let mut packed = Vec::new();
+        self.pack_into(weight, gradient, &mut packed);
+        packed
+    }
+
+    /// The same, in memory that is there.
+    pub(crate) fn pack_into(&self, weight: &[f32], gradient: bool, packed: &mut Vec<f32>) {
         match &self.algorithm {
-            Algorithm::Winograd(winograd) => winograd.pack(weight, gradient),
-            Algorithm::Direct(direct) => direct.pack(weight, gradient),
+            Algorithm::Winograd(winograd) => winograd.pack(weight, gradient, packed),
+            Algorithm::Direct(direct) => direct.pack(weight, gradient, packed),
         }
     }
 
@@ -157,6 +164,14 @@ impl Layer {
                 assert!(images == 1);
                 direct.forward(image, packed, output);
             }
+        }
+    }
+
+    /// What computes some rows of an image's output; `None` where the algorithm takes the image as a whole.
+    pub(crate) fn by_rows(&self) -> Option<&Direct> {
+        match &self.algorithm {
+            Algorithm::Winograd(_) => None,
+            Algorithm::Direct(direct) => Some(direct),
         }
     }
 

@@ -11,7 +11,7 @@
 mod backward;
 mod chain;
 mod depthwise;
-mod direct;
+pub(crate) mod direct;
 pub(crate) mod geometry;
 mod groups;
 pub(crate) mod images;

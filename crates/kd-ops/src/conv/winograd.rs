@@ -5,7 +5,7 @@
 
 use super::geometry::Geometry;
 use super::images::Nhwc;
-use super::memory::carve;
+use super::memory::{carve, zeros};
 use super::products::{Rows, add_transposed_rows_times, packed_index, rows_times_packed};
 use super::transforms::{self, Block, FREQUENCIES, TILE};
 use super::wanted::Wanted;
@@ -153,10 +153,10 @@ impl Winograd {
 
     /// The weight `[O, I, 3, 3]`, transformed, and packed for the products that give the output (their rows are input
     /// channels) or, with `gradient`, for those that give the gradient of the input (their rows are output channels).
-    pub(super) fn pack(&self, weight: &[f32], gradient: bool) -> Vec<f32> {
+    pub(super) fn pack(&self, weight: &[f32], gradient: bool, packed: &mut Vec<f32>) {
         let (rows, cols) =
             if gradient { (self.outputs, self.inputs) } else { (self.inputs, self.outputs) };
-        let mut packed = vec![0.0; FREQUENCIES * rows * cols];
+        zeros(packed, FREQUENCIES * rows * cols);
         let lanes = self.isa.lanes();
         let (outputs, inputs) = (self.g.out_channels, self.g.in_channels);
         let (own_rows, own_cols) = if gradient { (outputs, inputs) } else { (inputs, outputs) };
@@ -180,7 +180,6 @@ impl Winograd {
                 }
             }
         }
-        packed
     }
 
     /// The tiles of `images` images, block by block.

@@ -2,6 +2,7 @@
 //! activation, its result's moments are taken on the way, and its gradients go through the normalisations on both sides.
 
 use candle_core::{Result, bail};
+use rayon::prelude::*;
 
 use super::depthwise::{Depthwise, MOST_LINES};
 use super::pointwise::Pointwise;
@@ -9,6 +10,7 @@ use super::spatial::Spatial;
 use super::statistics::{add_masked_sums, norm_gradient};
 use super::{Activation, Isa, Moments, NormGradient, Read};
 use crate::conv::Pads;
+use crate::cpu::with_scratch;
 
 /// The sizes of a convolution with a square window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -185,12 +187,13 @@ impl Conv {
         }
     }
 
-    /// The weight `[O, I / groups, k, k]` as [`Self::forward`] takes it or, with `gradient`, as [`Self::backward`] does.
-    pub fn pack(&self, weight: &[f32], gradient: bool) -> Vec<f32> {
+    /// The weight `[O, I / groups, k, k]` as [`Self::forward`] takes it or, with `gradient`, as [`Self::backward`] does. It goes
+    /// to `packed`, which is grown where it has not the room.
+    pub fn pack(&self, weight: &[f32], gradient: bool, packed: &mut Vec<f32>) {
         match &self.kind {
-            Kind::Spatial(conv) => conv.pack(weight, gradient),
-            Kind::Pointwise(conv) => conv.pack(weight, gradient),
-            Kind::Depthwise(conv) => conv.pack(weight, gradient),
+            Kind::Spatial(conv) => conv.pack(weight, gradient, packed),
+            Kind::Pointwise(conv) => conv.pack(weight, gradient, packed),
+            Kind::Depthwise(conv) => conv.pack(weight, gradient, packed),
         }
     }
 
@@ -200,12 +203,56 @@ impl Conv {
             return conv.forward(images, packed, scratch);
         }
         for Forward { input, output } in images {
-            let Input::Map(read) = *input else { panic!("this convolution reads maps") };
+            let read = input.map();
             match &self.kind {
                 Kind::Spatial(_) => {}
                 Kind::Pointwise(conv) => conv.forward(read, packed, scratch, output),
                 Kind::Depthwise(conv) => conv.forward(read, packed, scratch, output),
             }
+        }
+    }
+
+    /// The convolution of one image whose result has no moments, with its rows shared among rayon's threads: what
+    /// [`Self::forward`] gives, bit for bit.
+    pub fn forward_by_threads(&self, image: &mut Forward<'_>, packed: &[f32]) {
+        let rows = match &self.kind {
+            Kind::Spatial(conv) => conv.rows_at_once(),
+            Kind::Pointwise(conv) => Some(conv.rows_at_once()),
+            Kind::Depthwise(conv) => Some(conv.rows_at_once()),
+        };
+        let (Some((rows, at_once)), None) = (rows, &image.output.moments) else {
+            return with_scratch(self.scratch_len(), |scratch| {
+                self.forward(std::slice::from_mut(image), packed, scratch);
+            });
+        };
+        let Forward { input, output: Output { bias, activation, to, .. } } = image;
+        let behind = (*bias, *activation);
+        let per_piece = rows.div_ceil(rayon::current_num_threads()).next_multiple_of(at_once);
+        let len = to.len() / rows;
+        let pieces = to.par_chunks_mut(per_piece * len).enumerate();
+        let of = |piece: usize, to: &[f32]| piece * per_piece..piece * per_piece + to.len() / len;
+        match &self.kind {
+            Kind::Spatial(conv) => with_scratch(conv.frame_len(), |frame| {
+                conv.lay_out(*input, frame);
+                let frame = &*frame;
+                pieces.for_each(|(piece, to)| {
+                    with_scratch(self.scratch_len(), |scratch| {
+                        conv.forward_rows(frame, packed, scratch, (of(piece, to), behind), to);
+                    });
+                });
+            }),
+            Kind::Pointwise(conv) => pieces.for_each(|(piece, to)| {
+                with_scratch(self.scratch_len(), |scratch| {
+                    let rows = (of(piece, to), behind);
+                    conv.forward_rows(input.map(), packed, scratch, rows, to);
+                });
+            }),
+            Kind::Depthwise(conv) => pieces.for_each(|(piece, to)| {
+                with_scratch(self.scratch_len(), |scratch| {
+                    let rows = (of(piece, to), behind, None);
+                    conv.forward_rows(input.map(), packed, scratch, rows, to);
+                });
+            }),
         }
     }
 
@@ -246,6 +293,13 @@ impl Conv {
             Kind::Pointwise(conv) => conv.finish_weight(sums),
             Kind::Depthwise(conv) => conv.finish_weight(sums),
         }
+    }
+}
+
+impl<'a> Input<'a> {
+    fn map(&self) -> Read<'a> {
+        let Self::Map(read) = *self else { panic!("this convolution reads maps") };
+        read
     }
 }
 

@@ -10,9 +10,9 @@ use candle_core::{Result, bail};
 use super::conv::{ConvSizes, Incoming, Outgoing, Output, WeightSums};
 use super::elementwise::{add, bias_activation, copy_read};
 use super::statistics::add_pixels;
-use super::{Isa, Map, Read};
+use super::{Activation, Isa, Map, Moments, Read};
 use crate::conv::Pads;
-use crate::conv::memory::carve;
+use crate::conv::memory::{carve, zeros};
 use crate::simd::{Simd, kernel};
 
 /// The largest height of a window.
@@ -40,6 +40,10 @@ impl<'a> Line<'a> {
         Self { x: self.x.get(first..).unwrap_or(&[]), ..self }
     }
 }
+
+/// Rows of a result, the bias and the activation behind them, and the result's moments.
+type Rows<'a, 'b> =
+    (std::ops::Range<usize>, (Option<&'a [f32]>, Activation), Option<&'a mut Moments<'b>>);
 
 /// How windows lie along a line.
 #[derive(Clone, Copy)]
@@ -94,9 +98,9 @@ impl Depthwise {
     }
 
     /// A vector of all channels for each tap; for the gradient each line is turned round.
-    pub(super) fn pack(&self, weight: &[f32], gradient: bool) -> Vec<f32> {
+    pub(super) fn pack(&self, weight: &[f32], gradient: bool, packed: &mut Vec<f32>) {
         let (taps, channels) = (self.kernel * self.kernel, self.from.padded);
-        let mut packed = vec![0.0; taps * channels];
+        zeros(packed, taps * channels);
         for (c, window) in weight.chunks_exact(taps).enumerate() {
             for (tap, &value) in window.iter().enumerate() {
                 let (ky, kx) = (tap / self.kernel, tap % self.kernel);
@@ -104,13 +108,14 @@ impl Depthwise {
                 packed[(ky * self.kernel + kx) * channels + c] = value;
             }
         }
-        packed
     }
 
     pub(super) fn finish_weight(&self, sums: &[f32]) -> Vec<f32> {
         let (taps, channels) = (self.kernel * self.kernel, self.from.padded);
         let of_channel = |c: usize| (0..taps).map(move |tap| sums[tap * channels + c]);
-        (0..self.from.channels).flat_map(of_channel).collect()
+        let mut weight = Vec::with_capacity(taps * self.from.channels);
+        weight.extend((0..self.from.channels).flat_map(of_channel));
+        weight
     }
 
     /// The input's rows that the windows of row `y` see.
@@ -168,24 +173,43 @@ impl Depthwise {
         &self,
         read: Read<'_>,
         packed: &[f32],
-        mut scratch: &mut [f32],
+        scratch: &mut [f32],
         output: &mut Output<'_>,
     ) {
         let Output { bias, activation, to, moments } = output;
-        let (bias, activation) = (*bias, *activation);
-        assert!(read.x.len() == self.from.len() && to.len() == self.to.len());
+        let behind = (*bias, *activation);
+        let rows = 0..self.to.height;
+        self.forward_rows(read, packed, scratch, (rows, behind, moments.as_mut()), to);
+    }
+
+    /// The rows of a result, and how many are best computed at once.
+    pub(super) fn rows_at_once(&self) -> (usize, usize) {
+        (self.to.height, 1)
+    }
+
+    /// Some rows of the result, which go to `to`; with the moments, where these are all rows.
+    pub(super) fn forward_rows(
+        &self,
+        read: Read<'_>,
+        packed: &[f32],
+        mut scratch: &mut [f32],
+        (of, (bias, activation), mut moments): Rows<'_, '_>,
+        to: &mut [f32],
+    ) {
+        let (channels, row) = (self.to.padded, self.to.width * self.to.padded);
+        assert!(read.x.len() == self.from.len() && to.len() == of.len() * row);
+        assert!(of.end <= self.to.height && (moments.is_none() || of.len() == self.to.height));
         let (line, _) = self.lines();
         let ring = carve(&mut scratch, self.kernel * line);
-        let (channels, row) = (self.to.padded, self.to.width * self.to.padded);
         let taps = self.kernel * channels;
         let step = self.stride * channels;
         let steps = Steps { kernel: self.kernel, step, channels, width: self.to.width };
-        if let Some(moments) = moments {
+        if let Some(moments) = &mut moments {
             moments.start();
         }
         let inner = if read.is_plain() { self.inner() } else { 0..0 };
         let mut next = 0;
-        for y in 0..self.to.height {
+        for y in of.clone() {
             let rows = self.rows(y);
             self.fill_ring(read, (rows.clone(), &inner), &mut next, ring);
             let mut lines = [Line { x: &[], weight: &[] }; MOST_LINES];
@@ -195,7 +219,7 @@ impl Depthwise {
                 let x = &ring[row % self.kernel * line..][..line];
                 *of = Line { x, weight: &packed[ky * taps..(ky + 1) * taps] };
             }
-            let (before, rest) = to.split_at_mut(y * row);
+            let (before, rest) = to.split_at_mut((y - of.start) * row);
             let out = &mut rest[..row];
             for edge in [0..inner.start, inner.end..self.to.width] {
                 let lines = lines.map(|line| line.from(edge.start * step));
@@ -215,7 +239,7 @@ impl Depthwise {
                 windows(self.isa, &lines[..count], steps, out);
             }
             bias_activation(self.isa, channels, bias, activation, out);
-            if let Some(moments) = moments {
+            if let Some(moments) = &mut moments {
                 let origin = if y == 0 { &*out } else { &*before };
                 moments.add(self.isa, origin, out);
             }

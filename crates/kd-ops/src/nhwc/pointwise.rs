@@ -4,8 +4,10 @@
 use super::conv::{ConvSizes, Incoming, Outgoing, Output, WeightSums};
 use super::elementwise::{activation, add, copy_read};
 use super::statistics::add_pixels;
-use super::{Isa, Read};
-use crate::conv::memory::carve;
+use super::{Activation, Isa, Read};
+use std::ops::Range;
+
+use crate::conv::memory::{carve, zeros};
 use crate::conv::products::{
     Behind, Rows, add_transposed_rows_times, packed_index, rows_times_packed,
     rows_times_packed_behind,
@@ -63,29 +65,30 @@ impl Pointwise {
         self.inputs * self.outputs
     }
 
-    pub(super) fn pack(&self, weight: &[f32], gradient: bool) -> Vec<f32> {
+    pub(super) fn pack(&self, weight: &[f32], gradient: bool, packed: &mut Vec<f32>) {
         let (rows, cols) =
             if gradient { (self.outputs, self.inputs) } else { (self.inputs, self.outputs) };
-        let mut packed = vec![0.0; rows * cols];
+        zeros(packed, rows * cols);
         for (o, of_output) in weight.chunks_exact(self.channels.0).enumerate() {
             for (i, &value) in of_output.iter().enumerate() {
                 let (row, col) = if gradient { (o, i) } else { (i, o) };
                 packed[packed_index(row, col, rows, cols, self.isa.lanes())] = value;
             }
         }
-        packed
     }
 
     pub(super) fn finish_weight(&self, sums: &[f32]) -> Vec<f32> {
         let (inputs, outputs) = self.channels;
         let of_output = |o: usize| (0..inputs).map(move |i| sums[i * self.outputs + o]);
-        (0..outputs).flat_map(of_output).collect()
+        let mut weight = Vec::with_capacity(outputs * inputs);
+        weight.extend((0..outputs).flat_map(of_output));
+        weight
     }
 
-    /// The strips: first pixel and number of pixels.
-    fn strips(&self) -> impl Iterator<Item = (usize, usize)> {
+    /// The strips of some pixels: first pixel and number of pixels.
+    fn strips(&self, of: Range<usize>) -> impl Iterator<Item = (usize, usize)> {
         let strip = self.strip().max(1);
-        (0..self.pixels).step_by(strip).map(move |first| (first, strip.min(self.pixels - first)))
+        of.clone().step_by(strip).map(move |first| (first, strip.min(of.end - first)))
     }
 
     fn rows<'a>(&self, offsets: &'a [u32], pixels: usize, channels: usize) -> Rows<'a> {
@@ -96,34 +99,55 @@ impl Pointwise {
         &self,
         read: Read<'_>,
         packed: &[f32],
-        mut scratch: &mut [f32],
+        scratch: &mut [f32],
         output: &mut Output<'_>,
     ) {
         let Output { bias, activation, to, moments } = output;
-        let (bias, activation) = (*bias, *activation);
-        assert!(read.x.len() == self.pixels * self.inputs);
         assert!(to.len() == self.pixels * self.outputs);
-        let strip = carve(&mut scratch, self.strip() * self.inputs);
-        if let Some(moments) = moments {
-            moments.start();
-        }
-        for (first, pixels) in self.strips() {
-            let x = self.input_strip(read, first, pixels, strip);
+        let Some(moments) = moments else {
+            let behind = (*bias, *activation);
+            return self.forward_rows(read, packed, scratch, (0..self.pixels, behind), to);
+        };
+        moments.start();
+        for (first, pixels) in self.strips(0..self.pixels) {
             let (before, rest) = to.split_at_mut(first * self.outputs);
             let y = &mut rest[..pixels * self.outputs];
+            let behind = (*bias, *activation);
+            self.forward_rows(read, packed, scratch, (first..first + pixels, behind), y);
+            let origin = if first == 0 { &*y } else { &*before };
+            moments.add(self.isa, origin, y);
+        }
+        moments.finish(to, self.pixels);
+    }
+
+    /// The pixels of a result, and how many are best computed at once.
+    pub(super) fn rows_at_once(&self) -> (usize, usize) {
+        // Products take six pixels at once.
+        (self.pixels, 6)
+    }
+
+    /// The result of some pixels, which goes to `to`. Those of a pixel have the same bits whatever the others are.
+    pub(super) fn forward_rows(
+        &self,
+        read: Read<'_>,
+        packed: &[f32],
+        mut scratch: &mut [f32],
+        (of, (bias, activation)): (Range<usize>, (Option<&[f32]>, Activation)),
+        to: &mut [f32],
+    ) {
+        assert!(read.x.len() == self.pixels * self.inputs);
+        assert!(to.len() == of.len() * self.outputs);
+        let strip = carve(&mut scratch, self.strip() * self.inputs);
+        let first_of_all = of.start;
+        for (first, pixels) in self.strips(of) {
+            let x = self.input_strip(read, first, pixels, strip);
+            let y = &mut to[(first - first_of_all) * self.outputs..][..pixels * self.outputs];
             let rows = self.rows(&self.input_rows, pixels, self.inputs);
             let behind = bias.map(|bias| Behind { bias, bounds: activation.bounds() });
             rows_times_packed_behind(self.isa, x, rows, packed, behind, y, self.outputs);
             if bias.is_none() {
                 self::activation(self.isa, activation, y);
             }
-            if let Some(moments) = moments {
-                let origin = if first == 0 { &*y } else { &*before };
-                moments.add(self.isa, origin, y);
-            }
-        }
-        if let Some(moments) = moments {
-            moments.finish(to, self.pixels);
         }
     }
 
@@ -160,7 +184,7 @@ impl Pointwise {
         if let Some(Outgoing { norm: Some(norm), .. }) = data {
             norm.start();
         }
-        for (first, pixels) in self.strips() {
+        for (first, pixels) in self.strips(0..self.pixels) {
             let dz = &mut dz_strip[..pixels * self.outputs];
             let range = first * self.outputs..(first + pixels) * self.outputs;
             incoming.copy(self.isa, data.as_ref(), range, dz);

@@ -76,15 +76,42 @@ impl Spatial {
         self.layer.sums_len()
     }
 
-    pub(super) fn pack(&self, weight: &[f32], gradient: bool) -> Vec<f32> {
-        self.layer.pack(weight, gradient)
+    pub(super) fn pack(&self, weight: &[f32], gradient: bool, packed: &mut Vec<f32>) {
+        self.layer.pack_into(weight, gradient, packed);
+    }
+
+    /// The rows of a result, and how many are best computed at once; `None` where an image is computed as a whole.
+    pub(super) fn rows_at_once(&self) -> Option<(usize, usize)> {
+        self.layer.by_rows().map(|_| (self.to.height, 1))
+    }
+
+    /// Numbers of memory for an image's input as [`Self::forward_rows`] takes it.
+    pub(super) fn frame_len(&self) -> usize {
+        self.input.len()
+    }
+
+    /// Some rows of an image whose input [`Self::lay_out`] has laid out in `frame`; they go to `to`.
+    pub(super) fn forward_rows(
+        &self,
+        frame: &[f32],
+        packed: &[f32],
+        scratch: &mut [f32],
+        (rows, behind): (std::ops::Range<usize>, (Option<&[f32]>, Activation)),
+        to: &mut [f32],
+    ) {
+        let Some(direct) = self.layer.by_rows() else { panic!("the image is computed as a whole") };
+        let output = Frame { rows: rows.len(), ..self.output };
+        let map = Map { height: rows.len(), ..self.to };
+        let result = &mut scratch[..output.len()];
+        direct.forward_rows(frame, packed, rows, result);
+        unframe(self.isa, (result, &output), behind, (to, &map), false);
     }
 
     pub(super) fn finish_weight(&self, sums: &[f32]) -> Vec<f32> {
         self.layer.finish_weight(sums)
     }
 
-    fn lay_out(&self, input: Input<'_>, to: &mut [f32]) {
+    pub(super) fn lay_out(&self, input: Input<'_>, to: &mut [f32]) {
         match input {
             Input::Picture(x) => from_nchw(self.isa, x, &self.from, to, &self.input),
             Input::Map(read) => frame(self.isa, (read, &self.from), to, &self.input),

@@ -21,6 +21,14 @@ struct Case {
     gradient: Vec<f32>,
 }
 
+/// A weight as a convolution takes it.
+fn packed(conv: &Conv, weight: &[f32], gradient: bool) -> Vec<f32> {
+    // What was there before doesn't matter.
+    let mut packed = vec![f32::NAN; 7];
+    conv.pack(weight, gradient, &mut packed);
+    packed
+}
+
 /// Numbers by padded channel or of a map, zeros in the padding channels.
 fn padded(map: &Map, len: usize, seed: u32) -> Vec<f32> {
     let mut values = numbers(len, seed);
@@ -120,7 +128,7 @@ impl Case {
             to: &mut found,
             moments: Some(Moments { mean: &mut means, squares: &mut squares }),
         };
-        let packed = conv.pack(&self.weight, false);
+        let packed = self::packed(&conv, &self.weight, false);
         conv.forward(&mut [Forward { input: Input::Map(read), output }], &packed, &mut scratch);
         near(&found, &z, "values");
         for (c, (mean, squares)) in means.iter().zip(&squares).enumerate().take(self.to.channels) {
@@ -152,6 +160,13 @@ impl Case {
         let biased =
             biased.map(|(at, z)| (z + f64::from(self.bias[at % self.to.padded])).clamp(0.0, 6.0));
         near(&found, &biased.collect::<Vec<f64>>(), "values of what is read as it is");
+        for threads in 1..=3 {
+            let mut shared = vec![f32::NAN; self.to.len()];
+            let output = Output { bias, activation, to: &mut shared, moments: None };
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| conv.forward_by_threads(&mut Forward { input, output }, &packed));
+            assert!(shared == found, "{what}: {threads} threads share its rows");
+        }
 
         // Backward, through the normalisation behind the result.
         let z: Vec<f32> = z.iter().map(|z| *z as f32).collect();
@@ -179,7 +194,7 @@ impl Case {
         let [scale, slope, behind_mean, shift] = &self.behind;
         let by = NormGradient { scale, slope, mean: behind_mean, shift };
         let incoming = Incoming { gradient: Some(&self.gradient), norm: Some((&z, by)) };
-        let packed = conv.pack(&self.weight, true);
+        let packed = self::packed(&conv, &self.weight, true);
         let (mut weight, mut bias) = (vec![0.0; conv.sums_len()], vec![0.0; self.to.padded]);
         let mut found = vec![f32::NAN; self.from.len()];
         let (mut sums, mut products) =
@@ -325,7 +340,7 @@ fn several_images_at_once_give_what_each_gives_alone() {
         };
         let (xs, gradients): (Vec<Vec<f32>>, Vec<Vec<f32>>) = (images(&from, 1), images(&to, 2));
         let weight = numbers(48 * 40 * 9, 3);
-        let (forward, backward) = (conv.pack(&weight, false), conv.pack(&weight, true));
+        let (forward, backward) = (packed(&conv, &weight, false), packed(&conv, &weight, true));
         let mut scratch = vec![f32::NAN; conv.scratch_len()];
         let mut run = |at_once: usize| {
             let (mut ys, mut dxs) = (vec![vec![0.0; to.len()]; 5], vec![vec![0.0; from.len()]; 5]);
