@@ -1,4 +1,4 @@
-"""torchvision's and timm's modules for kd's networks of the same names, and what the fixtures hold of them.
+"""torchvision's and timm's modules for kd's networks of the same names, those of small_networks.py, and what the fixtures hold of them.
 
     python families.py      # multiply-adds of the convolutions and linear layers, counted over the modules
 """
@@ -10,6 +10,7 @@ import torchvision
 from torch import Tensor, nn
 
 from hashed import hashed, short_digest
+from small_networks import MODULES
 
 CLASSES = 7
 # Name: images, the tag of their hash, the norm at the end of a residual branch, the middle of the norms' scales. Sizes are
@@ -21,11 +22,19 @@ NETWORKS = {
     "resnet50": ((4, 3, 64, 50), 1024, "bn3", 2.0),
     "mobilenet_v2_035": ((3, 3, 50, 40), 1038, "conv.3", 2.0),
     "efficientnet_lite0": ((3, 3, 50, 40), 1010, "bn3", 1.0),
+    "wrn-16-2": ((3, 3, 16, 12), 1040, "conv2", 1.0),
+    "vgg8": ((3, 3, 16, 12), 1040, "none", 1.0),
+    "resnet50-cifar": ((3, 3, 16, 12), 1041, "bn3", 1.0),
+    "mobilenetv2-cifar": ((3, 3, 32, 40), 1055, "7", 1.0),
+    "shufflenetv1": ((3, 3, 32, 24), 1075, "bn3", 1.0),
+    "shufflenetv2": ((3, 3, 32, 24), 1066, "none", 1.0),
 }
 
 
 def module(name: str, classes: int, drop_rate: float | None = None) -> nn.Module:
-    """torchvision's or timm's module for kd's name."""
+    """torchvision's, timm's or small_networks.py's module for kd's name."""
+    if name in MODULES:
+        return MODULES[name](classes)
     if name.startswith("efficientnet_lite"):
         drop = {} if drop_rate is None else {"drop_rate": drop_rate}
         model = timm.create_model(f"tf_{name}", num_classes=classes, **drop)

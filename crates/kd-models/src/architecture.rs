@@ -8,13 +8,15 @@ use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
 use crate::families::{
-    CifarResNetConfig, EfficientNetLiteConfig, MobileNetV2Config, ResNetConfig, Shortcut,
-    TutorialConfig, cifar_resnet, efficientnet_lite, mobilenet_v2, resnet, tutorial,
+    CifarResNetConfig, EfficientNetLiteConfig, MobileNetV2CifarConfig, MobileNetV2Config,
+    ResNetConfig, Shortcut, ShuffleNetConfig, TutorialConfig, VggConfig, WideResNetConfig,
+    cifar_resnet, efficientnet_lite, mobilenet_v2, mobilenet_v2_cifar, resnet,
+    resnet_for_small_images, shufflenet_v1, shufflenet_v2, tutorial, vgg, wide_resnet,
 };
 use crate::{Classifier, Error, Graph, GraphNetwork, Parameters, Result};
 
 /// Every network that has a name, a line each: name, default dropout (`None` in a network without), and its graph.
-const NETWORKS: [Listed; 31] = [
+const NETWORKS: [Listed; 43] = [
     small("teacher", "tutorial", Some(0.1), |to| cnn(to, TutorialConfig::teacher())),
     small("student", "tutorial", Some(0.1), |to| cnn(to, TutorialConfig::student())),
     small("resnet8", "cifar_resnet", None, |to| small_resnet(to, 1)),
@@ -33,6 +35,18 @@ const NETWORKS: [Listed; 31] = [
     small("resnet110_b", "cifar_resnet", None, |to| small_resnet_b(to, 18, NARROW)),
     small("resnet8x4", "cifar_resnet", None, |to| small_resnet_b(to, 1, WIDE)),
     small("resnet32x4", "cifar_resnet", None, |to| small_resnet_b(to, 5, WIDE)),
+    small("resnet50-cifar", "resnet", None, resnet50_cifar),
+    small("wrn-16-2", "wide_resnet", None, |to| wide(to, 2, 2)),
+    small("wrn-40-1", "wide_resnet", None, |to| wide(to, 6, 1)),
+    small("wrn-40-2", "wide_resnet", None, |to| wide(to, 6, 2)),
+    small("vgg8", "vgg", None, |to| small_vgg(to, [1, 1, 1, 1, 1])),
+    small("vgg11", "vgg", None, |to| small_vgg(to, [1, 1, 2, 2, 2])),
+    small("vgg13", "vgg", None, |to| small_vgg(to, [2, 2, 2, 2, 2])),
+    small("vgg16", "vgg", None, |to| small_vgg(to, [2, 2, 3, 3, 3])),
+    small("vgg19", "vgg", None, |to| small_vgg(to, [2, 2, 4, 4, 4])),
+    small("mobilenetv2-cifar", "mobilenet_v2_cifar", None, mobilenet_cifar),
+    small("shufflenetv1", "shufflenet", None, |to| shufflenet_v1(&shuffle(to, [240, 480, 960]))),
+    small("shufflenetv2", "shufflenet", None, |to| shufflenet_v2(&shuffle(to, [116, 232, 464]))),
     large("resnet18", "resnet", None, 224, |to| large_resnet(to, [2, 2, 2, 2], false)),
     large("resnet34", "resnet", None, 224, |to| large_resnet(to, [3, 4, 6, 3], false)),
     large("resnet50", "resnet", None, 224, |to| large_resnet(to, [3, 4, 6, 3], true)),
@@ -80,6 +94,36 @@ fn small_resnet_b(to: &ModelConfig, blocks: usize, channels: [usize; 4]) -> Resu
 fn large_resnet(to: &ModelConfig, blocks: [usize; 4], bottleneck: bool) -> Result<Graph> {
     let ModelConfig { architecture, input, classes, .. } = *to;
     resnet(&ResNetConfig { name: architecture.to_string(), input, classes, blocks, bottleneck })
+}
+
+fn resnet50_cifar(to: &ModelConfig) -> Result<Graph> {
+    let ModelConfig { architecture, input, classes, .. } = *to;
+    let (name, blocks) = (architecture.to_string(), [3, 4, 6, 3]);
+    resnet_for_small_images(&ResNetConfig { name, input, classes, blocks, bottleneck: true })
+}
+
+fn wide(to: &ModelConfig, blocks: usize, width: usize) -> Result<Graph> {
+    let ModelConfig { architecture, input, classes, .. } = *to;
+    let name = architecture.to_string();
+    wide_resnet(&WideResNetConfig { name, input, classes, blocks, width })
+}
+
+fn small_vgg(to: &ModelConfig, convs: [usize; 5]) -> Result<Graph> {
+    let ModelConfig { architecture, input, classes, .. } = *to;
+    vgg(&VggConfig { name: architecture.to_string(), input, classes, convs })
+}
+
+/// The papers' half width and expansion of 6.
+fn mobilenet_cifar(to: &ModelConfig) -> Result<Graph> {
+    let ModelConfig { architecture, input, classes, .. } = *to;
+    let (name, width_percent, expansion) = (architecture.to_string(), 50, 6);
+    let config = MobileNetV2CifarConfig { name, input, classes, width_percent, expansion };
+    mobilenet_v2_cifar(&config)
+}
+
+fn shuffle(to: &ModelConfig, channels: [usize; 3]) -> ShuffleNetConfig {
+    let ModelConfig { architecture, input, classes, .. } = *to;
+    ShuffleNetConfig { name: architecture.to_string(), input, classes, channels, blocks: [4, 8, 4] }
 }
 
 fn mobilenet(to: &ModelConfig, width: f64) -> Result<Graph> {

@@ -9,7 +9,7 @@ use candle_core::Tensor;
 use candle_core::backprop::GradStore;
 use candle_nn::VarBuilder;
 use kd_ops::{
-    BatchNorm, BatchNormConfig, Conv2d, Conv2dConfig, DropoutKey, Statistics, conv2d_chain,
+    BatchNorm, BatchNormConfig, Conv2d, Conv2dConfig, DropoutKey, Statistics, conv2d, conv2d_chain,
     dropout, linear, max_pool2d_padded, relu, relu6, subsample_pad,
 };
 
@@ -174,7 +174,17 @@ fn single(op: &Op, inputs: &[&Tensor], mode: Mode) -> Result<Tensor> {
         Op::MaxPool { kernel, stride, padding } => {
             max_pool2d_padded(x, *kernel, *stride, *padding)?
         }
+        Op::AveragePool { kernel, stride, padding } => {
+            average_pool(x, [*kernel, *stride, *padding])?
+        }
         Op::Add => (x + inputs[1])?,
+        Op::Concat => Tensor::cat(inputs, 1)?,
+        Op::Channels { start, count } => x.narrow(1, *start, *count)?.contiguous()?,
+        Op::ChannelShuffle { groups } => {
+            let (batch, channels, height, width) = x.dims4()?;
+            let grouped = x.reshape((batch, *groups, channels / groups, height * width))?;
+            grouped.transpose(1, 2)?.contiguous()?.reshape((batch, channels, height, width))?
+        }
         Op::SubsamplePad { channels } => subsample_pad(x, *channels)?,
         Op::GlobalAveragePool => x.flatten_from(2)?.mean(2)?,
         Op::Flatten => x.flatten_from(1)?,
@@ -186,6 +196,14 @@ fn single(op: &Op, inputs: &[&Tensor], mode: Mode) -> Result<Tensor> {
             unreachable!("the plan has steps of their own for {op:?}")
         }
     })
+}
+
+/// The mean of each window, zeros around the map counted: a depthwise convolution. candle's own pool has no padding and no gradient where windows overlap.
+fn average_pool(x: &Tensor, [kernel, stride, padding]: [usize; 3]) -> candle_core::Result<Tensor> {
+    let groups = x.dim(1)?;
+    let weight = Tensor::zeros((groups, 1, kernel, kernel), x.dtype(), x.device())?;
+    let weight = weight.affine(1.0, 1.0 / (kernel * kernel) as f64)?;
+    conv2d(x, &weight, None, &Conv2dConfig { stride, padding, groups, ..Conv2dConfig::default() })
 }
 
 impl Classifier for GraphNetwork {

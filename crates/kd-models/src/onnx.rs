@@ -152,6 +152,29 @@ impl Export<'_> {
                 }
                 ("MaxPool", window)
             }
+            Op::AveragePool { kernel, stride, padding } => (
+                "AveragePool",
+                vec![
+                    square("kernel_shape", *kernel),
+                    square("strides", *stride),
+                    ints("pads", &[*padding as i64; 4]),
+                    int("count_include_pad", 1),
+                ],
+            ),
+            Op::Concat => ("Concat", vec![int("axis", 1)]),
+            Op::Channels { start, count } => {
+                let bounds = [("starts", *start), ("ends", start + count), ("axes", 1)];
+                let [starts, ends, axes] = bounds.map(|(what, value)| {
+                    self.writer.integers(&format!("{}.{what}", node.name), &[value as i64])
+                });
+                return Ok(self.writer.node(
+                    "Slice",
+                    &[x, &starts, &ends, &axes],
+                    &node.name,
+                    vec![],
+                ));
+            }
+            Op::ChannelShuffle { groups } => return Ok(self.shuffle(node, x, *groups)),
             Op::Relu6 => {
                 let [least, most] = [("least", 0.0), ("most", 6.0)].map(|(what, value)| {
                     self.writer.floats(&format!("{}.{what}", node.name), &[], &[value])
@@ -182,6 +205,21 @@ impl Export<'_> {
         }
         let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
         Ok(self.writer.node(operator, &inputs, &node.name, attributes))
+    }
+
+    /// Groups of channels as rows, turned into columns.
+    fn shuffle(&mut self, node: &Node, x: &str, groups: usize) -> String {
+        let (name, shape) = (&node.name, &node.shape);
+        let sides = |shape: &[usize]| shape.iter().map(|&side| side as i64).collect::<Vec<_>>();
+        // 0 stands for the batch.
+        let grouped = sides(&[0, groups, shape[0] / groups, shape[1], shape[2]]);
+        let grouped = self.writer.integers(&format!("{name}.grouped"), &grouped);
+        let whole = sides(&[0, shape[0], shape[1], shape[2]]);
+        let whole = self.writer.integers(&format!("{name}.whole"), &whole);
+        let rows = self.writer.node("Reshape", &[x, &grouped], &format!("{name}.rows"), vec![]);
+        let turn = vec![ints("perm", &[0, 2, 1, 3, 4])];
+        let columns = self.writer.node("Transpose", &[&rows], &format!("{name}.columns"), turn);
+        self.writer.node("Reshape", &[&columns, &whole], name, vec![])
     }
 
     /// Every second pixel, between `channels` channels of zeros before and as many behind.

@@ -49,6 +49,31 @@ fn parameter_counts_are_the_published() {
     }
 }
 
+/// With CIFAR-100's classes: the counts of RepDistiller's modules, `sum(p.numel() for p in model.parameters())`, in millions the published 2.26, 0.70, 0.57, 9.46,
+/// 3.97, 7.43, 1.23, 23.71, 0.81, 0.95 and 1.36 (Chen et al., "Knowledge Distillation with the Reused Teacher Classifier", 2022, and others).
+#[test]
+fn the_published_pairs_have_the_published_parameter_counts() {
+    for (name, count) in [
+        ("wrn-40-2", 2_255_156),
+        ("wrn-16-2", 703_284),
+        ("wrn-40-1", 569_780),
+        ("vgg8", 3_965_028),
+        ("vgg11", 9_277_284),
+        ("vgg13", 9_462_180),
+        ("vgg16", 14_774_436),
+        ("vgg19", 20_086_692),
+        ("resnet32x4", 7_433_860),
+        ("resnet8x4", 1_233_540),
+        ("resnet50-cifar", 23_705_252),
+        ("mobilenetv2-cifar", 812_836),
+        ("shufflenetv1", 949_258),
+        ("shufflenetv2", 1_355_528),
+    ] {
+        let graph = ModelConfig::new(named(name), 100).graph().unwrap();
+        assert_eq!(graph.parameter_count(), count, "{name}");
+    }
+}
+
 /// In millions, rounded as published: torchvision 0.29 (`_ops` of its weights), and for the other widths the table of slim's
 /// MobileNet (`slim/nets/mobilenet/README.md`). EfficientNet-Lite's authors (`efficientnet/lite/README.md`) count normalisations,
 /// activations and sums as well, which is 3 to 6 % more; convolutions and linear layers alone are counted over timm's modules.
@@ -220,6 +245,22 @@ fn mobilenet_v2_agrees_with_torchvision() {
 fn efficientnet_lite_agrees_with_timm() {
     let (name, images) = ("efficientnet_lite0", [3, 3, 50, 40]);
     agrees_with_pytorch(Case { name, images, tag: 1010, last: "bn3", middle: 1.0 });
+}
+
+/// Names, values and gradients of the networks for CIFAR's images, whose module names are RepDistiller's and mdistiller's (parity/small_networks.py).
+#[test]
+fn the_published_pairs_agree_with_pytorch() {
+    let images = [3, 3, 16, 12];
+    for (name, images, tag, last) in [
+        ("wrn-16-2", images, 1040, "conv2"),
+        ("vgg8", images, 1040, "none"),
+        ("resnet50-cifar", images, 1041, "bn3"),
+        ("mobilenetv2-cifar", [3, 3, 32, 40], 1055, "7"),
+        ("shufflenetv1", [3, 3, 32, 24], 1075, "bn3"),
+        ("shufflenetv2", [3, 3, 32, 24], 1066, "none"),
+    ] {
+        agrees_with_pytorch(Case { name, images, tag, last, middle: 1.0 });
+    }
 }
 
 /// Standard deviation of normal values, bound of uniform ones: torchvision's and timm's defaults.

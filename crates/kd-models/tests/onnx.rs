@@ -150,6 +150,28 @@ fn compute(node: &Node, inputs: &[&Tensor]) -> Tensor {
             rows[0] = x.dims()[0];
             x.broadcast_mul(&inputs[1].reshape(rows).unwrap())
         }
+        "AveragePool" => {
+            assert_eq!(attribute("count_include_pad").i, 1);
+            let (kernel, stride) = (first("kernel_shape"), first("strides"));
+            around(x, &pads).avg_pool2d_with_stride(kernel, stride)
+        }
+        "Concat" => Tensor::cat(inputs, attribute("axis").i as usize),
+        "Reshape" => {
+            let sides = values(inputs[1]).into_iter().enumerate();
+            // 0 is the input's own side.
+            let sides =
+                sides.map(|(dim, side)| if side == 0.0 { x.dims()[dim] } else { side as usize });
+            x.reshape(sides.collect::<Vec<_>>())
+        }
+        "Transpose" => {
+            let turned: Vec<usize> =
+                attribute("perm").ints.iter().map(|&dim| dim as usize).collect();
+            x.permute(turned).unwrap().contiguous()
+        }
+        "Slice" if inputs.len() == 4 => {
+            let [start, end, dim] = [1, 2, 3].map(|input| values(inputs[input])[0] as usize);
+            x.narrow(dim, start, end - start)
+        }
         // Of an option-A shortcut: every second pixel from the first on, to the end.
         "Slice" => {
             assert_eq!((values(inputs[1]), values(inputs[3])), (vec![0.0; 2], vec![2.0, 3.0]));
@@ -288,6 +310,20 @@ fn the_operations_of_mobile_networks_are_exported() {
         let file = onnx(&graph, &weights, &options(Input::Uint8, false)).unwrap();
         let off = largest_difference(&run(&file, &bytes), &logits);
         assert!(off < 1e-4, "{off}");
+    }
+}
+
+/// Shuffled, split and joined channels, and averages of windows that overlap.
+#[test]
+fn shufflenets_compute_in_a_file_what_they_compute_here() {
+    for name in ["shufflenetv1", "shufflenetv2"] {
+        let config = ModelConfig { input: [3, 18, 13], ..config(common::named(name)) };
+        let graph = config.graph().unwrap();
+        let weights = tensors(&graph.init(1, &Device::Cpu).unwrap());
+        let (bytes, logits) = expected(&graph, &weights);
+        let file = onnx(&graph, &weights, &options(Input::Uint8, false)).unwrap();
+        let off = largest_difference(&run(&file, &bytes), &logits);
+        assert!(off < 1e-4, "{name}: {off}");
     }
 }
 

@@ -118,6 +118,9 @@ pub(super) fn knows(graph: &Graph) -> bool {
         | Op::Flatten
         | Op::Linear { .. }
         | Op::Dropout { .. } => true,
+        Op::AveragePool { .. } | Op::Concat | Op::Channels { .. } | Op::ChannelShuffle { .. } => {
+            false
+        }
         // A winner's position is a byte.
         Op::MaxPool { kernel, .. } => *kernel <= 15,
     })
@@ -302,6 +305,12 @@ impl Builder<'_> {
             }
             Op::MaxPool { kernel, stride, padding } => {
                 self.max_pool(node, Windows { kernel, stride, padding }, None);
+            }
+            Op::AveragePool { .. }
+            | Op::Concat
+            | Op::Channels { .. }
+            | Op::ChannelShuffle { .. } => {
+                unreachable!("the engine does not know {:?}", self.op(node))
             }
             Op::SubsamplePad { .. } => self.single(node, Work::Subsample),
             Op::GlobalAveragePool => self.single(node, Work::GlobalAverage),

@@ -38,7 +38,32 @@ pub fn resnet(config: &ResNetConfig) -> Result<Graph> {
     let images = g.images();
     let x = conv_norm(&mut g, ["conv1", "bn1"], images, 64, 7, 2)?;
     let x = g.relu("relu", x)?;
-    let mut x = g.add("maxpool", Op::MaxPool { kernel: 3, stride: 2, padding: 1 }, &[x])?;
+    let x = g.add("maxpool", Op::MaxPool { kernel: 3, stride: 2, padding: 1 }, &[x])?;
+    stages(g, x, config, ["downsample", "fc"])
+}
+
+/// The network of a config for small images, as kuangliu's pytorch-cifar and RepDistiller have it (`models/resnetv2.py`): that of [`resnet`] with a 3x3 convolution of stride 1 in place of
+/// its first convolution and max-pool.
+///
+/// Names are RepDistiller's: `conv1`, `bn1`, `layer1.0.conv1`, ..., `layer2.0.shortcut.0`, `linear`. Feature places are those of [`resnet`].
+///
+/// # Errors
+/// When a number makes no sense.
+pub fn resnet_for_small_images(config: &ResNetConfig) -> Result<Graph> {
+    let mut g = GraphBuilder::new(&config.name, config.input)?;
+    let images = g.images();
+    let x = conv_norm(&mut g, ["conv1", "bn1"], images, 64, 3, 1)?;
+    let x = g.relu("relu", x)?;
+    stages(g, x, config, ["shortcut", "linear"])
+}
+
+/// Stages, mean and linear layer behind the stem `x`, with the names that shortcuts and linear layer have.
+fn stages(
+    mut g: GraphBuilder,
+    mut x: NodeId,
+    config: &ResNetConfig,
+    [short, head]: [&str; 2],
+) -> Result<Graph> {
     g.place("stem", x)?;
     let expansion = if config.bottleneck { EXPANSION } else { 1 };
     let mut inputs = 64;
@@ -56,7 +81,7 @@ pub fn resnet(config: &ResNetConfig) -> Result<Graph> {
             let shortcut = match stride == 1 && inputs == outputs {
                 true => before,
                 false => {
-                    let names = [format!("{name}.downsample.0"), format!("{name}.downsample.1")];
+                    let names = [format!("{name}.{short}.0"), format!("{name}.{short}.1")];
                     conv_norm(&mut g, names.each_ref().map(|n| &**n), before, outputs, 1, stride)?
                 }
             };
@@ -68,7 +93,7 @@ pub fn resnet(config: &ResNetConfig) -> Result<Graph> {
     }
     x = g.global_average_pool("avgpool", x)?;
     g.place("pool", x)?;
-    x = g.linear("fc", x, config.classes)?;
+    x = g.linear(head, x, config.classes)?;
     g.finish(x)
 }
 

@@ -30,8 +30,31 @@ pub enum Op {
         /// Pixels on each of the four sides that no window takes for its maximum; at most half of `kernel`.
         padding: usize,
     },
+    /// The mean of each `kernel` x `kernel` window of a map, windows `stride` apart; padding counts as zeros, as in `torch.nn.AvgPool2d`.
+    AveragePool {
+        /// Height and width of a window.
+        kernel: usize,
+        /// Pixels between neighbouring windows.
+        stride: usize,
+        /// Zeros on each of the four sides, in pixels; at most half of `kernel`.
+        padding: usize,
+    },
     /// The sum of two values of the same shape.
     Add,
+    /// The channels of several maps of one height and width, one map's behind the other's.
+    Concat,
+    /// Some neighbouring channels of a map.
+    Channels {
+        /// The first of them, from 0.
+        start: usize,
+        /// How many there are.
+        count: usize,
+    },
+    /// The channels of a map as `groups` rows, read column by column: the first of each group, then the second of each. Zhang et al., "ShuffleNet" (2018), section 3.1.
+    ChannelShuffle {
+        /// Groups, a divisor of the channels.
+        groups: usize,
+    },
     /// Every second pixel of a map, between channels of zeros, half of them before and half behind: the parameter-free
     /// shortcut (option A) of He et al., "Deep Residual Learning for Image Recognition" (2016), section 4.2.
     SubsamplePad {
@@ -254,6 +277,49 @@ impl Op {
                 let sides = [height, width].map(|side| windows(side, *kernel, *stride, *padding));
                 let [height, width] = sides;
                 Ok(Inferred::plain(vec![channels, height?, width?]))
+            }
+            Self::AveragePool { kernel, stride, padding } => {
+                let [channels, height, width] = map(inputs)?;
+                if *padding > kernel / 2 {
+                    return Err(format!(
+                        "an average pool's padding is at most half of its {kernel}x{kernel} window, got {padding}"
+                    ));
+                }
+                let side = |side| windows(side, *kernel, *stride, *padding);
+                Ok(Inferred::plain(vec![channels, side(height)?, side(width)?]))
+            }
+            Self::Concat => {
+                let maps =
+                    inputs.iter().map(|shape| map(&[shape])).collect::<Result<Vec<_>, _>>()?;
+                match maps[..] {
+                    [[_, height, width], ..]
+                        if maps.iter().all(|map| map[1..] == [height, width]) =>
+                    {
+                        let channels = maps.iter().map(|map| map[0]).sum();
+                        Ok(Inferred::plain(vec![channels, height, width]))
+                    }
+                    _ => Err(format!("it takes maps of one height and width, got {inputs:?}")),
+                }
+            }
+            Self::Channels { start, count } => {
+                let [channels, height, width] = map(inputs)?;
+                match start.checked_add(*count) {
+                    Some(end) if end <= channels => {
+                        Ok(Inferred::plain(vec![*count, height, width]))
+                    }
+                    _ => Err(format!(
+                        "{count} channels from channel {start} on; its input has {channels}"
+                    )),
+                }
+            }
+            Self::ChannelShuffle { groups } => {
+                let [channels, height, width] = map(inputs)?;
+                if *groups == 0 || !channels.is_multiple_of(*groups) {
+                    return Err(format!(
+                        "a shuffle of {groups} groups; expected a number that divides the {channels} channels of its input"
+                    ));
+                }
+                Ok(Inferred::plain(vec![channels, height, width]))
             }
             Self::Add => match inputs {
                 [a, b] if a == b => Ok(Inferred::plain(a.to_vec())),
