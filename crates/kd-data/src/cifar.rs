@@ -409,12 +409,13 @@ fn wrong_length(head: &[u8], length: u64, path: &Path, layout: &Layout, records:
 
 /// What kind a file of the wrong length is, judged by its first bytes, and what to do about it.
 fn foreign(head: &[u8]) -> Option<(&'static str, &'static str)> {
+    const RENAME: &str = "it is of the Python version: unpack that archive into a folder of its own, its names have no .bin";
     const KINDS: [(&[u8], &str, &str); 7] = [
         (b"\x1f\x8b", "a gzip archive", "unpack it first"),
         (b"PK\x03\x04", "a zip archive", "unpack it first"),
-        (b"\x80\x02", "a Python pickle", "take the binary version of the data set"),
-        (b"\x80\x03", "a Python pickle", "take the binary version of the data set"),
-        (b"\x80\x04", "a Python pickle", "take the binary version of the data set"),
+        (b"\x80\x02", "a Python pickle", RENAME),
+        (b"\x80\x03", "a Python pickle", RENAME),
+        (b"\x80\x04", "a Python pickle", RENAME),
         (b"<", "HTML or XML", "download the file again, this is a page and not the data"),
         (b"version https://git-lfs", "a Git LFS pointer", "fetch the file that it stands for"),
     ];

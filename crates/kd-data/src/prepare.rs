@@ -45,6 +45,10 @@ struct Manifest {
     format: u32,
     /// SHA-256 of the data set that the pictures are of.
     data: String,
+    /// What tells the pictures to train on and those to test on from others: another split of the same data has others.
+    identities: [String; 2],
+    /// The numbers of the pictures to train on and of those to test on.
+    pictures: [usize; 2],
     resize: usize,
     interpolation: Interpolation,
     shard_pictures: usize,
@@ -66,7 +70,8 @@ const AT_A_TIME: usize = 64;
 
 /// Writes the pictures of `sources`, whole and upright, to shards in `out`: `train-000000.tar` and so on, `test-000000.tar` and so on, and
 /// `classes.txt`. Each is decoded, brought to `resize` pixels on its shorter side where it is larger, and written without loss, as a BMP file, with its
-/// class's number. Training on them with the same `resize` and interpolation sees the same pixels as on the pictures themselves.
+/// class's number. Training on them with the same `resize` and interpolation sees the same pixels as on the pictures themselves, unless random
+/// parts are cut out of them ([`ResizedCrop`](crate::ResizedCrop)) or a larger size is asked for: those are scaled from the smaller pictures.
 ///
 /// `progress` is told the number of pictures that are done, and of all. Where shards are there that were written of the same data in
 /// the same way, they are read and compared with what was written, and the work goes on behind them.
@@ -92,6 +97,8 @@ pub fn prepare(
     let mut manifest = Manifest {
         format: 1,
         data: sources.sha256.clone(),
+        identities: [sources.train.identity(), sources.test.identity()],
+        pictures: [sources.train.len(), sources.test.len()],
         resize,
         interpolation,
         shard_pictures,
@@ -103,6 +110,10 @@ pub fn prepare(
     let _lock = lock::try_lock(out)?;
     remove_partial(out)?;
     let written = found(out, &manifest)?;
+    if written.is_empty() {
+        // Before anything else, so that a folder where the work was broken off is known as one of these pictures.
+        write_manifest(out, &manifest)?;
+    }
     let total = sources.train.len() + sources.test.len();
     let (mut done, mut known) = (0, 0);
     write_whole(&out.join("classes.txt"), (sources.classes.join("\n") + "\n").as_bytes())?;
@@ -132,8 +143,7 @@ pub fn prepare(
         }
     }
     write_manifest(out, &manifest)?;
-    let pictures = [sources.train.len(), sources.test.len()];
-    Ok(Prepared { pictures, shards: manifest.shards.len(), found: known })
+    Ok(Prepared { pictures: manifest.pictures, shards: manifest.shards.len(), found: known })
 }
 
 fn write_manifest(out: &Path, manifest: &Manifest) -> Result<()> {
@@ -145,6 +155,13 @@ fn write_manifest(out: &Path, manifest: &Manifest) -> Result<()> {
     Ok(write_whole(&out.join(MANIFEST), &json)?)
 }
 
+/// Whether this is what a process that was killed left of writing the first manifest.
+fn is_half_a_manifest(name: &str) -> bool {
+    let middle = name.strip_prefix(MANIFEST).and_then(|rest| rest.strip_suffix(".partial"));
+    let process = middle.and_then(|middle| middle.strip_prefix('.'));
+    process.is_some_and(|process| process.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
 /// The shards that are in the folder already.
 fn found(out: &Path, asked: &Manifest) -> Result<Vec<Written>> {
     let path = out.join(MANIFEST);
@@ -152,7 +169,8 @@ fn found(out: &Path, asked: &Manifest) -> Result<Vec<Written>> {
     if !path.is_file() {
         let mut others = std::fs::read_dir(out).map_err(io)?.filter_map(|entry| {
             let name = entry.ok()?.file_name();
-            (!name.as_encoded_bytes().starts_with(b".")).then_some(name)
+            let is_ours = is_half_a_manifest(&name.to_string_lossy());
+            (!is_ours && !name.as_encoded_bytes().starts_with(b".")).then_some(name)
         });
         return match others.next() {
             None => Ok(Vec::new()),
@@ -176,8 +194,17 @@ fn found(out: &Path, asked: &Manifest) -> Result<Vec<Written>> {
     match same == *asked {
         true => Ok(there.shards),
         false => Err(wrong(format!(
-            "pictures of data {}, scaled to {} pixels ({}), {} to a shard",
-            same.data, same.resize, same.interpolation, same.shard_pictures
+            "pictures of data {}, {} of them to train on and {} to test on, scaled to {} pixels ({}), {} to a shard{}",
+            same.data,
+            same.pictures[0],
+            same.pictures[1],
+            same.resize,
+            same.interpolation,
+            same.shard_pictures,
+            match same.pictures == asked.pictures && same.identities != asked.identities {
+                true => ", of another split or size",
+                false => "",
+            }
         ))),
     }
 }

@@ -5,7 +5,7 @@ mod pattern;
 pub(crate) mod tar;
 mod unpacked;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -15,6 +15,7 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use self::index::{Entry, Index};
+use self::unpacked::{Unpacked, unpack};
 use crate::folder::MAX_CLASSES;
 use crate::labels::cut;
 use crate::names::name_below;
@@ -49,11 +50,11 @@ pub fn picture_shards(
     config: &FilesConfig,
 ) -> Result<(Sources, Vec<String>)> {
     config.scaling.check()?;
-    let mut train = Part::open(dir, train, "train_shards")?;
-    let mut test = match test {
-        Some(test) => Part::open(dir, test, "test_shards")?,
-        None => Part::default(),
-    };
+    let train = pattern::files(dir, train, "train_shards")?;
+    let test = test.map(|test| pattern::files(dir, test, "test_shards")).transpose()?;
+    let test = test.unwrap_or_default();
+    refuse_twice(dir, &train, &test)?;
+    let [mut train, mut test] = [Part::open(dir, train)?, Part::open(dir, test)?];
     let mut notes = Vec::new();
     notes.extend([&train, &test].into_iter().filter_map(|part| part.unpacked(dir)));
     notes.extend([&train, &test].into_iter().filter_map(|part| part.passed_over(dir)));
@@ -89,8 +90,31 @@ pub fn picture_shards(
     Ok((Sources { name, classes, train, test, sha256: sha256.clone(), skipped }, notes))
 }
 
+/// Refuses a file that is named twice, by whatever paths.
+fn refuse_twice(dir: &Path, train: &[PathBuf], test: &[PathBuf]) -> Result<()> {
+    let named = train.iter().map(|name| ("train_shards", name));
+    let named = named.chain(test.iter().map(|name| ("test_shards", name)));
+    let mut seen = HashMap::new();
+    for (field, name) in named {
+        let path = dir.join(name);
+        // What isn't there is an error when it is opened.
+        let Ok(whole) = path.canonicalize() else { continue };
+        if let Some((other_field, other)) = seen.insert(whole, (field, name)) {
+            let found = match (other_field == field, other == name) {
+                (true, true) => format!("this shard twice in {field}"),
+                (true, false) => format!("this shard twice in {field}, as {}, too", shown(other)),
+                (false, _) => {
+                    format!("this shard in {field} and in {other_field}, as {}", shown(other))
+                }
+            };
+            let expected = "each shard once: change the patterns".into();
+            return Err(Error::Folder { path, found, expected });
+        }
+    }
+    Ok(())
+}
+
 /// The shards that are trained on, or those that are tested on.
-#[derive(Default)]
 struct Part {
     shards: Vec<Shard>,
 }
@@ -102,18 +126,23 @@ struct Shard {
     path: PathBuf,
     /// The file's length when it was looked through.
     bytes: u64,
-    /// What was packed, unpacked, and its length.
-    unpacked: Option<(Mutex<File>, u64)>,
+    /// Where the contents lie unpacked, if the archive is packed.
+    unpacked: Option<Unpacked>,
     index: Index,
 }
 
 impl Part {
-    /// Opens the shards of a pattern and looks through them, several at a time.
-    fn open(dir: &Path, pattern: &str, field: &'static str) -> Result<Self> {
-        let names = pattern::files(dir, pattern, field)?;
-        let shards = names.into_par_iter().map(|name| Shard::open(dir, name));
-        let shards = shards.collect::<Result<Vec<Shard>>>()?;
-        Ok(Self { shards })
+    /// Opens the shards with these names and looks through them, several at a time.
+    fn open(dir: &Path, names: Vec<PathBuf>) -> Result<Self> {
+        // Each thread unpacks into one file, since a process may have only so many open: 1,024 on many systems.
+        let each = names.len().div_ceil(rayon::current_num_threads()).max(1);
+        let shards = names.par_chunks(each).map(|names| {
+            let mut aside = None;
+            let shards = names.iter().map(|name| Shard::open(dir, name.clone(), &mut aside));
+            shards.collect::<Result<Vec<Shard>>>()
+        });
+        let shards = shards.collect::<Result<Vec<Vec<Shard>>>>()?;
+        Ok(Self { shards: shards.into_iter().flatten().collect() })
     }
 
     /// Each picture with its shard.
@@ -142,7 +171,7 @@ impl Part {
     /// How many shards were unpacked, and to how many bytes.
     fn unpacked(&self, dir: &Path) -> Option<String> {
         let unpacked = self.shards.iter().filter_map(|shard| shard.unpacked.as_ref());
-        let bytes: u64 = unpacked.clone().map(|(_, bytes)| bytes).sum();
+        let bytes: u64 = unpacked.clone().map(|unpacked| unpacked.bytes).sum();
         let count = unpacked.count();
         (count > 0).then(|| {
             format!(
@@ -162,7 +191,7 @@ impl Part {
             Some(shown(&shard.name.join(name)))
         })?;
         Some(format!(
-            "{}: passed over {count} files in shards that are neither picture nor label, or a label without a picture; the first is {first}",
+            "{}: passed over {count} files in shards that are neither picture nor label, links, or a label without a picture; the first is {first}",
             shown(dir)
         ))
     }
@@ -207,7 +236,8 @@ impl Part {
 }
 
 impl Shard {
-    fn open(dir: &Path, name: PathBuf) -> Result<Self> {
+    /// Opens a shard and looks through it. What is packed is unpacked behind what is in `aside`, a file that the first such shard makes.
+    fn open(dir: &Path, name: PathBuf, aside: &mut Option<Arc<Mutex<File>>>) -> Result<Self> {
         let path = dir.join(&name);
         let about = match fs::metadata(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -225,11 +255,14 @@ impl Shard {
         let is_packed =
             about.is_file() && file.read_exact(&mut magic).is_ok_and(|()| magic == [0x1f, 0x8b]);
         let (index, unpacked) = match is_packed {
-            false => (index::look_through(&path, file, about.len())?, None),
+            false => {
+                file.rewind().map_err(io)?;
+                (index::look_through(&path, file, about.len())?, None)
+            }
             true => {
-                let (file, len) = unpacked::unpack(&path)?;
-                let again = file.try_clone().map_err(io)?;
-                (index::look_through(&path, again, len)?, Some((Mutex::new(file), len)))
+                let unpacked = unpack(&path, aside)?;
+                let contents = unpacked.reader().map_err(io)?;
+                (index::look_through(&path, contents, unpacked.bytes)?, Some(unpacked))
             }
         };
         if index.entries.is_empty() {
@@ -242,14 +275,15 @@ impl Shard {
     /// So many bytes of the archive.
     fn bytes(&self, offset: u64, count: usize) -> Result<Vec<u8>> {
         let io = |source| Error::Io { path: self.path.clone(), source };
-        let read = |file: &mut File| {
+        let read = |file: &mut File, offset: u64| {
             let mut bytes = vec![0; count];
             file.seek(SeekFrom::Start(offset))?;
             file.read_exact(&mut bytes)?;
             Ok(bytes)
         };
-        if let Some((file, _)) = &self.unpacked {
-            return read(&mut file.lock().unwrap_or_else(PoisonError::into_inner)).map_err(io);
+        if let Some(Unpacked { file, start, .. }) = &self.unpacked {
+            let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+            return read(&mut file, start + offset).map_err(io);
         }
         let changed = |found: String| Error::Folder {
             path: self.path.clone(),
@@ -267,7 +301,7 @@ impl Shard {
         };
         let len = file.metadata().map_err(io)?.len();
         match len == self.bytes {
-            true => read(&mut file).map_err(io),
+            true => read(&mut file, offset).map_err(io),
             false => Err(changed(format!("a file of {len} bytes"))),
         }
     }
@@ -407,9 +441,8 @@ impl Source for Shards {
     }
 
     fn name(&self, index: u32) -> Option<String> {
-        let at = self.first.partition_point(|first| *first <= index).checked_sub(1)?;
-        let (shard, _) = self.find(index)?;
-        Some(format!("{}/{}", name_below(&shard.name, Path::new("")), index - self.first[at]))
+        let (shard, entry) = self.find(index)?;
+        Some(format!("{}/{}", name_below(&shard.name, Path::new("")), entry.number))
     }
 
     fn read(&self, index: u32, into: &mut Picture) -> Result<()> {

@@ -188,6 +188,18 @@ fn the_python_version_is_the_same_data_set() {
         let message = malformed(cifar10(&folder), "data_batch_2", at);
         assert!(message.contains(expected), "{message}");
     }
+    let deep = [b"\x80\x02N".to_vec(), vec![0x85; 3_000_000], b".".to_vec()].concat();
+    let lists = [b"\x80\x02".to_vec(), b"]".repeat(40), b"a".repeat(40)].concat();
+    for (contents, at, expected) in [
+        (deep, 20, "more than 16 lists"),
+        (lists, 58, "more than 16 lists"),
+        ([b"\x80\x02".to_vec(), vec![b'N'; 1_500_000]].concat(), 1_000_001, "1000000 opcodes"),
+        ([b"\x80\x02".to_vec(), vec![b'('; 1_500_000]].concat(), 1_000_001, "1000000 opcodes"),
+    ] {
+        fs::write(&batch, contents).unwrap();
+        let message = malformed(cifar10(&folder), "data_batch_2", at);
+        assert!(message.contains(expected), "{message}");
+    }
     fs::remove_file(&batch).unwrap();
     let message = cifar10(&folder).unwrap_err().to_string();
     assert!(message.contains("data_batch_2: not found; expected a pickle"), "{message}");

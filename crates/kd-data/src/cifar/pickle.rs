@@ -10,13 +10,20 @@ enum Value {
     Int(i64),
     /// Bytes, or a text's UTF-8, from one place of the file to another.
     Bytes(usize, usize),
-    List(Vec<Value>),
-    Tuple(Vec<Value>),
-    Dict(Vec<(Value, Value)>),
+    List(Vec<Value>, Depth),
+    Tuple(Vec<Value>, Depth),
+    Dict(Vec<(Value, Value)>, Depth),
     True,
     /// What says nothing of pixels or labels: a class, `None`, a number with a point.
     Other,
 }
+
+/// How many containers lie in each other, this one and the deepest of those in it.
+type Depth = u8;
+/// The deepest that containers may lie in each other, so that the stack has room to drop them.
+const DEEPEST: Depth = 16;
+/// The most opcodes of a file, so that their values fit into memory. CIFAR-100 has some 250,000.
+const MOST_OPCODES: usize = 1_000_000;
 
 /// What a file of the Python version holds.
 pub(super) struct Batch<'a> {
@@ -36,7 +43,7 @@ pub(super) struct Wrong {
 /// The pixels of a pickled batch and the lists of labels with these names.
 pub(super) fn read<'a>(bytes: &'a [u8], lists: &[&str]) -> Result<Batch<'a>, Wrong> {
     let root = Reader { bytes, at: 0, stack: Vec::new(), marks: Vec::new(), memo: HashMap::new() };
-    let Value::Dict(entries) = root.run()? else {
+    let Value::Dict(entries, _) = root.run()? else {
         return Err(at(0, "a pickle of something else", "a pickled dictionary"));
     };
     let entry = |name: &str| {
@@ -54,7 +61,7 @@ pub(super) fn read<'a>(bytes: &'a [u8], lists: &[&str]) -> Result<Batch<'a>, Wro
     };
     let list = |name: &&str| {
         let labels = match entry(name) {
-            Some(Value::List(items)) => items.iter().map(label).collect::<Option<Vec<u8>>>(),
+            Some(Value::List(items, _)) => items.iter().map(label).collect::<Option<Vec<u8>>>(),
             _ => None,
         };
         let found = format!("no list of labels named {name}");
@@ -126,14 +133,37 @@ impl Reader<'_> {
     fn tuple(&mut self, count: usize) -> Result<Value, Wrong> {
         let mut items = (0..count).map(|_| self.pop()).collect::<Result<Vec<_>, _>>()?;
         items.reverse();
-        Ok(Value::Tuple(items))
+        let depth = self.depth_around(&items)?;
+        Ok(Value::Tuple(items, depth))
+    }
+
+    /// How deep containers lie in one that holds these.
+    fn depth_around(&self, items: &[Value]) -> Result<Depth, Wrong> {
+        let depth = |item: &Value| match item {
+            Value::List(_, depth) | Value::Tuple(_, depth) | Value::Dict(_, depth) => *depth,
+            _ => 0,
+        };
+        let depth = 1 + items.iter().map(depth).max().unwrap_or(0);
+        match depth <= DEEPEST {
+            true => Ok(depth),
+            false => Err(at(
+                self.at,
+                "more than 16 lists, tuples or dictionaries in each other",
+                "one of the pickles of CIFAR's Python version",
+            )),
+        }
     }
 
     /// Adds to the list or dictionary on top of the stack.
     fn extend(&mut self, items: Vec<Value>) -> Result<(), Wrong> {
+        let around = self.depth_around(&items)?;
         match self.stack.last_mut() {
-            Some(Value::List(list)) => list.extend(items),
-            Some(Value::Dict(entries)) => {
+            Some(Value::List(list, depth)) => {
+                *depth = around.max(*depth);
+                list.extend(items);
+            }
+            Some(Value::Dict(entries, depth)) => {
+                *depth = around.max(*depth);
                 let mut items = items.into_iter();
                 while let (Some(key), Some(value)) = (items.next(), items.next()) {
                     entries.push((key, value));
@@ -156,8 +186,14 @@ impl Reader<'_> {
     }
 
     fn run(mut self) -> Result<Value, Wrong> {
+        let mut opcodes = 0;
         loop {
             let start = self.at;
+            opcodes += 1;
+            if opcodes > MOST_OPCODES {
+                let found = format!("more than {MOST_OPCODES} opcodes");
+                return Err(at(start, &found, "one of the pickles of CIFAR's Python version"));
+            }
             let opcode = self.number(1)? as u8;
             let value = match opcode {
                 b'.' => return self.pop(),
@@ -208,10 +244,14 @@ impl Reader<'_> {
                 }
                 0x88 => Value::True,
                 b'N' | 0x89 => Value::Other,
-                b']' => Value::List(Vec::new()),
-                b'}' => Value::Dict(Vec::new()),
-                b')' => Value::Tuple(Vec::new()),
-                b't' => Value::Tuple(self.marked()?),
+                b']' => Value::List(Vec::new(), 1),
+                b'}' => Value::Dict(Vec::new(), 1),
+                b')' => Value::Tuple(Vec::new(), 1),
+                b't' => {
+                    let items = self.marked()?;
+                    let depth = self.depth_around(&items)?;
+                    Value::Tuple(items, depth)
+                }
                 0x85..=0x87 => self.tuple(usize::from(opcode - 0x84))?,
                 b'a' | b's' => {
                     let last = self.pop()?;
@@ -244,11 +284,13 @@ impl Reader<'_> {
                     let made = self.pop()?;
                     match arguments {
                         // An array's state: version, shape, type, whether columns come first, contents.
-                        Value::Tuple(items) if matches!(items[..], [_, _, _, Value::True, _]) => {
+                        Value::Tuple(items, _)
+                            if matches!(items[..], [_, _, _, Value::True, _]) =>
+                        {
                             let found = "an array whose columns come first";
                             return Err(at(start, found, "one whose rows do"));
                         }
-                        Value::Tuple(items) => {
+                        Value::Tuple(items, _) => {
                             let longest = |value: &Value| match value {
                                 Value::Bytes(from, to) => to - from,
                                 _ => 0,

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{Seek, SeekFrom};
 use std::path::Path;
 
 use serde::Deserialize;
@@ -24,6 +23,8 @@ pub(super) struct Entry {
     pub(super) head: u32,
     /// The number of its class, or of its class's name among the shard's.
     pub(super) label: u32,
+    /// Its number among the shard's pictures, from 0; those that can't be read count.
+    pub(super) number: u32,
 }
 
 /// The samples of a shard.
@@ -66,12 +67,11 @@ struct Description {
     class: Option<serde_json::Value>,
 }
 
-/// Looks through the archive of `len` bytes in `file`, which `path` names in messages.
+/// Looks through the archive of `len` bytes that begins where `file` stands; `path` names it in messages.
 ///
 /// # Errors
 /// When the archive is broken, a sample has two pictures, or a picture has no label, or none that can be understood.
-pub(super) fn look_through(path: &Path, mut file: File, len: u64) -> Result<Index> {
-    file.seek(SeekFrom::Start(0)).map_err(|source| Error::Io { path: path.into(), source })?;
+pub(super) fn look_through(path: &Path, file: File, len: u64) -> Result<Index> {
     let broken = |broken: Broken| Error::Malformed {
         path: path.into(),
         offset: broken.offset,
@@ -83,7 +83,11 @@ pub(super) fn look_through(path: &Path, mut file: File, len: u64) -> Result<Inde
     let mut places = HashMap::new();
     let (mut index, mut sample) = (Index::default(), Sample::default());
     while let Some(member) = archive.member().map_err(broken)? {
-        let (key, ending) = key_and_ending(&member.name);
+        let parts = key_and_ending(&member.name).filter(|_| !member.is_link);
+        let Some((key, ending)) = parts else {
+            index.pass_over(&member.name);
+            continue;
+        };
         if key != sample.key {
             let whole =
                 std::mem::replace(&mut sample, Sample { key: key.into(), ..Sample::default() });
@@ -126,21 +130,19 @@ pub(super) fn wrong(path: &Path, member: &str, found: String, expected: &str) ->
     Error::Folder { path: path.join(on_one_line(member)), found, expected: expected.into() }
 }
 
-/// WebDataset's parts of a name: all up to the first dot behind the last slash, and what follows the dot.
-fn key_and_ending(name: &str) -> (&str, &str) {
+/// WebDataset's parts of a name: all up to the first dot behind the last slash, and what follows the dot. `None` where there is no dot, and for a
+/// hidden file: some systems write one beside each file, within its sample.
+fn key_and_ending(name: &str) -> Option<(&str, &str)> {
     let base = name.rfind('/').map_or(0, |slash| slash + 1);
-    match name[base..].find('.') {
-        // A hidden file, such as those that some systems write beside each.
-        Some(0) | None => (name, ""),
-        Some(dot) => (&name[..base + dot], &name[base + dot + 1..]),
-    }
+    let dot = name[base..].find('.').filter(|dot| *dot > 0)?;
+    Some((&name[..base + dot], &name[base + dot + 1..]))
 }
 
 type Found = (String, &'static str);
 
 /// The label that `key.cls` holds.
 fn of_text(contents: &[u8]) -> std::result::Result<Label, Found> {
-    const EXPECTED: &str = "a class's number from 0, or its name in UTF-8";
+    const EXPECTED: &str = "a class's number from 0 in digits, or its name in UTF-8";
     let text = std::str::from_utf8(contents).map_err(|_| ("no UTF-8".into(), EXPECTED))?;
     label(text.trim()).ok_or((format!("{:?}", text.trim()), EXPECTED))
 }
@@ -150,13 +152,15 @@ fn label(text: &str) -> Option<Label> {
         let number = text.parse().ok().filter(|number| (*number as usize) < MAX_CLASSES);
         return number.map(Label::Number);
     }
-    let is_name = !text.is_empty() && !text.contains(char::is_control);
+    // "-1" and "2.0" are meant as numbers; "infinity" is a name.
+    let is_number = text.parse::<f64>().is_ok() && text.contains(|c: char| c.is_ascii_digit());
+    let is_name = !text.is_empty() && !is_number && !text.contains(char::is_control);
     is_name.then(|| Label::Name(text.to_owned()))
 }
 
 /// The label that `key.json` holds; `None` where it holds other things.
 fn described(contents: &[u8]) -> std::result::Result<Option<Label>, Found> {
-    const EXPECTED: &str = "a class's number from 0, or its name, as label, cls or class";
+    const EXPECTED: &str = "a class's whole number from 0, or its name, as label, cls or class";
     let description: Description =
         serde_json::from_slice(contents).map_err(|error| (format!("{error}"), "a JSON object"))?;
     let Description { label: first, cls, class } = description;
@@ -212,7 +216,8 @@ impl Index {
             }
         };
         let Member { offset, bytes, head, .. } = picture;
-        self.entries.push(Entry { offset, bytes: bytes as u32, head: head as u32, label });
+        let number = self.entries.len() as u32;
+        self.entries.push(Entry { offset, bytes: bytes as u32, head: head as u32, label, number });
         Ok(())
     }
 }

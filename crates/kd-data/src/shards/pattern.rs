@@ -8,6 +8,12 @@ use crate::{Error, Result};
 
 /// The most files that a pattern may name.
 const MOST: usize = 1_000_000;
+/// The most bytes of a pattern, so that what it stands for fits into memory and its braces into the stack.
+const LONGEST: usize = 4096;
+/// The most bytes of all names together.
+const MOST_BYTES: usize = 256 << 20;
+/// The most digits of a range's ends.
+const MOST_DIGITS: usize = 20;
 
 /// The files in `dir` that `pattern` names, relative to `dir`: numbers in their order, `*` in the order of the names. Braces may hold
 /// a range of numbers, which have as many digits as its ends, or texts with commas between; `*` may be in the last part of the path.
@@ -20,8 +26,13 @@ pub(super) fn files(dir: &Path, pattern: &str, field: &'static str) -> Result<Ve
         found: format!("{pattern:?}"),
         expected: expected.into(),
     };
+    if pattern.len() > LONGEST {
+        let found = format!("{} bytes long", pattern.len());
+        let expected = format!("a pattern of at most {LONGEST} bytes");
+        return Err(Error::Config { field, found, expected });
+    }
     let names = expanded(pattern).ok_or_else(|| {
-        wrong("braces around a range such as {000..015}, the smaller number first, or around texts with commas between, and a million files at most")
+        wrong("braces around a range such as {000..015} of at most 20 digits, the smaller number first, or around texts with commas between, and at most a million files with 256 MiB of names")
     })?;
     let mut files = Vec::new();
     for name in names {
@@ -76,7 +87,7 @@ fn expanded(pattern: &str) -> Option<Vec<String>> {
         None => inside.split(',').map(str::to_owned).collect(),
         Some((first, last)) => {
             let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
-            if !digits(first) || !digits(last) {
+            if !digits(first) || !digits(last) || first.len().max(last.len()) > MOST_DIGITS {
                 return None;
             }
             let [from, to]: [usize; 2] = [first.parse().ok()?, last.parse().ok()?];
@@ -91,7 +102,8 @@ fn expanded(pattern: &str) -> Option<Vec<String>> {
         true => vec![String::new()],
         false => expanded(behind)?,
     };
-    if choices.len().checked_mul(behind.len())? > MOST {
+    let count = choices.len().checked_mul(behind.len())?;
+    if count > MOST || count.checked_mul(pattern.len())? > MOST_BYTES {
         return None;
     }
     let joined = choices
@@ -106,7 +118,7 @@ mod tests {
 
     #[test]
     fn braces_stand_for_ranges_and_lists() {
-        let of = |pattern| expanded(pattern).map(|names| names.join(" "));
+        let of = |pattern: &str| expanded(pattern).map(|names| names.join(" "));
         assert_eq!(of("a.tar").as_deref(), Some("a.tar"));
         assert_eq!(
             of("s/{008..011}.tar").as_deref(),
@@ -119,6 +131,15 @@ mod tests {
         {
             assert_eq!(of(wrong), None, "{wrong}");
         }
+        let zeros = "0".repeat(70_000);
+        assert_eq!(of(&format!("{{{zeros}..{zeros}}}")), None);
+        assert_eq!(of(&format!("{}{{0..999999}}", "a".repeat(300))), None);
+        let deep = "{a}".repeat(100_000);
+        let message = files(Path::new(""), &deep, "train_shards").unwrap_err().to_string();
+        assert!(
+            message.contains("300000 bytes long; expected a pattern of at most 4096"),
+            "{message}"
+        );
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
 
-/// A regular file in an archive.
+/// A regular file in an archive, or a link to one.
 #[derive(Debug)]
 pub(super) struct Member {
     /// Its path in the archive.
@@ -15,6 +15,8 @@ pub(super) struct Member {
     pub(super) bytes: u64,
     /// How many bytes before its contents its first header begins.
     pub(super) head: u64,
+    /// Whether it is a hard or symbolic link, which has no contents of its own.
+    pub(super) is_link: bool,
 }
 
 /// Where an archive is broken, and how.
@@ -41,17 +43,19 @@ const BLOCK: usize = 512;
 const BUFFER: usize = 32 << 10;
 /// The most bytes of a long name or of a pax header.
 const LONGEST: u64 = 1 << 20;
+/// The most bytes of headers before a member's contents.
+const LONGEST_HEAD: u64 = 4 << 20;
 const A_HEADER: &str = "the header of the next member, or the archive's end";
 
 impl Archive {
-    /// The archive of `len` bytes in `file`, which stands at its start.
+    /// The archive of `len` bytes in `file`, which stands at the archive's start.
     pub(super) fn new(file: File, len: u64) -> Self {
         Self { file: BufReader::with_capacity(BUFFER, file), at: 0, len, next: 0 }
     }
 
-    /// The next regular file; `None` at the archive's end.
+    /// The next regular file or link; `None` at the archive's end.
     pub(super) fn member(&mut self) -> Result<Option<Member>, Broken> {
-        let (start, mut long_name, mut long_size) = (self.next, None, None);
+        let (mut start, mut long_name, mut long_size) = (self.next, None, None);
         loop {
             let header_at = self.next;
             self.skip_to(header_at)?;
@@ -75,6 +79,7 @@ impl Archive {
             let size = number(&header[124..136]);
             let kind = header[156];
             let is_file = matches!(kind, b'0' | b'\0' | b'7');
+            let is_link = matches!(kind, b'1' | b'2');
             let size = match (size, long_size) {
                 (_, Some(size)) if is_file => size,
                 (Some(size), _) => size,
@@ -109,13 +114,17 @@ impl Archive {
                         (long_name, long_size) = (path.or(long_name), size.or(long_size));
                     }
                 }
-                _ if is_file => {
+                _ if is_file || is_link => {
                     let name = long_name.unwrap_or_else(|| short_name(&header));
                     let head = self.at - start;
-                    return Ok(Some(Member { name, offset: self.at, bytes: size, head }));
+                    if head > LONGEST_HEAD {
+                        let found = format!("{head} bytes of headers before one member");
+                        return Err(broken(&found, "4 MiB at most"));
+                    }
+                    return Ok(Some(Member { name, offset: self.at, bytes: size, head, is_link }));
                 }
-                // Folders, links and settings of all members say nothing of a picture.
-                _ => (long_name, long_size) = (None, None),
+                // Folders and settings of all members say nothing of a picture.
+                _ => (start, long_name, long_size) = (self.next, None, None),
             }
         }
     }
@@ -212,8 +221,10 @@ fn checksum_is_right(header: &[u8; BLOCK]) -> bool {
 /// A number in octal digits, or where the first bit is set, in the bytes behind it.
 fn number(field: &[u8]) -> Option<u64> {
     if field[0] & 0x80 != 0 {
-        let (first, rest) = field.split_last_chunk::<8>()?;
-        let fits = first[1..].iter().all(|byte| *byte == 0) && first[0] == 0x80;
+        let (before, rest) = field.split_last_chunk::<8>()?;
+        // A field of 8 bytes or fewer, such as the checksum's, has no room for the mark and such a number.
+        let (mark, zeros) = before.split_first()?;
+        let fits = *mark == 0x80 && zeros.iter().all(|byte| *byte == 0);
         return Some(u64::from_be_bytes(*rest)).filter(|_| fits);
     }
     let text = std::str::from_utf8(field).ok()?;

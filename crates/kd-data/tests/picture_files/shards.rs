@@ -180,6 +180,7 @@ fn what_is_wrong_with_a_shard_is_said_with_its_place() {
         ),
         (whole[..2700].to_vec(), "the archive is cut off, or its header lies"),
         (lying, "the archive is cut off, or its header lies"),
+        (vec![0xff; 1024], "512 bytes that are no header of a tar archive"),
         (b"<html>".repeat(200), "512 bytes that are no header of a tar archive"),
         (Vec::new(), "at byte 0: found the end of the file"),
         (of(&[("a.cls", b"1")]), "train-01.tar: found no picture in this shard"),
@@ -189,6 +190,9 @@ fn what_is_wrong_with_a_shard_is_said_with_its_place() {
         (of(&[("a.png", &one), ("a.cls", b"\xff\xfe")]), "a.cls: found no UTF-8"),
         (of(&[("a.png", &one), ("a.cls", b"70000")]), "a.cls: found \"70000\""),
         (of(&[("a.png", &one), ("a.cls", b"cat")]), "a class's number at"),
+        (of(&[("a.png", &one), ("a.cls", b"2.0")]), "a.cls: found \"2.0\", expected a class's"),
+        (of(&[("a.png", &one), ("a.json", b"{\"cls\": -1}")]), "a.json: found -1, expected"),
+        (of(&[("a.png", &one), ("a.json", b"{\"cls\": 2.0}")]), "a.json: found 2.0, expected"),
         (of(&[("a.png", &one), ("a.json", b"{")]), "a.json: found EOF"),
         (of(&[("a.png", &one), ("a.json", b"{\"label\": [1]}")]), "a.json: found [1], expected"),
         (b"\x1f\x8b\x08\0rubbish".to_vec(), "what can't be unpacked"),
@@ -201,6 +205,51 @@ fn what_is_wrong_with_a_shard_is_said_with_its_place() {
     fs::remove_file(dir.path().join("train-01.tar")).unwrap();
     let message = read(dir.path(), None).unwrap_err().to_string();
     assert!(message.contains("train-01.tar: not found; expected a tar archive"), "{message}");
+}
+
+/// macOS writes a hidden file beside each; a link has no contents; a folder's long name is not the next file's.
+#[test]
+fn other_members_within_a_sample_are_passed_over() {
+    let dir = tempfile::tempdir().unwrap();
+    three(dir.path(), |class| ("cls", class.to_string()));
+    let mut archive = tar::Builder::new(Vec::new());
+    let mut add = |kind, name: &str, contents: &[u8]| {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_size(contents.len() as u64);
+        header.set_mode(0o644);
+        match kind {
+            tar::EntryType::Symlink => archive.append_link(&mut header, name, "a.png"),
+            _ => archive.append_data(&mut header, name, contents),
+        }
+        .unwrap();
+    };
+    add(tar::EntryType::Directory, &"f/".repeat(80), b"");
+    add(tar::EntryType::Regular, "a.png", b"no picture");
+    add(tar::EntryType::Regular, "._a.cls", b"\0\0");
+    add(tar::EntryType::Symlink, "b.png", b"");
+    add(tar::EntryType::Regular, "a.cls", b"1");
+    fs::write(dir.path().join("train-01.tar"), archive.into_inner().unwrap()).unwrap();
+    let (sources, notes) = read(dir.path(), Some("test.tar")).unwrap();
+    assert_eq!((sources.train.len(), sources.train.label(7)), (8, Some(1)));
+    assert!(notes[0].contains("passed over 9 files"), "{notes:?}");
+    let message = sources.train.read(7, &mut kd_data::Picture::default()).unwrap_err().to_string();
+    assert!(message.contains("train-01.tar/a.png: "), "{message}");
+}
+
+#[test]
+fn a_shard_that_is_named_twice_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    three(dir.path(), |class| ("cls", class.to_string()));
+    let message =
+        |train, test| picture_shards(dir.path(), train, test, &config()).err().unwrap().to_string();
+    let twice = message("{train-00,test,./train-00}.tar", None);
+    assert!(twice.contains("train-00.tar: found this shard twice in train_shards"), "{twice}");
+    let both = message("t*.tar", Some("test.tar"));
+    assert!(
+        both.contains("test.tar: found this shard in test_shards and in train_shards"),
+        "{both}"
+    );
 }
 
 #[test]
@@ -227,6 +276,10 @@ fn a_broken_picture_and_a_shard_that_changes_are_errors_when_they_are_read() {
     let (without, _) =
         picture_shards(dir.path(), "train-{00..01}.tar", Some("test.tar"), &leave_out).unwrap();
     assert_eq!((without.train.len(), without.skipped.len()), (11, 1));
+    // The pictures behind it keep the names that they have without --skip-broken.
+    let name = |sources: &Sources, index| sources.train.name(index).unwrap();
+    assert_eq!([name(&without, 7), name(&without, 8)], ["train-01.tar/0", "train-01.tar/2"]);
+    assert_eq!(name(&without, 8), name(&sources, 9));
     assert!(without.skipped[0].path.ends_with("0008.png") && without.sha256 != sources.sha256);
 
     fs::write(&path, &bytes[..bytes.len() - 512]).unwrap();
@@ -280,6 +333,23 @@ fn prepared_pictures_are_the_same_and_preparing_goes_on() {
     assert_eq!(run(&settings).unwrap(), Prepared { found: 2, ..expected });
     assert_eq!(read().sha256, found.sha256);
 
+    // As if it had ended while the first description was written; and in the first shard.
+    let begun = dir.path().join("begun");
+    fs::create_dir(&begun).unwrap();
+    fs::write(begun.join("prepared.json.7.partial"), "{").unwrap();
+    let again = || prepare(&sources, &settings, &begun, &mut |_, _| {});
+    let first = fs::read(dir.path().join("train-00.tar")).unwrap();
+    fs::write(dir.path().join("train-00.tar"), "").unwrap();
+    let message = again().unwrap_err().to_string();
+    assert!(message.contains("must stay as it is"), "{message}");
+    fs::write(begun.join("train-000000.tar.7.partial"), "half").unwrap();
+    fs::write(dir.path().join("train-00.tar"), first).unwrap();
+    assert_eq!(again().unwrap(), expected);
+
+    let halves = FilesConfig { split: Some(0.5), ..files.clone() };
+    let (halves, _) = picture_shards(dir.path(), "train-*.tar", None, &halves).unwrap();
+    let message = prepare(&halves, &settings, &out, &mut |_, _| {}).unwrap_err().to_string();
+    assert!(message.contains("12 of them to train on and 3 to test on"), "{message}");
     let message = run(&PrepareConfig { resize: 13, ..settings }).unwrap_err().to_string();
     assert!(message.contains("scaled to 14 pixels (bicubic), 5 to a shard"), "{message}");
     let mut changed = fs::read(out.join("test-000000.tar")).unwrap();

@@ -17,10 +17,11 @@ use crate::progress::Messages;
 const HELP: &str = "\
 Pictures are written whole and upright, without loss, as BMP files in tar archives: train-000000.tar and so on, test-000000.tar and so on.
 Stopped anywhere, the same command goes on; shards that are there are compared with what was written. Training with the same resize and
-interpolation sees the same pixels as on the pictures themselves. All pictures are prepared: a recipe's limits are left to training.
+interpolation sees the same pixels as on the pictures themselves, unless it cuts random parts (resized_crop) or resizes to more: these are then
+scaled from the smaller pictures. All pictures are prepared: a recipe's limits are left to training.
 
 Examples:
-  kd prepare --data pictures --resize 256 --out prepared
+  kd prepare --data pictures --resize 224 --out prepared
   kd train --model mobilenet_v2 --data prepared --dataset shards --train-shards 'train-*.tar' --test-shards 'test-*.tar' --size 224";
 
 #[derive(Debug, Args)]
