@@ -76,6 +76,9 @@ pub trait Definition {
 pub struct About {
     /// Where its knowledge lies.
     pub kind: Kind,
+    /// Whether what it says of an image hangs on the other images of the step, because it compares them with each other or normalises over
+    /// them: then the loss of a step is not the mean of the losses of its parts.
+    pub across_images: bool,
     /// What it does, in one line.
     pub summary: &'static str,
     /// Authors and year of the paper that it comes from.

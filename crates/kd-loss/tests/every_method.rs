@@ -1,6 +1,7 @@
 //! What must hold for every method in the list, whatever it computes.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Range;
 
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::VarBuilder;
@@ -72,21 +73,33 @@ impl World {
     }
 
     fn loss(&self, config: &MethodConfig) -> Tensor {
+        self.loss_of(config, 0..BATCH)
+    }
+
+    /// The loss of some of the images.
+    fn loss_of(&self, config: &MethodConfig, images: Range<usize>) -> Tensor {
+        let some = |x: &Tensor| x.narrow(0, images.start, images.len()).unwrap();
+        let features = |vars: &BTreeMap<String, Var>| -> BTreeMap<String, Tensor> {
+            vars.iter().map(|(name, var)| (name.clone(), some(var))).collect()
+        };
+        let (student_logits, teacher_logits) =
+            (some(&self.student_logits), some(&self.teacher_logits));
         let tensors = |vars: &BTreeMap<String, Var>| -> BTreeMap<String, Tensor> {
             vars.iter().map(|(name, var)| (name.clone(), var.as_tensor().clone())).collect()
         };
         let helpers: HashMap<_, _> = tensors(&self.helpers).into_iter().collect();
         let vb = VarBuilder::from_tensors(helpers, self.student_logits.dtype(), DEVICE);
         let method = build(config, &shapes(), vb).unwrap();
-        let labels = Tensor::new(&[0u32, 1, 2, 0], DEVICE).unwrap();
+        let labels = some(&Tensor::new(&[0u32, 1, 2, 0], DEVICE).unwrap());
         let at = RunStep { step: 5, steps: 10 };
-        let host = HostStep { indices: &[0, 1, 2, 3], seed: 3, epoch: 0, epochs: 1, at };
+        let host =
+            HostStep { indices: &[0, 1, 2, 3][images.clone()], seed: 3, epoch: 0, epochs: 1, at };
         let inputs = Inputs {
-            teacher_logits: Some(&self.teacher_logits),
-            student_features: &tensors(&self.student),
-            teacher_features: &tensors(&self.teacher),
+            teacher_logits: Some(&teacher_logits),
+            student_features: &features(&self.student),
+            teacher_features: &features(&self.teacher),
             host: method.needs().host.then_some(host),
-            ..Inputs::new(&self.student_logits, &labels)
+            ..Inputs::new(&student_logits, &labels)
         };
         method.loss(&inputs).unwrap()
     }
@@ -220,6 +233,19 @@ fn degenerate_inputs_give_finite_losses() {
                 }
             }
         }
+    }
+}
+
+/// The loss of a step is the mean of the losses of its halves, but for methods that say that they look across images.
+#[test]
+fn what_looks_across_images_says_so() {
+    for config in configs() {
+        // What a method remembers of a step is another for each.
+        let loss = |images| scalar(&World::new(&config, DType::F64).loss_of(&config, images));
+        let (whole, halves) = (loss(0..BATCH), (loss(0..2) + loss(2..BATCH)) / 2.0);
+        let differs = (whole - halves).abs() > 1e-9 * whole.abs();
+        let info = METHODS.iter().find(|info| info.name == config.name()).unwrap();
+        assert_eq!(differs, info.about.across_images, "{config:?}: {whole}, {halves}");
     }
 }
 

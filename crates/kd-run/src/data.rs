@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use kd_data::{
-    Dataset, FilesConfig, Limits, Portions, Room, Scaled, Scaling, Sources, SyntheticConfig, images,
+    Dataset, FilesConfig, Limits, Portions, Room, Scaled, Scaling, Sources, SyntheticConfig,
+    TestOn, images,
 };
 use kd_models::classes::shortened;
 use serde::Deserialize;
@@ -13,6 +14,28 @@ use serde::Deserialize;
 use crate::error::other;
 use crate::recipe::{DataConfig, DatasetName, RunConfig};
 use crate::{Error, Result};
+
+/// Puts a data set and shards that somebody asks for in the place of a recipe's. What the recipe says of its own data set alone does not
+/// count for another one: `sha256`, `skip_broken`, the shards, `split` and `test_on`. Shards to test on take the place of `split`, too.
+pub fn choose(
+    config: &mut DataConfig,
+    dataset: Option<DatasetName>,
+    train_shards: Option<&str>,
+    test_shards: Option<&str>,
+) {
+    if let Some(dataset) = dataset.filter(|dataset| *dataset != config.dataset) {
+        config.dataset = dataset;
+        (config.sha256, config.skip_broken) = (None, false);
+        (config.train_shards, config.test_shards) = (None, None);
+        (config.split, config.test_on) = (None, TestOn::default());
+    }
+    if let Some(shards) = train_shards {
+        config.train_shards = Some(shards.into());
+    }
+    if let Some(shards) = test_shards {
+        (config.test_shards, config.split) = (Some(shards.into()), None);
+    }
+}
 
 /// Loads the data set of `config` and applies its limits. `folder` holds the data set's files, or is the parent of the folder that
 /// does; the synthetic set needs no folder, and one's own pictures lie in `train` and `test` in it.
@@ -32,6 +55,21 @@ pub const DATA_MEMORY: u64 = 256 << 20;
 /// # Errors
 /// As [`load`]'s.
 pub fn load_within(config: &DataConfig, folder: &Path, memory: u64) -> Result<Portions> {
+    let data = load_untested(config, folder, memory)?;
+    if data.test.is_empty() {
+        return Err(Error::unfit(format!(
+            "{}: there are no pictures to test on; add a folder test, val or validation beside train (test_shards or split in a recipe's [data] for shards), or hold some of the training pictures out (--held-out, held_out in a recipe's [data])",
+            folder.display()
+        )));
+    }
+    Ok(data)
+}
+
+/// As [`load_within`], where there may be no images to test on.
+///
+/// # Errors
+/// As [`load`]'s, but for images to test on that are missing.
+pub fn load_untested(config: &DataConfig, folder: &Path, memory: u64) -> Result<Portions> {
     config.check().map_err(|invalid| other!("the recipe's table data: {invalid}"))?;
     let (mut files, mut notes) = (None, Vec::new());
     let dataset = match (config.dataset, config.scaling()) {
@@ -62,12 +100,6 @@ pub fn load_within(config: &DataConfig, folder: &Path, memory: u64) -> Result<Po
             "{}: the data's SHA-256 is {}; the recipe's data.sha256 is {expected}: the recipe was made for other data. Give that data with --data, or remove data.sha256 from the recipe",
             folder.display(),
             dataset.sha256
-        )));
-    }
-    if dataset.test.is_empty() && config.held_out.is_none() {
-        return Err(Error::unfit(format!(
-            "{}: there are no pictures to test on; add a folder test, val or validation beside train (test_shards or split in a recipe's [data] for shards), or hold some of the training pictures out (--held-out, held_out in a recipe's [data])",
-            folder.display()
         )));
     }
     let warning = files.and_then(|files| warning(folder, files));

@@ -41,7 +41,7 @@ pub struct Choices {
     pub recipe_folder: Option<PathBuf>,
     /// The folder with the data set's files, or its parent.
     pub data: PathBuf,
-    /// The data set. With another than the recipe's, the recipe's `data.sha256` and `data.skip_broken` do not count.
+    /// The data set. With another than the recipe's, what the recipe says of its own alone does not count; see [`data::choose`].
     pub dataset: Option<DatasetName>,
     /// Leave out pictures of one's own that can't be read.
     pub skip_broken: bool,
@@ -207,6 +207,12 @@ pub fn resolve(recipe: &Recipe, run: &RunConfig, choices: &Choices) -> Result<Re
     let warnings = warnings(&data, &resolved, &folder);
     let mut notes: Vec<String> =
         data.notes.iter().map(|note| format!("{}: {note}", resolved.run.name)).collect();
+    if let (Some(after), None) = (run.unfreeze_at, resolved.run.unfreeze_at) {
+        notes.push(format!(
+            "{}: the recipe's unfreeze_at = {after} does not count for the layers of --freeze, which stay frozen; --unfreeze-at {after} trains these, too, after so many epochs",
+            resolved.run.name
+        ));
+    }
     if let Some(weights) = data::class_weights(&resolved.run, &data)? {
         let named = data.classes.iter().zip(&weights);
         let named: Vec<_> = named.map(|(class, weight)| format!("{class} {weight:.4}")).collect();
@@ -298,17 +304,10 @@ pub(crate) fn with_choices(
     choices: &Choices,
 ) -> Result<RunRecipe> {
     let Recipe { name, mut data, mut training, mut optimizer, .. } = recipe.clone();
-    if let Some(dataset) = choices.dataset {
-        if dataset != data.dataset {
-            data.sha256 = None;
-            data.skip_broken = false;
-        }
-        data.dataset = dataset;
-    }
+    let (train_shards, test_shards) = (&choices.train_shards, &choices.test_shards);
+    data::choose(&mut data, choices.dataset, train_shards.as_deref(), test_shards.as_deref());
     data.skip_broken |= choices.skip_broken;
     data.size = choices.size.or(data.size);
-    data.train_shards = choices.train_shards.clone().or_else(|| data.train_shards.take());
-    data.test_shards = choices.test_shards.clone().or_else(|| data.test_shards.take());
     data.train_limit = choices.train_limit.or(data.train_limit);
     data.test_limit = choices.test_limit.or(data.test_limit);
     data.held_out = choices.held_out.or(data.held_out);
@@ -341,11 +340,16 @@ pub(crate) fn with_choices(
     if !choices.teacher.is_empty() {
         let names = choices.teacher.iter().map(|path| path.display().to_string());
         run.teacher = Some(TeacherNames::new(names.collect()));
-        run.teacher_logits = None;
+        // The hash is of one or the other: a network's is not a file of logits's.
+        if run.teacher_logits.take().is_some() {
+            run.teacher_sha256 = None;
+        }
     }
     if let Some(path) = &choices.teacher_logits {
         run.teacher_logits = Some(path.display().to_string());
-        (run.teacher, run.teacher_sha256) = (None, None);
+        if run.teacher.take().is_some() {
+            run.teacher_sha256 = None;
+        }
     }
     run.combine = choices.combine.or(run.combine);
     run.teacher_model = choices.teacher_model.or(run.teacher_model);

@@ -32,6 +32,7 @@ impl Definition for LabelSmoothing {
 
     const ABOUT: About = About {
         kind: Kind::Control,
+        across_images: false,
         summary: "cross-entropy with smoothed labels, in place of the labels'",
         paper: "Szegedy et al. 2016",
         weight: 1.0,

@@ -34,6 +34,7 @@ impl Definition for AttentionTransfer {
 
     const ABOUT: About = About {
         kind: Kind::Feature,
+        across_images: false,
         summary: "difference of attention maps: squared activations, averaged over channels",
         paper: "Zagoruyko, Komodakis 2017",
         weight: 1000.0,

@@ -65,6 +65,7 @@ impl Definition for ActivationBoundaries {
 
     const ABOUT: About = About {
         kind: Kind::Feature,
+        across_images: true,
         summary: "where the teacher's neurons are active and where not, through a learned 1x1 convolution",
         paper: "Heo et al. 2019",
         weight: 0.003,

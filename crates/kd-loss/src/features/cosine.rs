@@ -69,6 +69,7 @@ impl Definition for Cosine {
 
     const ABOUT: About = About {
         kind: Kind::Feature,
+        across_images: false,
         summary: "1 - cosine between flattened feature maps",
         paper: "PyTorch tutorial on knowledge distillation",
         weight: 0.25,

@@ -89,6 +89,7 @@ impl Definition for FactorTransfer {
 
     const ABOUT: About = About {
         kind: Kind::Feature,
+        across_images: true,
         summary: "normalised factors: an autoencoder's code of the teacher's map, and a translation of the student's",
         paper: "Kim, Park, Kwak 2018",
         weight: 200.0,

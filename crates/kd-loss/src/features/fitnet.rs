@@ -22,6 +22,7 @@ impl Definition for FitNet {
 
     const ABOUT: About = About {
         kind: Kind::Feature,
+        across_images: false,
         summary: "mean squared error to the teacher's map through a learned 1x1 convolution",
         paper: "Romero et al. 2015",
         weight: 100.0,

@@ -37,6 +37,7 @@ impl Definition for Nst {
 
     const ABOUT: About = About {
         kind: Kind::Feature,
+        across_images: false,
         summary: "maximum mean discrepancy between the channels of feature maps",
         paper: "Huang, Wang 2017",
         weight: 50.0,

@@ -49,6 +49,7 @@ impl Definition for Ofd {
 
     const ABOUT: About = About {
         kind: Kind::Feature,
+        across_images: true,
         summary: "the teacher's maps above a margin below 0, through a learned 1x1 convolution",
         paper: "Heo et al. 2019 (overhaul)",
         weight: 0.001,

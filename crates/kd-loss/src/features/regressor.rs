@@ -16,6 +16,7 @@ impl Definition for Regressor {
 
     const ABOUT: About = About {
         kind: Kind::Feature,
+        across_images: false,
         summary: "mean squared error to the teacher's feature map through a learned 3x3 convolution",
         paper: "PyTorch tutorial on knowledge distillation; Romero et al. 2015",
         weight: 0.25,

@@ -83,6 +83,7 @@ impl Definition for ReviewKd {
 
     const ABOUT: About = About {
         kind: Kind::Feature,
+        across_images: true,
         summary: "the teacher's stages beside a learned fusion of the student's same and later stages",
         paper: "Chen et al. 2021",
         weight: 1.0,

@@ -58,6 +58,7 @@ impl Definition for Vid {
 
     const ABOUT: About = About {
         kind: Kind::Feature,
+        across_images: false,
         summary: "likelihood of the teacher's map under a Gaussian predicted from the student's",
         paper: "Ahn et al. 2019",
         weight: 1.0,

@@ -78,6 +78,7 @@ impl Definition for Dist {
 
     const ABOUT: About = About {
         kind: Kind::Response,
+        across_images: true,
         summary: "Pearson correlation of probabilities, within images and within classes",
         paper: "Huang et al. 2022",
         weight: 2.0,

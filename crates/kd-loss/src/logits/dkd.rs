@@ -109,6 +109,7 @@ impl Definition for Dkd {
 
     const ABOUT: About = About {
         kind: Kind::Response,
+        across_images: false,
         summary: "KD with the label's probability and the other classes weighted apart",
         paper: "Zhao et al. 2022",
         weight: 1.0,

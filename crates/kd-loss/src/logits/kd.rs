@@ -126,6 +126,7 @@ impl Definition for Kd {
 
     const ABOUT: About = About {
         kind: Kind::Response,
+        across_images: false,
         summary: "KL divergence to the teacher's softmax at a temperature",
         paper: "Hinton, Vinyals, Dean 2015; standardize: Sun et al. 2024",
         weight: 0.25,

@@ -80,6 +80,7 @@ impl Definition for Mlkd {
 
     const ABOUT: About = About {
         kind: Kind::Response,
+        across_images: true,
         summary: "soft targets at several temperatures: of images, of the batch and of classes",
         paper: "Jin, Wang, Lin 2023",
         weight: 0.9,

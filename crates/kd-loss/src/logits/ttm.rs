@@ -49,6 +49,7 @@ impl Definition for Ttm {
 
     const ABOUT: About = About {
         kind: Kind::Response,
+        across_images: false,
         summary: "KL divergence of the student's softmax to a power of the teacher's",
         paper: "Zheng, Yang 2024",
         weight: 45.0,

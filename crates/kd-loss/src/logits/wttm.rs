@@ -54,6 +54,7 @@ impl Definition for Wttm {
 
     const ABOUT: About = About {
         kind: Kind::Response,
+        across_images: false,
         summary: "KL divergence of the student's softmax to a power of the teacher's, images weighted by the power's sum",
         paper: "Zheng, Yang 2024",
         weight: 4.0,

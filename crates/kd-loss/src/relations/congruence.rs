@@ -82,6 +82,7 @@ impl Definition for Congruence {
 
     const ABOUT: About = About {
         kind: Kind::Relation,
+        across_images: true,
         summary: "correlations between the images of a batch, through a Gaussian kernel",
         paper: "Peng et al. 2019",
         weight: 100.0,

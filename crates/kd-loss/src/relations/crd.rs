@@ -112,6 +112,7 @@ impl Definition for Crd {
 
     const ABOUT: About = About {
         kind: Kind::Relation,
+        across_images: true,
         summary: "contrast of an image's two embeddings with those of other images",
         paper: "Tian, Krishnan, Isola 2020",
         weight: 0.8,

@@ -59,6 +59,7 @@ impl Definition for Fsp {
 
     const ABOUT: About = About {
         kind: Kind::Relation,
+        across_images: false,
         summary: "difference of flow matrices: products of an earlier with a later map",
         paper: "Yim et al. 2017",
         weight: 50.0,

@@ -45,6 +45,7 @@ impl Definition for Pkt {
 
     const ABOUT: About = About {
         kind: Kind::Relation,
+        across_images: true,
         summary: "neighbourhoods of the images of a batch, as probabilities",
         paper: "Passalis, Tefas 2018",
         weight: 30000.0,

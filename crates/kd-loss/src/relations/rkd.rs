@@ -86,6 +86,7 @@ impl Definition for RkdDistance {
 
     const ABOUT: About = About {
         kind: Kind::Relation,
+        across_images: true,
         summary: "distances between the images of a batch",
         paper: "Park et al. 2019",
         weight: 25.0,
@@ -111,6 +112,7 @@ impl Definition for RkdAngle {
 
     const ABOUT: About = About {
         kind: Kind::Relation,
+        across_images: true,
         summary: "angles between the images of a batch",
         paper: "Park et al. 2019",
         weight: 50.0,

@@ -32,6 +32,7 @@ impl Definition for Similarity {
 
     const ABOUT: About = About {
         kind: Kind::Relation,
+        across_images: true,
         summary: "similarities between the images of a batch",
         paper: "Tung, Mori 2019",
         weight: 3000.0,

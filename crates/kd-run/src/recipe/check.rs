@@ -297,8 +297,8 @@ impl RunConfig {
         require(!weighs, &[Step::Key("class_weights")], "set", expected)?;
         for (index, term) in self.methods.iter().enumerate() {
             let path = [Step::Key("method"), Step::Index(index), Step::Key("name")];
-            let expected = "another method beside training.accumulate: this one compares the images of the whole step with each other";
-            require(!compares_images(&term.method), &path, term.method.name(), expected)?;
+            let expected = "another method beside training.accumulate: this one compares the images of the whole step with each other, or normalises over them";
+            require(!looks_across_images(&term.method), &path, term.method.name(), expected)?;
         }
         Ok(())
     }
@@ -440,17 +440,9 @@ impl OptimizerConfig {
 }
 
 /// Whether a method's loss depends on which images come together.
-fn compares_images(method: &MethodConfig) -> bool {
-    matches!(
-        method,
-        MethodConfig::Dist(_)
-            | MethodConfig::RkdDistance(_)
-            | MethodConfig::RkdAngle(_)
-            | MethodConfig::Similarity(_)
-            | MethodConfig::Congruence(_)
-            | MethodConfig::Pkt(_)
-            | MethodConfig::Crd(_)
-    )
+fn looks_across_images(method: &MethodConfig) -> bool {
+    let about = kd_loss::METHODS.iter().find(|info| info.name == method.name());
+    about.is_none_or(|info| info.about.across_images)
 }
 
 fn check_average(average: Option<AverageConfig>) -> Result<(), Invalid> {

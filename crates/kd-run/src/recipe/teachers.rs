@@ -121,7 +121,7 @@ impl RunConfig {
         let Some(temperature) = combination.temperature_mut().filter(|it| it.is_none()) else {
             return Ok(combination);
         };
-        let mut found = self.methods.iter().filter_map(teachers_temperature);
+        let mut found = self.methods.iter().flat_map(teachers_temperatures);
         let first = found.next().unwrap_or(1.0);
         let expected = "combine.temperature beside methods that soften the teacher's logits at several temperatures";
         require(
@@ -141,12 +141,17 @@ pub(super) fn learns_from_maps(method: &MethodConfig) -> bool {
     about.is_some_and(|info| matches!(info.about.kind, Kind::Feature | Kind::Relation))
 }
 
-/// What a method divides the teacher's logits by before their softmax; `None` for one that asks no teacher.
-fn teachers_temperature(term: &Term) -> Option<f64> {
+/// What a method divides the teacher's logits by before their softmax, one after another; empty for one that does not take the teacher's
+/// logits.
+fn teachers_temperatures(term: &Term) -> Vec<f64> {
     match &term.method {
-        MethodConfig::Kd(config) => Some(config.teacher_temperature.unwrap_or(config.temperature)),
-        MethodConfig::Dkd(config) => Some(config.temperature),
-        MethodConfig::Dist(config) => Some(config.temperature),
-        _ => None,
+        MethodConfig::Kd(config) => vec![config.teacher_temperature.unwrap_or(config.temperature)],
+        MethodConfig::Dkd(config) => vec![config.temperature],
+        MethodConfig::Dist(config) => vec![config.temperature],
+        MethodConfig::Mlkd(config) => config.temperatures.clone(),
+        // The power γ of the teacher's probabilities is the softmax of γ times its logits.
+        MethodConfig::Ttm(config) => vec![1.0 / config.gamma],
+        MethodConfig::Wttm(config) => vec![1.0 / config.gamma],
+        _ => Vec::new(),
     }
 }

@@ -231,3 +231,25 @@ fn rates_that_make_no_sense_are_errors() {
         assert!(check_schedule(&read(line).unwrap()).is_ok(), "{line}");
     }
 }
+
+/// The softmax of a teacher's logits at temperature T has the power 1/T of its probabilities.
+#[test]
+fn teachers_are_combined_at_the_temperature_of_the_method() {
+    let combination = |method: &str| {
+        let text = format!(
+            "format = 1\nname = 'r'\n[[run]]\nname = 'a'\nmodel = 'student'\nteacher = ['b', 'c']\ncombine = {{ name = 'probabilities' }}\n[[run.method]]\nweight = 1.0\nname = {method}"
+        );
+        Recipe::parse(&text, "r").unwrap().runs[0].combination()
+    };
+    for (method, expected) in [
+        ("'ttm'\ngamma = 0.25", 4.0),
+        ("'wttm'\ngamma = 0.5", 2.0),
+        ("'mlkd'\ntemperatures = [3.0]", 3.0),
+        ("'kd'\ntemperature = 2.0\nteacher_temperature = 1.5", 1.5),
+    ] {
+        let mut found = combination(method).unwrap();
+        assert_eq!(found.temperature_mut().copied(), Some(Some(expected)), "{method}");
+    }
+    let error = combination("'mlkd'").unwrap_err().message;
+    assert!(error.contains("several temperatures"), "{error}");
+}

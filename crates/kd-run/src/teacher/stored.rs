@@ -1,6 +1,6 @@
 //! A teacher that is a file of its logits, by the pictures' names: one that can't leave the machine that it runs on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
@@ -33,7 +33,8 @@ impl StoredLogits {
     /// Loads the file at `path` for these images, with its classes brought into the order of theirs.
     ///
     /// # Errors
-    /// When the file is missing or no such file, is of other classes, or lacks training images.
+    /// When the file is missing or no such file, is of other classes, or lacks training images, or when two of these
+    /// have one name.
     pub fn load(path: &Path, data: &Portions, choice: &ClassChoice) -> Result<Self> {
         let sha256 = sha256(path)?;
         let file = PictureLogits::read(path)?;
@@ -48,6 +49,13 @@ impl StoredLogits {
                 path.display()
             ))
         })?;
+        let mut seen = HashSet::new();
+        if let Some(twice) = named.iter().find(|name| !seen.insert(name.as_str())) {
+            return Err(Error::unfit(format!(
+                "{}: two training pictures have the name {twice}; expected a name for each, by which the file's logits are found: rename one of them",
+                path.display()
+            )));
+        }
         let gather = |named: &[String]| -> Result<Tensor> {
             let of = |name: &String| {
                 let row = &file.logits[rows.get(name.as_str()).copied()? * count..][..count];
@@ -71,7 +79,7 @@ impl StoredLogits {
                 file.names.len()
             )));
         }
-        let besides = file.names.len() - named.len();
+        let besides = file.names.len().saturating_sub(named.len());
         if besides > 0 {
             notes.push(format!(
                 "{}: the file has {besides} pictures besides the {} training images",

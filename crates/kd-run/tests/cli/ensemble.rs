@@ -213,6 +213,10 @@ fn teachers_that_can_not_answer_as_one_are_refused_with_the_reason() {
     }
     let message = refused(&good, "--teacher t.safetensors --combine choice", 2);
     assert!(message.contains("expected none in a run that has not several teachers"), "{message}");
+    let several =
+        with("name = 'kd'\nweight = 1.0\ntemperature = 3.0", "name = 'mlkd'\nweight = 1.0");
+    let message = refused(&several, "--combine probabilities", 2);
+    assert!(message.contains("expected combine.temperature beside methods that"), "{message}");
     let message = refused(&good, "--combine median", 2);
     assert!(message.contains("logits, probabilities, confidence or choice"), "{message}");
 }

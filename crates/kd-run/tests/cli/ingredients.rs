@@ -292,6 +292,11 @@ fn what_can_not_be_computed_in_parts_is_refused_or_warned_of() {
             "run[2].method[1].name: is dist; expected another method beside training.accumulate",
         ),
         (
+            "name = 'kd'\nweight = 1.0\ntemperature = 2.0\nteacher_temperature = 1.0",
+            "name = 'ofd'\nweight = 1.0",
+            "is ofd; expected another method beside training.accumulate",
+        ),
+        (
             "name = 'alone'",
             "name = 'alone'\nclass_weights = 'balanced'",
             "run[1].class_weights: is set; expected none beside training.accumulate",

@@ -322,6 +322,11 @@ fn frozen_layers_are_trained_after_the_epochs_that_are_said() {
             assert!(second.contains_key(&moments), "{name}");
         }
     }
+    let said = kd(
+        &dir,
+        "train --recipe whole/resnet8/recipe.toml --run resnet8 --freeze conv1,layer1.0.bn1 --lr-scale layer1=0.3 --out other",
+    );
+    assert!(said.contains("the recipe's unfreeze_at = 1 does not count"), "{said}");
     // Before, at and after the step at which the layers are unfrozen.
     for step in 1..=3 {
         let out = format!("stopped-{step}");

@@ -67,6 +67,36 @@ fn a_file_of_logits_teaches_as_the_network_does() {
     }
 }
 
+/// Pictures without a folder to test on: the training pictures can be looked at, and those that a run held out.
+#[test]
+fn pictures_without_test_pictures_are_evaluated_where_that_can_be_done() {
+    let dir = WorkDir::new();
+    pictures(&dir.path("pictures"));
+    fs::remove_dir_all(dir.path("pictures/test")).unwrap();
+    dir.stdout(&format!("train --model student --name one --out out --held-out 4 --size 16 {RUN}"));
+    let eval = "eval --weights out/one.safetensors --size 16 --data pictures --json";
+    let number = |line: &str, of: &str| {
+        let printed: serde_json::Value = serde_json::from_str(&dir.stdout(line)).unwrap();
+        (printed["dataset"][of].as_u64(), printed["accuracy"].clone())
+    };
+    let (count, _) = number(&format!("{eval} --dataset folder --on train"), "train");
+    assert_eq!(count, Some(16));
+    let (count, accuracy) = number(&format!("{eval} --recipe out/one/recipe.toml"), "test");
+    assert_eq!(count, Some(4));
+    assert_eq!(accuracy, dir.json("out/one/evaluation.json")["accuracy"]);
+    let message = dir.fails(&format!("{eval} --dataset folder"), 1);
+    assert!(message.contains("(--recipe OUT/RUN/recipe.toml)"), "{message}");
+    // What a recipe says of shards does not count for a folder.
+    let text = String::from_utf8(dir.read("out/one/recipe.toml")).unwrap();
+    let shards = "dataset = \"shards\"\ntrain_shards = \"a.tar\"\nsplit = 0.5\n";
+    let text = text.replace("dataset = \"folder\"\n", shards);
+    assert!(text.contains(shards));
+    fs::write(dir.path("shards.toml"), text).unwrap();
+    dir.stdout(
+        "train --recipe shards.toml --run one --dataset folder --data pictures --out of-a-folder",
+    );
+}
+
 #[test]
 fn a_file_that_can_not_teach_these_pictures_is_refused() {
     let dir = WorkDir::new();
@@ -88,6 +118,13 @@ fn a_file_that_can_not_teach_these_pictures_is_refused() {
         logits.logits.drain(..4);
     });
     changed("others", |logits| logits.classes = vec!["boot".into(), "shoe".into()]);
+    // A recipe that has the file's hash takes no other file.
+    let run = format!("--name one --out out {RUN}");
+    dir.stdout(&format!("distill --method kd --teacher-logits a {run}"));
+    changed("other", |logits| logits.logits.reverse());
+    let line = "distill --recipe out/one/recipe.toml --data pictures --out again --teacher-logits";
+    let message = dir.fails(&format!("{line} other"), 1);
+    assert!(message.contains("these are other logits"), "{message}");
     fs::write(dir.path("page"), "<html>").unwrap();
     let distill = format!("distill --method kd --out out {RUN}");
     for (line, expected) in [

@@ -12,7 +12,7 @@ use kd_models::classes::{ClassChoice, ClassMap};
 use kd_models::preprocessing::{Interpolation, Stated};
 use kd_record::read::read_text;
 use kd_record::{Compile, DeviceChoice, Precision};
-use kd_run::data::DATA_MEMORY;
+use kd_run::data::{self, DATA_MEMORY};
 use kd_run::device;
 use kd_run::recipe::{DataConfig, DatasetName};
 use kd_run::resolve::Choices;
@@ -48,7 +48,7 @@ pub(crate) struct RunFlags {
     /// A class map for the file of --init, in a run that has a teacher, too
     #[arg(long, value_name = "FILE", conflicts_with = "ignore_class_names")]
     init_class_map: Option<PathBuf>,
-    /// Layers to freeze, by name: "conv1,layer1"
+    /// Layers to freeze, by name, in place of the recipe's freeze and unfreeze_at: "conv1,layer1"
     #[arg(long, value_name = "LAYERS", value_delimiter = ',')]
     pub(crate) freeze: Vec<String>,
     /// Train the frozen layers, too, after so many epochs
@@ -144,18 +144,11 @@ pub(crate) struct DataFlags {
 impl DataFlags {
     /// Lays what the flags say of the data set over a recipe's data.
     pub(crate) fn lay_over(&self, config: &mut DataConfig) {
-        if let Some(dataset) = self.dataset {
-            if dataset != config.dataset {
-                config.sha256 = None;
-                config.skip_broken = false;
-            }
-            config.dataset = dataset;
-        }
+        let (train_shards, test_shards) = (&self.train_shards, &self.test_shards);
+        data::choose(config, self.dataset, train_shards.as_deref(), test_shards.as_deref());
         config.skip_broken |= self.skip_broken;
         config.test_limit = self.test_limit.or(config.test_limit);
         config.size = self.size.or(config.size);
-        config.train_shards = self.train_shards.clone().or_else(|| config.train_shards.take());
-        config.test_shards = self.test_shards.clone().or_else(|| config.test_shards.take());
     }
 }
 

@@ -1,10 +1,11 @@
 //! `kd eval`: what weights are worth on the test images, or on the training images.
 
+use std::fs::File;
 use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Args;
-use kd_data::images;
+use kd_data::{Portions, images};
 use kd_models::Architecture;
 use kd_models::preprocessing::{Preprocessing, Stated, find, timm};
 use kd_models::weights::peek;
@@ -97,8 +98,6 @@ pub(crate) fn run(flags: &Eval) -> Result<(), Failure> {
     }
     let mut config = read_recipe(flags.recipe.as_deref())?.data;
     flags.data.lay_over(&mut config);
-    // What weights are worth is measured on the test images, even where a recipe holds training images out.
-    config.held_out = None;
     let on_train = flags.on == "train";
     // Where no training image is looked at, one is enough to hold in memory.
     config.train_limit = if on_train { None } else { Some(1) };
@@ -106,9 +105,10 @@ pub(crate) fn run(flags: &Eval) -> Result<(), Failure> {
     if config.size.is_none() {
         as_in_training(flags, &mut config)?;
     }
-    let memory = flags.data.data_memory.unwrap_or(data::DATA_MEMORY);
-    let data = data::load_within(&config, &flags.data.data, memory)?;
-    for warning in data.skipped_sentence().iter().chain(&data.class_warnings) {
+    let data = load(flags, &mut config, on_train)?;
+    // Those of the classes are about the test images.
+    let of_classes = if on_train { &[][..] } else { &data.class_warnings };
+    for warning in data.skipped_sentence().iter().chain(of_classes) {
         tracing::warn!("{warning}");
     }
     let choice = flags.classes.choice()?;
@@ -162,10 +162,34 @@ pub(crate) fn run(flags: &Eval) -> Result<(), Failure> {
     Ok(print(&format!("{json}\n"))?)
 }
 
+/// The images to look at. What weights are worth is measured on the test images, even where a recipe holds training images out; where
+/// there are no test images, on those that the recipe holds out.
+fn load(flags: &Eval, config: &mut DataConfig, on_train: bool) -> anyhow::Result<Portions> {
+    let memory = flags.data.data_memory.unwrap_or(data::DATA_MEMORY);
+    let (folder, held_out) = (&flags.data.data, config.held_out.take());
+    let data = data::load_untested(config, folder, memory)?;
+    if on_train || !data.test.is_empty() {
+        return Ok(data);
+    }
+    config.held_out = held_out;
+    let Some(held_out) = held_out else {
+        anyhow::bail!(
+            "{}: there are no pictures to test on; give the recipe of a run that held some of the training pictures out (--recipe OUT/RUN/recipe.toml), look at those that it was trained on (--on train), or add a folder test, val or validation beside train (--test-shards for shards)",
+            folder.display()
+        );
+    };
+    say(&[format!(
+        "{}: there are no pictures to test on; the test images are the {held_out} training pictures that the recipe holds out",
+        folder.display()
+    )]);
+    Ok(data::load_within(config, folder, memory)?)
+}
+
 /// Brings pictures to the network's size as its training did, where nothing else is asked for: one's own pictures in any case, those of
 /// another data set where its file says how.
 fn as_in_training(flags: &Eval, config: &mut DataConfig) -> anyhow::Result<()> {
     let path = &flags.weights;
+    File::open(path).with_context(|| format!("{}: can't be read", path.display()))?;
     let header = peek(path)?;
     let metadata = header.metadata.as_ref();
     if !config.dataset.is_ones_own() && metadata.is_none_or(|about| about.scaled.is_none()) {

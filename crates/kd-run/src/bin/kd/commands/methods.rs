@@ -80,6 +80,7 @@ impl Method {
         json!({
             "name": self.info.name,
             "kind": about.kind,
+            "across_images": about.across_images,
             "summary": about.summary,
             "paper": about.paper,
             "weight": about.weight,
