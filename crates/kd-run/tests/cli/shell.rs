@@ -32,7 +32,7 @@ fn completions_name_the_commands_and_bash_can_read_them() {
     match Command::new("bash").args(["-c", script]).current_dir(dir.path("")).output() {
         Ok(output) => assert_eq!(
             String::from_utf8_lossy(&output.stdout),
-            "predict\n--seed\n",
+            "prepare predict\n--seed\n",
             "{}",
             String::from_utf8_lossy(&output.stderr)
         ),
