@@ -9,7 +9,7 @@
 //! | `classes` | U8 | UTF-8 text: the name of each class on a line of its own |
 //! | `labels` | I64 `[N]` | the class of each picture; may be absent, and is not read |
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use half::f16;
@@ -40,7 +40,7 @@ impl PictureLogits {
     /// Writes the file, with the class of each picture beside it. The same contents give the same bytes.
     ///
     /// # Errors
-    /// When a name holds a line break, the parts don't fit together, or the file can't be written.
+    /// When a name holds a line break or is there twice, the parts don't fit together, or the file can't be written.
     pub fn write(&self, path: &Path, labels: &[u32]) -> Result<()> {
         let refuse = |found: String| Error::corrupt(path, None, found);
         let lines = |names: &[String]| match names.iter().find(|name| name.contains('\n')) {
@@ -49,6 +49,11 @@ impl PictureLogits {
                 "can't be written: the name {name:?} holds a line break, and names stand a line each; rename the file or folder"
             ))),
         };
+        if let Some(name) = named_twice(&self.names) {
+            return Err(refuse(format!(
+                "can't be written: two pictures have the name {name:?}, by which their logits are found; rename one of the files"
+            )));
+        }
         let (names, classes) = (lines(&self.names)?, lines(&self.classes)?);
         let logits: Vec<u8> = self.logits.iter().flat_map(|value| value.to_le_bytes()).collect();
         let labels: Vec<u8> =
@@ -85,6 +90,12 @@ impl PictureLogits {
     pub fn rows(&self) -> HashMap<&str, usize> {
         self.names.iter().enumerate().map(|(row, name)| (name.as_str(), row)).collect()
     }
+}
+
+/// The first name that is there a second time.
+fn named_twice(names: &[String]) -> Option<&str> {
+    let mut seen = HashSet::new();
+    names.iter().map(String::as_str).find(|name| !seen.insert(*name))
 }
 
 /// The contents of a file, or what is wrong with them.
@@ -182,6 +193,9 @@ mod tests {
         broken.names[0] = "a\nb".into();
         let message = broken.write(&path, &[0, 0]).unwrap_err().to_string();
         assert!(message.contains("\"a\\nb\" holds a line break"), "{message}");
+        broken.names = vec!["a".into(); 2];
+        let message = broken.write(&path, &[0, 0]).unwrap_err().to_string();
+        assert!(message.contains("two pictures have the name \"a\""), "{message}");
     }
 
     /// A file as another program writes it: the names end with a line break, the logits are of another type.
