@@ -213,6 +213,10 @@ fn other_settings_do_not_mix_with_recorded_figures() {
     assert!(error.unwrap_err().to_string().contains("--seeds"));
 }
 
+/// The recipes of methods that have no figures yet.
+const NOT_RUN: [&str; 7] =
+    ["activation-boundaries", "factor-transfer", "mlkd", "ofd", "reviewkd", "ttm", "wttm"];
+
 /// The settings that the project's own figures were recorded with are those that its recipes have today: the command in
 /// docs/methods.md goes on from them. Three arms have other settings since and are to be trained; the figures of the old settings stand under names of their own.
 #[test]
@@ -235,9 +239,13 @@ fn the_recorded_settings_are_those_of_the_recipes() {
     }
     let new = figures.arms.split_off(before.arms.len());
     let new: Vec<&str> = new.iter().map(|arm| arm.name.as_str()).collect();
-    assert!(new.is_empty(), "these settings are not in the figures: {new:?}");
-    assert_eq!(figures, before);
     let document = fs::read_to_string(root.join("docs/methods.md")).unwrap();
+    // What has not been run, the page says.
+    assert_eq!(new, NOT_RUN, "these settings are not in the figures");
+    for name in NOT_RUN {
+        assert!(document.contains(&format!("`{name}`")), "{name}");
+    }
+    assert_eq!(figures, before);
     for old in ["correlation-congruence-0.02", "dist-tau-1", "logit-standardization-dkd-1-8"] {
         assert!(figures.arms.iter().any(|arm| arm.name == old), "{old}");
         assert!(document.contains(&format!("`{old}`")), "{old}");
