@@ -96,6 +96,7 @@ pub(crate) fn run(flags: &Eval) -> Result<(), Failure> {
         let force = Some(flags.force);
         Output { path, kind: own::LOGITS, others: &others, force }.check()?;
     }
+    let choice = flags.classes.choice()?;
     let mut config = read_recipe(flags.recipe.as_deref())?.data;
     flags.data.lay_over(&mut config);
     let on_train = flags.on == "train";
@@ -111,7 +112,6 @@ pub(crate) fn run(flags: &Eval) -> Result<(), Failure> {
     for warning in data.skipped_sentence().iter().chain(of_classes) {
         tracing::warn!("{warning}");
     }
-    let choice = flags.classes.choice()?;
     let about = PretrainedConfig {
         architecture: flags.model,
         choice: &choice,
