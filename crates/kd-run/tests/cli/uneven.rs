@@ -213,7 +213,8 @@ fn broken_pictures_are_left_out_where_it_is_asked_for_and_listed() {
     );
     let message = dir.train_fails("train --model student --out other --skip-broken", 1);
     assert!(
-        message.contains("data: skip_broken: is true; expected false: only in a folder"),
+        message
+            .contains("data: skip_broken: is true; expected false: only of pictures of one's own"),
         "{message}"
     );
 }
