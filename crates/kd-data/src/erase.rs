@@ -24,7 +24,7 @@ pub struct RandomErasing {
 }
 
 impl Default for RandomErasing {
-    /// As torchvision's.
+    /// The defaults of torchvision's `RandomErasing`.
     fn default() -> Self {
         Self { p: 0.5, scale: [0.02, 0.33], ratio: [0.3, 3.3] }
     }

@@ -17,7 +17,7 @@ use crate::{Error, Result};
 pub(super) struct Entry {
     /// Where its bytes begin, from the archive's start.
     pub(super) offset: u64,
-    /// Their number.
+    /// How many bytes the picture has.
     pub(super) bytes: u32,
     /// How many bytes before them its header begins.
     pub(super) head: u32,
