@@ -1,58 +1,14 @@
-//! One file over HTTP: goes on where it broke off, and never takes a part for the whole.
+//! One file over HTTP: goes on where it broke off, and never takes a part for the whole; shown as it arrives.
 
-use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
 use std::path::Path;
-use std::sync::mpsc;
-use std::time::Duration;
 
-use anyhow::{Context, anyhow, bail};
-use ureq::http::{Response, StatusCode, header};
-use ureq::{Agent, Body};
+pub use kd_fetch::download::Patience;
+use kd_fetch::download::{self, Request, Seen};
 
 use crate::progress::Progress;
 
-/// When to give up.
-#[derive(Clone, Copy, Debug)]
-pub struct Patience {
-    /// From the look-up of the name to the answer's head.
-    pub connect: Duration,
-    /// Without a single byte, once the file has begun to arrive.
-    pub stall: Duration,
-    /// Attempts in a row that bring nothing new.
-    pub attempts: u32,
-    /// The same as long as nothing at all has arrived: few, where one can do without the file.
-    pub first_attempts: u32,
-    /// Wait after the first failed attempt; doubled after each further one.
-    pub retry_wait: Duration,
-}
-
-impl Default for Patience {
-    fn default() -> Self {
-        Self {
-            connect: Duration::from_secs(8),
-            stall: Duration::from_secs(30),
-            attempts: 5,
-            first_attempts: 5,
-            retry_wait: Duration::from_secs(1),
-        }
-    }
-}
-
-const LONGEST_WAIT: Duration = Duration::from_secs(30);
-
 /// No archive that is asked for comes near this, so a server that never ends is cut off here.
 const MOST_BYTES: u64 = 1 << 30;
-
-/// Why an attempt ended before the file did.
-enum Broken {
-    /// No answer at all.
-    Unreachable(String),
-    /// An answer, but not the whole file; another attempt may bring more.
-    Off(String),
-    /// No attempt will do better.
-    Fatal(anyhow::Error),
-}
 
 /// Brings the file at `url` to `path`, going on with what lies there from an earlier download,
 /// and says whether there was any. With `bytes` known, a file of another length is an error.
@@ -65,223 +21,32 @@ pub fn download(
     path: &Path,
     patience: &Patience,
 ) -> anyhow::Result<bool> {
-    let agent: Agent = Agent::config_builder()
-        .http_status_as_error(false)
-        .timeout_resolve(Some(patience.connect))
-        .timeout_connect(Some(patience.connect))
-        .timeout_recv_response(Some(patience.connect))
-        .timeout_per_read(Some(patience.stall))
-        .user_agent(concat!("kd-xtask/", env!("CARGO_PKG_VERSION")))
-        .build()
-        .into();
-    let mut file = OpenOptions::new()
-        .append(true)
-        .create(true)
-        .open(path)
-        .with_context(|| format!("cannot write {}", path.display()))?;
-    let mut resumed = false;
-    let mut furthest = 0;
-    let mut failures = 0;
-    let mut answered = false;
-    loop {
-        let mut have = length(&file, path)?;
-        if bytes.is_some_and(|bytes| have > bytes) {
-            truncate(&file, path)?;
-            have = 0;
-        }
-        if bytes == Some(have) && have > 0 {
-            return Ok(resumed || furthest == 0);
-        }
-        resumed |= have > 0;
-        let why = match attempt(&agent, url, bytes, &mut file, path, patience) {
-            Ok(()) => return Ok(resumed),
-            Err(Broken::Fatal(error)) => return Err(error),
-            Err(Broken::Unreachable(why)) if !answered => bail!(
-                "cannot reach {url}: {why}. Without a network: put the archive on this machine \
-                 and name it with --archive FILE, or name a mirror with --url URL"
-            ),
-            Err(Broken::Unreachable(why)) => why,
-            Err(Broken::Off(why)) => {
-                answered = true;
-                why
+    let request = Request {
+        url,
+        bytes,
+        whose_bytes: "the published archive",
+        most: MOST_BYTES,
+        path,
+        patience,
+        user_agent: concat!("kd-xtask/", env!("CARGO_PKG_VERSION")),
+        without_network: "Without a network: put the archive on this machine and name it with --archive FILE, or name a mirror with --url URL",
+        otherwise: "another address is given with --url URL, an archive on this machine with --archive FILE",
+    };
+    let name = url.rsplit('/').next().unwrap_or(url);
+    let mut shown: Option<(Option<u64>, Progress)> = None;
+    download::download(&request, &mut |seen| match seen {
+        Seen::Arrived(have, total) => {
+            // Another attempt, which may be told another length, has a bar of its own.
+            if shown.as_ref().is_none_or(|(of, _)| *of != total) {
+                shown = Some((total, Progress::new(name, total)));
             }
-        };
-        let have = length(&file, path)?;
-        if have > furthest {
-            furthest = have;
-            failures = 0;
-        }
-        failures += 1;
-        let attempts = if have > 0 { patience.attempts } else { patience.first_attempts };
-        if failures >= attempts {
-            bail!(
-                "{url}: {why}; gave up after {failures} attempts that brought nothing new. \
-                 What arrived is kept: the same command goes on from there"
-            );
-        }
-        let wait = patience.retry_wait.saturating_mul(1 << (failures - 1).min(16));
-        let wait = wait.min(LONGEST_WAIT);
-        eprintln!("{url}: {why}; next attempt in {:.1} s", wait.as_secs_f64());
-        std::thread::sleep(wait);
-    }
-}
-
-fn attempt(
-    agent: &Agent,
-    url: &str,
-    bytes: Option<u64>,
-    file: &mut File,
-    path: &Path,
-    patience: &Patience,
-) -> Result<(), Broken> {
-    let mut have = length(file, path).map_err(Broken::Fatal)?;
-    let response = ask(agent, url, have, patience.connect)?;
-    let status = response.status();
-    let range = content_range(&response);
-    match status {
-        StatusCode::PARTIAL_CONTENT if have > 0 => {
-            if range.is_none_or(|range| range.start != Some(have)) {
-                truncate(file, path).map_err(Broken::Fatal)?;
-                return Err(Broken::Off(format!(
-                    "asked for the bytes from {have} on, the server sent others; starting over"
-                )));
+            if let Some((_, progress)) = &mut shown {
+                progress.set(have);
             }
         }
-        StatusCode::OK => {
-            if have > 0 {
-                eprintln!("{url}: the server cannot go on from byte {have}; starting over");
-                truncate(file, path).map_err(Broken::Fatal)?;
-                have = 0;
-            }
+        Seen::Said(sentence) => {
+            shown = None;
+            eprintln!("{sentence}");
         }
-        StatusCode::RANGE_NOT_SATISFIABLE if have > 0 => {
-            // With no length known beforehand, this is how a part proves to be the whole.
-            if range.and_then(|range| range.total) == Some(have) && bytes.is_none() {
-                return Ok(());
-            }
-            truncate(file, path).map_err(Broken::Fatal)?;
-            return Err(Broken::Off(format!(
-                "the server has nothing from byte {have} on; starting over"
-            )));
-        }
-        StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => {
-            return Err(Broken::Off(format!("the server answered {status}")));
-        }
-        _ if status.is_server_error() => {
-            return Err(Broken::Off(format!("the server answered {status}")));
-        }
-        _ => {
-            return Err(Broken::Fatal(anyhow!(
-                "{url}: the server answered {status}; another address is given with --url URL, \
-                 an archive on this machine with --archive FILE"
-            )));
-        }
-    }
-    let announced = response.body().content_length().map(|rest| have.saturating_add(rest));
-    if let (Some(announced), Some(bytes)) = (announced, bytes)
-        && announced != bytes
-    {
-        return Err(Broken::Fatal(anyhow!(
-            "{url} has {announced} bytes, the published archive {bytes}: this is another file"
-        )));
-    }
-    let total = bytes.or(announced);
-    let most = total.unwrap_or(MOST_BYTES);
-    let mut progress = Progress::new(url.rsplit('/').next().unwrap_or(url), total);
-    let mut body = response.into_body().into_reader();
-    let mut buffer = vec![0; 1 << 18];
-    loop {
-        progress.set(have);
-        let read = match body.read(&mut buffer) {
-            Ok(read) => read as u64,
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-            Err(error) if timed_out(&error) => {
-                let why = format!("no byte for {} s", patience.stall.as_secs_f64());
-                return Err(Broken::Off(broke_off(have, total, &why)));
-            }
-            Err(error) => return Err(Broken::Off(broke_off(have, total, &error.to_string()))),
-        };
-        if read == 0 {
-            return match total {
-                Some(total) if have < total => {
-                    Err(Broken::Off(broke_off(have, Some(total), "connection closed")))
-                }
-                _ => Ok(()),
-            };
-        }
-        if have + read > most {
-            truncate(file, path).map_err(Broken::Fatal)?;
-            return Err(Broken::Fatal(anyhow!(
-                "{url} sends more than the {most} bytes expected: this is another file"
-            )));
-        }
-        file.write_all(&buffer[..read as usize])
-            .with_context(|| format!("cannot write {}", path.display()))
-            .map_err(Broken::Fatal)?;
-        have += read;
-    }
-}
-
-/// The answer's head, or why there is none after `limit`, whatever the request is stuck in.
-fn ask(agent: &Agent, url: &str, have: u64, limit: Duration) -> Result<Response<Body>, Broken> {
-    let mut request = agent.get(url).header(header::ACCEPT_ENCODING, "identity");
-    if have > 0 {
-        request = request.header(header::RANGE, format!("bytes={have}-"));
-    }
-    let (sender, receiver) = mpsc::channel();
-    std::thread::spawn(move || {
-        // Nobody listens any more when the limit was up first.
-        let _ = sender.send(request.call());
-    });
-    match receiver.recv_timeout(limit) {
-        Ok(Ok(response)) => Ok(response),
-        Ok(Err(error)) => Err(match error {
-            ureq::Error::BadUri(_) | ureq::Error::Http(_) => {
-                Broken::Fatal(anyhow!("{url} is not an address of a file on the web: {error}"))
-            }
-            ureq::Error::TooManyRedirects | ureq::Error::RedirectFailed => {
-                Broken::Fatal(anyhow!("{url} leads nowhere: {error}"))
-            }
-            ureq::Error::Protocol(_) => Broken::Off(format!("no proper answer: {error}")),
-            ureq::Error::HostNotFound => Broken::Unreachable("no such host is known here".into()),
-            ureq::Error::Timeout(_) => Broken::Unreachable("no answer in time".into()),
-            other => Broken::Unreachable(other.to_string()),
-        }),
-        Err(_) => Err(Broken::Unreachable("no answer in time".into())),
-    }
-}
-
-struct ContentRange {
-    start: Option<u64>,
-    total: Option<u64>,
-}
-
-/// `bytes 100-199/200`, `bytes */200`.
-fn content_range(response: &Response<Body>) -> Option<ContentRange> {
-    let value = response.headers().get(header::CONTENT_RANGE)?.to_str().ok()?;
-    let (range, total) = value.strip_prefix("bytes ")?.split_once('/')?;
-    let start = range.split_once('-').and_then(|(start, _)| start.trim().parse().ok());
-    Some(ContentRange { start, total: total.trim().parse().ok() })
-}
-
-/// ureq hands its own error on inside of the reader's.
-fn timed_out(error: &std::io::Error) -> bool {
-    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<ureq::Error>());
-    matches!(inner, Some(ureq::Error::Timeout(_))) || error.kind() == std::io::ErrorKind::TimedOut
-}
-
-fn broke_off(have: u64, total: Option<u64>, why: &str) -> String {
-    match total {
-        Some(total) => format!("broke off after {have} of {total} bytes ({why})"),
-        None => format!("broke off after {have} bytes ({why})"),
-    }
-}
-
-fn length(file: &File, path: &Path) -> anyhow::Result<u64> {
-    let metadata = file.metadata().with_context(|| format!("cannot read {}", path.display()))?;
-    Ok(metadata.len())
-}
-
-fn truncate(file: &File, path: &Path) -> anyhow::Result<()> {
-    file.set_len(0).with_context(|| format!("cannot write {}", path.display()))
+    })
 }

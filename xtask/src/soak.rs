@@ -97,7 +97,10 @@ impl Step {
                 // optimisation it is built in less than half the time.
                 let mut command = workspace::cargo();
                 command.args(["test", "--locked", "--profile", "light"]);
-                process::run(command.args(["--package", "kd-data", "--features", "hub"]))
+                process::run(command.args(["--package", "kd-data", "--features", "hub"]))?;
+                let mut command = workspace::cargo();
+                command.args(["test", "--locked", "--package", "kd-run", "--features", "hub"]);
+                process::run(command.args(["--test", "cli", "fetch::"]))
             }
             Self::Release => ci::quick_experiment(None),
             Self::WithoutCudnn => emulated_gpu::command(&emulated_gpu::Args {

@@ -5,6 +5,8 @@ mod disk;
 mod ensemble;
 mod errors;
 mod evaluation;
+#[cfg(feature = "hub")]
+mod fetch;
 mod figures;
 mod files;
 mod foreign;

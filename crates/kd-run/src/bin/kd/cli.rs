@@ -52,6 +52,9 @@ pub(crate) enum Command {
     Eval(eval::Eval),
     /// Classify pictures with a network, and with its teacher beside it
     Predict(predict::Predict),
+    /// Fetch weights from the web or a model hub into a cache
+    #[cfg(feature = "hub")]
+    Fetch(crate::commands::fetch::Fetch),
     /// Write a network as an ONNX file for other programs
     Export(export::Export),
     /// Show a table of the runs below output folders, and write an HTML page of them
@@ -82,6 +85,8 @@ impl Command {
             Self::Prepare(flags) => prepare::run(flags),
             Self::Eval(flags) => eval::run(flags),
             Self::Predict(flags) => predict::run(flags),
+            #[cfg(feature = "hub")]
+            Self::Fetch(flags) => crate::commands::fetch::run(flags),
             Self::Export(flags) => export::run(flags),
             Self::Report(flags) => report::run(flags),
             Self::Compare(flags) => compare::run(flags),

@@ -5,6 +5,8 @@ pub(crate) mod completions;
 pub(crate) mod distill;
 pub(crate) mod eval;
 pub(crate) mod export;
+#[cfg(feature = "hub")]
+pub(crate) mod fetch;
 pub(crate) mod keep;
 pub(crate) mod man;
 pub(crate) mod methods;
