@@ -12,6 +12,7 @@ mod error;
 pub mod families;
 pub mod graph;
 mod init;
+pub mod latency;
 pub mod memory;
 mod network;
 #[cfg(feature = "onnx")]

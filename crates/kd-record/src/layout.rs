@@ -15,6 +15,7 @@
 //!   report.html, summary.json    written by `kd report`
 //!   comparison.html              written by `kd report` of several folders, into the first
 //!   comparison.json, comparison.md, figures.json   written by `kd compare`
+//!   profile.json                 written by `kd profile`
 //! ```
 //!
 //! With several seeds `out` holds a folder of this kind for each: `seed-0`, `seed-1` and so on. A folder that is locked holds
@@ -39,6 +40,7 @@ const COMPARISON_PAGE: &str = "comparison.html";
 const COMPARISON: &str = "comparison.json";
 const COMPARISON_MARKDOWN: &str = "comparison.md";
 const FIGURES: &str = "figures.json";
+const PROFILE: &str = "profile.json";
 const LOCK: &str = ".lock";
 const SEED: &str = "seed-";
 /// What the name of a file ends in while it is written.
@@ -100,6 +102,11 @@ impl OutFolder {
     /// The raw figures of `kd compare`.
     pub fn figures(&self) -> PathBuf {
         self.path.join(FIGURES)
+    }
+
+    /// What `kd profile` measured: [`Profile`](crate::Profile).
+    pub fn profile(&self) -> PathBuf {
+        self.path.join(PROFILE)
     }
 
     /// The folder of one seed, where there are several.

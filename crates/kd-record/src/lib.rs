@@ -17,6 +17,7 @@ pub mod own;
 pub mod picture_logits;
 #[cfg(feature = "process")]
 pub mod process;
+pub mod profile;
 pub mod read;
 pub mod roles;
 pub mod summary;
@@ -34,6 +35,7 @@ pub use kept_views::{Keep, KeptViews, NumberType};
 pub use layout::{OutFolder, RunFolder};
 pub use names::{Compile, DeviceChoice, Interpolation, Precision};
 pub use picture_logits::PictureLogits;
+pub use profile::Profile;
 pub use roles::Roles;
 pub use summary::Summary;
 pub use teacher_outputs::TeacherOutput;

@@ -40,6 +40,8 @@ pub const PAGE: Kind = Kind::Text(&["<title>Distillation", "<link rel=\"icon\" h
 pub const SUMMARY: Kind = Kind::Json(&["format", "dataset", "runs"]);
 /// The JSON of `kd compare`, as [`Comparison`](crate::Comparison) describes it.
 pub const COMPARISON: Kind = Kind::Json(&["title", "head", "rows", "notes"]);
+/// The JSON of `kd profile`, as [`Profile`](crate::Profile) describes it.
+pub const PROFILE: Kind = Kind::Json(&["format", "version", "networks"]);
 /// A comparison's table in Markdown.
 pub const MARKDOWN: Kind = Kind::Text(&["\n| arm | seeds | ", "\nGap closed: (arm - "]);
 /// A manual page of kd or of one of its commands.

@@ -5,6 +5,7 @@ mod confusion;
 mod dots;
 mod lines;
 mod reliability;
+mod scatter;
 mod stacked;
 
 use std::fmt::Write;
@@ -15,6 +16,7 @@ pub(crate) use confusion::confusion_matrix;
 pub(crate) use dots::{Dot, DotRow, dot_plot};
 pub(crate) use lines::{Point, Series, line_chart};
 pub(crate) use reliability::{Reliability, reliability_diagram};
+pub(crate) use scatter::{Marked, scatter};
 pub(crate) use stacked::{StackedRow, stacked_bars, swatch};
 
 /// Number of colours in the style sheet.

@@ -4,7 +4,7 @@ mod read;
 mod roles;
 mod run;
 
-use kd_record::{Comparison, DatasetRecord, Evaluation};
+use kd_record::{Comparison, DatasetRecord, Evaluation, Profile};
 
 use crate::statistics;
 pub(crate) use read::read_all;
@@ -24,6 +24,8 @@ pub(crate) struct Experiment {
     pub(crate) arms: Vec<Arm>,
     /// The table of `kd compare`, where it lies in the folder.
     pub(crate) comparison: Option<Comparison>,
+    /// What `kd profile` measured, where it lies in the folder.
+    pub(crate) profile: Option<Profile>,
 }
 
 impl Experiment {

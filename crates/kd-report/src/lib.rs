@@ -17,6 +17,7 @@ mod findings;
 pub mod format;
 mod notes;
 mod page;
+pub mod profile;
 mod published;
 mod sections;
 pub mod softmax;

@@ -13,7 +13,7 @@ use crate::format::dataset_title;
 use crate::notes;
 use crate::sections::{
     agreement, calibration, comparison, confusion, curves, gain, headline, loss_parts, machine,
-    recipe, runs, skipped, soft_targets, teachers,
+    profile, recipe, runs, skipped, soft_targets, teachers,
 };
 use parts::{Section, Shown, Table, unique};
 
@@ -66,6 +66,7 @@ pub(crate) fn render(experiments: &[Experiment]) -> Result<String> {
         soft_targets::section(&shown),
         loss_parts::section(&shown),
         teachers::section(&shown),
+        profile::section(experiments),
         recipe::section(&shown),
         skipped::section(experiments),
         machine::section(&shown),

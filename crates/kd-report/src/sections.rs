@@ -10,6 +10,7 @@ pub(crate) mod gain;
 pub(crate) mod headline;
 pub(crate) mod loss_parts;
 pub(crate) mod machine;
+pub(crate) mod profile;
 pub(crate) mod recipe;
 pub(crate) mod runs;
 pub(crate) mod skipped;

@@ -97,7 +97,8 @@ fn row(experiment: &Experiment, arm: &Arm, uneven: bool, with_source: bool) -> V
 }
 
 /// First column to the left, the others to the right.
-fn align(text: &mut String, rows: &[Vec<String>]) {
+/// Columns in line: the first to the left, figures to the right.
+pub(crate) fn align(text: &mut String, rows: &[Vec<String>]) {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column));

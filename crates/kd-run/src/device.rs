@@ -81,7 +81,7 @@ pub fn name(device: &Device) -> &'static str {
 }
 
 /// The processor's name and number of cores, for people who compare times.
-pub(crate) fn machine() -> String {
+pub fn machine() -> String {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let cpu_info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpu_info.lines().find_map(|line| line.strip_prefix("model name"));

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use kd_record::{Comparison, DatasetRecord, OutFolder, RunFolder};
+use kd_record::{Comparison, DatasetRecord, OutFolder, Profile, RunFolder};
 
 use super::{Arm, Experiment, Run};
 use crate::{Error, Result};
@@ -60,7 +60,9 @@ fn read(out: &Path) -> Result<Experiment> {
     seeds.sort_unstable();
     seeds.dedup();
     let comparison = Comparison::read(&out.comparison())?;
-    Ok(Experiment { label: String::new(), dataset, device, seeds, arms: arms(runs)?, comparison })
+    let profile = Profile::read(&out.profile())?;
+    let (label, arms) = (String::new(), arms(runs)?);
+    Ok(Experiment { label, dataset, device, seeds, arms, comparison, profile })
 }
 
 /// What the runs say about their images, each sentence once.

@@ -20,6 +20,7 @@ mod networks;
 mod own;
 mod pictures;
 mod plan;
+mod profile;
 mod recipes;
 mod resolve;
 mod resume;

@@ -6,5 +6,5 @@ mod values;
 
 pub(crate) use flags::{ClassFlags, ComputeFlags, DataFlags, PictureFlags, RunFlags};
 pub(crate) use values::{
-    Part, architecture, at_least_one, channels, one_of, part, positive, share,
+    Part, architecture, at_least_one, channels, one_of, part, percent, positive, share,
 };

@@ -4,7 +4,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::commands::{
     compare, completions, distill, eval, export, keep, man, methods, networks, plan, predict,
-    prepare, recipe, report, train,
+    prepare, profile, recipe, report, train,
 };
 use crate::failure::Failure;
 
@@ -55,6 +55,8 @@ pub(crate) enum Command {
     /// Fetch weights from the web or a model hub into a cache
     #[cfg(feature = "hub")]
     Fetch(crate::commands::fetch::Fetch),
+    /// Measure networks side by side: size, multiply-adds, memory, latency, and accuracy where it is known
+    Profile(profile::Profile),
     /// Write a network as an ONNX file for other programs
     Export(export::Export),
     /// Show a table of the runs below output folders, and write an HTML page of them
@@ -87,6 +89,7 @@ impl Command {
             Self::Predict(flags) => predict::run(flags),
             #[cfg(feature = "hub")]
             Self::Fetch(flags) => crate::commands::fetch::run(flags),
+            Self::Profile(flags) => profile::run(flags),
             Self::Export(flags) => export::run(flags),
             Self::Report(flags) => report::run(flags),
             Self::Compare(flags) => compare::run(flags),
