@@ -65,8 +65,10 @@ mod tests {
 
     #[test]
     fn the_median_and_the_ninetieth_percentile_are_those_of_the_sorted_times() {
-        let milliseconds = |numbers: &[u64]| numbers.iter().map(|ms| Duration::from_millis(*ms));
-        let found = of(milliseconds(&[9, 1, 8, 2, 7, 3, 6, 4, 5, 10]).collect());
+        let of = |numbers: &[u64]| {
+            of(numbers.iter().map(|ms| Duration::from_millis(*ms)).collect::<Vec<_>>())
+        };
+        let found = of(&[9, 1, 8, 2, 7, 3, 6, 4, 5, 10]);
         let expected = Latency {
             timed: 10,
             median: Duration::from_micros(5500),
@@ -74,7 +76,7 @@ mod tests {
         };
         assert_eq!(found, expected);
         // Of eleven, nine are fewer than nine tenths.
-        let found = of(milliseconds(&[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]).collect());
+        let found = of(&[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]);
         assert_eq!((found.median.as_millis(), found.p90.as_millis()), (6, 10));
     }
 
