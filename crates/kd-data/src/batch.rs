@@ -91,7 +91,7 @@ impl BatchConfig {
 pub struct Batch {
     /// The network's inputs, normalised: f32 `[B, C, H, W]`.
     pub images: Tensor,
-    /// The classes: u32 `[B]`.
+    /// The classes: u32 `[B]`. Of a source without labels each is [`NO_LABEL`](crate::NO_LABEL), which no loss takes.
     pub labels: Tensor,
     /// Each image's number in its source: `B` of them. A [balanced](Sampler::Balanced) epoch may have an image several times.
     pub indices: Vec<u32>,

@@ -15,7 +15,7 @@ use crate::crop::Crops;
 use crate::mix::{Mix, Mixed, Mixes};
 use crate::normalize::Table;
 use crate::sampler::order;
-use crate::source::{Block, Picture, Source};
+use crate::source::{Block, NO_LABEL, Picture, Source};
 use crate::{Error, Result, View};
 
 /// The batches of one epoch, in order, as [`batches`] makes them. Dropping it stops the thread that prepares them.
@@ -182,7 +182,11 @@ impl<S: Source + ?Sized> Reader<'_, S> {
     }
 
     fn label(&self, index: u32) -> Result<u32> {
-        self.source.label(index).ok_or_else(|| Error::no_label(index))
+        match self.source.label(index) {
+            Some(label) => Ok(label),
+            None if !self.source.is_labelled() => Ok(NO_LABEL),
+            None => Err(Error::no_label(index)),
+        }
     }
 }
 

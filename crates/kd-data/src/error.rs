@@ -89,6 +89,14 @@ pub enum Error {
         /// What it should hold.
         expected: String,
     },
+    /// A setting that goes by labels, of pictures that have none.
+    #[error(
+        "{setting} goes by the classes of the training pictures, and these have none; leave it out, or give pictures in folders of their classes (in shards KEY.cls or KEY.json beside each)"
+    )]
+    Unlabelled {
+        /// What was asked for.
+        setting: String,
+    },
     /// There are too few images for the [`Portions`](crate::Portions) that are asked for.
     #[error("{reason}")]
     TooFew {

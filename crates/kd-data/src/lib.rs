@@ -24,6 +24,8 @@ mod jitter;
 #[cfg(feature = "images")]
 mod jpeg;
 mod labels;
+#[cfg(feature = "images")]
+mod layout;
 mod mix;
 mod names;
 mod normalize;
@@ -54,7 +56,7 @@ pub use crop::ResizedCrop;
 pub use erase::RandomErasing;
 pub use error::{Error, Result};
 #[cfg(feature = "images")]
-pub use folder::{image_folder, image_folder_without_broken};
+pub use folder::{FolderConfig, image_folder, image_folder_as, image_folder_without_broken};
 pub use jitter::{ColorJitter, Jitter};
 pub use kd_record::Interpolation;
 pub use labels::{balanced_parts, balanced_subset, class_counts, held_out_subset};
@@ -71,6 +73,6 @@ pub use scaled::{Room, Scaled};
 pub use scaling::{Crop, MAX_SIDE, Scaling};
 #[cfg(feature = "images")]
 pub use shards::picture_shards;
-pub use source::{Block, Picture, Source, select};
+pub use source::{Block, NO_LABEL, Picture, Source, select};
 pub use split::{Dataset, Skipped, Split};
 pub use synthetic::{SyntheticConfig, synthetic};

@@ -7,14 +7,15 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use crate::folder::{MAX_CLASSES, class_folders};
+use crate::folder::{check_count, class_folders};
 use crate::labels::cut;
+use crate::layout::{Place, layout};
 use crate::names::name_below;
 use crate::one_line::shown;
 use crate::portions::Sources;
 use crate::scaled::{Room, Scaled};
 use crate::scaling::Scaling;
-use crate::source::{Picture, Source, select};
+use crate::source::{NO_LABEL, Picture, Source, select};
 use crate::{Error, Result, Skipped, images};
 use kd_record::hash::hex;
 
@@ -57,12 +58,15 @@ impl TestOn {
 /// pictures in folders below a class's folder belong to it, in folders that are linked as well. A file is a picture where its name ends
 /// like one's or its contents begin like one's. Only names and lengths of files are read; a picture is decoded when it is asked for.
 ///
+/// Any of these folders may be missing; where all are, pictures that lie in `dir` itself are to be trained on. Pictures that lie in `train` or
+/// `dir` and in no folder of a class have no labels; the classes are then those that are tested on, or none.
+///
 /// The data set is known by the SHA-256 of the classes' names and of each file's path, length and class.
 ///
 /// What was passed over, and which pictures are tested on where that may not be expected, is returned as sentences.
 ///
 /// # Errors
-/// When a folder is missing or can't be read, a class has no picture, there are fewer than 2 classes or more than 65536, a test picture
+/// When there is no picture, a folder can't be read, a class has no picture, there are fewer than 2 classes or more than 65536, a test picture
 /// is of a class that is not trained on, or a file is empty or a link that leads nowhere; with [`FilesConfig::skip_broken`] these are
 /// left out. A file that turns out to be broken, or is no longer what it was, is an error when it is read.
 pub fn picture_files(dir: &Path, config: &FilesConfig) -> Result<(Sources, Vec<String>)> {
@@ -128,6 +132,8 @@ struct Found {
     classes: Vec<String>,
     train: Part,
     test: Part,
+    /// Whether the pictures to train on lie in folders of classes.
+    labelled: bool,
     /// The share of `train` that is tested on, where all are in one folder.
     share: Option<f64>,
 }
@@ -147,6 +153,7 @@ struct File {
     path: PathBuf,
     /// Its length in bytes when the folder was looked through.
     bytes: u64,
+    /// The number of its class, or [`NO_LABEL`].
     label: u32,
 }
 
@@ -184,67 +191,40 @@ impl Found {
     }
 }
 
-/// `train`, and `test`, `val` or `validation` beside it.
+/// `train`, and `test`, `val` or `validation` beside it; any may be missing.
 fn of_split_folders(dir: &Path, test_on: TestOn, notes: &mut Vec<String>) -> Result<Found> {
-    if !dir.join("train").is_dir() {
-        return Err(Error::Missing {
-            path: dir.join("train"),
-            expected: "a folder with a folder of pictures for each class".into(),
-            advice: "give the folder in which train/CLASS/* lie; if there is one folder for each class and none above them, say what share of the pictures is tested on, such as split = 0.2 in a recipe's [data]".into(),
+    let layout = layout(dir, test_on)?;
+    let classes = layout.classes();
+    notes.extend(layout.notes);
+    if let (Some(train), Some(tested)) = (&layout.train, &layout.tested)
+        && let Some(name) = tested.classes.iter().find(|name| !classes.contains(name))
+    {
+        return Err(Error::Folder {
+            path: dir.join(tested.name).join(name),
+            found: format!("a class that {} lacks", train.name),
+            expected: format!("the classes of {} alone", train.name),
         });
     }
-    let is_there = |name: &&str| dir.join(name).is_dir();
-    let validation = ["val", "validation"].into_iter().filter(is_there);
-    let validation = match &validation.collect::<Vec<_>>()[..] {
-        [] => None,
-        [one] => Some(*one),
-        _ => {
-            return Err(Error::Folder {
-                path: dir.into(),
-                found: "both val and validation".into(),
-                expected: "one folder of validation pictures".into(),
-            });
-        }
+    let part = |place: &Option<Place>| match place {
+        None => Ok(Part::default()),
+        Some(Place { name, classes: own }) if own.is_empty() => without_classes(dir, name),
+        Some(Place { name, .. }) => look_through(dir, name, &classes),
     };
-    let test = Some("test").filter(is_there);
-    let tested = match (test_on, test, validation) {
-        (TestOn::Test, Some(test), _) => Some(test),
-        (TestOn::Test, None, Some(validation)) => {
-            notes.push(format!(
-                "{}: there is no folder test; the pictures in {validation} are tested on",
-                shown(dir)
-            ));
-            Some(validation)
-        }
-        (TestOn::Test, None, None) => None,
-        (TestOn::Validation, _, Some(validation)) => Some(validation),
-        (TestOn::Validation, _, None) => {
-            return Err(Error::Missing {
-                path: dir.join("validation"),
-                expected: "a folder val or validation with pictures to test on".into(),
-                advice: "add it, or leave out test_on".into(),
-            });
-        }
-    };
-    let classes = class_folders(&dir.join("train"))?;
-    let train = look_through(dir, "train", &classes)?;
-    let mut part = Part::default();
-    if let Some(tested) = tested {
-        let theirs = class_folders(&dir.join(tested))?;
-        if let Some(name) = theirs.iter().find(|name| !classes.contains(name)) {
-            return Err(Error::Folder {
-                path: dir.join(tested).join(name),
-                found: "a class that train lacks".into(),
-                expected: "the classes of train alone".into(),
-            });
-        }
-        part = look_through(dir, tested, &classes)?;
-    }
-    Ok(Found { classes, train, test: part, share: None })
+    let (train, test) = (part(&layout.train)?, part(&layout.tested)?);
+    let labelled = layout.train.is_some_and(|train| !train.classes.is_empty());
+    Ok(Found { classes, train, test, labelled, share: None })
 }
 
 /// A folder for each class, of whose pictures the share `share` is tested on.
 fn of_one_folder(dir: &Path, share: f64) -> Result<Found> {
+    refuse_other_folders(dir, share)?;
+    let classes = class_folders(dir)?;
+    let train = look_through(dir, "", &classes)?;
+    Ok(Found { classes, train, test: Part::default(), labelled: true, share: Some(share) })
+}
+
+/// Refuses a share that is none, and one of a folder in which pictures are cut already.
+pub(crate) fn refuse_other_folders(dir: &Path, share: f64) -> Result<()> {
     if !(share > 0.0 && share < 1.0) {
         let (found, expected) = (share.to_string(), "a share between 0 and 1".into());
         return Err(Error::Config { field: "split", found, expected });
@@ -258,9 +238,16 @@ fn of_one_folder(dir: &Path, share: f64) -> Result<Found> {
             });
         }
     }
-    let classes = class_folders(dir)?;
-    let train = look_through(dir, "", &classes)?;
-    Ok(Found { classes, train, test: Part::default(), share: Some(share) })
+    Ok(())
+}
+
+/// The pictures in the folder `name` of `dir`, which have no labels, in the order of their paths.
+fn without_classes(dir: &Path, name: &str) -> Result<Part> {
+    let mut part = Part::default();
+    walk(dir, Path::new(name), NO_LABEL, &mut Vec::new(), &mut part)?;
+    part.files.sort_by(|a, b| a.path.cmp(&b.path));
+    part.passed_over.sort();
+    Ok(part)
 }
 
 /// The files of all classes in the folder `name` of `dir`, class by class and in the order of their paths, which are relative to `dir`.
@@ -347,15 +334,21 @@ fn leave_out_broken(dir: &Path, part: &mut Part) {
 
 /// Refuses too few or too many classes, and one without a picture to train on.
 fn check_classes(dir: &Path, found: &Found) -> Result<()> {
-    let classes = found.classes.len();
-    if !(2..=MAX_CLASSES).contains(&classes) {
+    if found.train.files.is_empty() && found.test.files.is_empty() {
         return Err(Error::Folder {
             path: dir.into(),
-            found: format!("{classes} folders"),
-            expected: format!("one for each class, 2 to {MAX_CLASSES}"),
+            found: "no picture that can be read".into(),
+            expected: "pictures to train on".into(),
         });
     }
-    let mut counts = vec![0usize; classes];
+    if found.classes.is_empty() && !found.labelled {
+        return Ok(());
+    }
+    check_count(dir, &found.classes)?;
+    if !found.labelled {
+        return Ok(());
+    }
+    let mut counts = vec![0usize; found.classes.len()];
     found.train.files.iter().for_each(|file| counts[file.label as usize] += 1);
     refuse_empty_classes(dir, &found.classes, &counts)
 }
@@ -392,7 +385,7 @@ impl Source for Files {
     }
 
     fn label(&self, index: u32) -> Option<u32> {
-        self.files.get(index as usize).map(|file| file.label)
+        self.files.get(index as usize).map(|file| file.label).filter(|label| *label != NO_LABEL)
     }
 
     fn name(&self, index: u32) -> Option<String> {

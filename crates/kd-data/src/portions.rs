@@ -37,11 +37,11 @@ pub struct Limits {
 pub struct Sources {
     /// `cifar10`, `cifar100`, `synthetic`, `folder` or `shards`.
     pub name: String,
-    /// The classes' names, by label.
+    /// The classes' names, by label; none where neither the images to train on nor those to test on have labels.
     pub classes: Vec<String>,
     /// The images to train on.
     pub train: Arc<dyn Source>,
-    /// The images to test on; they may be none where images are held out.
+    /// The images to test on, which have labels; they may be none where images are held out.
     pub test: Arc<dyn Source>,
     /// What the data set is known by: as [`Dataset::sha256`] of pictures in memory, and of files as
     /// [`picture_files`](crate::picture_files) says.
@@ -110,7 +110,12 @@ impl Portions {
         let classes = dataset.classes.len();
         let limited = |source: Arc<dyn Source>, limit: Option<usize>| match limit {
             Some(limit) if limit < source.len() => {
-                let chosen = balanced_subset(&source.labels()?, limit, classes, SUBSET_SEED);
+                // Pictures without labels are as of one class.
+                let (labels, classes) = match source.is_labelled() {
+                    true => (source.labels()?, classes),
+                    false => (vec![0; source.len()], 1),
+                };
+                let chosen = balanced_subset(&labels, limit, classes, SUBSET_SEED);
                 Ok::<_, Error>(select(&source, &chosen))
             }
             _ => Ok(source),
@@ -165,6 +170,7 @@ impl Portions {
         select_on: Option<usize>,
     ) -> Result<Self> {
         if let Some([part, of]) = part {
+            self.require_labels(&format!("run {run}: part"))?;
             self.left_out_sha256 = Some(self.part_sha256(part, of)?);
             let left_out = self.part(part, of)?;
             self.train = select(&self.train, &all_but(self.train.len(), &left_out));
@@ -181,7 +187,7 @@ impl Portions {
             }
             self.selection = Some(selection);
         }
-        let unseen = self.absent(&self.train);
+        let unseen = if self.train.is_labelled() { self.absent(&self.train) } else { Vec::new() };
         if !unseen.is_empty() {
             let part = part.map_or(String::new(), |[part, of]| {
                 format!(" outside of part {part} of {of}, which is left out,")
@@ -211,12 +217,23 @@ impl Portions {
         Some(format!("{which} left out: {}{more}", named.join(", ")))
     }
 
-    /// The labels of the training images, in the data's order.
+    /// The labels of the training images, in the data's order; empty where the images have none.
     ///
     /// # Errors
-    /// When an image has none.
+    /// When an image has none and others do.
     pub fn train_labels(&self) -> Result<Vec<u32>> {
-        self.train.labels()
+        if self.train.is_labelled() { self.train.labels() } else { Ok(Vec::new()) }
+    }
+
+    /// Refuses training images without labels where `setting` goes by them.
+    ///
+    /// # Errors
+    /// When they have none.
+    pub fn require_labels(&self, setting: &str) -> Result<()> {
+        match self.train.is_labelled() || self.train.is_empty() {
+            true => Ok(()),
+            false => Err(Error::Unlabelled { setting: setting.into() }),
+        }
     }
 
     /// The shape of the images that a network gets: channels, height and width.
@@ -265,6 +282,7 @@ impl Portions {
     /// Takes `count` images, balanced over the classes, out of the training images; each class keeps at least one. `setting` is what
     /// asks for them.
     fn take_out(&mut self, setting: &str, count: usize, seed: u64) -> Result<Arc<dyn Source>> {
+        self.require_labels(setting)?;
         let (images, classes) = (self.train.len(), self.classes.len());
         if count >= images {
             return Err(too_few(format!(

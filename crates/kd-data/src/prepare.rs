@@ -70,7 +70,7 @@ const AT_A_TIME: usize = 64;
 
 /// Writes the pictures of `sources`, whole and upright, to shards in `out`: `train-000000.tar` and so on, `test-000000.tar` and so on, and
 /// `classes.txt`. Each is decoded, brought to `resize` pixels on its shorter side where it is larger, and written without loss, as a BMP file, with its
-/// class's number. Training on them with the same `resize` and interpolation sees the same pixels as on the pictures themselves, unless random
+/// class's number, where it has a class. Training on them with the same `resize` and interpolation sees the same pixels as on the pictures themselves, unless random
 /// parts are cut out of them ([`ResizedCrop`](crate::ResizedCrop)) or a larger size is asked for: those are scaled from the smaller pictures.
 ///
 /// `progress` is told the number of pictures that are done, and of all. Where shards are there that were written of the same data in
@@ -116,7 +116,9 @@ pub fn prepare(
     }
     let total = sources.train.len() + sources.test.len();
     let (mut done, mut known) = (0, 0);
-    write_whole(&out.join("classes.txt"), (sources.classes.join("\n") + "\n").as_bytes())?;
+    if !sources.classes.is_empty() {
+        write_whole(&out.join("classes.txt"), (sources.classes.join("\n") + "\n").as_bytes())?;
+    }
     for (which, source) in [("train", &sources.train), ("test", &sources.test)] {
         for (number, first) in (0..source.len()).step_by(shard_pictures).enumerate() {
             let name = format!("{which}-{number:06}.tar");
@@ -226,8 +228,10 @@ fn write(
                 match prepared {
                     Ok((bytes, label)) => {
                         tar::append(&mut file, &format!("{number:010}.bmp"), &bytes)?;
-                        let label = label.to_string();
-                        tar::append(&mut file, &format!("{number:010}.cls"), label.as_bytes())?;
+                        if let Some(label) = label {
+                            let label = label.to_string();
+                            tar::append(&mut file, &format!("{number:010}.cls"), label.as_bytes())?;
+                        }
                     }
                     Err(error) => {
                         failed = Some(error);
@@ -245,9 +249,13 @@ fn write(
     }
 }
 
-/// A picture as a BMP file, and its class.
-fn whole(source: &dyn Source, number: u32, config: &PrepareConfig) -> Result<(Vec<u8>, u32)> {
-    let label = source.label(number).ok_or_else(|| Error::no_label(number))?;
+/// A picture as a BMP file, and its class, where it has one.
+fn whole(
+    source: &dyn Source,
+    number: u32,
+    config: &PrepareConfig,
+) -> Result<(Vec<u8>, Option<u32>)> {
+    let label = source.label(number);
     let (mut picture, mut scaled) = (Picture::default(), Picture::default());
     source.read_whole(number, &mut picture)?;
     let [_, height, width] = picture.shape;

@@ -23,14 +23,15 @@ use crate::one_line::shown;
 use crate::picture_files::{FilesConfig, refuse_empty_classes};
 use crate::portions::Sources;
 use crate::scaled::Scaled;
-use crate::source::{Picture, Source, select};
+use crate::source::{NO_LABEL, Picture, Source, select};
 use crate::{Error, Result, Skipped, images};
 use kd_record::hash::hex;
 
 /// The pictures in the shards that `train` and `test` name in `dir`: WebDataset's tar archives, packed with gzip or not. `train` and `test` are
 /// patterns such as `train-{000..015}.tar`, `{a,b}.tar` or `train/*.tar`. A sample's members follow each other and have one key, which is their name
 /// up to the first dot; its picture ends in `.jpg`, `.jpeg`, `.png`, `.webp`, `.bmp` or `.gif`, and its class is what `KEY.cls` holds, or what
-/// `KEY.json` has as `label`, `cls` or `class`: a number from 0, or a name.
+/// `KEY.json` has as `label`, `cls` or `class`: a number from 0, or a name. Where no picture has either, the pictures have no labels; the classes
+/// are then those that are tested on, or none.
 ///
 /// Names are numbered in their order. Numbers have the names of the lines of `classes.txt` or `classnames.txt` in `dir`, or else are their own
 /// names. Only headers and labels are read; of each picture 24 bytes are kept, and it is decoded when it is asked for. What is packed with gzip is
@@ -40,7 +41,7 @@ use kd_record::hash::hex;
 /// passed over or unpacked is returned as sentences.
 ///
 /// # Errors
-/// When a shard is missing, cut off or no tar archive, a picture has no label or two, classes are numbers here and names there, there are fewer
+/// When a shard is missing, cut off or no tar archive, some pictures have a label and others none, classes are numbers here and names there, there are fewer
 /// than 2 classes or more than 65536, a class has no picture to train on, or a test picture is of a class that is not trained on. A picture that
 /// turns out to be broken is an error when it is read; with [`FilesConfig::skip_broken`] all are read beforehand, and such are left out.
 pub fn picture_shards(
@@ -58,7 +59,24 @@ pub fn picture_shards(
     let mut notes = Vec::new();
     notes.extend([&train, &test].into_iter().filter_map(|part| part.unpacked(dir)));
     notes.extend([&train, &test].into_iter().filter_map(|part| part.passed_over(dir)));
-    let classes = classes(dir, &mut train, &mut test, &mut notes)?;
+    let labelled = train.is_labelled()?;
+    if !test.is_labelled()? {
+        notes.push(format!(
+            "{}: the pictures in the shards to test on have no labels: nothing is measured on them",
+            shown(dir)
+        ));
+        test = Part { shards: Vec::new() };
+    }
+    if !labelled {
+        notes.push(format!("{}: the pictures in the shards have no labels", shown(dir)));
+        if config.split.is_some() {
+            return Err(Error::Unlabelled { setting: "split".into() });
+        }
+    }
+    let classes = match labelled || !test.shards.is_empty() {
+        true => classes(dir, &mut train, &mut test, &mut notes)?,
+        false => Vec::new(),
+    };
     let mut hash = Sha256::new();
     hash.update("picture shards\n");
     classes.iter().for_each(|class| hash.update(format!("{class}\n")));
@@ -69,9 +87,11 @@ pub fn picture_shards(
             part.leave_out_broken(dir, &mut hash, &mut skipped)?;
         }
     }
-    let mut counts = vec![0; classes.len()];
-    train.entries().for_each(|(_, entry)| counts[entry.label as usize] += 1);
-    refuse_empty_classes(dir, &classes, &counts)?;
+    if labelled {
+        let mut counts = vec![0; classes.len()];
+        train.entries().for_each(|(_, entry)| counts[entry.label as usize] += 1);
+        refuse_empty_classes(dir, &classes, &counts)?;
+    }
     let sha256 = hex(hash);
     let source = |part: Part, which: &str| -> Result<Arc<dyn Source>> {
         let shards = Arc::new(Shards::new(part, format!("{sha256} {which}")));
@@ -148,6 +168,30 @@ impl Part {
     /// Each picture with its shard.
     fn entries(&self) -> impl Iterator<Item = (&Shard, &Entry)> {
         self.shards.iter().flat_map(|shard| shard.index.entries.iter().map(move |e| (shard, e)))
+    }
+
+    /// Whether the pictures have labels, as they have where there are none.
+    ///
+    /// # Errors
+    /// When some have labels and others have none.
+    fn is_labelled(&self) -> Result<bool> {
+        let without = |shard: &'_ Shard| {
+            let name = shard.index.unlabelled.as_ref()?;
+            Some((shard.path.clone(), name.clone()))
+        };
+        let mut labels = self.shards.iter().map(|shard| &shard.index);
+        match self.shards.iter().find_map(without) {
+            None => Ok(true),
+            Some(_) if labels.all(|index| index.number.is_none() && index.name.is_none()) => {
+                Ok(false)
+            }
+            Some((path, name)) => Err(index::wrong(
+                &path,
+                &name,
+                "a picture without a label, and others with one".into(),
+                "its class beside it, as KEY.cls or in KEY.json, or no label in any of the shards",
+            )),
+        }
     }
 
     fn add_to(&self, hash: &mut Sha256) {
@@ -227,7 +271,7 @@ impl Part {
     fn renumber(&mut self, of: impl Fn(&Index, u32) -> u32) {
         for shard in &mut self.shards {
             let mut entries = std::mem::take(&mut shard.index.entries);
-            for entry in &mut entries {
+            for entry in entries.iter_mut().filter(|entry| entry.label != NO_LABEL) {
                 entry.label = of(&shard.index, entry.label);
             }
             shard.index.entries = entries;
@@ -342,7 +386,13 @@ fn classes(
         });
     }
     if first(|index| &index.name).is_some() {
-        let names = train.shards.iter().flat_map(|shard| &shard.index.names);
+        // Pictures without labels have no names of classes; those that are tested on may have.
+        let whose = if train.shards.iter().any(|shard| shard.index.name.is_some()) {
+            &*train
+        } else {
+            &*test
+        };
+        let names = whose.shards.iter().flat_map(|shard| &shard.index.names);
         let names: Vec<String> = names.collect::<BTreeSet<_>>().into_iter().cloned().collect();
         let place = |name: &String| names.binary_search(name).ok();
         for shard in &test.shards {
@@ -361,7 +411,9 @@ fn classes(
         }
         return counted(dir, names);
     }
-    let last = |part: &Part| part.entries().map(|(_, entry)| entry.label).max();
+    let last = |part: &Part| {
+        part.entries().map(|(_, entry)| entry.label).filter(|label| *label != NO_LABEL).max()
+    };
     let count = last(train).max(last(test)).map_or(0, |last| last as usize + 1);
     let listed = ["classes.txt", "classnames.txt"].map(|name| dir.join(name));
     let Some(path) = listed.into_iter().find(|path| path.is_file()) else {
@@ -437,7 +489,7 @@ impl Source for Shards {
     }
 
     fn label(&self, index: u32) -> Option<u32> {
-        self.find(index).map(|(_, entry)| entry.label)
+        self.find(index).map(|(_, entry)| entry.label).filter(|label| *label != NO_LABEL)
     }
 
     fn name(&self, index: u32) -> Option<String> {

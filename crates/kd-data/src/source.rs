@@ -9,7 +9,10 @@ use crate::names::Named;
 use crate::{Error, Result, Split};
 use kd_record::hash::hex;
 
-/// Labelled pictures of one size, numbered from 0, that batches can be made of in any order.
+/// What stands for the label of a picture without one in [`Split::labels`], [`Block::labels`] and [`Batch::labels`](crate::Batch::labels).
+pub const NO_LABEL: u32 = u32::MAX;
+
+/// Pictures of one size, numbered from 0, that batches can be made of in any order; with labels or without.
 ///
 /// [`Split`](crate::Split), which holds its pictures in memory, is one. A source of one's own needs no more than the
 /// methods without a body:
@@ -59,6 +62,11 @@ pub trait Source: Send + Sync {
 
     /// The class of picture `index`, counted from 0; `None` where the picture has no label, or there is no such picture.
     fn label(&self, index: u32) -> Option<u32>;
+
+    /// Whether the pictures have labels: all have one, or none has. A source without pictures has none.
+    fn is_labelled(&self) -> bool {
+        self.label(0).is_some()
+    }
 
     /// Reads picture `index` into `into`. What `into` held before is replaced; its memory is used again.
     ///
@@ -243,6 +251,6 @@ impl Picture {
 pub struct Block<'a> {
     /// The pixels `[N, C, H, W]`, row-major.
     pub images: &'a [u8],
-    /// The class of each picture, `[N]`.
+    /// The class of each picture, `[N]`; [`NO_LABEL`] of pictures without labels.
     pub labels: &'a [u32],
 }

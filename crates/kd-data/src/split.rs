@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 
 use crate::labels;
 use crate::one_line::{on_one_line, shown};
-use crate::source::{Block, Picture, Source};
+use crate::source::{Block, NO_LABEL, Picture, Source};
 use crate::{Error, Result};
 use kd_record::hash::hex;
 
@@ -16,7 +16,7 @@ use kd_record::hash::hex;
 pub struct Split {
     /// Pixels, row-major `[N, C, H, W]`: of a colour image all of red, then green, then blue.
     pub images: Vec<u8>,
-    /// The class of each image, counted from 0; `[N]`.
+    /// The class of each image, counted from 0; `[N]`. Of images without labels each is [`NO_LABEL`].
     pub labels: Vec<u32>,
     /// The group of classes of each image, where the data set has such groups (CIFAR-100 has 20); `[N]`.
     pub coarse_labels: Option<Vec<u32>>,
@@ -29,7 +29,7 @@ pub struct Split {
 pub struct Dataset {
     /// `cifar10`, `cifar100`, `synthetic` or `folder`.
     pub name: String,
-    /// The classes' names, by label.
+    /// The classes' names, by label; none where neither kind of images has labels.
     pub classes: Vec<String>,
     /// The images to train on.
     pub train: Split,
@@ -146,7 +146,7 @@ impl Source for Split {
     }
 
     fn label(&self, index: u32) -> Option<u32> {
-        self.labels.get(index as usize).copied()
+        self.labels.get(index as usize).copied().filter(|label| *label != NO_LABEL)
     }
 
     fn read(&self, index: u32, into: &mut Picture) -> Result<()> {

@@ -3,6 +3,8 @@
 
 #[path = "picture_files/shards.rs"]
 mod shards;
+#[path = "picture_files/unlabelled.rs"]
+mod unlabelled;
 
 use std::fs;
 use std::path::Path;

@@ -66,6 +66,13 @@ macro_rules! methods {
                 }
             }
 
+            /// Whether the method's loss goes by the images' labels, so that it can't be had of images without any.
+            pub fn needs_labels(&self) -> bool {
+                match self {
+                    $(Self::$variant(_) => <$definition>::NEEDS_LABELS,)*
+                }
+            }
+
             /// Checks the options that don't depend on the networks.
             ///
             /// # Errors

@@ -36,6 +36,9 @@ pub trait Definition {
     /// What the list of methods says of it.
     const ABOUT: About;
 
+    /// Whether the loss goes by the images' labels, so that it can't be had of images without any.
+    const NEEDS_LABELS: bool = false;
+
     /// Checks the options that don't depend on the networks.
     ///
     /// # Errors

@@ -39,6 +39,8 @@ struct World {
     student: BTreeMap<String, Var>,
     teacher: BTreeMap<String, Var>,
     helpers: BTreeMap<String, Var>,
+    /// The classes of the batch's images, and of all training images.
+    labels: [[u32; 9]; 2],
 }
 
 impl World {
@@ -69,6 +71,7 @@ impl World {
             student: features(&shapes.student, 10),
             teacher: features(&shapes.teacher, 20),
             helpers: helpers.into_iter().enumerate().map(helper).collect(),
+            labels: [[0, 1, 2, 0, 0, 0, 0, 0, 0], [0, 1, 2, 0, 1, 2, 3, 4, 5]],
         }
     }
 
@@ -89,8 +92,10 @@ impl World {
         };
         let helpers: HashMap<_, _> = tensors(&self.helpers).into_iter().collect();
         let vb = VarBuilder::from_tensors(helpers, self.student_logits.dtype(), DEVICE);
-        let method = build(config, &shapes(), vb).unwrap();
-        let labels = some(&Tensor::new(&[0u32, 1, 2, 0], DEVICE).unwrap());
+        let [labels, train_labels] = &self.labels;
+        let setup = Setup { train_labels: train_labels.to_vec(), ..shapes() };
+        let method = build(config, &setup, vb).unwrap();
+        let labels = some(&Tensor::new(&labels[..BATCH], DEVICE).unwrap());
         let at = RunStep { step: 5, steps: 10 };
         let host =
             HostStep { indices: &[0, 1, 2, 3][images.clone()], seed: 3, epoch: 0, epochs: 1, at };
@@ -246,6 +251,17 @@ fn what_looks_across_images_says_so() {
         let differs = (whole - halves).abs() > 1e-9 * whole.abs();
         let info = METHODS.iter().find(|info| info.name == config.name()).unwrap();
         assert_eq!(differs, info.about.across_images, "{config:?}: {whole}, {halves}");
+    }
+}
+
+#[test]
+fn what_goes_by_labels_says_so() {
+    for config in configs() {
+        let mut world = World::new(&config, DType::F64);
+        let with = scalar(&world.loss(&config));
+        world.labels = [[3, 2, 0, 1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 2, 2, 3, 4, 5]];
+        let changed = scalar(&world.loss(&config)) != with;
+        assert_eq!(changed, config.needs_labels(), "{config:?}");
     }
 }
 

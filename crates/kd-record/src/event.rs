@@ -171,12 +171,15 @@ pub struct EpochRecord {
     pub epoch: usize,
     /// Training loss, mean over the epoch's images. Versions 0.1 and 0.2 took the mean over its steps.
     pub train_loss: f64,
-    /// Share of correct predictions on the training images, with dropout, each before its step.
-    pub train_accuracy: f64,
-    /// Cross-entropy on the test images, mean over the images.
-    pub test_loss: f64,
-    /// Share of correct predictions on the test images, from 0 to 1.
-    pub test_accuracy: f64,
+    /// Share of correct predictions on the training images, with dropout, each before its step; `None` where these have no labels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub train_accuracy: Option<f64>,
+    /// Cross-entropy on the test images, mean over the images; `None` where there are none with labels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test_loss: Option<f64>,
+    /// Share of correct predictions on the test images, from 0 to 1; `None` where there are none with labels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test_accuracy: Option<f64>,
     /// Wall-clock seconds spent training this epoch.
     pub seconds: f64,
     /// Wall-clock seconds spent evaluating after this epoch.
@@ -273,8 +276,9 @@ impl Events {
                     found.ended = false;
                 }
                 Some(Event::Epoch(record)) => {
-                    let accuracy = record.test_accuracy;
-                    if !(0.0..=1.0).contains(&accuracy) {
+                    if let Some(accuracy) = record.test_accuracy
+                        && !(0.0..=1.0).contains(&accuracy)
+                    {
                         return Err(bad(format!(
                             "test_accuracy is {accuracy}; expected a number from 0 to 1"
                         )));
@@ -425,9 +429,9 @@ mod tests {
             epoch: 2,
             // No short decimal form.
             train_loss: 0.1 + 0.2,
-            train_accuracy: 1.0 / 3.0,
-            test_loss: 1e-300,
-            test_accuracy: 0.5,
+            train_accuracy: Some(1.0 / 3.0),
+            test_loss: Some(1e-300),
+            test_accuracy: Some(0.5),
             seconds: 1.0,
             test_seconds: None,
             images_per_second: 3.0,

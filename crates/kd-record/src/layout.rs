@@ -179,6 +179,11 @@ impl RunFolder {
         self.path.join(EVENTS)
     }
 
+    /// What stands in the place of [`evaluation`](Self::evaluation) in a run that has no test images with labels: a sentence that says so.
+    pub fn not_tested(&self) -> PathBuf {
+        self.path.join("not-tested.txt")
+    }
+
     /// The finished network's figures: [`Evaluation`](crate::Evaluation).
     pub fn evaluation(&self) -> PathBuf {
         self.path.join(EVALUATION)

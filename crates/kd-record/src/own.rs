@@ -124,8 +124,9 @@ pub fn check_run(folder: &RunFolder) -> Result<()> {
         if !is_ours(&weights, WEIGHTS)? {
             return refused(weights, ": kd did not write it".into());
         }
-        // The evaluation is written just before the weights.
-        if !(folder.has_begun() && folder.evaluation().exists()) {
+        // The evaluation, or what stands in its place, is written just before the weights.
+        let ends = folder.evaluation().exists() || folder.not_tested().exists();
+        if !(folder.has_begun() && ends) {
             let run = folder.path.display();
             return refused(weights, format!(": {run} holds no run that has written its weights"));
         }

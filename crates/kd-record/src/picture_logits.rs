@@ -37,11 +37,11 @@ pub struct PictureLogits {
 }
 
 impl PictureLogits {
-    /// Writes the file, with the class of each picture beside it. The same contents give the same bytes.
+    /// Writes the file, with the class of each picture beside it where they have classes. The same contents give the same bytes.
     ///
     /// # Errors
     /// When a name holds a line break or is there twice, the parts don't fit together, or the file can't be written.
-    pub fn write(&self, path: &Path, labels: &[u32]) -> Result<()> {
+    pub fn write(&self, path: &Path, labels: Option<&[u32]>) -> Result<()> {
         let refuse = |found: String| Error::corrupt(path, None, found);
         let lines = |names: &[String]| match names.iter().find(|name| name.contains('\n')) {
             None => Ok(names.join("\n").into_bytes()),
@@ -56,16 +56,20 @@ impl PictureLogits {
         }
         let (names, classes) = (lines(&self.names)?, lines(&self.classes)?);
         let logits: Vec<u8> = self.logits.iter().flat_map(|value| value.to_le_bytes()).collect();
-        let labels: Vec<u8> =
-            labels.iter().flat_map(|&label| i64::from(label).to_le_bytes()).collect();
+        let labels: Option<Vec<u8>> = labels.map(|labels| {
+            labels.iter().flat_map(|&label| i64::from(label).to_le_bytes()).collect()
+        });
         let shape = vec![self.names.len(), self.classes.len()];
         let made = || {
-            let tensors = [
+            let mut tensors = vec![
                 ("logits", TensorView::new(Dtype::F32, shape, &logits)?),
-                ("labels", TensorView::new(Dtype::I64, vec![labels.len() / 8], &labels)?),
                 ("names", TensorView::new(Dtype::U8, vec![names.len()], &names)?),
                 ("classes", TensorView::new(Dtype::U8, vec![classes.len()], &classes)?),
             ];
+            if let Some(labels) = &labels {
+                let view = TensorView::new(Dtype::I64, vec![labels.len() / 8], labels)?;
+                tensors.push(("labels", view));
+            }
             let own = HashMap::from([(KEY.to_owned(), env!("CARGO_PKG_VERSION").to_owned())]);
             safetensors::serialize(tensors, Some(own))
         };
@@ -182,19 +186,22 @@ mod tests {
     fn logits_come_back_by_name() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("logits.safetensors");
-        logits().write(&path, &[2, 0]).unwrap();
+        logits().write(&path, Some(&[2, 0])).unwrap();
         let found = PictureLogits::read(&path).unwrap();
         assert_eq!(found, logits());
         assert_eq!(found.rows()["train/c/2.png"], 1);
         let first = std::fs::read(&path).unwrap();
-        logits().write(&path, &[2, 0]).unwrap();
+        logits().write(&path, Some(&[2, 0])).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), first, "the same contents give the same bytes");
+        logits().write(&path, None).unwrap();
+        assert_eq!(PictureLogits::read(&path).unwrap(), logits());
+        assert!(std::fs::read(&path).unwrap().len() < first.len(), "without labels");
         let mut broken = logits();
         broken.names[0] = "a\nb".into();
-        let message = broken.write(&path, &[0, 0]).unwrap_err().to_string();
+        let message = broken.write(&path, None).unwrap_err().to_string();
         assert!(message.contains("\"a\\nb\" holds a line break"), "{message}");
         broken.names = vec!["a".into(); 2];
-        let message = broken.write(&path, &[0, 0]).unwrap_err().to_string();
+        let message = broken.write(&path, None).unwrap_err().to_string();
         assert!(message.contains("two pictures have the name \"a\""), "{message}");
     }
 

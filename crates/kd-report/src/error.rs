@@ -18,6 +18,9 @@ pub enum Error {
     /// The folder of one run was given, and not the one above it.
     #[error("{}: this is the folder of one run; give the folder above it: {}", .0.display(), above(.0))]
     RunFolder(PathBuf),
+    /// Nothing was measured on test images in a run.
+    #[error("{}: this run was not tested, since its test pictures have no labels or there are none: there is nothing to report but its losses, which events.jsonl beside its recipe has; give a test set with labels, or look at the network with `kd predict`", .0.display())]
+    NotTested(PathBuf),
     /// Two runs of one folder saw different data, so that their figures can't be compared.
     #[error("{}: trained on {found}, but {} on {expected}; keep runs on different data in different folders", .path.display(), .other.display())]
     DifferentData {

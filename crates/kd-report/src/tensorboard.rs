@@ -174,11 +174,11 @@ fn records(timed: &Timed, into: &mut Vec<u8>) {
 fn of_epoch(record: &EpochRecord) -> Vec<(String, f64)> {
     let own = [
         ("train/loss", Some(record.train_loss)),
-        ("train/accuracy", Some(record.train_accuracy)),
+        ("train/accuracy", record.train_accuracy),
         ("train/learning_rate", record.learning_rate),
         ("train/images_per_second", Some(record.images_per_second)),
-        ("test/loss", Some(record.test_loss)),
-        ("test/accuracy", Some(record.test_accuracy)),
+        ("test/loss", record.test_loss),
+        ("test/accuracy", record.test_accuracy),
         ("selection/accuracy", record.selection_accuracy),
     ];
     let own = own.into_iter().filter_map(|(tag, value)| Some((tag.to_owned(), value?)));

@@ -43,7 +43,7 @@ fn accuracy(folder: &Path, out: &Path, epochs: usize) -> anyhow::Result<f64> {
     })?;
     match outcome {
         Outcome::Finished(evaluation) | Outcome::AlreadyFinished(evaluation) => {
-            Ok(evaluation.accuracy)
+            Ok(evaluation.context("there are no test pictures with labels")?.accuracy)
         }
         Outcome::Stopped { step } => anyhow::bail!("stopped after step {step}"),
     }

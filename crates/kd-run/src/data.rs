@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use kd_data::{
-    Dataset, FilesConfig, Limits, Portions, Room, Scaled, Scaling, Sources, SyntheticConfig,
+    FilesConfig, FolderConfig, Limits, Portions, Room, Scaled, Scaling, Sources, SyntheticConfig,
     TestOn, images,
 };
 use kd_models::classes::shortened;
@@ -38,10 +38,11 @@ pub fn choose(
 }
 
 /// Loads the data set of `config` and applies its limits. `folder` holds the data set's files, or is the parent of the folder that
-/// does; the synthetic set needs no folder, and one's own pictures lie in `train` and `test` in it.
+/// does; the synthetic set needs no folder, and one's own pictures lie in `train` and `test` in it. Without labels on the training images
+/// there may be no test images, and no classes.
 ///
 /// # Errors
-/// When a file is missing, or damaged and not to be left out, when the data's SHA-256 is not the recipe's, or when so many images are to
+/// When there is nothing to train on or to test on, a file is missing, or damaged and not to be left out, when the data's SHA-256 is not the recipe's, or when so many images are to
 /// be held out that a class would have none left to train on.
 pub fn load(config: &DataConfig, folder: &Path) -> Result<Portions> {
     load_within(config, folder, DATA_MEMORY)
@@ -56,7 +57,13 @@ pub const DATA_MEMORY: u64 = 256 << 20;
 /// As [`load`]'s.
 pub fn load_within(config: &DataConfig, folder: &Path, memory: u64) -> Result<Portions> {
     let data = load_untested(config, folder, memory)?;
-    if data.test.is_empty() {
+    if data.train.is_empty() {
+        return Err(Error::unfit(format!(
+            "{}: there are no pictures to train on; add a folder train with a folder of pictures for each class, or with pictures that have none",
+            folder.display()
+        )));
+    }
+    if data.test.is_empty() && data.train.is_labelled() {
         return Err(Error::unfit(format!(
             "{}: there are no pictures to test on; add a folder test, val or validation beside train (test_shards or split in a recipe's [data] for shards), or hold some of the training pictures out (--held-out, held_out in a recipe's [data])",
             folder.display()
@@ -65,10 +72,10 @@ pub fn load_within(config: &DataConfig, folder: &Path, memory: u64) -> Result<Po
     Ok(data)
 }
 
-/// As [`load_within`], where there may be no images to test on.
+/// As [`load_within`], where there may be no images to train on or to test on.
 ///
 /// # Errors
-/// As [`load`]'s, but for images to test on that are missing.
+/// As [`load`]'s, but for images that are missing.
 pub fn load_untested(config: &DataConfig, folder: &Path, memory: u64) -> Result<Portions> {
     config.check().map_err(|invalid| other!("the recipe's table data: {invalid}"))?;
     let (mut files, mut notes) = (None, Vec::new());
@@ -78,7 +85,13 @@ pub fn load_untested(config: &DataConfig, folder: &Path, memory: u64) -> Result<
             notes = said;
             sources
         }
-        (DatasetName::Folder, None) => in_memory(folder, config.skip_broken)?.into(),
+        (DatasetName::Folder, None) => {
+            let DataConfig { split, test_on, skip_broken, .. } = *config;
+            let read = FolderConfig { side: images::SIDE, split, test_on, skip_broken };
+            let (dataset, said) = kd_data::image_folder_as(folder, &read).map_err(with_cure)?;
+            notes = said;
+            dataset.into()
+        }
         (name, scaling) => {
             let dataset = match name {
                 DatasetName::Cifar10 => kd_data::cifar10(folder)?,
@@ -150,14 +163,6 @@ pub(crate) fn load_or_blank(
 
 fn limits(config: &DataConfig) -> Limits {
     Limits { train: config.train_limit, test: config.test_limit, held_out: config.held_out }
-}
-
-/// One's own pictures in `folder`; those that can't be read are left out, or an error that says how to do so.
-fn in_memory(folder: &Path, skip_broken: bool) -> Result<Dataset> {
-    if skip_broken {
-        return Ok(kd_data::image_folder_without_broken(folder, images::SIDE)?);
-    }
-    kd_data::image_folder(folder, images::SIDE).map_err(with_cure)
 }
 
 /// An error of the data; where pictures can't be read, with what leaves them out.

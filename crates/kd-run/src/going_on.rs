@@ -9,6 +9,7 @@ use kd_report::tensorboard::TensorBoard;
 use crate::checkpoint::State;
 use crate::recipe::{self, Relation, RunRecipe};
 use crate::run::ResolvedRun;
+use crate::train::Outcome;
 use crate::{Error, Result};
 
 /// Checks that what lies in the run's folder is a run of its recipe, or of the same with fewer epochs that can be trained on.
@@ -63,14 +64,18 @@ pub(crate) fn tied_to_length(recipe: &RunRecipe) -> Option<String> {
     Some(format!("the weight of method `{}` (its warmup or decay)", term.method.name()))
 }
 
-/// The evaluation of a run that an earlier process finished.
-pub(crate) fn finished_before(run: &ResolvedRun) -> Result<Option<Evaluation>> {
+/// How a run ended that an earlier process finished; `None` for one that is not finished.
+pub(crate) fn finished_before(run: &ResolvedRun) -> Result<Option<Outcome>> {
     let folder = run.folder();
     let (events, evaluation) = (folder.events(), folder.evaluation());
     let steps = run.recipe.training.epochs as u64 * run.steps_per_epoch() as u64;
     // The end of a run of fewer epochs is none of this one.
     let ended = ended_after(&events) == Some(steps);
-    if !(ended && folder.weights().exists() && evaluation.exists()) {
+    let is_measured = match run.is_tested() {
+        true => evaluation.exists(),
+        false => folder.not_tested().exists(),
+    };
+    if !(ended && folder.weights().exists() && is_measured) {
         return Ok(None);
     }
     if run.settings.tensorboard {
@@ -78,7 +83,8 @@ pub(crate) fn finished_before(run: &ResolvedRun) -> Result<Option<Evaluation>> {
             .with_context(|| format!("{}: can't be read", events.display()))?;
         TensorBoard::rewrite(&folder, &events)?;
     }
-    Ok(Some(Evaluation::read(&evaluation)?))
+    let evaluation = run.is_tested().then(|| Evaluation::read(&evaluation)).transpose()?;
+    Ok(Some(Outcome::AlreadyFinished(evaluation)))
 }
 
 /// What is recorded where a run goes on from the checkpoint `state` for more epochs than it had there.

@@ -30,5 +30,6 @@ pub mod teacher;
 mod test_outputs;
 pub mod train;
 pub mod trainer;
+mod unlabelled;
 
 pub use error::{Error, Result};

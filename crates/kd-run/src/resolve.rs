@@ -24,8 +24,8 @@ use crate::recipe::{
 };
 use crate::run::{ResolvedRun, Settings, network_for, shapes};
 use crate::teacher::Pretrained;
-use crate::{Error, Result, device};
-pub(crate) use teacher::{class_choice, logits_path};
+use crate::{Error, Result, device, unlabelled};
+pub(crate) use teacher::{class_choice, logits_path, paths as teacher_paths};
 
 /// What somebody wants besides the recipe, such as the flags of a command line. A field left `None` means what the recipe says.
 ///
@@ -193,13 +193,21 @@ pub fn resolve(recipe: &Recipe, run: &RunConfig, choices: &Choices) -> Result<Re
     let mut resolved = with_choices(recipe, run.clone(), choices)?;
     device::check(&choices.device, resolved.training.precision, choices.settings.compile)?;
     let out = choices.out.clone().unwrap_or_else(|| Path::new("runs").join(&recipe.name));
-    let teacher_paths = teacher::paths(recipe, &resolved.run, choices, &out)?;
+    let teachers = teacher::paths(recipe, &resolved.run, choices, &out)?;
     resolved.check_run()?;
 
     check_out(&resolved, &choices.data, &out)?;
     let folder = OutFolder::new(&out).run(&resolved.run.name);
     let RunConfig { part, select_on, .. } = resolved.run;
-    let data = data::load_within(&resolved.data, &choices.data, choices.data_memory)?;
+    let mut data = data::load_within(&resolved.data, &choices.data, choices.data_memory)?;
+    let labelled = data.train.is_labelled();
+    if !labelled {
+        unlabelled::check(&resolved, &data)?;
+    }
+    if data.classes.is_empty() {
+        let logits = logits_path(&resolved.run, choices);
+        data.classes = unlabelled::classes(&resolved, logits.as_deref(), &teachers)?;
+    }
     let data = data.for_run(&resolved.run.name, part, select_on)?;
     resolved.data.sha256 = Some(data.sha256.clone());
     create_folder(&out).map_err(anyhow::Error::from)?;
@@ -207,6 +215,9 @@ pub fn resolve(recipe: &Recipe, run: &RunConfig, choices: &Choices) -> Result<Re
     let warnings = warnings(&data, &resolved, &folder);
     let mut notes: Vec<String> =
         data.notes.iter().map(|note| format!("{}: {note}", resolved.run.name)).collect();
+    if !labelled {
+        notes.extend(unlabelled::notes(&resolved.run.name, &data));
+    }
     if let (Some(after), None) = (run.unfreeze_at, resolved.run.unfreeze_at) {
         notes.push(format!(
             "{}: the recipe's unfreeze_at = {after} does not count for the layers of --freeze, which stay frozen; --unfreeze-at {after} trains these, too, after so many epochs",
@@ -222,8 +233,8 @@ pub fn resolve(recipe: &Recipe, run: &RunConfig, choices: &Choices) -> Result<Re
             shortened(&named)
         ));
     }
-    let teacher = match teacher_paths.is_empty() {
-        false => Some(teacher::load(&teacher_paths, &mut resolved, &data, &out, &mut notes)?),
+    let teacher = match teachers.is_empty() {
+        false => Some(teacher::load(&teachers, &mut resolved, &data, &out, &mut notes)?),
         true => None,
     };
     let teacher_logits = teacher::load_logits(&mut resolved, choices, &data, &out, &mut notes)?;

@@ -38,6 +38,11 @@ impl ResolvedRun {
         OutFolder::new(&self.out).run(&self.recipe.run.name)
     }
 
+    /// Whether there are test images, on which the network is measured. Without labels on the training images there may be none.
+    pub fn is_tested(&self) -> bool {
+        !self.data.test.is_empty()
+    }
+
     /// Steps of an epoch; without `drop_last` the last one may have fewer images than the others.
     pub fn steps_per_epoch(&self) -> usize {
         let TrainingConfig { batch_size, drop_last, .. } = self.recipe.training;

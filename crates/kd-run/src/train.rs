@@ -31,6 +31,8 @@ use crate::teacher::{self, CacheConfig, Prepared};
 use crate::trainer::Trainer;
 use crate::{Error, Result, data, device, going_on, test_outputs};
 
+/// What a run says of itself in the place of its evaluation where nothing was measured.
+const NOT_TESTED: &str = "not tested: there are no test pictures with labels\n";
 /// Batches on which a teacher is judged whose logits are not cached.
 const TEACHER_SAMPLE: usize = 20;
 
@@ -53,6 +55,8 @@ pub enum Progress<'a> {
         extended_from: Option<usize>,
         /// The memory that the run takes; `None` on a GPU.
         memory: Option<RunMemory>,
+        /// Whether the training images have labels, by which their accuracy is known.
+        labelled: bool,
     },
     /// The teacher computes its outputs for the training images, which are then cached.
     TeacherPass {
@@ -82,10 +86,10 @@ pub enum Progress<'a> {
 /// How a run ended.
 #[derive(Debug)]
 pub enum Outcome {
-    /// The run is finished.
-    Finished(Evaluation),
-    /// The run was finished before.
-    AlreadyFinished(Evaluation),
+    /// The run is finished; what the network is worth on the test images, where there are any.
+    Finished(Option<Evaluation>),
+    /// The run was finished before; the same.
+    AlreadyFinished(Option<Evaluation>),
     /// The observer stopped the run; a checkpoint is written, and the same run can go on.
     Stopped {
         /// Steps done.
@@ -121,8 +125,8 @@ pub fn train(
 
     let recipe = run.recipe.to_toml()?;
     going_on::check_recipe(run, &recipe)?;
-    if let Some(evaluation) = going_on::finished_before(run)? {
-        return Ok(Outcome::AlreadyFinished(evaluation));
+    if let Some(outcome) = going_on::finished_before(run)? {
+        return Ok(outcome);
     }
 
     let mut task = Supervised::of_run(run)?;
@@ -152,8 +156,17 @@ pub fn train(
     let epochs = run.recipe.training.epochs;
     let (name, batches, step) = (&run.recipe.run.name, run.steps_per_epoch(), state.step);
     let extended_from = extension.as_ref().map(|extension| extension.from);
-    let started =
-        Progress::Started { run: name, epochs, batches, step, resumed, extended_from, memory };
+    let labelled = run.data.train.is_labelled();
+    let started = Progress::Started {
+        run: name,
+        epochs,
+        batches,
+        step,
+        resumed,
+        extended_from,
+        memory,
+        labelled,
+    };
     let stop = observer(started).is_break();
     let unfinished = state.epoch < epochs;
     if unfinished && !resumed {
@@ -196,7 +209,7 @@ fn check(run: &ResolvedRun) -> Result<()> {
     let (images, batch_size) = (run.data.train.len(), run.recipe.training.batch_size);
     match (images, run.data.test.len()) {
         (0, _) => Err(other!("there are no training images")),
-        (_, 0) => Err(other!("there are no test images")),
+        (_, 0) if run.data.train.is_labelled() => Err(other!("there are no test images")),
         _ if run.steps_per_epoch() == 0 => Err(Error::unfit(format!(
             "run {}: training.drop_last is true and the {images} training images are no whole batch of {batch_size}, so an epoch has no step; expected training.batch_size at most {images}, or drop_last = false",
             run.recipe.run.name
@@ -258,13 +271,18 @@ fn ask_teacher(
     if let ControlFlow::Continue(prepared) = &prepared
         && !resumed
     {
-        let sample = batches(run, 0, 0)?.take(TEACHER_SAMPLE);
-        let quality = prepared.quality(&run.data, sample)?;
+        let quality = match run.data.train.is_labelled() {
+            true => {
+                let sample = batches(run, 0, 0)?.take(TEACHER_SAMPLE);
+                Some(prepared.quality(&run.data, sample)?)
+            }
+            false => None,
+        };
         log.write(Event::Teacher(TeacherRecord {
             cached: prepared.cached.clone(),
             computed: prepared.computed.clone(),
             seconds: started.elapsed().as_secs_f64(),
-            quality: Some(quality),
+            quality,
         }))?;
     }
     Ok(prepared.map_continue(Some))
@@ -342,8 +360,9 @@ impl Training<'_> {
                 Every::Epochs(epochs) => self.state.epoch.is_multiple_of(epochs),
             };
             if due || stop || self.state.epoch == epochs {
-                let accuracy = record.selection_accuracy.unwrap_or(record.test_accuracy);
-                self.state.count_best(accuracy);
+                if let Some(accuracy) = record.selection_accuracy.or(record.test_accuracy) {
+                    self.state.count_best(accuracy);
+                }
                 self.save()?;
             }
         }
@@ -465,7 +484,8 @@ impl Training<'_> {
         let network = kd_models::build(&run.model_config(), kd_models::frozen(&weights))?;
         let evaluate =
             |images| evaluate(&*network, images, &run.data.classes, normalization, &run.device);
-        let evaluation = evaluate(&run.data.test).map_err(|error| {
+        let tested = Some(&run.data.test).filter(|_| run.is_tested());
+        let evaluation = tested.map(evaluate).transpose().map_err(|error| {
             let name = &run.recipe.run.name;
             error.context(format!("run {name}, evaluation after epoch {epoch}"))
         })?;
@@ -476,15 +496,15 @@ impl Training<'_> {
         let state = &mut self.state;
         let sums = std::mem::take(&mut state.sums);
         let learning_rate = self.at(self.state.step - 1).learning_rate;
-        let state = &mut self.state;
+        let (state, labelled) = (&mut self.state, run.data.train.is_labelled());
         let record = EpochRecord {
             epoch: state.epoch + 1,
             train_loss: sums.mean_loss(),
-            train_accuracy: sums.correct as f64 / sums.images as f64,
-            test_loss: evaluation.loss,
-            test_accuracy: evaluation.accuracy,
+            train_accuracy: labelled.then(|| sums.correct as f64 / sums.images as f64),
+            test_loss: evaluation.as_ref().map(|evaluation| evaluation.loss),
+            test_accuracy: evaluation.as_ref().map(|evaluation| evaluation.accuracy),
             seconds: sums.seconds,
-            test_seconds: Some(started.elapsed().as_secs_f64()),
+            test_seconds: run.is_tested().then(|| started.elapsed().as_secs_f64()),
             images_per_second: sums.images as f64 / sums.seconds.max(1e-9),
             selection_accuracy,
             learning_rate: Some(learning_rate),
@@ -493,11 +513,11 @@ impl Training<'_> {
         state.epoch += 1;
         state.batch = 0;
         match selection_accuracy {
-            None => state.evaluation = Some(evaluation),
+            None => state.evaluation = evaluation,
             // Of equal epochs the first.
             Some(found) if state.best.is_none_or(|(_, best)| found > best) => {
                 state.best = Some((state.epoch, found));
-                state.evaluation = Some(evaluation);
+                state.evaluation = evaluation;
                 // A run that goes on from before this epoch comes to the same file again.
                 self.write_weights(&self.best_path(), &weights)?;
             }
@@ -542,9 +562,16 @@ impl Training<'_> {
 
     /// Writes the evaluation, the weights that the run ends with and its answers to the test images.
     fn finish(mut self) -> Result<Outcome> {
-        let evaluation = self.state.evaluation.take();
-        let mut evaluation = evaluation.context("the last checkpoint has no evaluation")?;
-        let path = self.run.folder().weights();
+        let mut evaluation = self.state.evaluation.take();
+        if evaluation.is_none() && self.run.is_tested() {
+            return Err(other!("the last checkpoint has no evaluation"));
+        }
+        let (folder, path) = (self.run.folder(), self.run.folder().weights());
+        // Before the weights, which without it are taken for somebody else's.
+        match &evaluation {
+            Some(evaluation) => evaluation.write(&folder.evaluation())?,
+            None => write_whole(&folder.not_tested(), NOT_TESTED.as_bytes())?,
+        }
         match self.run.data.selection {
             None => self.write_weights(&path, &self.weights(self.state.epoch)?)?,
             Some(_) => {
@@ -555,11 +582,13 @@ impl Training<'_> {
                 write_whole(&path, &bytes)?;
             }
         }
-        if self.run.recipe.training.test_flip {
-            evaluation.test_flip = Some(test_outputs::flipped(self.run, &path)?);
+        if let Some(evaluation) = &mut evaluation {
+            if self.run.recipe.training.test_flip {
+                evaluation.test_flip = Some(test_outputs::flipped(self.run, &path)?);
+                evaluation.write(&folder.evaluation())?;
+            }
+            test_outputs::write(self.run, &path)?;
         }
-        evaluation.write(&self.run.folder().evaluation())?;
-        test_outputs::write(self.run, &path)?;
         self.log.write(Event::End { steps: self.state.step })?;
         self.log.flush()?;
         Ok(Outcome::Finished(evaluation))

@@ -10,6 +10,7 @@ use super::tar::{Archive, Broken, Member};
 use crate::folder::MAX_CLASSES;
 use crate::images::{MAX_BYTES, PICTURE_ENDINGS};
 use crate::one_line::on_one_line;
+use crate::source::NO_LABEL;
 use crate::{Error, Result};
 
 /// A picture in a shard.
@@ -21,7 +22,7 @@ pub(super) struct Entry {
     pub(super) bytes: u32,
     /// How many bytes before them its header begins.
     pub(super) head: u32,
-    /// The number of its class, or of its class's name among the shard's.
+    /// The number of its class, or of its class's name among the shard's; [`NO_LABEL`] of a picture without one.
     pub(super) label: u32,
     /// Its number among the shard's pictures, from 0; those that can't be read count.
     pub(super) number: u32,
@@ -36,6 +37,8 @@ pub(super) struct Index {
     /// The first sample whose label is a number, and the first whose label is a name.
     pub(super) number: Option<String>,
     pub(super) name: Option<String>,
+    /// The first picture without a label.
+    pub(super) unlabelled: Option<String>,
     /// How many members were passed over, and the first of them.
     pub(super) passed_over: (usize, Option<String>),
 }
@@ -70,7 +73,7 @@ struct Description {
 /// Looks through the archive of `len` bytes that begins where `file` stands; `path` names it in messages.
 ///
 /// # Errors
-/// When the archive is broken, a sample has two pictures, or a picture has no label, or none that can be understood.
+/// When the archive is broken, a sample has two pictures, or a picture's label can't be understood.
 pub(super) fn look_through(path: &Path, file: File, len: u64) -> Result<Index> {
     let broken = |broken: Broken| Error::Malformed {
         path: path.into(),
@@ -91,7 +94,7 @@ pub(super) fn look_through(path: &Path, file: File, len: u64) -> Result<Index> {
         if key != sample.key {
             let whole =
                 std::mem::replace(&mut sample, Sample { key: key.into(), ..Sample::default() });
-            index.add(path, whole, &mut places)?;
+            index.add(whole, &mut places);
         }
         let wrong = |found: String, expected: &str| wrong(path, &member.name, found, expected);
         let is_picture = PICTURE_ENDINGS.iter().any(|known| ending.eq_ignore_ascii_case(known));
@@ -120,7 +123,7 @@ pub(super) fn look_through(path: &Path, file: File, len: u64) -> Result<Index> {
             index.pass_over(&member.name);
         }
     }
-    index.add(path, sample, &mut places)?;
+    index.add(sample, &mut places);
     index.entries.shrink_to_fit();
     Ok(index)
 }
@@ -180,19 +183,15 @@ impl Index {
     }
 
     /// Adds a sample that is whole.
-    fn add(
-        &mut self,
-        path: &Path,
-        sample: Sample,
-        places: &mut HashMap<String, u32>,
-    ) -> Result<()> {
+    fn add(&mut self, sample: Sample, places: &mut HashMap<String, u32>) {
         let Sample { key, picture, label, described } = sample;
         let Some(picture) = picture else {
             if label.is_some() || described.is_some() {
                 self.pass_over(&format!("{key}.cls"));
             }
-            return Ok(());
+            return;
         };
+        let Member { offset, bytes, head, .. } = picture;
         let label = match label.or(described) {
             Some(Label::Number(number)) => {
                 self.number.get_or_insert(key);
@@ -206,18 +205,11 @@ impl Index {
                 })
             }
             None => {
-                let expected = "its class beside it, as KEY.cls or in KEY.json";
-                return Err(wrong(
-                    path,
-                    &picture.name,
-                    "a picture without a label".into(),
-                    expected,
-                ));
+                self.unlabelled.get_or_insert(picture.name);
+                NO_LABEL
             }
         };
-        let Member { offset, bytes, head, .. } = picture;
         let number = self.entries.len() as u32;
         self.entries.push(Entry { offset, bytes: bytes as u32, head: head as u32, label, number });
-        Ok(())
     }
 }

@@ -14,7 +14,7 @@ use kd_data::{
 };
 
 /// The bytes of a picture file that shows its number.
-fn picture(number: u32) -> Vec<u8> {
+pub(super) fn picture(number: u32) -> Vec<u8> {
     let colour = |x: u32, y: u32| image::Rgb([(number * 20) as u8, (x * 9) as u8, (y * 9) as u8]);
     let mut bytes = std::io::Cursor::new(Vec::new());
     let picture = RgbImage::from_fn(20 + number % 3, 20, colour);
@@ -23,7 +23,7 @@ fn picture(number: u32) -> Vec<u8> {
 }
 
 /// An archive of these files.
-fn archive(files: &[(&str, &[u8])]) -> Vec<u8> {
+pub(super) fn archive(files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut archive = tar::Builder::new(Vec::new());
     for (name, contents) in files {
         let mut header = tar::Header::new_gnu();

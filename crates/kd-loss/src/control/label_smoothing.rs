@@ -40,6 +40,7 @@ impl Definition for LabelSmoothing {
         source: "Szegedy et al. 2016, section 7: epsilon = 0.1",
         options: &[("smoothing", "share of each label that is spread over the classes, 0 to 1")],
     };
+    const NEEDS_LABELS: bool = true;
 
     fn validate(options: &LabelSmoothingConfig) -> Result<()> {
         check::share("smoothing", options.smoothing)

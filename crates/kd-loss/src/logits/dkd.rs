@@ -125,6 +125,7 @@ impl Definition for Dkd {
             ),
         ],
     };
+    const NEEDS_LABELS: bool = true;
 
     fn validate(options: &DkdConfig) -> Result<()> {
         check::temperature(options.temperature)?;

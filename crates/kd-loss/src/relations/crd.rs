@@ -127,6 +127,7 @@ impl Definition for Crd {
             ("momentum", "share of the old embedding that an update of the memory keeps, 0 to 1"),
         ],
     };
+    const NEEDS_LABELS: bool = true;
 
     fn validate(options: &CrdConfig) -> Result<()> {
         check::temperature(options.temperature)?;

@@ -86,7 +86,7 @@ pub struct Run {
     pub test_accuracy: Vec<f64>,
     /// Training loss of each epoch.
     pub train_loss: Vec<f64>,
-    /// Training accuracy of each epoch.
+    /// Training accuracy of each epoch; none where the training images have no labels.
     pub train_accuracy: Vec<f64>,
     /// Wall-clock seconds spent training.
     pub seconds: f64,
@@ -152,9 +152,9 @@ impl Run {
             balanced_accuracy: Some(evaluation.balanced_accuracy),
             macro_f1: Some(evaluation.macro_f1),
             loss: evaluation.loss,
-            test_accuracy: epochs().map(|epoch| short(epoch.test_accuracy)).collect(),
+            test_accuracy: epochs().filter_map(|epoch| epoch.test_accuracy.map(short)).collect(),
             train_loss: epochs().map(|epoch| short(epoch.train_loss)).collect(),
-            train_accuracy: epochs().map(|epoch| short(epoch.train_accuracy)).collect(),
+            train_accuracy: epochs().filter_map(|epoch| epoch.train_accuracy.map(short)).collect(),
             seconds: short(epochs().map(|epoch| epoch.seconds).sum()),
             teacher: quality.map(|quality| TeacherFigures {
                 accuracy: quality.accuracy,

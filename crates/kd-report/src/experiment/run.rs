@@ -3,11 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use kd_record::event::TeacherQuality;
-use kd_record::{
-    EpochRecord, Error, Evaluation, Events, Extension, Result, RunFolder, Start, TestOutputs,
-};
+use kd_record::{EpochRecord, Error, Evaluation, Events, Extension, RunFolder, Start, TestOutputs};
 
-use crate::softmax;
+use crate::{Result, softmax};
 
 /// A recipe of one run is far smaller.
 const MAX_RECIPE_BYTES: u64 = 1 << 30;
@@ -18,7 +16,7 @@ pub(crate) struct Run {
     pub(crate) folder: PathBuf,
     /// What was trained on what.
     pub(crate) start: Start,
-    /// In order, at least one, each once.
+    /// In order, at least one, each once, and each with figures of the test images.
     pub(crate) epochs: Vec<EpochRecord>,
     /// Each time that the run was to go on for more epochs than before.
     pub(crate) extensions: Vec<Extension>,
@@ -44,7 +42,7 @@ impl Run {
     /// Reads a run's folder; `None` for a run that has not come to the end of its first epoch.
     ///
     /// # Errors
-    /// When a file that each run has is missing, or a file is not what its format says.
+    /// When a file that each run has is missing, a file is not what its format says, or nothing was measured on test images.
     pub(crate) fn read(folder: &RunFolder) -> Result<Option<Self>> {
         let recipe_path = folder.recipe();
         let advice = "each run folder holds the recipe it ran";
@@ -56,6 +54,9 @@ impl Run {
         let (Some(start), false) = (events.start, events.epochs.is_empty()) else {
             return Ok(None);
         };
+        if events.epochs.iter().any(|epoch| epoch.test_accuracy.is_none()) {
+            return Err(crate::Error::NotTested(folder.path.clone()));
+        }
         let evaluation = match events.ended {
             true => Some(Evaluation::read(&folder.evaluation())?),
             false => None,
@@ -109,7 +110,8 @@ impl Run {
     /// Test accuracy of the weights that the run ended with: the last epoch's, as in the source, or those of the epoch that it
     /// chose (`select_on`). Of an unfinished run the last epoch's so far.
     pub(crate) fn test_accuracy(&self) -> f64 {
-        self.evaluation.as_ref().map_or(self.last().test_accuracy, |found| found.accuracy)
+        let last = || self.last().test_accuracy.unwrap_or(f64::NAN);
+        self.evaluation.as_ref().map_or_else(last, |found| found.accuracy)
     }
 
     /// Test accuracy of the same weights with test-time flipping; `None` before the run ends, and where it was not asked for.
@@ -129,7 +131,8 @@ impl Run {
 
     /// Test loss of the same weights.
     pub(crate) fn test_loss(&self) -> f64 {
-        self.evaluation.as_ref().map_or(self.last().test_loss, |found| found.loss)
+        let last = || self.last().test_loss.unwrap_or(f64::NAN);
+        self.evaluation.as_ref().map_or_else(last, |found| found.loss)
     }
 
     /// Whether the weights are those of the epoch that was best on held-out images.
@@ -139,7 +142,7 @@ impl Run {
 
     /// Test accuracy after the best epoch.
     pub(crate) fn best_test_accuracy(&self) -> f64 {
-        let accuracies = self.epochs.iter().map(|epoch| epoch.test_accuracy);
+        let accuracies = self.epochs.iter().filter_map(|epoch| epoch.test_accuracy);
         accuracies.fold(0.0, f64::max)
     }
 
@@ -193,7 +196,7 @@ fn read_outputs(path: &Path, evaluation: &Evaluation) -> Result<Option<TestOutpu
     if outputs.classes != classes || differing > outputs.labels.len() as u64 / 100 {
         let found =
             "its predictions are not those of evaluation.json; run it again, or remove the file";
-        return Err(Error::corrupt(path, None, found));
+        return Err(Error::corrupt(path, None, found).into());
     }
     Ok(Some(outputs))
 }

@@ -21,9 +21,9 @@ pub(crate) fn section(shown: &[Shown<'_>]) -> Option<Section> {
         legend: legend(shown.iter()),
         small: true,
         figures: vec![
-            curve(shown, "Test accuracy, %", " %", 2, |epoch| 100.0 * epoch.test_accuracy),
+            curve(shown, "Test accuracy, %", " %", 2, |epoch| Some(100.0 * epoch.test_accuracy?)),
             curve(shown, "Test loss", "", 4, |epoch| epoch.test_loss),
-            curve(shown, "Training loss", "", 4, |epoch| epoch.train_loss),
+            curve(shown, "Training loss", "", 4, |epoch| Some(epoch.train_loss)),
         ],
         ..Section::default()
     })
@@ -35,14 +35,14 @@ fn curve(
     title: &str,
     unit: &str,
     decimals: usize,
-    of: impl Fn(&EpochRecord) -> f64,
+    of: impl Fn(&EpochRecord) -> Option<f64>,
 ) -> Figure {
     let mut series = Vec::new();
     let mut cells: BTreeMap<usize, Vec<String>> = BTreeMap::new();
     for (column, shown) in shown.iter().enumerate() {
         let mut by_epoch: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
         for epoch in shown.arm.runs.iter().flat_map(|run| &run.epochs) {
-            by_epoch.entry(epoch.epoch).or_default().push(of(epoch));
+            by_epoch.entry(epoch.epoch).or_default().extend(of(epoch));
         }
         let mut points = Vec::new();
         for (epoch, values) in &by_epoch {

@@ -10,10 +10,12 @@ use kd_models::{Architecture, ModelConfig, weights};
 
 use crate::data;
 use crate::recipe::{Recipe, RunConfig, RunRecipe};
-use crate::resolve::{Choices, class_choice, fill_in_places, logits_path, with_choices};
+use crate::resolve::{
+    Choices, class_choice, fill_in_places, logits_path, teacher_paths, with_choices,
+};
 use crate::run::{ResolvedRun, network_for};
 use crate::teacher::{Pretrained, StoredLogits};
-use crate::{Error, Result, device};
+use crate::{Error, Result, device, unlabelled};
 
 /// A run whose weights are fresh ones, its teacher's, too: it is as large and takes as long as the run itself.
 pub struct Outline {
@@ -33,8 +35,18 @@ pub fn outline(recipe: &Recipe, run: &RunConfig, choices: &Choices) -> Result<Ou
     device::check(&choices.device, resolved.training.precision, choices.settings.compile)?;
     let RunConfig { part, select_on, .. } = resolved.run;
     let (data, note) = data::load_or_blank(&resolved.data, &choices.data, choices.data_memory)?;
-    let data = data.for_run(&resolved.run.name, part, select_on)?;
+    let mut data = data;
     let mut notes: Vec<String> = note.into_iter().collect();
+    if !data.train.is_labelled() {
+        unlabelled::check(&resolved, &data)?;
+    }
+    if data.classes.is_empty() {
+        let logits = logits_path(&resolved.run, choices);
+        let out = choices.out.clone().unwrap_or_else(|| Path::new("runs").join(&recipe.name));
+        let teachers = teacher_paths(recipe, &resolved.run, choices, &out)?;
+        data.classes = unlabelled::classes(&resolved, logits.as_deref(), &teachers)?;
+    }
+    let data = data.for_run(&resolved.run.name, part, select_on)?;
     let stored = teacher_logits(&mut resolved, choices, &data, &mut notes)?;
     let teacher = match resolved.run.needs_teacher() && stored.is_none() {
         true => Some(teacher(recipe, &resolved, choices, &data, &mut notes)?),

@@ -168,7 +168,7 @@ impl DataConfig {
         let interpolates = is_used || self.interpolation.is_bilinear();
         let name = self.interpolation.name();
         require(interpolates, &[Step::Key("interpolation")], name, expected)?;
-        let files = self.size.is_some() && self.dataset == DatasetName::Folder;
+        let files = self.dataset == DatasetName::Folder;
         let shards = self.dataset == DatasetName::Shards;
         let expected = "the height and width that pictures in shards are brought to, such as 224";
         require(!shards || self.size.is_some(), &[Step::Key("size")], "not said", expected)?;
@@ -183,13 +183,12 @@ impl DataConfig {
         let good = !shards || self.train_shards.is_some();
         require(good, &[Step::Key("train_shards")], "not said", expected)?;
         if let Some(share) = self.split {
-            let expected = "a share above 0 and below 1, of data set \"folder\" with a size, or \"shards\" without test_shards";
+            let expected = "a share above 0 and below 1, of data set \"folder\", or \"shards\" without test_shards";
             let cut = files || shards && self.test_shards.is_none();
             let good = cut && share > 0.0 && share < 1.0;
             require(good, &[Step::Key("split")], share, expected)?;
         }
-        let expected =
-            "\"test\", or \"validation\" in data set \"folder\" with a size and no split";
+        let expected = "\"test\", or \"validation\" in data set \"folder\" without split";
         let good = self.test_on.is_test() || files && self.split.is_none();
         require(good, &[Step::Key("test_on")], "\"validation\"", expected)?;
         let augment = |key| [Step::Key("augment"), Step::Key(key)];

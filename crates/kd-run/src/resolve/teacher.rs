@@ -13,7 +13,7 @@ use crate::teacher::{Pretrained, PretrainedConfig, StoredLogits};
 use crate::{Error, Result};
 
 /// Where the weights of the run's teachers are; none for a run that needs no teacher.
-pub(super) fn paths(
+pub(crate) fn paths(
     recipe: &Recipe,
     run: &RunConfig,
     choices: &Choices,

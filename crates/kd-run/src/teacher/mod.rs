@@ -26,7 +26,7 @@ pub use cross_fitted::CrossFitted;
 pub use ensemble::Ensemble;
 pub use kept::{Kept, Used};
 pub use network::NetworkTeacher;
-pub use pretrained::{Network, Pretrained, PretrainedConfig};
+pub use pretrained::{Network, Pretrained, PretrainedConfig, classes_of};
 pub use stored::{StoredLogits, names_of};
 
 use crate::recipe::DataConfig;

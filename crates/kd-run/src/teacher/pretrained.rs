@@ -132,6 +132,23 @@ fn own_normalization(
     Ok(own)
 }
 
+/// The names of the classes of a weights file; the numbers of those of a file that names none.
+///
+/// # Errors
+/// When the file is missing, damaged, or of a network that is not known and that `architecture` does not say.
+pub fn classes_of(path: &Path, architecture: Option<Architecture>) -> Result<Vec<String>> {
+    let header = weights::peek(path)?;
+    let (timm, _) = timm::beside(path, header.metadata.as_ref())?;
+    let known = architecture.or(timm.as_ref().and_then(|timm| timm.architecture));
+    let count = header.config(known, None)?.classes;
+    let named = match (header.metadata, &timm) {
+        (Some(metadata), _) => metadata.class_names,
+        (None, Some(timm)) => timm.names(count)?.map(<[String]>::to_vec),
+        (None, None) => None,
+    };
+    Ok(named.unwrap_or_else(|| (0..count).map(|class| class.to_string()).collect()))
+}
+
 impl Pretrained {
     /// Loads a weights file for data of these classes and this normalisation. The rows of its last layer are brought into the order
     /// of the data's classes, and a network that was trained with another normalisation changes that of its images.

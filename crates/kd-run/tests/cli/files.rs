@@ -224,7 +224,7 @@ fn lines_of_a_recipe_that_do_not_fit_are_named() {
             "trivial_augment_wide = true",
             "data.augment.trivial_augment_wide: is true; expected false beside rand_augment",
         ),
-        ("size = 40\nresize = 44", "split = 0.2", "data.split: is 0.2; expected a share above 0"),
+        ("size = 40\nresize = 44", "split = 1.2", "data.split: is 1.2; expected a share above 0"),
         ("\"bicubic\"", "\"cubic\"", "unknown variant `cubic`"),
     ];
     for (from, to, expected) in cases {

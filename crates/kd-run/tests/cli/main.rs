@@ -32,5 +32,6 @@ mod teacher;
 mod tensorboard;
 mod training;
 mod uneven;
+mod unlabelled;
 mod usage;
 mod workdir;

@@ -54,7 +54,7 @@ fn a_file_of_logits_teaches_as_the_network_does() {
         found.logits.reverse();
         found.names.push("elsewhere.png".into());
         found.logits.extend([1.0, 2.0]);
-        found.write(&path, &[0; 17]).unwrap();
+        found.write(&path, Some(&[0; 17])).unwrap();
         assert!(distill("--teacher-logits answers", "turned") == network, "{size}");
         let start = &dir.events(&format!("{out}/turned"))[0];
         let file = start.pointer("/roles/teacher/file").unwrap().as_str().unwrap();
@@ -111,7 +111,7 @@ fn a_file_that_can_not_teach_these_pictures_is_refused() {
     let changed = |name: &str, change: fn(&mut PictureLogits)| {
         let mut logits = whole.clone();
         change(&mut logits);
-        logits.write(&dir.path(name), &vec![0; logits.names.len()]).unwrap();
+        logits.write(&dir.path(name), None).unwrap();
     };
     changed("fewer", |logits| {
         logits.names.drain(..2);

@@ -39,6 +39,8 @@ pub(crate) struct Display {
     run: String,
     epochs: usize,
     batches: usize,
+    /// Whether the training images have labels.
+    labelled: bool,
     /// When the first step of this process began, and how many steps were done before it.
     begun: (Instant, u64),
     last_line: Option<Instant>,
@@ -57,6 +59,7 @@ impl Display {
             run: String::new(),
             epochs: 0,
             batches: 0,
+            labelled: true,
             begun: (Instant::now(), 0),
             last_line: None,
             last_picture: None,
@@ -68,8 +71,18 @@ impl Display {
     /// An observer for [`train`](kd_run::train::train), which never stops the run.
     pub(crate) fn observe(&mut self, progress: Progress<'_>) -> ControlFlow<()> {
         match progress {
-            Progress::Started { run, epochs, batches, step, resumed, extended_from, memory } => {
+            Progress::Started {
+                run,
+                epochs,
+                batches,
+                step,
+                resumed,
+                extended_from,
+                memory,
+                labelled,
+            } => {
                 (self.run, self.epochs, self.batches) = (run.to_string(), epochs, batches);
+                self.labelled = labelled;
                 self.begun = (Instant::now(), step);
                 self.last_line = Some(Instant::now());
                 if let Some(memory) = memory {
@@ -101,7 +114,8 @@ impl Display {
                 self.dashboard.count(batch, sums);
                 self.dashboard.stage = format!("epoch {epoch}/{}", self.epochs);
                 self.dashboard.done = step as f64 / (self.epochs * self.batches).max(1) as f64;
-                let figures = format!("{}, {} left", figures(sums), self.time_left(step));
+                let figures =
+                    format!("{}, {} left", figures(sums, self.labelled), self.time_left(step));
                 let text = format!("{}: epoch {epoch}/{}", self.run, self.epochs);
                 self.moved(&text, batch, self.batches, &figures);
                 self.dashboard.figures = figures;
@@ -180,12 +194,20 @@ impl Display {
     fn epoch_line(&self, record: &EpochRecord) -> String {
         let EpochRecord { epoch, train_loss, train_accuracy, test_loss, test_accuracy, .. } =
             record;
+        let percent = |accuracy: &f64| format!("{:.2} %", 100.0 * accuracy);
+        let accuracy = train_accuracy
+            .as_ref()
+            .map_or_else(String::new, |accuracy| format!(", accuracy {}", percent(accuracy)));
+        let tested = match (test_loss, test_accuracy) {
+            (Some(loss), Some(accuracy)) => {
+                format!("; test loss {loss:.4}, test accuracy {}", percent(accuracy))
+            }
+            _ => String::new(),
+        };
         format!(
-            "{}: epoch {epoch}/{}: loss {train_loss:.4}, accuracy {:.2} %; test loss {test_loss:.4}, test accuracy {:.2} %; {:.0} images/s, {}",
+            "{}: epoch {epoch}/{}: loss {train_loss:.4}{accuracy}{tested}; {:.0} images/s, {}",
             self.run,
             self.epochs,
-            100.0 * train_accuracy,
-            100.0 * test_accuracy,
             record.images_per_second,
             duration(record.seconds),
         )
@@ -204,11 +226,14 @@ fn show(text: &str) {
     let _ = writeln!(Messages, "{text}");
 }
 
-fn figures(sums: &Sums) -> String {
+fn figures(sums: &Sums, labelled: bool) -> String {
+    let accuracy = match labelled {
+        true => format!(" accuracy {:.1} %,", 100.0 * sums.correct as f64 / sums.images as f64),
+        false => String::new(),
+    };
     format!(
-        "loss {:.3}, accuracy {:.1} %, {:.0} images/s",
+        "loss {:.3},{accuracy} {:.0} images/s",
         sums.mean_loss(),
-        100.0 * sums.correct as f64 / sums.images as f64,
         sums.images as f64 / sums.seconds.max(1e-9)
     )
 }

@@ -14,7 +14,7 @@ use kd_record::{PictureLogits, TestFlip};
 use kd_run::data;
 use kd_run::evaluate::{Evaluation, evaluate, evaluate_with_flip, logits};
 use kd_run::recipe::DataConfig;
-use kd_run::teacher::{Pretrained, PretrainedConfig, names_of};
+use kd_run::teacher::{Pretrained, PretrainedConfig, classes_of, names_of};
 use serde::Serialize;
 
 use super::weights::say;
@@ -106,7 +106,10 @@ pub(crate) fn run(flags: &Eval) -> Result<(), Failure> {
     if config.size.is_none() {
         as_in_training(flags, &mut config)?;
     }
-    let data = load(flags, &mut config, on_train)?;
+    let mut data = load(flags, &mut config, on_train)?;
+    if data.classes.is_empty() {
+        data.classes = classes_of(&flags.weights, flags.model)?;
+    }
     // Those of the classes are about the test images.
     let of_classes = if on_train { &[][..] } else { &data.class_warnings };
     for warning in data.skipped_sentence().iter().chain(of_classes) {
@@ -125,17 +128,27 @@ pub(crate) fn run(flags: &Eval) -> Result<(), Failure> {
     weights.renormalize = None;
     let network = weights.network(&device)?;
     let (images, classes) = (if on_train { &data.train } else { &data.test }, &data.classes);
-    let mut evaluation = evaluate(&*network, images, classes, normalization, &device)?;
-    if flags.flip {
-        let flipped = evaluate_with_flip(&*network, images, classes, normalization, &device)?;
-        evaluation.test_flip = Some(flipped);
+    if images.is_empty() {
+        return Err(Failure::Usage(format!(
+            "{}: there are no pictures to train on; leave out --on train",
+            flags.data.data.display()
+        )));
     }
     if let Some(path) = &flags.logits {
         let logits = logits(&*network, images, normalization, &device)?;
         let names = names_of(&**images).context("the images have no names")?;
         let logits = logits.flatten_all()?.to_vec1::<f32>()?;
+        let labels = images.is_labelled().then(|| images.labels()).transpose()?;
         let classes = classes.clone();
-        PictureLogits { names, classes, logits }.write(path, &images.labels()?)?;
+        PictureLogits { names, classes, logits }.write(path, labels.as_deref())?;
+    }
+    if !images.is_labelled() {
+        return without_labels(flags, images.len());
+    }
+    let mut evaluation = evaluate(&*network, images, classes, normalization, &device)?;
+    if flags.flip {
+        let flipped = evaluate_with_flip(&*network, images, classes, normalization, &device)?;
+        evaluation.test_flip = Some(flipped);
     }
     if !flags.json {
         let kind = if on_train { "training" } else { "test" };
@@ -160,6 +173,21 @@ pub(crate) fn run(flags: &Eval) -> Result<(), Failure> {
     };
     let json = serde_json::to_string(&printed).context("the result can't be written as JSON")?;
     Ok(print(&format!("{json}\n"))?)
+}
+
+/// What is left to say of pictures without labels: that their logits are written, if they were asked for.
+fn without_labels(flags: &Eval, count: usize) -> Result<(), Failure> {
+    let Some(path) = &flags.logits else {
+        return Err(Failure::Usage(format!(
+            "{}: the pictures have no labels, so nothing can be measured on them; --logits FILE writes the network's logits of them, and `kd predict` says what they show",
+            flags.data.data.display()
+        )));
+    };
+    say(&[format!(
+        "{}: the logits of {count} pictures are written; the pictures have no labels, so nothing is measured on them",
+        path.display()
+    )]);
+    Ok(())
 }
 
 /// The images to look at. What weights are worth is measured on the test images, even where a recipe holds training images out; where

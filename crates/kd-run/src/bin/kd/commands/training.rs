@@ -44,6 +44,9 @@ pub(super) fn only<'a>(
     }
 }
 
+/// What is said in the place of figures where there are no test pictures.
+const NOT_TESTED: &str = "not tested, since there are no test pictures with labels";
+
 /// Resolves the run, trains it, and writes the report of its folder.
 pub(super) fn train(
     flags: &RunFlags,
@@ -80,16 +83,21 @@ pub(super) fn train(
     display.finish();
     match outcome.map_err(|error| with_command(error, flags, &run))? {
         Outcome::Finished(evaluation) => {
-            print(&format!("{name}: {}\n", eval::one_line(&evaluation)))?;
+            let figures = evaluation.as_ref().map_or_else(|| NOT_TESTED.into(), eval::one_line);
+            print(&format!("{name}: {figures}\n"))?;
             print(&format!("weights: {}\n", run.folder().weights().display()))?;
         }
         Outcome::AlreadyFinished(evaluation) => {
-            print(&format!("{name}: finished before, {}\n", eval::one_line(&evaluation)))?;
+            let figures = evaluation.as_ref().map_or_else(|| NOT_TESTED.into(), eval::one_line);
+            print(&format!("{name}: finished before, {figures}\n"))?;
         }
         Outcome::Stopped { step } => {
             let signal = stop.signal().unwrap_or_default();
             return Err(Failure::Interrupted(Interrupted { run: name.clone(), step, signal }));
         }
+    }
+    if !run.is_tested() {
+        return Ok(());
     }
     let out = OutFolder::new(&run.out);
     let _lock = wait_for_lock(&out.path)?;

@@ -108,16 +108,17 @@ impl Dashboard {
     }
 
     fn losses(&self, area: Rect, buffer: &mut Buffer) {
-        let points = |records: &[EpochRecord], of: fn(&EpochRecord) -> f64| -> Vec<(f64, f64)> {
-            records.iter().map(|record| (record.epoch as f64, of(record))).collect()
+        let points = |records: &[EpochRecord], of: fn(&EpochRecord) -> Option<f64>| {
+            let point = |record: &EpochRecord| Some((record.epoch as f64, of(record)?));
+            records.iter().filter_map(point).collect::<Vec<_>>()
         };
         // After a resume only the epochs' means are known of the steps before it.
-        let mut own = points(&self.own, |record| record.train_loss);
+        let mut own = points(&self.own, |record| Some(record.train_loss));
         if let Some(first) = self.loss.first() {
             own.retain(|point| point.0 < first.0);
         }
         own.extend(&self.loss);
-        let teacher = points(&self.teacher, |record| record.train_loss);
+        let teacher = points(&self.teacher, |record| Some(record.train_loss));
         let test = points(&self.own, |record| record.test_loss);
         let lines = [
             ("training", OWN, GraphType::Line, own),
@@ -129,8 +130,9 @@ impl Dashboard {
     }
 
     fn accuracies(&self, area: Rect, buffer: &mut Buffer) {
-        let points = |records: &[EpochRecord], of: fn(&EpochRecord) -> f64| -> Vec<(f64, f64)> {
-            records.iter().map(|record| (record.epoch as f64, 100.0 * of(record))).collect()
+        let points = |records: &[EpochRecord], of: fn(&EpochRecord) -> Option<f64>| {
+            let point = |record: &EpochRecord| Some((record.epoch as f64, 100.0 * of(record)?));
+            records.iter().filter_map(point).collect::<Vec<_>>()
         };
         let lines = [
             ("test", OWN, GraphType::Line, points(&self.own, |record| record.test_accuracy)),
@@ -196,13 +198,17 @@ impl Dashboard {
     }
 
     fn latest(&self) -> Line<'_> {
-        let percent = |record: &EpochRecord| format!("{:.2} %", 100.0 * record.test_accuracy);
+        let percent = |record: &EpochRecord| match record.test_accuracy {
+            Some(accuracy) => format!("{:.2} %", 100.0 * accuracy),
+            None => "not measured".into(),
+        };
         let mut spans = vec![Span::from(" ")];
         match self.own.last() {
             Some(last) => {
                 let took = duration(last.seconds + last.test_seconds.unwrap_or_default());
                 spans.push(Span::from(format!("test accuracy {}", percent(last))).bold().fg(OWN));
-                spans.push(Span::from(format!(", loss {:.4}, {took} an epoch", last.test_loss)));
+                let loss = last.test_loss.map_or(String::new(), |loss| format!(", loss {loss:.4}"));
+                spans.push(Span::from(format!("{loss}, {took} an epoch")));
             }
             None => {
                 spans.push(Span::from("the first test comes at the end of the first epoch").dim())
@@ -236,9 +242,9 @@ mod tests {
         EpochRecord {
             epoch,
             train_loss: loss,
-            train_accuracy: accuracy - 0.02,
-            test_loss: loss + 0.1,
-            test_accuracy: accuracy,
+            train_accuracy: Some(accuracy - 0.02),
+            test_loss: Some(loss + 0.1),
+            test_accuracy: Some(accuracy),
             seconds: 12.0,
             test_seconds: Some(1.0),
             images_per_second: 4000.0,
