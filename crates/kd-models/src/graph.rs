@@ -35,6 +35,11 @@ pub struct Graph {
 pub struct NodeId(usize);
 
 impl NodeId {
+    /// The node at this position.
+    pub(crate) fn at(index: usize) -> Self {
+        Self(index)
+    }
+
     /// The position of the node in [`Graph::nodes`].
     pub fn index(self) -> usize {
         self.0
@@ -73,7 +78,7 @@ pub struct TensorSpec {
 
 impl Node {
     /// A node that computes `op` on inputs of these shapes; or what is wrong with them.
-    fn new(
+    pub(crate) fn new(
         name: String,
         op: Op,
         inputs: Vec<NodeId>,
@@ -220,7 +225,20 @@ impl Graph {
         readers
     }
 
-    fn layer_error(&self, layer: &str, reason: String) -> Error {
+    /// The network with other nodes; `moved` says of each old node where its values are among them.
+    pub(crate) fn with_nodes(&self, nodes: Vec<Node>, moved: &[NodeId]) -> Self {
+        let place = |(name, id): &(String, NodeId)| (name.clone(), moved[id.0]);
+        let places = self.places.iter().map(place).collect();
+        Self { name: self.name.clone(), nodes, places }
+    }
+
+    /// The same network that shows the values of these nodes, under the nodes' names, and of no others.
+    pub(crate) fn showing(&self, nodes: impl Iterator<Item = usize>) -> Self {
+        let places = nodes.map(|node| (self.nodes[node].name.clone(), NodeId(node))).collect();
+        Self { places, ..self.clone() }
+    }
+
+    pub(crate) fn layer_error(&self, layer: &str, reason: String) -> Error {
         Error::Layer { network: self.name.as_str().into(), layer: layer.to_string(), reason }
     }
 }

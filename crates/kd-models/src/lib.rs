@@ -19,6 +19,7 @@ mod network;
 pub mod onnx;
 mod parameters;
 pub mod preprocessing;
+pub mod quantize;
 mod rescaled;
 pub mod weights;
 

@@ -10,7 +10,7 @@ use candle_core::backprop::GradStore;
 use candle_nn::VarBuilder;
 use kd_ops::{
     BatchNorm, BatchNormConfig, Conv2d, Conv2dConfig, DropoutKey, Statistics, conv2d, conv2d_chain,
-    dropout, linear, max_pool2d_padded, relu, relu6, subsample_pad,
+    dropout, fake_quantize, linear, max_pool2d_padded, relu, relu6, subsample_pad,
 };
 
 use crate::block_sums::BlockSums;
@@ -171,6 +171,7 @@ fn single(op: &Op, inputs: &[&Tensor], mode: Mode) -> Result<Tensor> {
     Ok(match op {
         Op::Relu => relu(x)?,
         Op::Relu6 => relu6(x)?,
+        Op::Quantize(levels) => fake_quantize(x, *levels)?,
         Op::MaxPool { kernel, stride, padding } => {
             max_pool2d_padded(x, *kernel, *stride, *padding)?
         }

@@ -6,10 +6,13 @@ mod proto;
 #[rustfmt::skip]
 mod schema;
 
-use kd_ops::Pads;
+use std::collections::BTreeMap;
+
+use kd_ops::{Levels, Pads};
 
 use crate::graph::{Graph, Node, Op, TensorSpec};
 use crate::parameters::find;
+use crate::quantize::{LayerScales, Quantized};
 use crate::{Error, Result, Tensors};
 use proto::{Writer, float, int, ints};
 use schema::AttributeProto;
@@ -49,7 +52,28 @@ pub struct OnnxConfig {
 /// # Errors
 /// When a weight is missing or has another shape than the network's, or mean and std are not one number a channel.
 pub fn onnx(graph: &Graph, weights: &Tensors, config: &OnnxConfig) -> Result<Vec<u8>> {
-    let (graph, weights) = &graph.fold(weights)?;
+    let (graph, weights) = graph.fold(weights)?;
+    write(&graph, &weights, &BTreeMap::new(), config)
+}
+
+/// A quantised network as an ONNX file's bytes, as [`onnx`] has it, with pairs of `QuantizeLinear` and `DequantizeLinear` nodes where
+/// bytes are read: the form that runtimes turn into their int8 kernels. Maps are unsigned bytes, weights signed ones with a scale for
+/// each output channel, biases 32-bit numbers. Layers that stay f32 do so here, whatever `config.int8` says.
+///
+/// # Errors
+/// As [`onnx`]'s.
+pub fn onnx_of_quantized(network: &Quantized, config: &OnnxConfig) -> Result<Vec<u8>> {
+    let config = OnnxConfig { int8: false, ..config.clone() };
+    write(&network.graph, &network.tensors, &network.layers, &config)
+}
+
+/// A folded network; `scales` are those of the layers that are quantised.
+fn write(
+    graph: &Graph,
+    weights: &Tensors,
+    scales: &BTreeMap<String, LayerScales>,
+    config: &OnnxConfig,
+) -> Result<Vec<u8>> {
     let [channels, height, width] = graph.input();
     for (field, values) in [("mean", &config.mean), ("std", &config.std)] {
         if values.len() != channels {
@@ -76,7 +100,7 @@ pub fn onnx(graph: &Graph, weights: &Tensors, config: &OnnxConfig) -> Result<Vec
         x = writer.node(operator, &[&x, &values], &format!("images.{operator}"), vec![]);
     }
 
-    let mut export = Export { graph, weights, int8: config.int8, writer };
+    let mut export = Export { graph, weights, scales, int8: config.int8, writer };
     // For each node, the name under which the file has its values.
     let mut values: Vec<String> = vec![x];
     for node in &graph.nodes()[1..] {
@@ -98,6 +122,7 @@ pub fn onnx(graph: &Graph, weights: &Tensors, config: &OnnxConfig) -> Result<Vec
 struct Export<'a> {
     graph: &'a Graph,
     weights: &'a Tensors,
+    scales: &'a BTreeMap<String, LayerScales>,
     int8: bool,
     writer: Writer,
 }
@@ -144,6 +169,7 @@ impl Export<'_> {
                 let name = format!("{}.flat", node.name);
                 return Ok(self.writer.node("Flatten", &[&map], &name, vec![int("axis", 1)]));
             }
+            Op::Quantize(levels) => return Ok(self.quantize(&node.name, x, *levels)),
             Op::Dropout { .. } => return Ok(x.to_string()),
             Op::MaxPool { kernel, stride, padding } => {
                 let mut window = vec![square("kernel_shape", *kernel), square("strides", *stride)];
@@ -197,7 +223,12 @@ impl Export<'_> {
         attributes: Vec<AttributeProto>,
     ) -> Result<String> {
         let mut inputs = vec![x.to_string()];
+        let scales = self.scales.get(&node.name);
         for spec in &node.parameters {
+            if let Some(scales) = scales {
+                inputs.push(self.multiples(spec, scales)?);
+                continue;
+            }
             inputs.push(match self.int8 && spec.shape.len() > 1 {
                 true => self.bytes(spec)?,
                 false => self.floats(spec)?,
@@ -205,6 +236,46 @@ impl Export<'_> {
         }
         let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
         Ok(self.writer.node(operator, &inputs, &node.name, attributes))
+    }
+
+    /// Values to unsigned bytes and back; gives the name of what comes back.
+    fn quantize(&mut self, name: &str, x: &str, levels: Levels) -> String {
+        let scale = self.writer.floats(&format!("{name}.scale"), &[], &[levels.scale]);
+        let zero = vec![levels.zero_point];
+        let zero = self.writer.tensor(&format!("{name}.zero"), DataType::Uint8, &[], zero);
+        let bytes = format!("{name}.bytes");
+        let bytes = self.writer.node("QuantizeLinear", &[x, &scale, &zero], &bytes, vec![]);
+        self.writer.node("DequantizeLinear", &[&bytes, &scale, &zero], name, vec![])
+    }
+
+    /// Adds a quantised layer's weight as signed bytes, or its bias as 32-bit numbers; gives the name of its f32 values.
+    fn multiples(&mut self, spec: &TensorSpec, scales: &LayerScales) -> Result<String> {
+        let (name, values) = (&spec.name, self.values(spec)?);
+        let is_weight = spec.shape.len() > 1;
+        let (element, of, steps): (_, _, Vec<f32>) = match is_weight {
+            true => (DataType::Int8, "int8", scales.weight.clone()),
+            false => {
+                let step = |scale: &f32| (f64::from(*scale) * f64::from(scales.input)) as f32;
+                (DataType::Int32, "int32", scales.weight.iter().map(step).collect())
+            }
+        };
+        let outputs = steps.len();
+        let rows = values.chunks_exact(values.len() / outputs).zip(&steps);
+        let numbers =
+            rows.flat_map(|(row, step)| row.iter().map(move |value| (value / step).round()));
+        let bytes: Vec<u8> = match is_weight {
+            true => numbers.map(|number| number as i8 as u8).collect(),
+            false => numbers.flat_map(|number| (number as i32).to_le_bytes()).collect(),
+        };
+        let numbers = self.writer.tensor(&format!("{name}.{of}"), element, &spec.shape, bytes);
+        let steps = self.writer.floats(&format!("{name}.scale"), &[outputs], &steps);
+        let mut inputs = vec![numbers, steps];
+        if is_weight {
+            let zeros = vec![0; outputs];
+            inputs.push(self.writer.tensor(&format!("{name}.zero"), element, &[outputs], zeros));
+        }
+        let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
+        Ok(self.writer.node("DequantizeLinear", &inputs, name, vec![int("axis", 0)]))
     }
 
     /// Groups of channels as rows, turned into columns.

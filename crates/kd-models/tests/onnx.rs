@@ -9,7 +9,8 @@ use std::collections::HashMap;
 use candle_core::{DType, Device, Tensor};
 use common::{config, hashed, tensors, values};
 use kd_models::graph::{Conv, GraphBuilder, Norm, Op};
-use kd_models::onnx::{Input, OnnxConfig, onnx};
+use kd_models::onnx::{Input, OnnxConfig, onnx, onnx_of_quantized};
+use kd_models::quantize::{Calibration, QuantizeConfig, layers, observe, quantize};
 use kd_models::{
     Architecture, Classifier, Graph, GraphNetwork, Mode, ModelConfig, Tensors, frozen,
 };
@@ -66,12 +67,17 @@ struct Initializer {
 }
 
 impl Initializer {
-    /// Its values as f32; types 1, 3 and 7 are f32, i8 and i64.
+    /// Its values as f32; types 1, 2, 3, 6 and 7 are f32, u8, i8, i32 and i64.
     fn tensor(&self) -> Tensor {
         let bytes = &self.raw_data;
         let values: Vec<f32> = match self.data_type {
             1 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(),
+            2 => bytes.iter().map(|b| f32::from(*b)).collect(),
             3 => bytes.iter().map(|b| f32::from(*b as i8)).collect(),
+            6 => bytes
+                .chunks_exact(4)
+                .map(|b| i32::from_le_bytes(b.try_into().unwrap()) as f32)
+                .collect(),
             7 => bytes
                 .chunks_exact(8)
                 .map(|b| i64::from_le_bytes(b.try_into().unwrap()) as f32)
@@ -145,7 +151,19 @@ fn compute(node: &Node, inputs: &[&Tensor]) -> Tensor {
             let x = x.broadcast_sub(&mean).unwrap().broadcast_div(&std).unwrap();
             x.broadcast_mul(&scale).unwrap().broadcast_add(&shift)
         }
+        "QuantizeLinear" => {
+            let [scale, zero] = [1, 2].map(|input| values(inputs[input])[0]);
+            let byte = |x: &f32| ((x / scale).round_ties_even() + zero).clamp(0.0, 255.0);
+            Tensor::from_vec(values(x).iter().map(byte).collect(), x.dims(), x.device())
+        }
+        // Of maps: one scale, and a byte that stands for 0.
+        "DequantizeLinear" if inputs[1].rank() == 0 => {
+            let [scale, zero] = [1, 2].map(|input| values(inputs[input])[0]);
+            let value = |byte: &f32| (byte - zero) * scale;
+            Tensor::from_vec(values(x).iter().map(value).collect(), x.dims(), x.device())
+        }
         "DequantizeLinear" => {
+            assert!(inputs.get(2).is_none_or(|zero| values(zero).iter().all(|zero| *zero == 0.0)));
             let mut rows = vec![1; x.rank()];
             rows[0] = x.dims()[0];
             x.broadcast_mul(&inputs[1].reshape(rows).unwrap())
@@ -203,14 +221,17 @@ fn expected(graph: &Graph, weights: &Tensors) -> (Tensor, Vec<f32>) {
     let [channels, height, width] = graph.input();
     let shape = [2, channels, height, width];
     let bytes = ((hashed(&shape, 3, 1.0) + 1.0).unwrap() * 127.5).unwrap().floor().unwrap();
+    let network = GraphNetwork::new(graph.clone(), frozen(weights)).unwrap();
+    let logits = network.forward_t(&normalized(&bytes), Mode::Eval, &[]).unwrap().logits;
+    (bytes, values(&logits))
+}
+
+fn normalized(bytes: &Tensor) -> Tensor {
     let column =
         |values: [f32; 3]| Tensor::new(&values, &Device::Cpu).unwrap().reshape((1, 3, 1, 1));
-    let unit = (&bytes / 255.0).unwrap();
+    let unit = (bytes / 255.0).unwrap();
     let images = unit.broadcast_sub(&column(MEAN).unwrap()).unwrap();
-    let images = images.broadcast_div(&column(STD).unwrap()).unwrap();
-    let network = GraphNetwork::new(graph.clone(), frozen(weights)).unwrap();
-    let logits = network.forward_t(&images, Mode::Eval, &[]).unwrap().logits;
-    (bytes, values(&logits))
+    images.broadcast_div(&column(STD).unwrap()).unwrap()
 }
 
 fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
@@ -256,6 +277,64 @@ fn torchvisions_and_timms_networks_are_exported() {
         let off = largest_difference(&run(&file, &bytes), &logits);
         assert!(off < 1e-4 * spread, "{name}: {off} of {spread}");
     }
+}
+
+/// Maps as bytes: what kd computes of a quantised network is what the file's operators compute, to a byte that rounding moves.
+#[test]
+fn a_quantised_network_computes_in_a_file_what_it_computes_here() {
+    let small = |name: &str| ModelConfig { input: [3, 35, 42], ..config(common::named(name)) };
+    let tutorial = ["student", "resnet8", "shufflenetv2"].map(common::named).map(config);
+    for config in tutorial.into_iter().chain([small("mobilenet_v2_035")]) {
+        let graph = config.graph().unwrap();
+        let weights = tensors(&common::trained(&graph));
+        let (bytes, logits) = expected(&graph, &weights);
+        let images = normalized(&bytes);
+        let (graph, weights) = graph.fold(&weights).unwrap();
+        let seen = observe(&graph, &weights, std::slice::from_ref(&images)).unwrap();
+        let spread = logits.iter().fold(0f32, |most, logit| most.max(logit.abs()));
+        let last = layers(&graph).nth(1).unwrap().name.clone();
+        for (float, calibration, weight_bits) in
+            [(None, Calibration::MinMax, 8), (Some(last), Calibration::Mse, 7)]
+        {
+            let float_layers = float.into_iter().collect();
+            let config = QuantizeConfig {
+                calibration,
+                weight_bits,
+                float_layers,
+                ..QuantizeConfig::default()
+            };
+            let made = quantize(&graph, &weights, &seen, &config).unwrap();
+            assert_eq!(made.layers.len() + config.float_layers.len(), layers(&graph).count());
+            let network = GraphNetwork::new(made.graph.clone(), frozen(&made.tensors)).unwrap();
+            let here = values(&network.evaluate(&images, &[]).unwrap().logits);
+            let file = onnx_of_quantized(&made, &options(Input::Uint8, true)).unwrap();
+            // A value halfway between two levels may go either way, and what follows moves with it.
+            let off = largest_difference(&run(&file, &bytes), &here);
+            assert!(off < 0.03 * spread, "{}: {off} of {spread}", graph.name());
+            let off = largest_difference(&here, &logits);
+            assert!(off < 0.4 * spread, "{}: {off} of {spread} from f32", graph.name());
+            assert!(off > 0.0, "{}: nothing was rounded", graph.name());
+        }
+    }
+}
+
+#[test]
+fn what_can_not_be_quantised_is_said() {
+    let graph = config(Architecture::TUTORIAL_STUDENT).graph().unwrap();
+    let weights = tensors(&graph.init(0, &Device::Cpu).unwrap());
+    let images = |value: f32| Tensor::full(value, (1, 3, 32, 32), &Device::Cpu).unwrap();
+    let message = |error: kd_models::Error| error.to_string();
+    let nothing = observe(&graph, &weights, &[]).unwrap_err();
+    assert!(message(nothing).contains("at least one picture"));
+    let wild = observe(&graph, &weights, &[images(f32::INFINITY)]).unwrap_err();
+    assert!(message(wild).contains("expected finite numbers"));
+    let seen = observe(&graph, &weights, &[images(0.5)]).unwrap();
+    let with = |config| message(quantize(&graph, &weights, &seen, &config).unwrap_err());
+    let config = QuantizeConfig { weight_bits: 4, ..QuantizeConfig::default() };
+    assert!(with(config).contains("weight_bits is 4; expected 7 or 8"));
+    let float_layers = ["features.9".to_owned()].into();
+    let config = QuantizeConfig { float_layers, ..QuantizeConfig::default() };
+    assert!(with(config).contains("which are features.0, features.3, classifier.0, classifier.3"));
 }
 
 /// A normalisation that can't be folded, and names that the file has already.

@@ -10,6 +10,7 @@ mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod dropout;
+mod fake_quantize;
 mod grad_norm;
 pub mod groups;
 mod linear;
@@ -29,6 +30,7 @@ pub use available_memory::{memory_limit, peak_memory, resident_memory};
 pub use batch_norm::{BatchNorm, BatchNormConfig, Statistics};
 pub use conv::{Conv2d, Conv2dConfig, Pads, conv2d, conv2d_chain};
 pub use dropout::{DropoutKey, dropout};
+pub use fake_quantize::{Levels, fake_quantize};
 pub use grad_norm::{GradNorms, clip_grad_norm, clip_grad_norm_on_device, grad_norms, total_norm};
 pub use linear::linear;
 pub use max_pool::{max_pool2d, max_pool2d_padded};

@@ -118,9 +118,11 @@ pub(super) fn knows(graph: &Graph) -> bool {
         | Op::Flatten
         | Op::Linear { .. }
         | Op::Dropout { .. } => true,
-        Op::AveragePool { .. } | Op::Concat | Op::Channels { .. } | Op::ChannelShuffle { .. } => {
-            false
-        }
+        Op::AveragePool { .. }
+        | Op::Concat
+        | Op::Channels { .. }
+        | Op::ChannelShuffle { .. }
+        | Op::Quantize(_) => false,
         // A winner's position is a byte.
         Op::MaxPool { kernel, .. } => *kernel <= 15,
     })
@@ -309,7 +311,8 @@ impl Builder<'_> {
             Op::AveragePool { .. }
             | Op::Concat
             | Op::Channels { .. }
-            | Op::ChannelShuffle { .. } => {
+            | Op::ChannelShuffle { .. }
+            | Op::Quantize(_) => {
                 unreachable!("the engine does not know {:?}", self.op(node))
             }
             Op::SubsamplePad { .. } => self.single(node, Work::Subsample),

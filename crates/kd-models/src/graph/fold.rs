@@ -22,7 +22,7 @@ impl Graph {
         let folded: BTreeMap<usize, usize> = (0..self.nodes.len())
             .filter_map(|norm| Some((norm, self.conv_before(norm)?)))
             .collect();
-        let mut graph = Self { name: self.name.clone(), nodes: Vec::new(), places: Vec::new() };
+        let mut nodes: Vec<Node> = Vec::new();
         let mut new_tensors = Tensors::new();
         // For each old node, where its values are in the new graph.
         let mut moved: Vec<NodeId> = Vec::new();
@@ -46,15 +46,13 @@ impl Graph {
                 }
             }
             let shapes: Vec<&[usize]> =
-                inputs.iter().map(|id| graph.nodes[id.0].shape.as_slice()).collect();
+                inputs.iter().map(|id| nodes[id.0].shape.as_slice()).collect();
             let node = Node::new(node.name.clone(), op, inputs.clone(), &shapes)
                 .map_err(|reason| self.layer_error(&node.name, reason))?;
-            graph.nodes.push(node);
-            moved.push(NodeId(graph.nodes.len() - 1));
+            nodes.push(node);
+            moved.push(NodeId(nodes.len() - 1));
         }
-        let place = |(name, id): &(String, NodeId)| (name.clone(), moved[id.0]);
-        graph.places = self.places.iter().map(place).collect();
-        Ok((graph, new_tensors))
+        Ok((self.with_nodes(nodes, &moved), new_tensors))
     }
 
     /// The convolution into which a node can be folded.

@@ -1,7 +1,7 @@
 //! The operations that a graph's nodes may have: what each makes of the shapes of its inputs, which tensors it needs
 //! and what it costs.
 
-use kd_ops::{BatchNormConfig, Pads};
+use kd_ops::{BatchNormConfig, Levels, Pads};
 
 use crate::init::Fill;
 
@@ -72,6 +72,8 @@ pub enum Op {
         /// How weight and bias start.
         init: LinearInit,
     },
+    /// Each value as it comes back from its byte: fake quantisation, which [`quantize`](crate::quantize) adds.
+    Quantize(Levels),
     /// Dropout: in training each value is zero with probability `share`, the others are divided by `1 - share`. In
     /// evaluation it does nothing.
     Dropout {
@@ -266,7 +268,9 @@ impl Op {
                     ..Inferred::plain(shape.to_vec())
                 })
             }
-            Self::Relu | Self::Relu6 => Ok(Inferred::plain(one(inputs)?.to_vec())),
+            Self::Relu | Self::Relu6 | Self::Quantize(_) => {
+                Ok(Inferred::plain(one(inputs)?.to_vec()))
+            }
             Self::MaxPool { kernel, stride, padding } => {
                 let [channels, height, width] = map(inputs)?;
                 if *padding > kernel / 2 {

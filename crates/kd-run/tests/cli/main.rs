@@ -21,6 +21,7 @@ mod own;
 mod pictures;
 mod plan;
 mod profile;
+mod quantize;
 mod recipes;
 mod resolve;
 mod resume;

@@ -4,7 +4,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::commands::{
     compare, completions, distill, eval, export, keep, man, methods, networks, plan, predict,
-    prepare, profile, recipe, report, train,
+    prepare, profile, quantize, recipe, report, train,
 };
 use crate::failure::Failure;
 
@@ -59,6 +59,8 @@ pub(crate) enum Command {
     Profile(profile::Profile),
     /// Write a network as an ONNX file for other programs
     Export(export::Export),
+    /// Write a network as an ONNX file that computes in eight bits, and say what that costs
+    Quantize(quantize::Quantize),
     /// Show a table of the runs below output folders, and write an HTML page of them
     Report(report::Report),
     /// Train recipes on the same seeds and compare them: differences, intervals, p-values
@@ -91,6 +93,7 @@ impl Command {
             Self::Fetch(flags) => crate::commands::fetch::run(flags),
             Self::Profile(flags) => profile::run(flags),
             Self::Export(flags) => export::run(flags),
+            Self::Quantize(flags) => quantize::run(flags),
             Self::Report(flags) => report::run(flags),
             Self::Compare(flags) => compare::run(flags),
             Self::Methods(flags) => methods::run(flags),

@@ -15,6 +15,7 @@ pub(crate) mod plan;
 pub(crate) mod predict;
 pub(crate) mod prepare;
 pub(crate) mod profile;
+pub(crate) mod quantize;
 pub(crate) mod recipe;
 pub(crate) mod report;
 pub(crate) mod train;

@@ -1,7 +1,7 @@
 //! `kd eval`: what weights are worth on the test images, or on the training images.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::Args;
@@ -104,7 +104,7 @@ pub(crate) fn run(flags: &Eval) -> Result<(), Failure> {
     config.train_limit = if on_train { None } else { Some(1) };
     let device = flags.compute.device()?;
     if config.size.is_none() {
-        as_in_training(flags, &mut config)?;
+        as_in_training(&flags.weights, flags.model, &mut config)?;
     }
     let mut data = load(flags, &mut config, on_train)?;
     if data.classes.is_empty() {
@@ -215,8 +215,11 @@ fn load(flags: &Eval, config: &mut DataConfig, on_train: bool) -> anyhow::Result
 
 /// Brings pictures to the network's size as its training did, where nothing else is asked for: one's own pictures in any case, those of
 /// another data set where its file says how.
-fn as_in_training(flags: &Eval, config: &mut DataConfig) -> anyhow::Result<()> {
-    let path = &flags.weights;
+pub(super) fn as_in_training(
+    path: &Path,
+    model: Option<Architecture>,
+    config: &mut DataConfig,
+) -> anyhow::Result<()> {
     File::open(path).with_context(|| format!("{}: can't be read", path.display()))?;
     let header = peek(path)?;
     let metadata = header.metadata.as_ref();
@@ -224,7 +227,7 @@ fn as_in_training(flags: &Eval, config: &mut DataConfig) -> anyhow::Result<()> {
         return Ok(());
     }
     let (timm, _) = timm::beside(path, metadata)?;
-    let known = flags.model.or(timm.as_ref().and_then(|timm| timm.architecture));
+    let known = model.or(timm.as_ref().and_then(|timm| timm.architecture));
     let network = header.config(known, None)?.architecture;
     let (found, note) = find(path, metadata, timm.as_ref(), network, &Stated::default())?;
     let Preprocessing { size, resize, interpolation, square_first, .. } = found;

@@ -214,7 +214,7 @@ pub(crate) fn run(flags: &Predict) -> Result<(), Failure> {
 }
 
 /// Refuses a network of other images than square colour pictures.
-fn check_square(Weights { config, .. }: &Weights) -> Result<(), Failure> {
+pub(super) fn check_square(Weights { config, .. }: &Weights) -> Result<(), Failure> {
     let [channels, height, width] = config.input;
     match channels == 3 && height == width {
         true => Ok(()),
@@ -232,7 +232,7 @@ fn same_picture(a: &Preprocessing, b: &Preprocessing) -> bool {
 }
 
 /// Reads a picture as a network is given it, but for the normalisation: to the byte what its training made of it.
-fn read(path: &Path, as_given: &Preprocessing) -> kd_data::Result<Picture> {
+pub(super) fn read(path: &Path, as_given: &Preprocessing) -> kd_data::Result<Picture> {
     let Preprocessing { size, resize, interpolation, square_first, .. } = *as_given;
     match square_first {
         true => images::read(path, size),
@@ -241,7 +241,7 @@ fn read(path: &Path, as_given: &Preprocessing) -> kd_data::Result<Picture> {
 }
 
 /// Adds a picture, whose label nobody looks at.
-fn add(split: &mut Split, picture: Picture) {
+pub(super) fn add(split: &mut Split, picture: Picture) {
     split.shape = picture.shape;
     split.images.extend(picture.pixels);
     split.labels.push(0);
