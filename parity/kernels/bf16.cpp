@@ -69,7 +69,7 @@ static void check_elements() {
         Map x = random_map(count, 2, count), dy = random_map(count, 1, count + 1);
         Map y = SAME("relu", count, relu_forward, 3, 5, count, of(x), out);
         SAME("relu backward", count, relu_backward, 3, 5, count, of(y), of(dy), out);
-        SAME("dropout", count, dropout, 20, 5, count, of(x), out, 7ull, 5ull, 3ull, 1u << 30, 4.0f / 3, (const Step *)nullptr);
+        SAME("dropout", count, dropout, 20, 5, count, of(x), out, 7ull, 5ull, 3ull, 1u << 30, 4.0f / 3, (const Step *)nullptr, of(x), 0);
     }
 }
 
@@ -77,9 +77,9 @@ static void check_planes() {
     const int images = 2, channels = 3, height = 5, width = 6, planes = images * channels, oh = 2, ow = 2;
     Map x = random_map(planes * height * width, 1, 1), dy = random_map(planes * oh * ow, 1, 2);
     std::vector<unsigned> winners(planes * oh * ow);
-    SAME("max_pool", planes * oh * ow, max_pool_forward, planes, 5, of(x), out, winners.data(), height, width, oh, ow, 3, 2);
+    SAME("max_pool", planes * oh * ow, max_pool_forward, planes, 5, of(x), out, winners.data(), height, width, oh, ow, 3, 2, 0, 0);
     SAME("max_pool backward", x.f32.size(), max_pool_backward, planes, 5, of(dy), winners.data(), out, height, width, oh,
-         ow, 3, 2);
+         ow, 3, 2, 0);
 
     Map wide = random_map(images * 5 * 3 * 3, 1, 3);
     SAME("subsample_pad", images * 5 * 3 * 3, subsample_pad_forward, images * 5, 5, of(x), out, channels, height, width, 5,
@@ -129,7 +129,7 @@ static void check_conv(int height, int width) {
     Sizes s = {images, channels, height, width, 3, 2, 2, 1, 1, oh, ow};
     const size_t columns = size_t(channels) * 3 * 2 * images * oh * ow;
     Map gathered = SAME("columns", columns, conv_columns, dim3(channels * 6, images), 5, of(z), s, out);
-    SAME("from columns", count, conv_from_columns, images * channels, 5, of(gathered), s, out);
+    SAME("from columns", count, conv_from_columns, images * channels, 5, of(gathered), s, 0, out);
 }
 
 static void check_batch_norm(int plane) {

@@ -137,7 +137,7 @@ static void check_columns(Sizes s, int outputs) {
         compare("conv by columns", found_z, z, 1e-12, 0);
         compare("conv dweight by columns", found_dweight, dweight, 1e-12, 0);
         std::vector<float> found_dx = run_twice<float>(x.size(), [&](float *dx, bool back) {
-            emulate::launch(s.images * s.channels, 5, back, conv_from_columns_f32, of_columns.data(), s, dx);
+            emulate::launch(s.images * s.channels, 5, back, conv_from_columns_f32, of_columns.data(), s, 0, dx);
         });
         compare("conv dx by columns", found_dx, dx, 1e-5, 1e-6);
     }

@@ -54,13 +54,13 @@ static void check_max_pool() {
         std::vector<unsigned> found_winners(y.size(), 999);
         std::vector<float> found = run_twice<float>(y.size(), [&](float *y, bool back) {
             emulate::launch(planes, 5, back, max_pool_forward_f32, x.data(), y, found_winners.data(), c.height, c.width, oh,
-                            ow, c.kernel, c.stride);
+                            ow, c.kernel, c.stride, 0, 0);
         });
         compare("max_pool", found, y, 0, 0);
         compare("max_pool winners", found_winners, winners, 0, 0);
         std::vector<float> grad = run_twice<float>(x.size(), [&](float *dx, bool back) {
             emulate::launch(planes, 5, back, max_pool_backward_f32, dy.data(), winners.data(), dx, c.height, c.width, oh, ow,
-                            c.kernel, c.stride);
+                            c.kernel, c.stride, 0);
         });
         compare("max_pool backward", grad, dx, 1e-6, 0);
     }
@@ -81,7 +81,7 @@ static void check_dropout() {
                     const Step now{5, {}};
                     emulate::launch(2, 5, back, dropout_f32, count, x.data(), y, 0x0123456789abcdefull,
                                     back ? 99ull : 5ull, 3ull, words[k] + more, 1.25f,
-                                    back ? &now : (const Step *)nullptr);
+                                    back ? &now : (const Step *)nullptr, (const float *)nullptr, 0);
                 });
                 expect("dropout's mask", y[at[k]] == (more ? 0.0f : x[at[k]] * 1.25f));
                 for (size_t i = 0; i < count; i++) expect("dropout's values", y[i] == 0 || y[i] == x[i] * 1.25f);

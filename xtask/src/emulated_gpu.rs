@@ -21,7 +21,7 @@ pub struct Args {
 
 /// The crates with tests on a GPU. All are named in each case, so that the same build runs both ways: cargo unites the features
 /// of what is named.
-const CRATES: [&str; 5] = ["kd-data", "kd-loss", "kd-ops", "kd-run", "kd-bench"];
+const CRATES: [&str; 6] = ["kd-data", "kd-loss", "kd-ops", "kd-models", "kd-run", "kd-bench"];
 
 pub fn command(args: &Args) -> anyhow::Result<()> {
     ensure!(

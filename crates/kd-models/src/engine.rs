@@ -1,11 +1,12 @@
-//! A graph computed by plan, on the CPU.
+//! A graph computed by plan, on the CPU or on a GPU.
 //!
 //! Instead of an operation after the other on candle tensors, the whole forward and backward pass is laid out beforehand for
 //! what is asked of it ([`plan`]): which nodes are computed together ([`units`]), where each gradient lies ([`gradients`]) and
 //! which memory each value has ([`memory`]). Maps are NHWC from the first layer to the last. An image passes as many layers
 //! as it can while its values are in the cache, until a batch normalisation needs a sum over the batch or a linear layer
 //! takes the batch at once. The memory of maps and their gradients stays with the engine for the next pass of its kind and
-//! batch size; what a pass allocates is of the size of the weights and of what it hands out.
+//! batch size; what a pass allocates is of the size of the weights and of what it hands out. A GPU carries out the same plan
+//! operation by operation over the whole batch (`gpu`).
 //!
 //! From the outside in: this file has the passes, `forward` and `backward` compute them, `weights` and `workspace` are what
 //! they read and write.
@@ -13,6 +14,8 @@
 mod backward;
 mod bytes;
 mod forward;
+#[cfg(feature = "cuda")]
+mod gpu;
 mod gradients;
 mod linear;
 mod memory;
@@ -25,7 +28,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use kd_ops::DropoutKey;
 use kd_ops::nhwc::{Isa, with_values};
 
@@ -56,12 +59,21 @@ struct Kept {
     workspaces: Vec<(Arc<Plan>, Workspace)>,
     /// Weights that no pass uses, each with the plan that they are laid out for.
     weights: Vec<(Arc<Plan>, Weights)>,
+    #[cfg(feature = "cuda")]
+    on_gpu: Vec<gpu::Kept>,
 }
 
-/// What a pass works in.
+/// What a pass on the CPU works in.
 struct Memory {
     workspace: Workspace,
     weights: Weights,
+}
+
+/// What a pass in training has left for its backward pass.
+enum PassMemory {
+    Cpu(Memory),
+    #[cfg(feature = "cuda")]
+    Gpu(Box<(kd_ops::cuda::nchw::Gpu, gpu::Memory)>),
 }
 
 /// Most plans and most workspaces that are kept: a run trains, evaluates, and ends its epochs with a smaller batch.
@@ -78,7 +90,7 @@ pub(crate) struct Network<'a> {
 /// A forward pass in training that has been computed, and what its backward pass needs.
 pub(crate) struct TrainPass {
     plan: Arc<Plan>,
-    memory: Memory,
+    memory: PassMemory,
     images: Tensor,
     key: DropoutKey,
     /// The tensors that the loss was given, in the order of the plan's shown values.
@@ -108,9 +120,16 @@ impl Engine {
 
     /// Whether the engine computes this graph on such images. What images were computed from gets its gradient through candle
     /// alone.
-    pub(crate) fn computes(graph: &Graph, images: &Tensor) -> bool {
+    pub(crate) fn computes(&self, graph: &Graph, images: &Tensor) -> bool {
         let leaf = images.is_variable() || !images.track_op();
-        leaf && images.device().is_cpu() && images.dtype() == DType::F32 && units::knows(graph)
+        let knows = || match images.device() {
+            Device::Cpu => units::knows(graph),
+            // Processes share batches on the CPU alone.
+            #[cfg(feature = "cuda")]
+            Device::Cuda(_) => !self.shares() && images.dims()[0] > 0 && gpu::computes(graph),
+            _ => false,
+        };
+        leaf && images.dtype() == DType::F32 && knows()
     }
 
     /// The logits and the values at `places` in evaluation. No gradient reaches anything through them.
@@ -120,7 +139,11 @@ impl Engine {
         images: &Tensor,
         places: &[(&str, usize)],
     ) -> Result<Output> {
-        let plan = self.plan(network, (false, false), places)?;
+        #[cfg(feature = "cuda")]
+        if images.device().is_cuda() {
+            return self.evaluate_on_gpu(network, images, places);
+        }
+        let plan = self.plan(network, (false, false, false), places)?;
         let Memory { mut workspace, mut weights } = self.memory(&plan, images.dim(0)?, 1);
         if !(self.fixed && weights.filled) {
             weights.fill(&plan, network.tensors)?;
@@ -153,7 +176,11 @@ impl Engine {
         key: DropoutKey,
         places: &[(&str, usize)],
     ) -> Result<(Output, TrainPass)> {
-        let plan = self.plan(network, (true, images.track_op()), places)?;
+        #[cfg(feature = "cuda")]
+        if images.device().is_cuda() {
+            return self.train_on_gpu(network, images, key, places);
+        }
+        let plan = self.plan(network, (true, images.track_op(), false), places)?;
         let (batch, ranks) = (images.dim(0)?, self.processes.ranks());
         if !can_share(batch, ranks) {
             return Err(Error::Sharing { ranks, images: batch });
@@ -168,7 +195,7 @@ impl Engine {
         })?;
         let shown = leaves.iter().map(|leaf| leaf.as_tensor().clone()).collect();
         let output = output(network.graph, &plan, places, shown);
-        let memory = Memory { workspace, weights };
+        let memory = PassMemory::Cpu(Memory { workspace, weights });
         let pass = TrainPass { plan, memory, images: images.clone(), key, leaves };
         Ok((output, pass))
     }
@@ -182,9 +209,16 @@ impl Engine {
         gradients: &mut GradStore,
     ) -> Result<()> {
         let TrainPass { plan, memory, images, key, leaves } = pass;
-        let Memory { mut workspace, mut weights } = memory;
         let seeds: Vec<Option<Tensor>> =
             leaves.iter().map(|leaf| gradients.remove(leaf.as_tensor())).collect();
+        let Memory { mut workspace, mut weights } = match memory {
+            PassMemory::Cpu(memory) => memory,
+            #[cfg(feature = "cuda")]
+            PassMemory::Gpu(memory) => {
+                let of_pass = (plan, images, key);
+                return self.backward_on_gpu(network, of_pass, *memory, (leaves, seeds), gradients);
+            }
+        };
         let batch = workspace.batch;
         let found = with_values(&images, |images| {
             let given = self.given(&plan, network, (images, batch), key);
@@ -229,17 +263,17 @@ impl Engine {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The plan for what is asked, made or kept: in training or not, with the gradient of the images or not.
+    /// The plan for what is asked, made or kept: in training or not, with the gradient of the images or not, on a GPU or not.
     fn plan(
         &self,
         network: Network<'_>,
-        (train, images): (bool, bool),
+        (train, images, gpu): (bool, bool, bool),
         places: &[(&str, usize)],
     ) -> Result<Arc<Plan>> {
         let mut shown: Vec<usize> = places.iter().map(|(_, node)| *node).collect();
         shown.sort_unstable();
         shown.dedup();
-        let purpose = Purpose { train, shown, images };
+        let purpose = Purpose { train, shown, images, gpu };
         let mut kept = self.kept();
         if let Some(plan) = kept.plans.iter().find(|plan| plan.purpose == purpose) {
             return Ok(plan.clone());

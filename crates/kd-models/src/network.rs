@@ -23,8 +23,9 @@ use plan::{FusedConv, Step, Work, plan};
 ///
 /// There are two ways to compute it. [`forward_t`](Classifier::forward_t) makes each step an operation on candle tensors,
 /// with candle's gradients, on every device and in every mode. [`train`](Classifier::train) and
-/// [`evaluate`](Classifier::evaluate) compute f32 images on the CPU by a plan for the whole pass, made once, and everything
-/// else as `forward_t` does; `docs/performance.md` has what that gains.
+/// [`evaluate`](Classifier::evaluate) compute f32 images by a plan for the whole pass, made once, on the CPU and on a GPU (there not
+/// networks with grouped convolutions or uneven padding), and everything else as `forward_t` does; `docs/performance.md` and
+/// `docs/gpu.md` have what that gains.
 ///
 /// Layers are fused where no place between them is asked for: a convolution with ReLU and 2x2 max-pool, batch
 /// normalisation with the sum and the ReLU behind it, a linear layer with its ReLU. A batch normalisation whose weight is
@@ -252,7 +253,7 @@ impl Classifier for GraphNetwork {
 
     fn evaluate(&self, images: &Tensor, places: &[&str]) -> Result<Output> {
         self.check_images(images)?;
-        if !Engine::computes(&self.graph, images) {
+        if !self.engine.computes(&self.graph, images) {
             return self.forward_t(images, Mode::Eval, places);
         }
         self.engine.evaluate(self.planned(), images, &self.nodes_of(places)?)
@@ -260,7 +261,7 @@ impl Classifier for GraphNetwork {
 
     fn train(&self, images: &Tensor, key: DropoutKey, places: &[&str]) -> Result<(Output, Tape)> {
         self.check_images(images)?;
-        if !Engine::computes(&self.graph, images) {
+        if !self.engine.computes(&self.graph, images) {
             if self.engine.shares() {
                 return Err(Error::NotShared { network: self.graph.name().into() });
             }

@@ -70,7 +70,7 @@ template <class T, int N> struct WithResidual {
 
 template <int N, class T>
 __device__ inline void batch_norm_forward_of(const T *x, float center, float scale, float shift, const T *residual,
-                                             int plane, int relu, T *y) {
+                                             int plane, int activation, T *y) {
     with_loads_ahead<AHEAD<N, 2>>(
         threadIdx.x, blockDim.x, plane / N,
         [&](int i) {
@@ -85,7 +85,7 @@ __device__ inline void batch_norm_forward_of(const T *x, float center, float sca
             for (int j = 0; j < N; j++) {
                 float value = (get(loaded.x.values[j]) - center) * scale + shift;
                 if (residual) value += get(loaded.residual.values[j]);
-                set(out.values[j], relu && value < 0.0f ? 0.0f : value);
+                set(out.values[j], activated(value, activation));
             }
             store<N>(y + i * N, out);
         });
@@ -94,7 +94,7 @@ __device__ inline void batch_norm_forward_of(const T *x, float center, float sca
 // `residual` is null where nothing is added.
 template <class T>
 __device__ inline void batch_norm_forward(const T *x, const float *mean, const double *inv_std, const float *weight,
-                                          const float *bias, const T *residual, int channels, int plane, int relu,
+                                          const float *bias, const T *residual, int channels, int plane, int activation,
                                           T *y) {
     unsigned of_thread = plane_of_thread();
     int channel = of_thread % channels;
@@ -104,17 +104,17 @@ __device__ inline void batch_norm_forward(const T *x, const float *mean, const d
     y += first;
     if (residual) residual += first;
     if (plane % WIDE<T> == 0 && aligned(x, residual, y))
-        batch_norm_forward_of<WIDE<T>>(x, mean[channel], scale, bias[channel], residual, plane, relu, y);
-    else batch_norm_forward_of<1>(x, mean[channel], scale, bias[channel], residual, plane, relu, y);
+        batch_norm_forward_of<WIDE<T>>(x, mean[channel], scale, bias[channel], residual, plane, activation, y);
+    else batch_norm_forward_of<1>(x, mean[channel], scale, bias[channel], residual, plane, activation, y);
 }
 
 // Values of the input, of the result and of its gradient.
 template <class T, int N> struct ForGradient {
     Word<T, N> x, y, dy;
 
-    // The gradient before the ReLU.
-    __device__ float dz(int j, int relu) const {
-        return !relu || get(y.values[j]) > 0.0f ? get(dy.values[j]) : 0.0f;
+    // The gradient before the activation.
+    __device__ float dz(int j, int activation) const {
+        return passes(get(y.values[j]), activation) ? get(dy.values[j]) : 0.0f;
     }
 };
 
@@ -125,7 +125,7 @@ __device__ inline ForGradient<T, N> load_for_gradient(const T *x, const T *y, co
 
 template <int N, class T>
 __device__ inline void batch_norm_gradient_sums_of(const T *x, const T *y, const T *dy, float center, int images,
-                                                   int channels, int plane, int relu, double &sum,
+                                                   int channels, int plane, int activation, double &sum,
                                                    double &products) {
     over_part<N, AHEAD<N, 3>>(
         images, plane,
@@ -133,17 +133,17 @@ __device__ inline void batch_norm_gradient_sums_of(const T *x, const T *y, const
         [&](const ForGradient<T, N> &loaded) {
 #pragma unroll
             for (int j = 0; j < N; j++) {
-                float dz = loaded.dz(j, relu);
+                float dz = loaded.dz(j, activation);
                 sum += dz;
                 products += double(dz) * (get(loaded.x.values[j]) - center);
             }
         });
 }
 
-// Of each channel and part: sums of dz and of dz * (x - mean), dz the gradient before the ReLU.
+// Of each channel and part: sums of dz and of dz * (x - mean), dz the gradient before the activation.
 template <class T>
 __device__ inline void batch_norm_gradient_sums(const T *x, const T *y, const T *dy, const float *mean, int images,
-                                                int channels, int plane, int relu, double *partial) {
+                                                int channels, int plane, int activation, double *partial) {
     int channel = blockIdx.x, part = blockIdx.y, parts = gridDim.y;
     float center = mean[channel];
     size_t first = size_t(channel) * plane;
@@ -152,8 +152,8 @@ __device__ inline void batch_norm_gradient_sums(const T *x, const T *y, const T 
     dy += first;
     double sum = 0.0, products = 0.0;
     if (plane % WIDE<T> == 0 && aligned(x, y, dy))
-        batch_norm_gradient_sums_of<WIDE<T>>(x, y, dy, center, images, channels, plane, relu, sum, products);
-    else batch_norm_gradient_sums_of<1>(x, y, dy, center, images, channels, plane, relu, sum, products);
+        batch_norm_gradient_sums_of<WIDE<T>>(x, y, dy, center, images, channels, plane, activation, sum, products);
+    else batch_norm_gradient_sums_of<1>(x, y, dy, center, images, channels, plane, activation, sum, products);
     block_sum(sum, products);
     if (threadIdx.x == 0 && threadIdx.y == 0) {
         partial[2 * (channel * parts + part)] = sum;
@@ -184,14 +184,14 @@ struct OfChannel {
 
 template <int N, class T>
 __device__ inline void batch_norm_backward_of(const T *x, const T *y, const T *dy, OfChannel channel, int plane,
-                                              int relu, T *dx, T *dresidual) {
+                                              int activation, T *dx, T *dresidual) {
     with_loads_ahead<AHEAD<N, 3>>(
         threadIdx.x, blockDim.x, plane / N, [&](int i) { return load_for_gradient<N>(x, y, dy, size_t(i) * N); },
         [&](int i, const ForGradient<T, N> &loaded) {
             Word<T, N> to_x, to_residual;
 #pragma unroll
             for (int j = 0; j < N; j++) {
-                float dz = loaded.dz(j, relu), distance = get(loaded.x.values[j]) - channel.center;
+                float dz = loaded.dz(j, activation), distance = get(loaded.x.values[j]) - channel.center;
                 set(to_x.values[j], channel.scale * (dz - channel.of_mean - distance * channel.of_var));
                 set(to_residual.values[j], dz);
             }
@@ -204,7 +204,7 @@ __device__ inline void batch_norm_backward_of(const T *x, const T *y, const T *d
 template <class T>
 __device__ inline void batch_norm_backward(const T *x, const T *y, const T *dy, const float *mean,
                                            const double *inv_std, const float *weight, const float *through_mean,
-                                           const float *through_var, int channels, int plane, int relu, T *dx,
+                                           const float *through_var, int channels, int plane, int activation, T *dx,
                                            T *dresidual) {
     unsigned of_thread = plane_of_thread();
     int channel = of_thread % channels;
@@ -217,38 +217,38 @@ __device__ inline void batch_norm_backward(const T *x, const T *y, const T *dy, 
     if (dx) dx += first;
     if (dresidual) dresidual += first;
     if (plane % WIDE<T> == 0 && aligned(x, y, dy, dx, dresidual))
-        batch_norm_backward_of<WIDE<T>>(x, y, dy, values, plane, relu, dx, dresidual);
-    else batch_norm_backward_of<1>(x, y, dy, values, plane, relu, dx, dresidual);
+        batch_norm_backward_of<WIDE<T>>(x, y, dy, values, plane, activation, dx, dresidual);
+    else batch_norm_backward_of<1>(x, y, dy, values, plane, activation, dx, dresidual);
 }
 
-#define BATCH_NORM_KERNELS(T, NAME)                                                                               \
-    extern "C" __global__ void batch_norm_moments_##NAME(const T *x, int images, int channels, int plane,         \
-                                                         double *partial) {                                       \
-        batch_norm_moments(x, images, channels, plane, partial);                                                  \
-    }                                                                                                             \
-    extern "C" __global__ void batch_norm_statistics_##NAME(                                                      \
-        const double *partial, int parts, const T *x, int plane, double count, double momentum, double eps,       \
-        float *running_mean, float *running_var, float *mean, double *inv_std) {                                  \
-        batch_norm_statistics(partial, parts, x, plane, count, momentum, eps, running_mean, running_var, mean,    \
-                              inv_std);                                                                           \
-    }                                                                                                             \
-    extern "C" __global__ void batch_norm_forward_##NAME(const T *x, const float *mean, const double *inv_std,    \
-                                                         const float *weight, const float *bias,                  \
-                                                         const T *residual, int channels, int plane, int relu,    \
-                                                         T *y) {                                                  \
-        batch_norm_forward(x, mean, inv_std, weight, bias, residual, channels, plane, relu, y);                   \
-    }                                                                                                             \
-    extern "C" __global__ void batch_norm_gradient_sums_##NAME(const T *x, const T *y, const T *dy,               \
-                                                               const float *mean, int images, int channels,       \
-                                                               int plane, int relu, double *partial) {            \
-        batch_norm_gradient_sums(x, y, dy, mean, images, channels, plane, relu, partial);                         \
-    }                                                                                                             \
-    extern "C" __global__ void batch_norm_backward_##NAME(                                                        \
-        const T *x, const T *y, const T *dy, const float *mean, const double *inv_std, const float *weight,       \
-        const float *through_mean, const float *through_var, int channels, int plane, int relu, T *dx,            \
-        T *dresidual) {                                                                                           \
-        batch_norm_backward(x, y, dy, mean, inv_std, weight, through_mean, through_var, channels, plane, relu,    \
-                            dx, dresidual);                                                                       \
+#define BATCH_NORM_KERNELS(T, NAME)                                                                                  \
+    extern "C" __global__ void batch_norm_moments_##NAME(const T *x, int images, int channels, int plane,            \
+                                                         double *partial) {                                          \
+        batch_norm_moments(x, images, channels, plane, partial);                                                     \
+    }                                                                                                                \
+    extern "C" __global__ void batch_norm_statistics_##NAME(                                                         \
+        const double *partial, int parts, const T *x, int plane, double count, double momentum, double eps,          \
+        float *running_mean, float *running_var, float *mean, double *inv_std) {                                     \
+        batch_norm_statistics(partial, parts, x, plane, count, momentum, eps, running_mean, running_var, mean,       \
+                              inv_std);                                                                              \
+    }                                                                                                                \
+    extern "C" __global__ void batch_norm_forward_##NAME(const T *x, const float *mean, const double *inv_std,       \
+                                                         const float *weight, const float *bias,                     \
+                                                         const T *residual, int channels, int plane, int activation, \
+                                                         T *y) {                                                     \
+        batch_norm_forward(x, mean, inv_std, weight, bias, residual, channels, plane, activation, y);                \
+    }                                                                                                                \
+    extern "C" __global__ void batch_norm_gradient_sums_##NAME(const T *x, const T *y, const T *dy,                  \
+                                                               const float *mean, int images, int channels,          \
+                                                               int plane, int activation, double *partial) {         \
+        batch_norm_gradient_sums(x, y, dy, mean, images, channels, plane, activation, partial);                      \
+    }                                                                                                                \
+    extern "C" __global__ void batch_norm_backward_##NAME(                                                           \
+        const T *x, const T *y, const T *dy, const float *mean, const double *inv_std, const float *weight,          \
+        const float *through_mean, const float *through_var, int channels, int plane, int activation, T *dx,         \
+        T *dresidual) {                                                                                              \
+        batch_norm_backward(x, y, dy, mean, inv_std, weight, through_mean, through_var, channels, plane, activation, \
+                            dx, dresidual);                                                                          \
     }
 BATCH_NORM_KERNELS(float, f32)
 BATCH_NORM_KERNELS(__nv_bfloat16, bf16)

@@ -7,30 +7,31 @@
 #include "number.cuh"
 #include "reduce.cuh"
 
-// y = max(z + bias, 0), or without the maximum.
+// y = z + bias, and the activation of it.
 template <int N, class T>
-__device__ inline void conv_bias_forward_of(const T *z, float shift, int pixels, int relu, T *y) {
+__device__ inline void conv_bias_forward_of(const T *z, float shift, int pixels, int activation, T *y) {
     with_loads_ahead<AHEAD<N, 2>>(
         threadIdx.x, blockDim.x, pixels / N, [&](int i) { return load<N>(z + i * N); },
         [&](int i, const Word<T, N> &values) {
             Word<T, N> out;
 #pragma unroll
             for (int j = 0; j < N; j++) {
-                float value = get(values.values[j]) + shift;
-                set(out.values[j], relu && value < 0.0f ? 0.0f : value);
+                set(out.values[j], activated(get(values.values[j]) + shift, activation));
             }
             store<N>(y + i * N, out);
         });
 }
 
+// Without a bias `bias` is null. y may be z where z is NCHW.
 template <class T>
 __device__ inline void conv_bias_forward(const T *z, size_t image_stride, size_t channel_stride, const float *bias,
-                                         int channels, int pixels, int relu, T *y) {
+                                         int channels, int pixels, int activation, T *y) {
     unsigned plane = plane_of_thread(), image = plane / channels, channel = plane % channels;
     z += image * image_stride + channel * channel_stride;
     y += size_t(plane) * pixels;
-    if (pixels % WIDE<T> == 0 && aligned(z, y)) conv_bias_forward_of<WIDE<T>>(z, bias[channel], pixels, relu, y);
-    else conv_bias_forward_of<1>(z, bias[channel], pixels, relu, y);
+    float shift = bias ? bias[channel] : 0.0f;
+    if (pixels % WIDE<T> == 0 && aligned(z, y)) conv_bias_forward_of<WIDE<T>>(z, shift, pixels, activation, y);
+    else conv_bias_forward_of<1>(z, shift, pixels, activation, y);
 }
 
 // Of a result and its gradient.
@@ -38,9 +39,9 @@ template <class T, int N> struct Pair {
     Word<T, N> y, dy;
 };
 
-// dz = dy where y > 0 (with a ReLU), else 0.
+// dz = dy where the activation lets it pass, else 0.
 template <int N, class T>
-__device__ inline void conv_bias_backward_of(const T *y, const T *dy, int pixels, int relu, T *dz) {
+__device__ inline void conv_bias_backward_of(const T *y, const T *dy, int pixels, int activation, T *dz) {
     with_loads_ahead<AHEAD<N, 2>>(
         threadIdx.x, blockDim.x, pixels / N,
         [&](int i) { return Pair<T, N>{load<N>(y + i * N), load<N>(dy + i * N)}; },
@@ -48,20 +49,20 @@ __device__ inline void conv_bias_backward_of(const T *y, const T *dy, int pixels
             Word<T, N> out;
 #pragma unroll
             for (int j = 0; j < N; j++)
-                set(out.values[j], !relu || get(pair.y.values[j]) > 0.0f ? get(pair.dy.values[j]) : 0.0f);
+                set(out.values[j], passes(get(pair.y.values[j]), activation) ? get(pair.dy.values[j]) : 0.0f);
             store<N>(dz + i * N, out);
         });
 }
 
 template <class T>
-__device__ inline void conv_bias_backward(const T *y, const T *dy, int channels, int pixels, int relu, T *dz,
+__device__ inline void conv_bias_backward(const T *y, const T *dy, int channels, int pixels, int activation, T *dz,
                                           size_t image_stride, size_t channel_stride) {
     unsigned plane = plane_of_thread(), image = plane / channels, channel = plane % channels;
     dz += image * image_stride + channel * channel_stride;
     y += size_t(plane) * pixels;
     dy += size_t(plane) * pixels;
-    if (pixels % WIDE<T> == 0 && aligned(y, dy, dz)) conv_bias_backward_of<WIDE<T>>(y, dy, pixels, relu, dz);
-    else conv_bias_backward_of<1>(y, dy, pixels, relu, dz);
+    if (pixels % WIDE<T> == 0 && aligned(y, dy, dz)) conv_bias_backward_of<WIDE<T>>(y, dy, pixels, activation, dz);
+    else conv_bias_backward_of<1>(y, dy, pixels, activation, dz);
 }
 
 // The first of four values that is the maximum, in row-major order of a window; a NaN counts as the maximum.
@@ -86,7 +87,7 @@ template <class T, int N> struct Rows {
 
 // The same of planes whose rows are whole words: N values of two rows are N / 2 windows.
 template <int N, class T>
-__device__ inline void conv_pool_forward_of(const T *z, float shift, int height, int width, int relu, T *y,
+__device__ inline void conv_pool_forward_of(const T *z, float shift, int height, int width, int activation, T *y,
                                             unsigned char *winners) {
     int in_row = width / N;
     with_loads_ahead<AHEAD<N, 3>>(
@@ -103,27 +104,27 @@ __device__ inline void conv_pool_forward_of(const T *z, float shift, int height,
                 const T *top = rows.top.values + 2 * j, *bottom = rows.bottom.values + 2 * j;
                 float most = winner_of(get(top[0]) + shift, get(top[1]) + shift, get(bottom[0]) + shift,
                                        get(bottom[1]) + shift, won.values[j]);
-                set(out.values[j], relu && most < 0.0f ? 0.0f : most);
+                set(out.values[j], activated(most, activation));
             }
             store<N / 2>(y + i * (N / 2), out);
             store<N / 2>(winners + i * (N / 2), won);
         });
 }
 
-// The maximum of each 2x2 window of z + bias, then the ReLU; `winners` counts a window's pixels in row-major
-// order, the first maximum wins, and a NaN counts as one.
+// The maximum of each 2x2 window of z + bias (null where there is none), then the activation; `winners` counts a window's
+// pixels in row-major order, the first maximum wins, and a NaN counts as one.
 template <class T>
 __device__ inline void conv_pool_forward(const T *z, size_t image_stride, size_t channel_stride, const float *bias,
-                                         int channels, int height, int width, int relu, T *y,
+                                         int channels, int height, int width, int activation, T *y,
                                          unsigned char *winners) {
     unsigned plane = plane_of_thread(), image = plane / channels, channel = plane % channels;
     int out_width = width / 2, out_pixels = height / 2 * out_width;
     z += image * image_stride + channel * channel_stride;
     y += size_t(plane) * out_pixels;
     winners += size_t(plane) * out_pixels;
-    float shift = bias[channel];
+    float shift = bias ? bias[channel] : 0.0f;
     if (width % WIDE<T> == 0 && aligned(z, y - size_t(plane) * out_pixels, winners - size_t(plane) * out_pixels)) {
-        conv_pool_forward_of<WIDE<T>>(z, shift, height, width, relu, y, winners);
+        conv_pool_forward_of<WIDE<T>>(z, shift, height, width, activation, y, winners);
         return;
     }
     for (int i = threadIdx.x; i < out_pixels; i += blockDim.x) {
@@ -131,7 +132,7 @@ __device__ inline void conv_pool_forward(const T *z, size_t image_stride, size_t
         unsigned char winner;
         float most = winner_of(get(window[0]) + shift, get(window[1]) + shift, get(window[width]) + shift,
                                get(window[width + 1]) + shift, winner);
-        set(y[i], relu && most < 0.0f ? 0.0f : most);
+        set(y[i], activated(most, activation));
         winners[i] = winner;
     }
 }
@@ -145,7 +146,7 @@ template <class T, int N> struct Windows {
 // The same of planes whose rows are whole words: N values of a row are half of N / 2 windows.
 template <int N, class T>
 __device__ inline void conv_pool_backward_of(const T *y, const unsigned char *winners, const T *dy, int height,
-                                             int width, int relu, T *dz) {
+                                             int width, int activation, T *dz) {
     int in_row = width / N;
     with_loads_ahead<AHEAD<N, 2>>(
         threadIdx.x, blockDim.x, height * in_row,
@@ -161,7 +162,7 @@ __device__ inline void conv_pool_backward_of(const T *y, const unsigned char *wi
 #pragma unroll
             for (int j = 0; j < N; j++) {
                 bool won = windows.winners.values[j / 2] == row % 2 * 2 + j % 2;
-                bool through = inside && won && (!relu || get(windows.y.values[j / 2]) > 0.0f);
+                bool through = inside && won && passes(get(windows.y.values[j / 2]), activation);
                 set(out.values[j], through ? get(windows.dy.values[j / 2]) : 0.0f);
             }
             store<N>(dz + i * N, out);
@@ -171,14 +172,14 @@ __device__ inline void conv_pool_backward_of(const T *y, const unsigned char *wi
 // The gradient goes to each window's winner; a last odd row or column gets none.
 template <class T>
 __device__ inline void conv_pool_backward(const T *y, const unsigned char *winners, const T *dy, int channels,
-                                          int height, int width, int relu, T *dz, size_t image_stride,
+                                          int height, int width, int activation, T *dz, size_t image_stride,
                                           size_t channel_stride) {
     unsigned plane = plane_of_thread(), image = plane / channels, channel = plane % channels;
     int out_height = height / 2, out_width = width / 2;
     dz += image * image_stride + channel * channel_stride;
     if (width % WIDE<T> == 0 && height > 1 && aligned(y, winners, dy, dz)) {
         size_t first = size_t(plane) * out_height * out_width;
-        conv_pool_backward_of<WIDE<T>>(y + first, winners + first, dy + first, height, width, relu, dz);
+        conv_pool_backward_of<WIDE<T>>(y + first, winners + first, dy + first, height, width, activation, dz);
         return;
     }
     size_t first = size_t(plane) * out_height * out_width;
@@ -187,7 +188,7 @@ __device__ inline void conv_pool_backward(const T *y, const unsigned char *winne
         float value = 0.0f;
         if (row / 2 < out_height && column / 2 < out_width) {
             size_t window = first + row / 2 * out_width + column / 2;
-            if (winners[window] == row % 2 * 2 + column % 2 && (!relu || get(y[window]) > 0.0f)) value = get(dy[window]);
+            if (winners[window] == row % 2 * 2 + column % 2 && passes(get(y[window]), activation)) value = get(dy[window]);
         }
         set(dz[i], value);
     }
@@ -255,9 +256,10 @@ template <class T> __device__ inline void conv_columns(const T *x, Sizes s, T *c
     }
 }
 
-// The reverse: each input adds up, in row-major order of the window, what the columns that hold it say.
+// The reverse: each input adds up, in row-major order of the window, what the columns that hold it say; with `add` it is
+// added to what is there.
 // A block is one plane of the input.
-template <class T> __device__ inline void conv_from_columns(const T *columns, Sizes s, T *dx) {
+template <class T> __device__ inline void conv_from_columns(const T *columns, Sizes s, int add, T *dx) {
     int image = blockIdx.x / s.channels, channel = blockIdx.x % s.channels;
     int out_pixels = s.out_height * s.out_width;
     dx += size_t(blockIdx.x) * s.height * s.width;
@@ -273,40 +275,40 @@ template <class T> __device__ inline void conv_from_columns(const T *columns, Si
                 sum += get(columns[(row * s.images + image) * out_pixels + r / s.stride * s.out_width + c / s.stride]);
             }
         }
-        set(dx[i], sum);
+        set(dx[i], add ? get(dx[i]) + sum : sum);
     }
 }
 
-#define CONV_KERNELS(T, NAME)                                                                                     \
-    extern "C" __global__ void conv_bias_forward_##NAME(const T *z, size_t image_stride, size_t channel_stride,   \
-                                                        const float *bias, int channels, int pixels, int relu,    \
-                                                        T *y) {                                                   \
-        conv_bias_forward(z, image_stride, channel_stride, bias, channels, pixels, relu, y);                      \
-    }                                                                                                             \
-    extern "C" __global__ void conv_bias_backward_##NAME(const T *y, const T *dy, int channels, int pixels,       \
-                                                         int relu, T *dz, size_t image_stride,                    \
-                                                         size_t channel_stride) {                                 \
-        conv_bias_backward(y, dy, channels, pixels, relu, dz, image_stride, channel_stride);                      \
-    }                                                                                                             \
-    extern "C" __global__ void conv_pool_forward_##NAME(const T *z, size_t image_stride, size_t channel_stride,   \
-                                                        const float *bias, int channels, int height, int width,   \
-                                                        int relu, T *y, unsigned char *winners) {                 \
-        conv_pool_forward(z, image_stride, channel_stride, bias, channels, height, width, relu, y, winners);      \
-    }                                                                                                             \
-    extern "C" __global__ void conv_pool_backward_##NAME(const T *y, const unsigned char *winners, const T *dy,   \
-                                                         int channels, int height, int width, int relu, T *dz,    \
-                                                         size_t image_stride, size_t channel_stride) {            \
-        conv_pool_backward(y, winners, dy, channels, height, width, relu, dz, image_stride, channel_stride);      \
-    }                                                                                                             \
-    extern "C" __global__ void conv_bias_sums_##NAME(const T *dz, size_t image_stride, size_t channel_stride,     \
-                                                     int images, int pixels, double *partial) {                   \
-        conv_bias_sums(dz, image_stride, channel_stride, images, pixels, partial);                                \
-    }                                                                                                             \
-    extern "C" __global__ void conv_columns_##NAME(const T *x, Sizes s, T *columns) {                             \
-        conv_columns(x, s, columns);                                                                              \
-    }                                                                                                             \
-    extern "C" __global__ void conv_from_columns_##NAME(const T *columns, Sizes s, T *dx) {                       \
-        conv_from_columns(columns, s, dx);                                                                        \
+#define CONV_KERNELS(T, NAME)                                                                                        \
+    extern "C" __global__ void conv_bias_forward_##NAME(const T *z, size_t image_stride, size_t channel_stride,      \
+                                                        const float *bias, int channels, int pixels, int activation, \
+                                                        T *y) {                                                      \
+        conv_bias_forward(z, image_stride, channel_stride, bias, channels, pixels, activation, y);                   \
+    }                                                                                                                \
+    extern "C" __global__ void conv_bias_backward_##NAME(const T *y, const T *dy, int channels, int pixels,          \
+                                                         int activation, T *dz, size_t image_stride,                 \
+                                                         size_t channel_stride) {                                    \
+        conv_bias_backward(y, dy, channels, pixels, activation, dz, image_stride, channel_stride);                   \
+    }                                                                                                                \
+    extern "C" __global__ void conv_pool_forward_##NAME(const T *z, size_t image_stride, size_t channel_stride,      \
+                                                        const float *bias, int channels, int height, int width,      \
+                                                        int activation, T *y, unsigned char *winners) {              \
+        conv_pool_forward(z, image_stride, channel_stride, bias, channels, height, width, activation, y, winners);   \
+    }                                                                                                                \
+    extern "C" __global__ void conv_pool_backward_##NAME(const T *y, const unsigned char *winners, const T *dy,      \
+                                                         int channels, int height, int width, int activation, T *dz, \
+                                                         size_t image_stride, size_t channel_stride) {               \
+        conv_pool_backward(y, winners, dy, channels, height, width, activation, dz, image_stride, channel_stride);   \
+    }                                                                                                                \
+    extern "C" __global__ void conv_bias_sums_##NAME(const T *dz, size_t image_stride, size_t channel_stride,        \
+                                                     int images, int pixels, double *partial) {                      \
+        conv_bias_sums(dz, image_stride, channel_stride, images, pixels, partial);                                   \
+    }                                                                                                                \
+    extern "C" __global__ void conv_columns_##NAME(const T *x, Sizes s, T *columns) {                                \
+        conv_columns(x, s, columns);                                                                                 \
+    }                                                                                                                \
+    extern "C" __global__ void conv_from_columns_##NAME(const T *columns, Sizes s, int add, T *dx) {                 \
+        conv_from_columns(columns, s, add, dx);                                                                      \
     }
 CONV_KERNELS(float, f32)
 CONV_KERNELS(__nv_bfloat16, bf16)

@@ -12,11 +12,13 @@ __device__ inline void quarter_round(unsigned &a, unsigned &b, unsigned &c, unsi
     c += d; b = rotate(b ^ c, 7);
 }
 
-// Forward and backward alike: y = x * mask / (1 - p). The key is seed and step, each low word first, and
+// Forward and backward alike: y = x * mask / (1 - p). Backward it goes on through the activation whose result was `by`, which
+// is null where there is none. The key is seed and step, each low word first, and
 // "kd-ops dropout 1" (DropoutKey in dropout.rs); `stream` is the layer.
 template <class T>
 __device__ inline void dropout(size_t count, const T *x, T *y, unsigned long long seed, unsigned long long step,
-                               unsigned long long stream, unsigned dropped_below, float scale, const Step *now) {
+                               unsigned long long stream, unsigned dropped_below, float scale, const Step *now, const T *by,
+                               int activation) {
     if (now) step = now->step;
     size_t block = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
     if (block * 16 >= count) return;
@@ -43,15 +45,18 @@ __device__ inline void dropout(size_t count, const T *x, T *y, unsigned long lon
 #pragma unroll
     for (int i = 0; i < 16; i++) {
         size_t at = block * 16 + i;
-        if (at < count) set(y[at], s[i] + start[i] < dropped_below ? 0.0f : get(x[at]) * scale);
+        if (at >= count) break;
+        bool dropped = s[i] + start[i] < dropped_below || (by && !passes(get(by[at]), activation));
+        set(y[at], dropped ? 0.0f : get(x[at]) * scale);
     }
 }
 
-#define DROPOUT_KERNELS(T, NAME)                                                                                 \
-    extern "C" __global__ void dropout_##NAME(size_t count, const T *x, T *y, unsigned long long seed,           \
-                                              unsigned long long step, unsigned long long stream,                \
-                                              unsigned dropped_below, float scale, const Step *now) {            \
-        dropout(count, x, y, seed, step, stream, dropped_below, scale, now);                                     \
+#define DROPOUT_KERNELS(T, NAME)                                                                                   \
+    extern "C" __global__ void dropout_##NAME(size_t count, const T *x, T *y, unsigned long long seed,             \
+                                              unsigned long long step, unsigned long long stream,                  \
+                                              unsigned dropped_below, float scale, const Step *now, const T *by,   \
+                                              int activation) {                                                    \
+        dropout(count, x, y, seed, step, stream, dropped_below, scale, now, by, activation);                       \
     }
 DROPOUT_KERNELS(float, f32)
 DROPOUT_KERNELS(__nv_bfloat16, bf16)

@@ -1,12 +1,11 @@
 // What surrounds a linear layer's products; maps are [rows, columns], row-major.
 #include "number.cuh"
 
-// In place: y = max(y + bias, 0), or without the maximum. A block is a row.
-template <class T> __device__ inline void linear_bias_forward(T *y, const float *bias, int columns, int relu) {
+// In place: y = y + bias, and the activation of it. A block is a row.
+template <class T> __device__ inline void linear_bias_forward(T *y, const float *bias, int columns, int activation) {
     y += size_t(blockIdx.x) * columns;
     for (int i = threadIdx.x; i < columns; i += blockDim.x) {
-        float value = get(y[i]) + bias[i];
-        set(y[i], relu && value < 0.0f ? 0.0f : value);
+        set(y[i], activated(get(y[i]) + bias[i], activation));
     }
 }
 
@@ -24,12 +23,12 @@ template <class T> __device__ inline void linear_bias_backward(const T *dz, int 
     dbias[column] = float(sum);
 }
 
-#define LINEAR_KERNELS(T, NAME)                                                                                  \
-    extern "C" __global__ void linear_bias_forward_##NAME(T *y, const float *bias, int columns, int relu) {      \
-        linear_bias_forward(y, bias, columns, relu);                                                             \
-    }                                                                                                            \
-    extern "C" __global__ void linear_bias_backward_##NAME(const T *dz, int rows, int columns, float *dbias) {   \
-        linear_bias_backward(dz, rows, columns, dbias);                                                          \
+#define LINEAR_KERNELS(T, NAME)                                                                                   \
+    extern "C" __global__ void linear_bias_forward_##NAME(T *y, const float *bias, int columns, int activation) { \
+        linear_bias_forward(y, bias, columns, activation);                                                        \
+    }                                                                                                             \
+    extern "C" __global__ void linear_bias_backward_##NAME(const T *dz, int rows, int columns, float *dbias) {    \
+        linear_bias_backward(dz, rows, columns, dbias);                                                           \
     }
 LINEAR_KERNELS(float, f32)
 LINEAR_KERNELS(__nv_bfloat16, bf16)

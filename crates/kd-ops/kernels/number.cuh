@@ -10,6 +10,17 @@ __device__ inline void set(float &to, float x) { to = x; }
 // To the nearest, ties to even.
 __device__ inline void set(__nv_bfloat16 &to, float x) { to = __float2bfloat16(x); }
 
+// What follows a layer: 0 nothing, 1 a ReLU, 2 a ReLU6, which is at most 6. NaN stays NaN.
+__device__ inline float activated(float value, int activation) {
+    if (activation && value < 0.0f) return 0.0f;
+    return activation == 2 && value > 6.0f ? 6.0f : value;
+}
+
+// Whether a gradient passes an activation whose result was `y`: at 0 and at a ReLU6's 6 it does not.
+__device__ inline bool passes(float y, int activation) {
+    return !activation || (y > 0.0f && (activation == 1 || y < 6.0f));
+}
+
 // N values that one load or store moves. N is as many as 16 bytes hold, half of that, or 1.
 template <class T, int N> struct alignas(N * sizeof(T)) Word {
     T values[N];

@@ -11,6 +11,7 @@ mod cpu;
 pub mod cuda;
 mod dropout;
 mod fake_quantize;
+pub mod figures;
 mod grad_norm;
 pub mod groups;
 mod linear;

@@ -50,20 +50,9 @@ pub fn max_pool2d_padded(
     }
     #[cfg(feature = "cuda")]
     if x.device().is_cuda() {
-        return crate::cuda::max_pool::max_pool2d(&surrounded(x, padding)?, kernel, stride);
+        return crate::cuda::max_pool::max_pool2d(x, kernel, stride, padding);
     }
     x.contiguous()?.apply_op1(MaxPool2d { kernel, stride, padding, argmax: OnceLock::new() })
-}
-
-/// `x` with `padding` pixels of -infinity on each side.
-#[cfg(feature = "cuda")]
-fn surrounded(x: &Tensor, padding: usize) -> Result<Tensor> {
-    (2..4).filter(|_| padding > 0).try_fold(x.clone(), |x, dim| {
-        let mut dims = x.dims().to_vec();
-        dims[dim] = padding;
-        let edge = Tensor::full(f32::NEG_INFINITY, dims, x.device())?.to_dtype(x.dtype())?;
-        Tensor::cat(&[&edge, &x, &edge], dim)
-    })
 }
 
 /// The pixels of a side of `side` pixels that lie in the window which starts `padding` before pixel `start`.

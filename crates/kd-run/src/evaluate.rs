@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use candle_core::{D, DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use kd_data::{BatchConfig, Normalization, Source};
 use kd_models::Classifier;
+use kd_ops::figures::count_largest_at;
 
 pub use kd_record::{Evaluation, TestFlip};
 
@@ -162,6 +163,5 @@ pub(crate) fn correct_predictions(logits: &Tensor, labels: &Tensor) -> Result<Te
         let correct = labels.iter().zip(answers).filter(|(l, a)| **l as usize == *a).count();
         return Ok(Tensor::new(correct as f32, logits.device())?);
     }
-    let answers = logits.detach().argmax(D::Minus1)?;
-    Ok(answers.eq(labels)?.to_dtype(DType::F32)?.sum_all()?)
+    Ok(count_largest_at(logits, labels)?)
 }

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use kd_ops::GradNorms;
+use kd_ops::figures::join_f64;
 use serde::{Deserialize, Serialize};
 
 use crate::task::TaskLoss;
@@ -40,9 +41,7 @@ impl Figures {
         let parts = loss.parts.iter().map(|(_, part)| part);
         let scalars = [&loss.total, &loss.correct].into_iter().chain(parts);
         // f32 turns into f64 and back without loss, and no norm is too large for f64.
-        let mut values = scalars
-            .map(|scalar| scalar.detach().to_dtype(DType::F64)?.reshape(1))
-            .collect::<candle_core::Result<Vec<_>>>()?;
+        let mut values: Vec<Tensor> = scalars.map(Tensor::detach).collect();
         let mut names = Names {
             parts: loss.parts.iter().map(|(name, _)| *name).collect(),
             gradients: Vec::new(),
@@ -51,7 +50,7 @@ impl Figures {
             names.gradients.extend(norms.names);
             values.push(norms.each);
         }
-        Ok(Self { names, values: Tensor::cat(&values, 0)? })
+        Ok(Self { names, values: join_f64(&values)? })
     }
 }
 

@@ -44,7 +44,7 @@ pub(crate) fn pass_bytes(graph: &Graph, asked: Asked<'_>) -> Result<Option<PassB
             && parameters(node).next().is_some_and(|weight| trains(&weight.name))
     };
     let any_trains = |node: usize| parameters(node).any(|spec| trains(&spec.name));
-    let purpose = Purpose { train, shown, images: false };
+    let purpose = Purpose { train, shown, images: false, gpu: false };
     let plan = Plan::new(graph, Isa::detect(), purpose, batch_norm, any_trains)?;
     let convs = || {
         plan.units.units.iter().filter_map(|unit| match &unit.work {

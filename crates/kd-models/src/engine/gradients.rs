@@ -140,6 +140,9 @@ impl Builder<'_> {
     /// Whether a convolution gives this value as it is and one read alone asks for it, through a normalisation: then its
     /// slot has the gradient behind that normalisation.
     fn is_behind_norm(&self, value: usize) -> bool {
+        if !self.units.convs_normalise {
+            return false;
+        }
         let Some(producer) = self.producer(value) else { return false };
         let plain = matches!(
             self.units.units[producer].work,

@@ -28,9 +28,9 @@ pub(super) struct Layout {
     pub(super) local: usize,
 }
 
-/// Lays buffers out so that those which are used at the same time do not meet. One whose uses lie within one segment is
-/// local; `segment` gives the segment of a position.
-pub(super) fn lay_out(lives: &[Life], segment: impl Fn(usize) -> usize) -> Layout {
+/// Lays buffers out so that those which are used at the same time do not meet, each at a multiple of `align` numbers. One whose uses
+/// lie within one segment is local; `segment` gives the segment of a position.
+pub(super) fn lay_out(lives: &[Life], align: usize, segment: impl Fn(usize) -> usize) -> Layout {
     let mut order: Vec<usize> = (0..lives.len()).filter(|i| lives[*i].used.is_some()).collect();
     order.sort_by_key(|i| lives[*i].used);
     let mut places = vec![Place { kept: false, offset: 0, len: 0 }; lives.len()];
@@ -40,19 +40,20 @@ pub(super) fn lay_out(lives: &[Life], segment: impl Fn(usize) -> usize) -> Layou
     for buffer in order {
         let Life { len, used: Some((first, last)) } = lives[buffer] else { continue };
         let kept = segment(first) != segment(last);
+        let room = len.next_multiple_of(align);
         let alive = &mut alive[usize::from(kept)];
         alive.retain(|(_, _, until)| *until >= first);
         alive.sort_unstable();
         let mut offset = 0;
         for &(start, len_there, _) in alive.iter() {
-            if offset + len <= start {
+            if offset + room <= start {
                 break;
             }
             offset = offset.max(start + len_there);
         }
-        alive.push((offset, len, last));
+        alive.push((offset, room, last));
         let end = &mut ends[usize::from(kept)];
-        *end = (*end).max(offset + len);
+        *end = (*end).max(offset + room);
         places[buffer] = Place { kept, offset, len };
     }
     Layout { places, kept: ends[1], local: ends[0] }
@@ -69,7 +70,7 @@ mod tests {
             .iter()
             .map(|&(len, first, last)| Life { len, used: Some((first, last)) })
             .collect();
-        let layout = lay_out(&lives, |position| position / 3);
+        let layout = lay_out(&lives, 1, |position| position / 3);
         let of = |i: usize| (layout.places[i].kept, layout.places[i].offset);
         assert_eq!(of(0), (false, 2));
         assert_eq!(of(1), (false, 10));

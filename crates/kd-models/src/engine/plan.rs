@@ -19,6 +19,8 @@ pub(super) struct Purpose {
     pub(super) shown: Vec<usize>,
     /// Whether the gradient of the images is asked for, too.
     pub(super) images: bool,
+    /// Whether the pass is computed on a GPU, operation by operation over the whole batch; else on the CPU, image by image.
+    pub(super) gpu: bool,
 }
 
 /// How a graph is computed for a purpose, whatever the size of the batch.
@@ -59,16 +61,18 @@ impl Plan {
         }
         // The logits.
         shown[graph.nodes().len() - 1] = true;
-        let units = units(graph, isa, &shown, purpose.train, batch_norm)?;
+        let units = units(graph, isa, &shown, &purpose, batch_norm)?;
         let Gradients { operations, slots, images } = match purpose.train {
             true => gradients(&units, trains, purpose.images),
             false => Gradients { operations: Vec::new(), slots: Vec::new(), images: None },
         };
         let forward = forward_segments(&units);
         let backward = backward_segments(&units, &operations);
-        let lives = lives(&units, &operations, &slots, images);
+        let lives = lives(&units, &operations, &slots, (images, purpose.gpu));
         let count = units.units.len();
         let segment = |position: usize| match position.checked_sub(count) {
+            // Each operation goes over the whole batch.
+            _ if purpose.gpu => Some(position),
             None => forward.iter().position(|run| run.contains(&position)),
             // Position `count` is where values are shown, between the passes.
             Some(0) => Some(forward.len()),
@@ -77,7 +81,9 @@ impl Plan {
                 .position(|run| run.contains(&(back - 1)))
                 .map(|i| forward.len() + 1 + i),
         };
-        let layout = lay_out(&lives, |position| segment(position).unwrap_or(usize::MAX));
+        // A batch's map begins where a GPU's words of 16 bytes do.
+        let align = if purpose.gpu { 4 } else { 1 };
+        let layout = lay_out(&lives, align, |position| segment(position).unwrap_or(usize::MAX));
         let (values, slots) = layout.places.split_at(units.values.len());
         let (values, slots) = (values.to_vec(), slots.to_vec());
         let mut norm_sums = vec![0];
@@ -189,8 +195,16 @@ fn differs(run: Range<usize>, at: usize, several: impl Fn(usize) -> Option<bool>
     several(at).is_some_and(|several| before.is_some_and(|before| before != several))
 }
 
+/// How many operations later than its place a GPU may go through an activation, together with what follows.
+const MASK_WAITS: usize = 2;
+
 /// When each value and then each slot is used; `images` is the slot that is read when all is done.
-fn lives(units: &Units, operations: &[Back], slots: &[usize], images: Option<usize>) -> Vec<Life> {
+fn lives(
+    units: &Units,
+    operations: &[Back],
+    slots: &[usize],
+    (images, gpu): (Option<usize>, bool),
+) -> Vec<Life> {
     let mut values: Vec<Life> =
         units.values.iter().map(|value| Life::of(value.map.len())).collect();
     let mut of_slots: Vec<Life> = slots.iter().map(|len| Life::of(*len)).collect();
@@ -225,6 +239,10 @@ fn lives(units: &Units, operations: &[Back], slots: &[usize], images: Option<usi
             Back::Mask { slot: masked, value: by, .. } => {
                 slot(masked);
                 value(by);
+                if gpu {
+                    // One of the next two operations may do it on its way.
+                    values[by].at(position + MASK_WAITS);
+                }
             }
             Back::Sums { norm, from } => {
                 slot(from);

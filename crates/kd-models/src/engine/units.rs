@@ -3,9 +3,13 @@
 //! A batch normalisation has no unit where one layer alone reads it: that layer reads what was normalised through a scale
 //! and a shift (and an activation), so that the normalised map never exists. An activation before a max-pool is applied to the maxima. In
 //! evaluation a batch normalisation behind a convolution is folded into its weight and bias.
+//!
+//! On a GPU, whose libraries convolve what is stored, maps are NCHW and what is behind a batch normalisation is stored: by a sum,
+//! an activation, or alone.
 
 use kd_ops::nhwc::{Activation, Conv, ConvSizes, Isa, Map, Windows};
 
+use super::plan::Purpose;
 use crate::Result;
 use crate::graph::{self, Graph, Op};
 
@@ -19,6 +23,8 @@ pub(super) struct Units {
     pub(super) shown: Vec<(usize, usize)>,
     /// Bytes that an image's max-pools keep.
     pub(super) winners: usize,
+    /// Whether a convolution reads through normalisations and its gradient goes through them.
+    pub(super) convs_normalise: bool,
 }
 
 /// The value of the images.
@@ -129,7 +135,7 @@ pub(super) fn knows(graph: &Graph) -> bool {
 }
 
 /// The sizes of a convolution of a map of such a shape.
-fn sizes(conv: &graph::Conv, shape: &[usize]) -> Option<ConvSizes> {
+pub(super) fn sizes(conv: &graph::Conv, shape: &[usize]) -> Option<ConvSizes> {
     let &[inputs, height, width] = shape else { return None };
     let &graph::Conv { outputs, kernel, stride, groups, .. } = conv;
     let pads = conv.pads([height, width]);
@@ -146,26 +152,28 @@ fn activation(op: &Op) -> Option<Activation> {
 }
 
 /// The units of a graph that the engine [knows]. `shown` says of each node whether somebody wants to see its value;
-/// `batch_norm` says of a node whether it normalises by the batch's statistics; `train` whether dropout is active and nothing
-/// is folded.
+/// `batch_norm` says of a node whether it normalises by the batch's statistics; of the purpose it counts where the pass is
+/// computed, and whether it is training, in which dropout is active and nothing is folded.
 pub(super) fn units(
     graph: &Graph,
     isa: Isa,
     shown: &[bool],
-    train: bool,
+    &Purpose { train, gpu, .. }: &Purpose,
     batch_norm: impl Fn(usize) -> bool,
 ) -> Result<Units> {
-    let images = Value { map: Map::new(isa, graph.input()), vector: false };
+    let images = Value { map: map(isa, gpu, graph.input()), vector: false };
     let made = Units {
         units: Vec::new(),
         values: vec![images],
         norms: Vec::new(),
         shown: Vec::new(),
         winners: 0,
+        convs_normalise: !gpu,
     };
     let mut builder = Builder {
         graph,
         isa,
+        gpu,
         shown,
         train,
         readers: graph.readers(),
@@ -184,9 +192,18 @@ pub(super) fn units(
     Ok(builder.made)
 }
 
+/// A map of such a shape; on a GPU it has no padding channels.
+fn map(isa: Isa, gpu: bool, shape @ [channels, height, width]: [usize; 3]) -> Map {
+    match gpu {
+        true => Map { height, width, channels, padded: channels },
+        false => Map::new(isa, shape),
+    }
+}
+
 struct Builder<'a> {
     graph: &'a Graph,
     isa: Isa,
+    gpu: bool,
     shown: &'a [bool],
     train: bool,
     readers: Vec<Vec<usize>>,
@@ -225,7 +242,7 @@ impl Builder<'_> {
             [channels, height, width] => ([channels, height, width], false),
             ref shape => ([shape.iter().product(), 1, 1], true),
         };
-        self.made.values.push(Value { map: Map::new(self.isa, map), vector });
+        self.made.values.push(Value { map: self::map(self.isa, self.gpu, map), vector });
         self.made.values.len() - 1
     }
 
@@ -289,7 +306,9 @@ impl Builder<'_> {
                 self.made.norms.push(norm);
                 let norm = Some(self.made.norms.len() - 1);
                 self.reading[node] = Some(Read { norm, ..Read::plain(value) });
-                if self.readers[node].len() != 1 {
+                let adds = |op: &Op| matches!(op, Op::Add) || activation(op).is_some();
+                let stored = self.gpu && self.only_reader(node, adds).is_none();
+                if stored || self.readers[node].len() != 1 {
                     self.stored(node);
                 }
             }
@@ -318,8 +337,9 @@ impl Builder<'_> {
             Op::SubsamplePad { .. } => self.single(node, Work::Subsample),
             Op::GlobalAveragePool => self.single(node, Work::GlobalAverage),
             Op::Flatten => match self.graph.nodes()[self.input(node)].shape.len() {
-                1 => self.reading[node] = Some(Read::plain(self.stored(self.input(node)))),
-                _ => self.single(node, Work::Flatten),
+                // NCHW is the order of the vector.
+                3 if !self.gpu => self.single(node, Work::Flatten),
+                _ => self.reading[node] = Some(Read::plain(self.stored(self.input(node)))),
             },
             Op::Linear { .. } => {
                 let (activation, fused) = self.fused(node);
@@ -359,7 +379,9 @@ impl Builder<'_> {
         let last = fold.map_or(node, |(norm, _)| norm);
         let (activation, fused) = self.fused(last);
         let read = match self.read(input) {
-            Read { value: IMAGES, .. } if !conv.reads_pictures() => Read::plain(self.stored(input)),
+            Read { value: IMAGES, .. } if !self.gpu && !conv.reads_pictures() => {
+                Read::plain(self.stored(input))
+            }
             read => read,
         };
         let read = self.unit(node, Work::Conv { node, fold, activation, conv }, vec![read]);
@@ -382,7 +404,7 @@ impl Builder<'_> {
         let read = self.read(input);
         if read.norm.is_some() && read.activation == Activation::Identity {
             self.reading[node] = Some(Read { activation, ..read });
-            if self.only_reader(node, |op| matches!(op, Op::Conv(_))).is_none() {
+            if self.gpu || self.only_reader(node, |op| matches!(op, Op::Conv(_))).is_none() {
                 self.stored(node);
             }
         } else {

@@ -1,6 +1,7 @@
 //! What several tests need.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub(crate) mod graphs;
 pub(crate) mod ranks;
 
 use std::collections::{BTreeMap, HashMap};

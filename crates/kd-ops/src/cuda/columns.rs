@@ -5,8 +5,10 @@
 //! so the products come as CNHW, and each pass is one matrix product.
 
 use candle_core::backend::BackendStorage;
-use candle_core::cuda_backend::cudarc::driver::{DeviceRepr, PushKernelArg};
-use candle_core::{CudaStorage, Layout, Result};
+use candle_core::cuda_backend::cudarc::driver::{
+    DevicePtr, DevicePtrMut, DeviceRepr, PushKernelArg,
+};
+use candle_core::{CudaDevice, CudaStorage, Layout, Result};
 
 use super::{Array, Number, int, kernel_of, launch, memory, ptx, threads_over, with_number};
 use crate::conv::geometry::Geometry;
@@ -57,16 +59,35 @@ fn columns(x: Array<'_>, geometry: &Geometry) -> Result<CudaStorage> {
 fn columns_of<T: Number>(x: Array<'_>, geometry: &Geometry) -> Result<CudaStorage> {
     let device = x.device();
     let x = x.values::<T>(NAME)?;
-    let rows = geometry.window_len();
-    let mut columns = memory::<T>(device, rows * pixels(geometry))?;
+    let mut columns = memory::<T>(device, columns_len(geometry))?;
+    {
+        let stream = device.cuda_stream();
+        let (x, _x) = x.device_ptr(&stream);
+        let (columns, _columns) = columns.device_ptr_mut(&stream);
+        columns_at::<T>(device, x, geometry, columns)?;
+    }
+    Ok(super::storage(columns, device))
+}
+
+/// Numbers of the matrix.
+pub(super) fn columns_len(geometry: &Geometry) -> usize {
+    geometry.window_len() * pixels(geometry)
+}
+
+/// The matrix of the map at the address `x`, to the address `columns`.
+pub(super) fn columns_at<T: Number>(
+    device: &CudaDevice,
+    x: u64,
+    geometry: &Geometry,
+    columns: u64,
+) -> Result<()> {
     let sizes = Sizes::new(geometry)?;
     let function = kernel_of::<T>(device, FILE, "conv_columns", ptx::CONV)?;
     let mut args = function.builder();
-    args.arg(&x).arg(&sizes).arg(&mut columns);
-    let threads = (threads_over(geometry.out_pixels()), 1);
+    args.arg(&x).arg(&sizes).arg(&columns);
+    let grid = (geometry.window_len(), geometry.batch.min(1 << 15));
     // SAFETY: the memory has the sizes that are passed; blocks beyond 32,768 images take several.
-    unsafe { launch(args, (rows, geometry.batch.min(1 << 15)), threads) }?;
-    Ok(super::storage(columns, device))
+    unsafe { launch(args, grid, (threads_over(geometry.out_pixels()), 1)) }
 }
 
 /// The weight as a matrix with a row for each output channel.
@@ -112,14 +133,30 @@ pub(super) fn data_gradient(
 fn from_columns<T: Number>(columns: &CudaStorage, geometry: &Geometry) -> Result<CudaStorage> {
     let (columns, device) = (columns.as_cuda_slice::<T>()?, &columns.device);
     let mut dx = memory::<T>(device, geometry.input_len())?;
-    let sizes = Sizes::new(geometry)?;
+    {
+        let stream = device.cuda_stream();
+        let (columns, _columns) = columns.device_ptr(&stream);
+        let (dx, _dx) = dx.device_ptr_mut(&stream);
+        from_columns_at::<T>(device, columns, geometry, dx, false)?;
+    }
+    Ok(super::storage(dx, device))
+}
+
+/// The same of a matrix at an address, to the map at the address `dx`, or added to it.
+pub(super) fn from_columns_at<T: Number>(
+    device: &CudaDevice,
+    columns: u64,
+    geometry: &Geometry,
+    dx: u64,
+    add: bool,
+) -> Result<()> {
+    let (sizes, add) = (Sizes::new(geometry)?, i32::from(add));
     let function = kernel_of::<T>(device, FILE, "conv_from_columns", ptx::CONV)?;
     let mut args = function.builder();
-    args.arg(columns).arg(&sizes).arg(&mut dx);
+    args.arg(&columns).arg(&sizes).arg(&add).arg(&dx);
     let grid = (geometry.batch * geometry.in_channels, 1);
     // SAFETY: the memory has the sizes that are passed.
-    unsafe { launch(args, grid, (threads_over(geometry.height * geometry.width), 1)) }?;
-    Ok(super::storage(dx, device))
+    unsafe { launch(args, grid, (threads_over(geometry.height * geometry.width), 1)) }
 }
 
 #[cfg(test)]

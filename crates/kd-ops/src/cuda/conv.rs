@@ -51,7 +51,7 @@ pub(crate) fn conv2d(
 
 /// The tensor, contiguous and at an address that 16 bytes divide: cuDNN's and cuBLAS's kernels for tensor cores, and kernels that
 /// read 16 bytes at a time, take no other. Memory as a whole is so aligned; only a view into it may have to be copied.
-fn aligned(tensor: &Tensor) -> Result<Tensor> {
+pub(super) fn aligned(tensor: &Tensor) -> Result<Tensor> {
     let tensor = tensor.contiguous()?;
     let bytes = tensor.layout().start_offset() * tensor.dtype().size_in_bytes();
     if bytes % 16 == 0 { Ok(tensor) } else { tensor.force_contiguous() }
@@ -59,13 +59,13 @@ fn aligned(tensor: &Tensor) -> Result<Tensor> {
 
 /// How a map of products lies in memory: numbers from one image to the next, and from one channel to the next.
 #[derive(Clone, Copy)]
-struct Order {
-    image: usize,
-    channel: usize,
+pub(super) struct Order {
+    pub(super) image: usize,
+    pub(super) channel: usize,
 }
 
 impl Order {
-    fn new(geometry: &Geometry, products: Products) -> Self {
+    pub(super) fn new(geometry: &Geometry, products: Products) -> Self {
         let pixels = geometry.out_pixels();
         match products.is_nchw() {
             true => Self { image: geometry.out_channels * pixels, channel: pixels },

@@ -30,8 +30,40 @@ thread_local! {
 /// What this thread keeps for a device.
 struct OnDevice {
     convolutions: HashMap<(Geometry, Arithmetic), Rc<CudnnConvolution>>,
-    workspace: Option<CudaSlice<u8>>,
+    workspace: Workspace,
     handle: Rc<Handle>,
+}
+
+/// The memory that convolutions work in, one after the other on the device's stream.
+#[derive(Default)]
+struct Workspace {
+    current: Option<CudaSlice<u8>>,
+    /// Whether a graph was captured that uses the current memory.
+    in_graph: bool,
+    /// What graphs use and a larger one has taken the place of.
+    replaced: Vec<CudaSlice<u8>>,
+}
+
+impl Workspace {
+    /// At least so many bytes. A step that is captured uses what the same step used before, so that its graph allocates none; from
+    /// then on that memory stays.
+    fn of(&mut self, device: &CudaDevice, bytes: usize) -> Result<&mut CudaSlice<u8>> {
+        if self.current.as_ref().is_none_or(|memory| memory.len() < bytes) {
+            if is_capturing() {
+                bail!(
+                    "{NAME}: a step that is captured needs {bytes} bytes for cuDNN, more than the same step did before it was captured"
+                )
+            }
+            let before = self.current.take();
+            if std::mem::take(&mut self.in_graph) {
+                self.replaced.extend(before);
+            }
+            self.current = Some(memory::<u8>(device, bytes)?);
+        }
+        self.in_graph |= is_capturing();
+        let Some(current) = &mut self.current else { unreachable!("it was just made") };
+        Ok(current)
+    }
 }
 
 struct Handle {
@@ -270,7 +302,8 @@ fn with_convolution<A: Copy>(
             return Ok(Rc::clone(on_device));
         }
         let handle = Rc::new(Handle::new(device.cuda_stream())?);
-        let on_device = OnDevice { convolutions: HashMap::new(), workspace: None, handle };
+        let on_device =
+            OnDevice { convolutions: HashMap::new(), workspace: Workspace::default(), handle };
         let on_device = Rc::new(RefCell::new(on_device));
         devices.borrow_mut().insert(device.id(), Rc::clone(&on_device));
         Ok::<_, Error>(on_device)
@@ -293,14 +326,7 @@ fn with_convolution<A: Copy>(
         let computed = match way.workspace_bytes {
             0 => body(&convolution, way, std::ptr::null_mut()),
             bytes => {
-                // A graph's workspace is its own: this one is replaced when another shape needs a larger one.
-                let mut own = None;
-                let workspace = if is_capturing() { &mut own } else { &mut *workspace };
-                if workspace.as_ref().is_none_or(|workspace| workspace.len() < bytes) {
-                    *workspace = None;
-                    *workspace = Some(memory::<u8>(device, bytes)?);
-                }
-                let Some(workspace) = workspace else { unreachable!("it was just made") };
+                let workspace = workspace.of(device, bytes)?;
                 let stream = Arc::clone(&convolution.handle.stream);
                 let (address, _in_use) = workspace.device_ptr_mut(&stream);
                 body(&convolution, way, address as *mut c_void)
@@ -330,49 +356,8 @@ fn check(geometry: &Geometry) -> Result<()> {
 }
 
 pub(super) fn forward(x: Array<'_>, weight: Array<'_>, geometry: &Geometry) -> Result<CudaStorage> {
-    check(geometry)?;
-    with_number!(NAME, x.dtype(), T => forward_of::<T>(x, weight, geometry))
-}
-
-fn forward_of<T: Number>(
-    x: Array<'_>,
-    weight: Array<'_>,
-    geometry: &Geometry,
-) -> Result<CudaStorage> {
-    let device = x.device();
-    let stream = device.cuda_stream();
-    let (x, weight) = (x.values::<T>(NAME)?, weight.values::<T>(NAME)?);
-    let mut y = memory::<T>(device, geometry.output_len())?;
-    {
-        let (x, _x) = x.device_ptr(&stream);
-        let (weight, _weight) = weight.device_ptr(&stream);
-        let (y, _y) = y.device_ptr_mut(&stream);
-        // SAFETY: the descriptors say how large the memory is.
-        with_convolution(
-            device,
-            geometry,
-            T::DTYPE,
-            |kept| &kept.forward,
-            |convolution, way, workspace| unsafe {
-                result::convolution_forward(
-                    convolution.handle.handle,
-                    scalar(&ONE),
-                    convolution.x,
-                    x as *const c_void,
-                    convolution.weight,
-                    weight as *const c_void,
-                    convolution.conv,
-                    way.algorithm,
-                    workspace,
-                    way.workspace_bytes,
-                    scalar(&ZERO),
-                    convolution.y,
-                    y as *mut c_void,
-                )
-            },
-        )?;
-    }
-    Ok(storage(y, device))
+    let (to, result) = (geometry.output_len(), forward_at);
+    with_number!(NAME, x.dtype(), T => computed::<T>([x, weight], geometry, to, result))
 }
 
 pub(super) fn data_gradient(
@@ -380,49 +365,10 @@ pub(super) fn data_gradient(
     dz: Array<'_>,
     geometry: &Geometry,
 ) -> Result<CudaStorage> {
-    check(geometry)?;
-    with_number!(NAME, dz.dtype(), T => data_gradient_of::<T>(weight, dz, geometry))
-}
-
-fn data_gradient_of<T: Number>(
-    weight: Array<'_>,
-    dz: Array<'_>,
-    geometry: &Geometry,
-) -> Result<CudaStorage> {
-    let device = dz.device();
-    let stream = device.cuda_stream();
-    let (weight, dz) = (weight.values::<T>(NAME)?, dz.values::<T>(NAME)?);
-    let mut dx = memory::<T>(device, geometry.input_len())?;
-    {
-        let (weight, _weight) = weight.device_ptr(&stream);
-        let (dz, _dz) = dz.device_ptr(&stream);
-        let (dx, _dx) = dx.device_ptr_mut(&stream);
-        // SAFETY: the descriptors say how large the memory is.
-        with_convolution(
-            device,
-            geometry,
-            T::DTYPE,
-            |kept| &kept.data,
-            |convolution, way, workspace| unsafe {
-                result::convolution_backward_data(
-                    convolution.handle.handle,
-                    scalar(&ONE),
-                    convolution.weight,
-                    weight as *const c_void,
-                    convolution.y,
-                    dz as *const c_void,
-                    convolution.conv,
-                    way.algorithm,
-                    workspace,
-                    way.workspace_bytes,
-                    scalar(&ZERO),
-                    convolution.x,
-                    dx as *mut c_void,
-                )
-            },
-        )?;
-    }
-    Ok(storage(dx, device))
+    let (to, result) = (geometry.input_len(), |device: &_, dtype, geometry: &_, addresses| {
+        data_gradient_at(device, dtype, geometry, addresses, false)
+    });
+    with_number!(NAME, dz.dtype(), T => computed::<T>([weight, dz], geometry, to, result))
 }
 
 pub(super) fn weight_gradient(
@@ -430,47 +376,129 @@ pub(super) fn weight_gradient(
     dz: Array<'_>,
     geometry: &Geometry,
 ) -> Result<CudaStorage> {
-    check(geometry)?;
-    with_number!(NAME, dz.dtype(), T => weight_gradient_of::<T>(x, dz, geometry))
+    let (to, result) = (geometry.weight_len(), weight_gradient_at);
+    with_number!(NAME, dz.dtype(), T => computed::<T>([x, dz], geometry, to, result))
 }
 
-fn weight_gradient_of<T: Number>(
-    x: Array<'_>,
-    dz: Array<'_>,
+/// What `body` computes of two arrays at the addresses that it is given, in new memory for `to` numbers: its last address.
+fn computed<T: Number>(
+    of: [Array<'_>; 2],
     geometry: &Geometry,
+    to: usize,
+    body: impl Fn(&CudaDevice, DType, &Geometry, [u64; 3]) -> Result<()>,
 ) -> Result<CudaStorage> {
-    let device = dz.device();
+    let device = of[0].device();
     let stream = device.cuda_stream();
-    let (x, dz) = (x.values::<T>(NAME)?, dz.values::<T>(NAME)?);
-    let mut dweight = memory::<T>(device, geometry.weight_len())?;
+    let (first, second) = (of[0].values::<T>(NAME)?, of[1].values::<T>(NAME)?);
+    let mut result = memory::<T>(device, to)?;
     {
-        let (x, _x) = x.device_ptr(&stream);
-        let (dz, _dz) = dz.device_ptr(&stream);
-        let (dweight, _dweight) = dweight.device_ptr_mut(&stream);
-        // SAFETY: the descriptors say how large the memory is.
-        with_convolution(
-            device,
-            geometry,
-            T::DTYPE,
-            |kept| &kept.filter,
-            |convolution, way, workspace| unsafe {
-                result::convolution_backward_filter(
-                    convolution.handle.handle,
-                    scalar(&ONE),
-                    convolution.x,
-                    x as *const c_void,
-                    convolution.y,
-                    dz as *const c_void,
-                    convolution.conv,
-                    way.algorithm,
-                    workspace,
-                    way.workspace_bytes,
-                    scalar(&ZERO),
-                    convolution.weight,
-                    dweight as *mut c_void,
-                )
-            },
-        )?;
+        let (first, _first) = first.device_ptr(&stream);
+        let (second, _second) = second.device_ptr(&stream);
+        let (result, _result) = result.device_ptr_mut(&stream);
+        body(device, T::DTYPE, geometry, [first, second, result])?;
     }
-    Ok(storage(dweight, device))
+    Ok(storage(result, device))
+}
+
+/// The products, to `y`. The addresses are those of whole maps and weights of `dtype`, of the sizes that `geometry` says.
+pub(super) fn forward_at(
+    device: &CudaDevice,
+    dtype: DType,
+    geometry: &Geometry,
+    [x, weight, y]: [u64; 3],
+) -> Result<()> {
+    check(geometry)?;
+    with_convolution(
+        device,
+        geometry,
+        dtype,
+        |kept| &kept.forward,
+        // SAFETY: the descriptors say how large the memory is, which the caller has.
+        |convolution, way, workspace| unsafe {
+            result::convolution_forward(
+                convolution.handle.handle,
+                scalar(&ONE),
+                convolution.x,
+                x as *const c_void,
+                convolution.weight,
+                weight as *const c_void,
+                convolution.conv,
+                way.algorithm,
+                workspace,
+                way.workspace_bytes,
+                scalar(&ZERO),
+                convolution.y,
+                y as *mut c_void,
+            )
+        },
+    )
+}
+
+/// The gradient of x, to `dx`, or added to it; addresses as for [`forward_at`].
+pub(super) fn data_gradient_at(
+    device: &CudaDevice,
+    dtype: DType,
+    geometry: &Geometry,
+    [weight, dz, dx]: [u64; 3],
+    add: bool,
+) -> Result<()> {
+    check(geometry)?;
+    with_convolution(
+        device,
+        geometry,
+        dtype,
+        |kept| &kept.data,
+        // SAFETY: as for `forward_at`.
+        |convolution, way, workspace| unsafe {
+            result::convolution_backward_data(
+                convolution.handle.handle,
+                scalar(&ONE),
+                convolution.weight,
+                weight as *const c_void,
+                convolution.y,
+                dz as *const c_void,
+                convolution.conv,
+                way.algorithm,
+                workspace,
+                way.workspace_bytes,
+                scalar(if add { &ONE } else { &ZERO }),
+                convolution.x,
+                dx as *mut c_void,
+            )
+        },
+    )
+}
+
+/// The gradient of the weight, to `dweight`; addresses as for [`forward_at`].
+pub(super) fn weight_gradient_at(
+    device: &CudaDevice,
+    dtype: DType,
+    geometry: &Geometry,
+    [x, dz, dweight]: [u64; 3],
+) -> Result<()> {
+    check(geometry)?;
+    with_convolution(
+        device,
+        geometry,
+        dtype,
+        |kept| &kept.filter,
+        // SAFETY: as for `forward_at`.
+        |convolution, way, workspace| unsafe {
+            result::convolution_backward_filter(
+                convolution.handle.handle,
+                scalar(&ONE),
+                convolution.x,
+                x as *const c_void,
+                convolution.y,
+                dz as *const c_void,
+                convolution.conv,
+                way.algorithm,
+                workspace,
+                way.workspace_bytes,
+                scalar(&ZERO),
+                convolution.weight,
+                dweight as *mut c_void,
+            )
+        },
+    )
 }

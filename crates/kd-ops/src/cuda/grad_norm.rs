@@ -76,7 +76,8 @@ pub(crate) fn clip_grad_norm(
         // SAFETY: `norms` has `count` numbers; one warp.
         unsafe { launch(args, (1, 1), (32, 1)) }?;
     }
-    for table in &tables {
+    // An infinite norm scales nothing.
+    for table in tables.iter().filter(|_| max_norm.is_finite()) {
         let function = kernel(&device, FILE, "grad_norm_clip", ptx::OPTIMIZER)?;
         let mut args = function.builder();
         args.arg(table).arg(&total).arg(&max_norm);

@@ -12,14 +12,20 @@ use super::{
 
 const NAME: &str = "max_pool2d";
 
-/// As [`crate::max_pool2d`], which has checked the sizes.
-pub(crate) fn max_pool2d(x: &Tensor, kernel: usize, stride: usize) -> Result<Tensor> {
-    x.contiguous()?.apply_op1(MaxPool2d { kernel, stride, winners: OnceLock::new() })
+/// As [`crate::max_pool2d_padded`], which has checked the sizes.
+pub(crate) fn max_pool2d(
+    x: &Tensor,
+    kernel: usize,
+    stride: usize,
+    padding: usize,
+) -> Result<Tensor> {
+    x.contiguous()?.apply_op1(MaxPool2d { kernel, stride, padding, winners: OnceLock::new() })
 }
 
 struct MaxPool2d {
     kernel: usize,
     stride: usize,
+    padding: usize,
     /// For each output element its input's position in the plane, u32.
     winners: OnceLock<Tensor>,
 }
@@ -27,8 +33,9 @@ struct MaxPool2d {
 impl MaxPool2d {
     fn forward<T: Number>(&self, x: Array<'_>) -> Result<(CudaStorage, Shape)> {
         let (images, channels, height, width) = x.layout.shape().dims4()?;
-        let out_height = (height - self.kernel) / self.stride + 1;
-        let out_width = (width - self.kernel) / self.stride + 1;
+        // That all of a window lies around the map is refused before.
+        let windows = |side: usize| (side + 2 * self.padding - self.kernel) / self.stride + 1;
+        let (out_height, out_width) = (windows(height), windows(width));
         let shape = Shape::from((images, channels, out_height, out_width));
         let device = x.device();
         let mut y = memory::<T>(device, shape.elem_count())?;
@@ -38,11 +45,12 @@ impl MaxPool2d {
         let [height, width, out_h, out_w, size, stride] = sizes.map(int);
         let (height, width, out_h, out_w) = (height?, width?, out_h?, out_w?);
         let (size, stride) = (size?, stride?);
+        let (padding, activation) = (int(self.padding)?, 0i32);
         let function =
             kernel_of::<T>(device, "kd-ops max_pool", "max_pool_forward", ptx::MAX_POOL)?;
         let mut args = function.builder();
         args.arg(&x).arg(&mut y).arg(&mut winners).arg(&height).arg(&width);
-        args.arg(&out_h).arg(&out_w).arg(&size).arg(&stride);
+        args.arg(&out_h).arg(&out_w).arg(&size).arg(&stride).arg(&padding).arg(&activation);
         // SAFETY: the memory has the sizes that are passed.
         unsafe { launch(args, (images * channels, 1), (threads_over(out_height * out_width), 1)) }?;
         // `cuda_fwd` runs once for each operation that is built, so the cell is empty here.
@@ -64,11 +72,12 @@ impl MaxPool2d {
             let (height, width) = (int(height)?, int(width)?);
             let (out_h, out_w) = (int(out_height)?, int(out_width)?);
             let (size, stride) = (int(self.kernel)?, int(self.stride)?);
+            let padding = int(self.padding)?;
             let function =
                 kernel_of::<T>(&device, "kd-ops max_pool", "max_pool_backward", ptx::MAX_POOL)?;
             let mut args = function.builder();
             args.arg(&dy).arg(&winners).arg(&mut dx).arg(&height).arg(&width);
-            args.arg(&out_h).arg(&out_w).arg(&size).arg(&stride);
+            args.arg(&out_h).arg(&out_w).arg(&size).arg(&stride).arg(&padding);
             // SAFETY: the memory has the sizes that are passed.
             unsafe { launch(args, (images * channels, 1), (threads, 1)) }?;
         }

@@ -14,10 +14,12 @@ pub(crate) mod conv;
 #[cfg(feature = "cudnn")]
 mod cudnn;
 pub(crate) mod dropout;
+pub(crate) mod figures;
 pub(crate) mod grad_norm;
 pub mod graph;
 pub(crate) mod linear;
 pub(crate) mod max_pool;
+pub mod nchw;
 pub(crate) mod optimizer;
 mod products;
 #[cfg(feature = "cudnn")]

@@ -46,6 +46,7 @@ impl ConvSizes {
 
 /// A convolution by the algorithm that its sizes ask for.
 pub struct Conv {
+    sizes: ConvSizes,
     kind: Kind,
 }
 
@@ -153,7 +154,12 @@ impl Conv {
         } else {
             Kind::Spatial(Box::new(Spatial::new(isa, sizes)?))
         };
-        Ok(Self { kind })
+        Ok(Self { sizes, kind })
+    }
+
+    /// The sizes that it was made for.
+    pub fn sizes(&self) -> ConvSizes {
+        self.sizes
     }
 
     /// Whether it can read [`Input::Picture`].
