@@ -294,7 +294,8 @@ void forward(const Pass &p, const void *x, const void *w, void *y) {
     }
 }
 
-void backward_data(const Pass &p, const void *w, const void *dy, void *dx) {
+// With `add` to what is there.
+void backward_data(const Pass &p, const void *w, const void *dy, void *dx, bool add) {
     size_t filters = p.w.sizes[0], out = filters * p.pixels(), in = p.x.count() / p.x.sizes[0];
     std::vector<float> weight = transposed(factors(w, 0, p.w.count(), p.w.type, p.rounds()), filters, p.window());
     std::vector<float> windows(p.window() * p.pixels()), result(in);
@@ -303,7 +304,11 @@ void backward_data(const Pass &p, const void *w, const void *dy, void *dx) {
         product(weight.data(), gradient.data(), windows.data(), p.window(), p.pixels(), filters);
         std::fill(result.begin(), result.end(), 0.0f);
         p.each([&](size_t place, size_t pixel, size_t to) { result[to] += windows[place * p.pixels() + pixel]; });
-        for (size_t i = 0; i < in; i++) store(dx, image * in + i, blas_type(p.x.type), result[i]);
+        for (size_t i = 0; i < in; i++) {
+            size_t at = image * in + i;
+            double before = add ? load(dx, at, blas_type(p.x.type)) : 0;
+            store(dx, at, blas_type(p.x.type), before + result[i]);
+        }
     }
 }
 
@@ -371,7 +376,7 @@ int convolve(void *handle, const char *name, Pass p, int algorithm, const void *
     // Kernels for tensor cores read 16 bytes at a time.
     for (const void *at : {a, b, (const void *)to, (const void *)workspace})
         if (size_t(at) % 16) return bad("a convolution's tensor is not aligned to 16 bytes");
-    if (*alpha != 1 || *beta != 0) return bad("a convolution must be scaled by 1 and added to nothing");
+    if (*alpha != 1 || *beta != 0) return bad("a convolution must be scaled by 1 and, but for the gradient of its input, added to nothing");
     if (bytes != p.workspace(algorithm)) return bad("a convolution's workspace has another size than it asks for");
     auto run = [=] {
         std::memset(workspace, 0xff, bytes);
@@ -430,7 +435,10 @@ EXPORT int cudnnConvolutionForward(void *handle, const float *alpha, Tensor *tx,
 }
 EXPORT int cudnnConvolutionBackwardData(void *handle, const float *alpha, Tensor *tw, const void *w, Tensor *ty, const void *dy, Convolution *c,
                                         int algorithm, void *workspace, size_t bytes, const float *beta, Tensor *tx, void *dx) {
-    return convolve(handle, "cuDNN backward data", {*tx, *tw, *ty, *c}, algorithm, w, *tw, dy, *ty, dx, *tx, workspace, bytes, alpha, beta, backward_data);
+    if (*beta != 0 && *beta != 1) return bad("the gradient of a convolution's input must be written, or added to what is there");
+    const float nothing = 0;
+    auto work = [add = *beta == 1](const Pass &p, const void *w, const void *dy, void *dx) { backward_data(p, w, dy, dx, add); };
+    return convolve(handle, "cuDNN backward data", {*tx, *tw, *ty, *c}, algorithm, w, *tw, dy, *ty, dx, *tx, workspace, bytes, alpha, &nothing, work);
 }
 EXPORT int cudnnConvolutionBackwardFilter(void *handle, const float *alpha, Tensor *tx, const void *x, Tensor *ty, const void *dy, Convolution *c,
                                           int algorithm, void *workspace, size_t bytes, const float *beta, Tensor *tw, void *dw) {
