@@ -211,6 +211,10 @@ impl Engine {
         let TrainPass { plan, memory, images, key, leaves } = pass;
         let seeds: Vec<Option<Tensor>> =
             leaves.iter().map(|leaf| gradients.remove(leaf.as_tensor())).collect();
+        #[cfg_attr(
+            not(feature = "cuda"),
+            expect(clippy::infallible_destructuring_match, reason = "a GPU has another memory")
+        )]
         let Memory { mut workspace, mut weights } = match memory {
             PassMemory::Cpu(memory) => memory,
             #[cfg(feature = "cuda")]

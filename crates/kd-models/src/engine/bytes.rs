@@ -46,12 +46,7 @@ pub(crate) fn pass_bytes(graph: &Graph, asked: Asked<'_>) -> Result<Option<PassB
     let any_trains = |node: usize| parameters(node).any(|spec| trains(&spec.name));
     let purpose = Purpose { train, shown, images: false, gpu: false };
     let plan = Plan::new(graph, Isa::detect(), purpose, batch_norm, any_trains)?;
-    let convs = || {
-        plan.units.units.iter().filter_map(|unit| match &unit.work {
-            Work::Conv { conv, .. } => Some(conv),
-            _ => None,
-        })
-    };
+    let convs = || plan.units.units.iter().filter_map(|unit| unit.work.conv());
     let ways = if train { 2 } else { 1 };
     // A packed weight has as many numbers as the sums for its gradient, but for the padding of its rows.
     let packed: usize = convs().map(Conv::sums_len).sum();

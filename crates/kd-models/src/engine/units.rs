@@ -79,7 +79,12 @@ pub(super) enum Work {
     /// The images, NHWC.
     Load,
     /// The convolution of a node; in evaluation with the batch normalisation `fold` in its weight and bias.
-    Conv { node: usize, fold: Option<(usize, graph::Norm)>, activation: Activation, conv: Conv },
+    Conv {
+        node: usize,
+        fold: Option<(usize, graph::Norm)>,
+        activation: Activation,
+        conv: Box<Conv>,
+    },
     /// The sum of its inputs, one or two.
     Activate { activation: Activation },
     /// The maximum of each window; `winners` is where the positions of an image's maxima start among all units'.
@@ -100,7 +105,7 @@ impl Work {
     /// The convolution, if it is one.
     pub(super) fn conv(&self) -> Option<&Conv> {
         match self {
-            Self::Conv { conv, .. } => Some(conv),
+            Self::Conv { conv, .. } => Some(conv.as_ref()),
             _ => None,
         }
     }
@@ -367,7 +372,7 @@ impl Builder<'_> {
         let Some(sizes) = sizes(&conv, &self.graph.nodes()[input].shape) else {
             unreachable!("a convolution reads a map")
         };
-        let conv = Conv::new(self.isa, sizes)?;
+        let conv = Box::new(Conv::new(self.isa, sizes)?);
         let fold = match self.train {
             false => self.only_reader(node, |op| matches!(op, Op::BatchNorm(_))),
             true => None,

@@ -7,7 +7,7 @@ mod sharing;
 use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor, Var};
-use common::graphs::{graphs, large, mobile, odd, resnet};
+use common::graphs::{graphs, large, resnet};
 use common::{Way, hashed, tensors, trained, values};
 use kd_models::families::{TutorialConfig, tutorial};
 use kd_models::graph::{Conv, GraphBuilder};
