@@ -41,7 +41,7 @@ pub struct Prepared {
 /// What lies in the folder of prepared shards.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Manifest {
-    /// The version of this description: 1.
+    /// The version of this description: 2, since shards keep the pictures' names.
     format: u32,
     /// SHA-256 of the data set that the pictures are of.
     data: String,
@@ -70,7 +70,7 @@ const AT_A_TIME: usize = 64;
 
 /// Writes the pictures of `sources`, whole and upright, to shards in `out`: `train-000000.tar` and so on, `test-000000.tar` and so on, and
 /// `classes.txt`. Each is decoded, brought to `resize` pixels on its shorter side where it is larger, and written without loss, as a BMP file, with its
-/// class's number, where it has a class. Training on them with the same `resize` and interpolation sees the same pixels as on the pictures themselves, unless random
+/// class's number, where it has a class, and keeps its name. Training on them with the same `resize` and interpolation sees the same pixels as on the pictures themselves, unless random
 /// parts are cut out of them ([`ResizedCrop`](crate::ResizedCrop)) or a larger size is asked for: those are scaled from the smaller pictures.
 ///
 /// `progress` is told the number of pictures that are done, and of all. Where shards are there that were written of the same data in
@@ -95,7 +95,7 @@ pub fn prepare(
         return Err(Error::Config { field: "shard_pictures", found: "0".into(), expected });
     }
     let mut manifest = Manifest {
-        format: 1,
+        format: 2,
         data: sources.sha256.clone(),
         identities: [sources.train.identity(), sources.test.identity()],
         pictures: [sources.train.len(), sources.test.len()],
@@ -227,10 +227,13 @@ fn write(
             for (number, prepared) in numbers.iter().zip(files.collect::<Vec<_>>()) {
                 match prepared {
                     Ok((bytes, label)) => {
-                        tar::append(&mut file, &format!("{number:010}.bmp"), &bytes)?;
+                        let name = source.name(*number);
+                        let own = format!("{number:010}.bmp");
+                        tar::append(&mut file, &own, &bytes, name.as_deref())?;
                         if let Some(label) = label {
                             let label = label.to_string();
-                            tar::append(&mut file, &format!("{number:010}.cls"), label.as_bytes())?;
+                            let own = format!("{number:010}.cls");
+                            tar::append(&mut file, &own, label.as_bytes(), None)?;
                         }
                     }
                     Err(error) => {

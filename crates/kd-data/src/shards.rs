@@ -1,11 +1,14 @@
 //! Pictures in WebDataset's shards: tar archives with `KEY.jpg` and `KEY.cls` or `KEY.json` for each picture, read where they lie.
 
+mod classes;
 mod index;
+#[cfg(feature = "parquet")]
+mod parquet;
 mod pattern;
 pub(crate) mod tar;
 mod unpacked;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -14,9 +17,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
+use self::classes::classes;
 use self::index::{Entry, Index};
 use self::unpacked::{Unpacked, unpack};
-use crate::folder::MAX_CLASSES;
 use crate::labels::cut;
 use crate::names::name_below;
 use crate::one_line::shown;
@@ -32,6 +35,9 @@ use kd_record::hash::hex;
 /// up to the first dot; its picture ends in `.jpg`, `.jpeg`, `.png`, `.webp`, `.bmp` or `.gif`, and its class is what `KEY.cls` holds, or what
 /// `KEY.json` has as `label`, `cls` or `class`: a number from 0, or a name. Where no picture has either, the pictures have no labels; the classes
 /// are then those that are tested on, or none.
+///
+/// With the feature `parquet` a shard may also be a Parquet file as the hubs have them: a column `image` whose `bytes` are a picture's file, a column
+/// `label` with its class's number (below 0: none), and the classes' names in the key `huggingface`.
 ///
 /// Names are numbered in their order. Numbers have the names of the lines of `classes.txt` or `classnames.txt` in `dir`, or else are their own
 /// names. Only headers and labels are read; of each picture 24 bytes are kept, and it is decoded when it is asked for. What is packed with gzip is
@@ -219,7 +225,7 @@ impl Part {
         let count = unpacked.count();
         (count > 0).then(|| {
             format!(
-                "{}: {count} shards are packed with gzip; they are unpacked to {} MiB of temporary files in {}",
+                "{}: {count} shards are packed with gzip or are Parquet files; they are unpacked to {} MiB of temporary files in {}",
                 shown(dir),
                 bytes.div_ceil(1 << 20),
                 shown(&std::env::temp_dir())
@@ -295,9 +301,14 @@ impl Shard {
         };
         let io = |source| Error::Io { path: path.clone(), source };
         let mut file = File::open(&path).map_err(io)?;
-        let mut magic = [0; 2];
-        let is_packed =
-            about.is_file() && file.read_exact(&mut magic).is_ok_and(|()| magic == [0x1f, 0x8b]);
+        let mut magic = [0; 4];
+        let begins = about.is_file() && file.read_exact(&mut magic).is_ok();
+        let is_packed = begins && magic[..2] == [0x1f, 0x8b];
+        if begins && magic == *b"PAR1" {
+            let (index, unpacked) = from_parquet(&path, file, aside)?;
+            let unpacked = Some(unpacked);
+            return Self { name, path, bytes: about.len(), unpacked, index }.not_empty();
+        }
         let (index, unpacked) = match is_packed {
             false => {
                 file.rewind().map_err(io)?;
@@ -309,11 +320,17 @@ impl Shard {
                 (index::look_through(&path, contents, unpacked.bytes)?, Some(unpacked))
             }
         };
-        if index.entries.is_empty() {
+        Self { name, path, bytes: about.len(), unpacked, index }.not_empty()
+    }
+
+    /// Refuses a shard without pictures.
+    fn not_empty(self) -> Result<Self> {
+        if self.index.entries.is_empty() {
             let expected = "KEY.jpg and KEY.cls or KEY.json for each picture".into();
-            return Err(Error::Folder { path, found: "no picture in this shard".into(), expected });
+            let found = "no picture in this shard".into();
+            return Err(Error::Folder { path: self.path, found, expected });
         }
-        Ok(Self { name, path, bytes: about.len(), unpacked, index })
+        Ok(self)
     }
 
     /// So many bytes of the archive.
@@ -359,97 +376,38 @@ impl Shard {
         })
     }
 
+    /// The names that a picture's headers have: in the archive, and before it was put there.
+    fn names(&self, entry: &Entry) -> Option<(String, Option<String>)> {
+        let begin = entry.offset - u64::from(entry.head);
+        tar::names(&self.bytes(begin, entry.head as usize).ok()?)
+    }
+
     /// A picture's place for messages: the shard, and its name in it.
     fn member(&self, entry: &Entry) -> PathBuf {
-        let begin = entry.offset - u64::from(entry.head);
-        let name = self.bytes(begin, entry.head as usize).ok().and_then(|head| tar::name(&head));
-        self.path.join(name.unwrap_or_else(|| format!("byte {}", entry.offset)))
+        let name = self.names(entry).map(|(name, _)| name);
+        self.path.join(name.unwrap_or_else(|| match entry.head {
+            0 => format!("row {}", entry.number),
+            _ => format!("byte {}", entry.offset),
+        }))
     }
 }
 
-/// The classes' names, by which the labels of both parts are then numbered.
-fn classes(
-    dir: &Path,
-    train: &mut Part,
-    test: &mut Part,
-    notes: &mut Vec<String>,
-) -> Result<Vec<String>> {
-    let shards = || train.shards.iter().chain(&test.shards);
-    let first = |of: fn(&Index) -> &Option<String>| {
-        shards().find_map(|shard| of(&shard.index).as_ref().map(|key| shown(&shard.path.join(key))))
-    };
-    if let (Some(number), Some(name)) = (first(|i| &i.number), first(|i| &i.name)) {
-        return Err(Error::Folder {
-            path: dir.into(),
-            found: format!("a class's number at {number} and a class's name at {name}"),
-            expected: "numbers alone, or names alone".into(),
-        });
-    }
-    if first(|index| &index.name).is_some() {
-        // Pictures without labels have no names of classes; those that are tested on may have.
-        let whose = if train.shards.iter().any(|shard| shard.index.name.is_some()) {
-            &*train
-        } else {
-            &*test
-        };
-        let names = whose.shards.iter().flat_map(|shard| &shard.index.names);
-        let names: Vec<String> = names.collect::<BTreeSet<_>>().into_iter().cloned().collect();
-        let place = |name: &String| names.binary_search(name).ok();
-        for shard in &test.shards {
-            if let Some(name) = shard.index.names.iter().find(|name| place(name).is_none()) {
-                return Err(Error::Folder {
-                    path: shard.path.clone(),
-                    found: format!("class {name:?}, which no picture to train on has"),
-                    expected: "the classes of the shards to train on alone".into(),
-                });
-            }
-        }
-        for part in [train, test] {
-            part.renumber(|index, label| {
-                place(&index.names[label as usize]).unwrap_or_default() as u32
-            });
-        }
-        return counted(dir, names);
-    }
-    let last = |part: &Part| {
-        part.entries().map(|(_, entry)| entry.label).filter(|label| *label != NO_LABEL).max()
-    };
-    let count = last(train).max(last(test)).map_or(0, |last| last as usize + 1);
-    let listed = ["classes.txt", "classnames.txt"].map(|name| dir.join(name));
-    let Some(path) = listed.into_iter().find(|path| path.is_file()) else {
-        return counted(dir, (0..count).map(|number| number.to_string()).collect());
-    };
-    let mut text = String::new();
-    File::open(&path)
-        .and_then(|file| file.take(64 << 20).read_to_string(&mut text))
-        .map_err(|source| Error::Io { path: path.clone(), source })?;
-    let names: Vec<String> = text.lines().map(|line| line.trim().to_owned()).collect();
-    let distinct: BTreeSet<_> = names.iter().collect();
-    let good = |name: &String| !name.is_empty() && !name.contains(char::is_control);
-    if names.len() < count || distinct.len() < names.len() || !names.iter().all(good) {
-        let (lines, distinct) = (names.len(), distinct.len());
-        return Err(Error::Folder {
-            path,
-            found: format!("{lines} lines, {distinct} of them different"),
-            expected: format!(
-                "a name of its own in each line for at least {count} classes, as many as the labels have"
-            ),
-        });
-    }
-    notes.push(format!("{}: the classes have the names in this file", shown(&path)));
-    counted(dir, names)
-}
+/// The pictures of a Parquet file.
+#[cfg(feature = "parquet")]
+use self::parquet::look_through as from_parquet;
 
-/// Refuses too few or too many classes.
-fn counted(dir: &Path, names: Vec<String>) -> Result<Vec<String>> {
-    match (2..=MAX_CLASSES).contains(&names.len()) {
-        true => Ok(names),
-        false => Err(Error::Folder {
-            path: dir.into(),
-            found: format!("{} classes", names.len()),
-            expected: format!("2 to {MAX_CLASSES}"),
-        }),
-    }
+/// Refuses a Parquet file, which this build can't read.
+#[cfg(not(feature = "parquet"))]
+fn from_parquet(
+    path: &Path,
+    _: File,
+    _: &mut Option<Arc<Mutex<File>>>,
+) -> Result<(Index, Unpacked)> {
+    Err(Error::Folder {
+        path: path.into(),
+        found: "a Parquet file".into(),
+        expected: "a tar archive: this kd was built without the feature parquet, which reads such files (`cargo install kd-run --features parquet`)".into(),
+    })
 }
 
 /// The pictures of several shards, of any size: a source of them as they are.
@@ -494,6 +452,11 @@ impl Source for Shards {
 
     fn name(&self, index: u32) -> Option<String> {
         let (shard, entry) = self.find(index)?;
+        // A name of its own takes more than the one header that each picture has.
+        let own = (entry.head > 512).then(|| shard.names(entry)?.1).flatten();
+        if own.is_some() {
+            return own;
+        }
         Some(format!("{}/{}", name_below(&shard.name, Path::new("")), entry.number))
     }
 

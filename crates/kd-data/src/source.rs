@@ -87,7 +87,7 @@ pub trait Source: Send + Sync {
     fn identity(&self) -> String;
 
     /// The name by which picture `index` is known outside: of a file its path as seen from the data set's folder, with `/` between
-    /// folders; of a picture in a shard the shard's name and its number there; of a picture of CIFAR `train/17` or `test/17`, by its number in
+    /// folders; of a picture in a shard the shard's name and its number there, or the name that it had before `prepare`; of a picture of CIFAR `train/17` or `test/17`, by its number in
     /// the files. `None` where the source's pictures have no names,
     /// or there is no such picture.
     fn name(&self, index: u32) -> Option<String> {

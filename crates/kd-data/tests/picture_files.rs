@@ -1,6 +1,9 @@
 //! Folders of picture files that are read when they are wanted: what is found in them, what is passed over, and what is wrong.
 #![cfg(feature = "images")]
 
+#[cfg(feature = "parquet")]
+#[path = "picture_files/parquet.rs"]
+mod parquet;
 #[path = "picture_files/shards.rs"]
 mod shards;
 #[path = "picture_files/unlabelled.rs"]

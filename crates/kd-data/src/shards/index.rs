@@ -37,6 +37,8 @@ pub(super) struct Index {
     /// The first sample whose label is a number, and the first whose label is a name.
     pub(super) number: Option<String>,
     pub(super) name: Option<String>,
+    /// The classes' names by number, where the file says them.
+    pub(super) class_names: Option<Vec<String>>,
     /// The first picture without a label.
     pub(super) unlabelled: Option<String>,
     /// How many members were passed over, and the first of them.

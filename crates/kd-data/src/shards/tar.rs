@@ -107,11 +107,12 @@ impl Archive {
                     if kind == b'L' {
                         long_name = Some(until_zero(&text));
                     } else {
-                        let (path, size) = pax(&text).ok_or(broken(
+                        let settings = pax(&text).ok_or(broken(
                             "a broken pax header",
                             "lines of a length and a setting",
                         ))?;
-                        (long_name, long_size) = (path.or(long_name), size.or(long_size));
+                        (long_name, long_size) =
+                            (settings.path.or(long_name), settings.size.or(long_size));
                     }
                 }
                 _ if is_file || is_link => {
@@ -158,21 +159,26 @@ impl Archive {
     }
 }
 
-/// The name of the member whose headers these bytes are.
-pub(super) fn name(headers: &[u8]) -> Option<String> {
+/// The key, in pax's form, under which the name is kept that a picture had before it was prepared.
+const OWN_NAME: &str = "KD.name";
+
+/// The name of the member whose headers these bytes are, and the name that it had before it was [put into the archive](append), if that is said.
+pub(super) fn names(headers: &[u8]) -> Option<(String, Option<String>)> {
     let mut at = 0;
-    let mut long_name = None;
+    let (mut long_name, mut own_name) = (None, None);
     while let Some(header) = headers.get(at..).and_then(|rest| rest.first_chunk::<BLOCK>()) {
         let kind = header[156];
         if !matches!(kind, b'L' | b'x') {
-            return Some(long_name.unwrap_or_else(|| short_name(header)));
+            return Some((long_name.unwrap_or_else(|| short_name(header)), own_name));
         }
         let size = number(&header[124..136])? as usize;
         let text = headers.get(at + BLOCK..)?.get(..size)?;
-        long_name = match kind {
-            b'L' => Some(until_zero(text)),
-            _ => pax(text)?.0.or(long_name),
-        };
+        if kind == b'L' {
+            long_name = Some(until_zero(text));
+        } else {
+            let settings = pax(text)?;
+            (long_name, own_name) = (settings.path.or(long_name), settings.own_name.or(own_name));
+        }
         at += BLOCK + size.next_multiple_of(BLOCK);
     }
     None
@@ -187,8 +193,27 @@ fn short_name(header: &[u8; BLOCK]) -> String {
     }
 }
 
-/// Writes a regular file of fewer than 8 GiB, whose name has at most 100 bytes, to an archive.
-pub(crate) fn append(archive: &mut impl Write, name: &str, contents: &[u8]) -> io::Result<()> {
+/// Writes a regular file of fewer than 8 GiB, whose name has at most 100 bytes, to an archive; before it the name that it had elsewhere, where it
+/// is to be kept.
+pub(crate) fn append(
+    archive: &mut impl Write,
+    name: &str,
+    contents: &[u8],
+    own_name: Option<&str>,
+) -> io::Result<()> {
+    if let Some(own_name) = own_name {
+        let setting = format!(" {OWN_NAME}={own_name}\n");
+        // The length of a line counts its own digits.
+        let mut length = setting.len();
+        while length != setting.len() + length.to_string().len() {
+            length = setting.len() + length.to_string().len();
+        }
+        member(archive, name, b'x', format!("{length}{setting}").as_bytes())?;
+    }
+    member(archive, name, b'0', contents)
+}
+
+fn member(archive: &mut impl Write, name: &str, kind: u8, contents: &[u8]) -> io::Result<()> {
     let mut header = [0; BLOCK];
     header[..name.len()].copy_from_slice(name.as_bytes());
     header[100..108].copy_from_slice(b"0000644\0");
@@ -197,7 +222,7 @@ pub(crate) fn append(archive: &mut impl Write, name: &str, contents: &[u8]) -> i
     header[124..136].copy_from_slice(format!("{:011o}\0", contents.len()).as_bytes());
     header[136..148].copy_from_slice(b"00000000000\0");
     header[148..156].fill(b' ');
-    header[156] = b'0';
+    header[156] = kind;
     header[257..265].copy_from_slice(b"ustar\x0000");
     let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
     header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
@@ -238,21 +263,31 @@ fn until_zero(bytes: &[u8]) -> String {
     String::from_utf8_lossy(&bytes[..end]).into_owned()
 }
 
-/// Path and length out of a pax header, whose lines are "length name=value"; `None` where it is none.
-fn pax(mut text: &[u8]) -> Option<(Option<String>, Option<u64>)> {
-    let (mut path, mut size) = (None, None);
+/// What is read of a pax header.
+#[derive(Default)]
+struct Settings {
+    path: Option<String>,
+    size: Option<u64>,
+    own_name: Option<String>,
+}
+
+/// What a pax header sets, whose lines are "length name=value"; `None` where it is none.
+fn pax(mut text: &[u8]) -> Option<Settings> {
+    let mut found = Settings::default();
     while !text.is_empty() && text[0] != 0 {
         let blank = text.iter().position(|byte| *byte == b' ')?;
         let length: usize = std::str::from_utf8(&text[..blank]).ok()?.parse().ok()?;
         let line = text.get(blank + 1..length)?.strip_suffix(b"\n")?;
         text = &text[length..];
         let equals = line.iter().position(|byte| *byte == b'=')?;
-        let value = &line[equals + 1..];
-        match &line[..equals] {
-            b"path" => path = Some(String::from_utf8_lossy(value).into_owned()),
-            b"size" => size = Some(std::str::from_utf8(value).ok()?.parse().ok()?),
+        let (key, value) = (&line[..equals], &line[equals + 1..]);
+        let as_text = || Some(String::from_utf8_lossy(value).into_owned());
+        match key {
+            b"path" => found.path = as_text(),
+            b"size" => found.size = Some(std::str::from_utf8(value).ok()?.parse().ok()?),
+            key if key == OWN_NAME.as_bytes() => found.own_name = as_text(),
             _ => {}
         }
     }
-    Some((path, size))
+    Some(found)
 }

@@ -360,3 +360,55 @@ fn prepared_pictures_are_the_same_and_preparing_goes_on() {
     let message = prepare(&sources, &settings, dir.path(), &mut |_, _| {}).unwrap_err().to_string();
     assert!(message.contains("expected an empty folder"), "{message}");
 }
+
+/// A link has no contents of its own, so that it is no picture; headers without an end, and what unpacks to much more than a picture can, are
+/// errors.
+#[test]
+fn links_are_passed_over_and_endless_headers_and_packed_nothing_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let samples: Vec<(String, Vec<u8>)> = (0..4)
+        .flat_map(|n| {
+            [(format!("{n}.png"), picture(n)), (format!("{n}.cls"), vec![b'0' + n as u8 % 2])]
+        })
+        .collect();
+    let mut linked = tar::Builder::new(Vec::new());
+    for (name, contents) in &samples {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(contents.len() as u64);
+        linked.append_data(&mut header, name, &contents[..]).unwrap();
+    }
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(tar::EntryType::Link);
+    header.set_size(0);
+    linked.append_link(&mut header, "5.png", "0.png").unwrap();
+    fs::write(dir.path().join("a.tar"), linked.into_inner().unwrap()).unwrap();
+    let read = |name: &str| picture_shards(dir.path(), name, None, &config());
+    let (found, notes) = read("a.tar").unwrap();
+    assert_eq!(found.train.len(), 4);
+    assert!(notes[0].contains("passed over 1 files") && notes[0].ends_with("a.tar/5.png"));
+
+    let mut endless = tar::Builder::new(Vec::new());
+    let comment = vec![b'x'; 900_000];
+    for _ in 0..5 {
+        let settings = [("comment", &comment[..])];
+        endless.append_pax_extensions(settings).unwrap();
+    }
+    let mut header = tar::Header::new_gnu();
+    header.set_size(samples[0].1.len() as u64);
+    endless.append_data(&mut header, "0.png", &samples[0].1[..]).unwrap();
+    fs::write(dir.path().join("b.tar"), endless.into_inner().unwrap()).unwrap();
+    let message = read("b.tar").err().unwrap().to_string();
+    assert!(
+        message.contains("bytes of headers before one member, expected 4 MiB at most"),
+        "{message}"
+    );
+
+    let mut packed = GzEncoder::new(Vec::new(), flate2::Compression::best());
+    for _ in 0..80 {
+        packed.write_all(&vec![0; 1 << 20]).unwrap();
+    }
+    fs::write(dir.path().join("c.tar"), packed.finish().unwrap()).unwrap();
+    let message = read("c.tar").err().unwrap().to_string();
+    assert!(message.contains("c.tar: at byte 0: found more than"), "{message}");
+    assert!(message.contains("expected at most 64 times as many, and 64 MiB"), "{message}");
+}

@@ -169,5 +169,6 @@ fn shards_without_labels_are_read_and_prepared() {
         picture
     };
     assert_eq!((again.train.len(), again.train.is_labelled()), (2, false));
+    assert_eq!(names(&*again.train), ["plain.tar/0", "plain.tar/1"]);
     assert!((0..2).all(|index| pixels(&*again.train, index) == pixels(&*found.train, index)));
 }
