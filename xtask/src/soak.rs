@@ -31,6 +31,8 @@ enum Step {
     Fuzz,
     /// The tests that need candle-datasets, which takes minutes to build
     Hub,
+    /// Teachers in ONNX files and pictures in Parquet files (ORT_DYLIB_PATH has to name ONNX Runtime's library)
+    Formats,
     /// Each published crate built from its package alone
     Package,
     /// A quick experiment by the release build; CI has that of the tests' build
@@ -101,6 +103,14 @@ impl Step {
                 let mut command = workspace::cargo();
                 command.args(["test", "--locked", "--package", "kd-run", "--features", "hub"]);
                 process::run(command.args(["--test", "cli", "fetch::"]))
+            }
+            Self::Formats => {
+                let mut command = workspace::cargo();
+                command.args(["test", "--locked", "--package", "kd-data", "--features", "parquet"]);
+                process::run(command.args(["--test", "picture_files"]))?;
+                let mut command = workspace::cargo();
+                command.args(["test", "--locked", "--package", "kd-run", "--features", "onnx"]);
+                process::run(command.args(["--test", "cli", "onnx::"]))
             }
             Self::Release => ci::quick_experiment(None),
             Self::WithoutCudnn => emulated_gpu::command(&emulated_gpu::Args {

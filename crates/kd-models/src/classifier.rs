@@ -1,6 +1,7 @@
 //! What a network can do for training and evaluation, whoever wrote it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use candle_core::Tensor;
 use candle_core::backprop::GradStore;
@@ -101,4 +102,35 @@ pub trait Classifier {
     /// Multiplications (each with an addition) in the convolutions and linear layers of the
     /// forward pass of one image, done directly.
     fn multiply_adds(&self) -> u64;
+}
+
+/// The network that others share: passes and places are its own.
+impl<T: Classifier + ?Sized> Classifier for Arc<T> {
+    fn forward_t(&self, images: &Tensor, mode: Mode, places: &[&str]) -> Result<Output> {
+        (**self).forward_t(images, mode, places)
+    }
+
+    fn evaluate(&self, images: &Tensor, places: &[&str]) -> Result<Output> {
+        (**self).evaluate(images, places)
+    }
+
+    fn train(&self, images: &Tensor, key: DropoutKey, places: &[&str]) -> Result<(Output, Tape)> {
+        (**self).train(images, key, places)
+    }
+
+    fn backward(&self, tape: Tape, gradients: &mut GradStore) -> Result<()> {
+        (**self).backward(tape, gradients)
+    }
+
+    fn places(&self) -> Vec<Place> {
+        (**self).places()
+    }
+
+    fn num_classes(&self) -> usize {
+        (**self).num_classes()
+    }
+
+    fn multiply_adds(&self) -> u64 {
+        (**self).multiply_adds()
+    }
 }

@@ -17,6 +17,22 @@ pub enum Error {
         /// The names that exist, separated by commas.
         known: String,
     },
+    /// An ONNX file can't be used.
+    #[error("{}: {reason}", path.display())]
+    Onnx {
+        /// The ONNX file.
+        path: PathBuf,
+        /// What is wrong with it, and what to do.
+        reason: String,
+    },
+    /// ONNX Runtime, which computes networks in ONNX files, can't be used.
+    #[error(
+        "ONNX Runtime, which computes ONNX files, can't be loaded: {reason}; expected its library of version 1.24 or later: `pip install onnxruntime` brings it as onnxruntime/capi/libonnxruntime.so.*, and ORT_DYLIB_PATH=FILE names it"
+    )]
+    OnnxRuntime {
+        /// Why it can't be loaded.
+        reason: String,
+    },
     /// A setting of a [`ModelConfig`](crate::ModelConfig) makes no sense.
     #[error("model setting {field} is {found}; expected {expected}")]
     Config {

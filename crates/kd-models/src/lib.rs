@@ -17,6 +17,8 @@ pub mod memory;
 mod network;
 #[cfg(feature = "onnx")]
 pub mod onnx;
+#[cfg(feature = "onnx-runtime")]
+pub mod onnx_runtime;
 mod parameters;
 pub mod preprocessing;
 pub mod quantize;

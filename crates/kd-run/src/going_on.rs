@@ -7,9 +7,9 @@ use kd_record::{Evaluation, Extension, RunFolder};
 use kd_report::tensorboard::TensorBoard;
 
 use crate::checkpoint::State;
+use crate::progress::Outcome;
 use crate::recipe::{self, Relation, RunRecipe};
 use crate::run::ResolvedRun;
-use crate::train::Outcome;
 use crate::{Error, Result};
 
 /// Checks that what lies in the run's folder is a run of its recipe, or of the same with fewer epochs that can be trained on.

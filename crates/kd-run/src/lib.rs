@@ -20,6 +20,7 @@ mod layers;
 mod pass;
 pub mod plan;
 mod precision;
+mod progress;
 pub mod recipe;
 pub mod resolve;
 pub mod run;

@@ -156,13 +156,18 @@ fn of_batch(run: &ResolvedRun, task: &dyn Task, batch: usize) -> Result<RunMemor
     };
     let mut teacher_pass_before = 0;
     if let Some(teacher) = run.teacher.as_ref().filter(|_| needs.any_teacher()) {
-        let graphs = teacher.answering().iter().map(|one| one.config.graph());
+        // What a network in an ONNX file takes besides its weights is not known.
+        let (foreign, own): (Vec<_>, Vec<_>) =
+            teacher.answering().iter().partition(|one| one.foreign.is_some());
+        let files = foreign.iter().filter_map(|one| std::fs::metadata(&one.path).ok());
+        let of_files: u64 = files.map(|about| about.len()).sum();
+        let graphs = own.iter().map(|one| one.config.graph());
         let graphs = graphs.collect::<kd_models::Result<Vec<Graph>>>()?;
         let networks = teacher.parts.len().max(1) as u64;
-        found.teacher_weights = networks * graphs.iter().map(memory::weights).sum::<u64>();
+        found.teacher_weights =
+            of_files + networks * graphs.iter().map(memory::weights).sum::<u64>();
         let config = cache_config(run, Path::new(""));
-        let Division { cached, computed } =
-            division(&teacher.config, needs, data.train.len(), &config)?;
+        let Division { cached, computed } = division(teacher, needs, data.train.len(), &config)?;
         let cached = cached.iter().map(|(_, shape)| bytes_of_output(shape, data.train.len()));
         found.teacher_outputs = cached.sum();
         found.kept_on_disk = match config.keep {

@@ -71,6 +71,8 @@ pub struct Choices {
     pub combine: Option<Combination>,
     /// The teacher's network, where its file doesn't say.
     pub teacher_model: Option<Architecture>,
+    /// The output of a teacher in an ONNX file that holds the logits, by name or number.
+    pub teacher_output: Option<String>,
     /// The mean of the images that the teacher was trained on, where its file doesn't say.
     pub teacher_mean: Option<[f32; 3]>,
     /// Their standard deviation.
@@ -142,6 +144,7 @@ impl Default for Choices {
             teacher_logits: None,
             combine: None,
             teacher_model: None,
+            teacher_output: None,
             teacher_mean: None,
             teacher_std: None,
             class_map: None,
@@ -206,7 +209,7 @@ pub fn resolve(recipe: &Recipe, run: &RunConfig, choices: &Choices) -> Result<Re
     }
     if data.classes.is_empty() {
         let logits = logits_path(&resolved.run, choices);
-        data.classes = unlabelled::classes(&resolved, logits.as_deref(), &teachers)?;
+        data.classes = unlabelled::classes(&resolved, &data, logits.as_deref(), &teachers)?;
     }
     let data = data.for_run(&resolved.run.name, part, select_on)?;
     resolved.data.sha256 = Some(data.sha256.clone());
@@ -364,6 +367,7 @@ pub(crate) fn with_choices(
     }
     run.combine = choices.combine.or(run.combine);
     run.teacher_model = choices.teacher_model.or(run.teacher_model);
+    run.teacher_output = choices.teacher_output.clone().or(run.teacher_output);
     run.teacher_mean = choices.teacher_mean.or(run.teacher_mean);
     run.teacher_std = choices.teacher_std.or(run.teacher_std);
     if choices.init.is_some() && choices.name.is_some() {
@@ -555,7 +559,6 @@ pub(crate) fn fill_in_places(
     data: &Portions,
 ) -> Result<()> {
     let student = network_for(run.model, data);
-    let teacher = teacher.map(|teacher| &teacher.config);
     let shapes = shapes(&student, teacher, &data.train_labels()?)?;
     for term in &mut run.methods {
         term.method = term.method.resolve(&shapes)?;

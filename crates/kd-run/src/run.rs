@@ -116,16 +116,13 @@ pub(crate) fn network_for(architecture: Architecture, data: &Portions) -> ModelC
 /// What the methods must know of both networks and of the training images.
 pub(crate) fn shapes(
     student: &ModelConfig,
-    teacher: Option<&ModelConfig>,
+    teacher: Option<&Pretrained>,
     train_labels: &[u32],
-) -> kd_models::Result<Setup> {
-    let places = |config: &ModelConfig| -> kd_models::Result<_> {
-        let places = config.graph()?.places().into_iter();
-        Ok(places.map(|place| (place.name, place.shape)).collect())
-    };
+) -> crate::Result<Setup> {
+    let places = student.graph()?.places().into_iter();
     Ok(Setup {
-        student: places(student)?,
-        teacher: teacher.map(places).transpose()?.unwrap_or_default(),
+        student: places.map(|place| (place.name, place.shape)).collect(),
+        teacher: teacher.map(Pretrained::places).transpose()?.unwrap_or_default(),
         classes: student.classes,
         train_labels: train_labels.to_vec(),
     })

@@ -18,10 +18,11 @@ use kd_record::{Compile, EpochRecord, Event, OutFolder, RunFolder, TeacherRecord
 use crate::at::At;
 use crate::checkpoint::{self, State};
 use crate::error::other;
-use crate::evaluate::{self, Evaluation, evaluate};
+use crate::evaluate::{self, evaluate};
 use crate::events::RunLog;
-use crate::figures::{NotFinite, Sums, Unread};
-use crate::plan::{self, RunMemory};
+use crate::figures::{NotFinite, Unread};
+use crate::plan;
+pub use crate::progress::{Outcome, Progress};
 use crate::recipe::{RunRecipe, TrainingConfig};
 use crate::run::{Every, ResolvedRun, Settings};
 use crate::start::start;
@@ -35,67 +36,6 @@ use crate::{Error, Result, data, device, going_on, test_outputs};
 const NOT_TESTED: &str = "not tested: there are no test pictures with labels\n";
 /// Batches on which a teacher is judged whose logits are not cached.
 const TEACHER_SAMPLE: usize = 20;
-
-/// What an observer of a run is told.
-#[derive(Debug)]
-pub enum Progress<'a> {
-    /// Training begins, or goes on.
-    Started {
-        /// The run's name.
-        run: &'a str,
-        /// Epochs of the run.
-        epochs: usize,
-        /// Steps of each epoch.
-        batches: usize,
-        /// Steps that earlier processes took.
-        step: u64,
-        /// Whether the run goes on from a checkpoint.
-        resumed: bool,
-        /// The number of epochs that the run had until now, where it goes on for more.
-        extended_from: Option<usize>,
-        /// The memory that the run takes; `None` on a GPU.
-        memory: Option<RunMemory>,
-        /// Whether the training images have labels, by which their accuracy is known.
-        labelled: bool,
-    },
-    /// The teacher computes its outputs for the training images, which are then cached.
-    TeacherPass {
-        /// Images done.
-        done: usize,
-        /// Images in all.
-        images: usize,
-    },
-    /// A step is done. On a GPU only the steps are told at which figures are read: those with an event or a checkpoint,
-    /// and the last of an epoch.
-    Step {
-        /// The epoch, from 1.
-        epoch: usize,
-        /// Steps done in this epoch.
-        batch: usize,
-        /// Steps done in all.
-        step: u64,
-        /// Sums over the steps of the epoch so far.
-        sums: &'a Sums,
-    },
-    /// An epoch is done.
-    Epoch(&'a EpochRecord),
-    /// Something worth knowing, as a sentence.
-    Note(&'a str),
-}
-
-/// How a run ended.
-#[derive(Debug)]
-pub enum Outcome {
-    /// The run is finished; what the network is worth on the test images, where there are any.
-    Finished(Option<Evaluation>),
-    /// The run was finished before; the same.
-    AlreadyFinished(Option<Evaluation>),
-    /// The observer stopped the run; a checkpoint is written, and the same run can go on.
-    Stopped {
-        /// Steps done.
-        step: u64,
-    },
-}
 
 /// Trains the run, or goes on with it where it stopped; a run of fewer epochs in the folder, whether it is finished or not, is trained
 /// on where no setting depends on the number of epochs. `observer` is told of each step; when it breaks, the run writes a

@@ -53,6 +53,7 @@ pub(crate) fn check(recipe: &RunRecipe, data: &Portions) -> Result<()> {
 /// When a file can't be read, or there is none.
 pub(crate) fn classes(
     recipe: &RunRecipe,
+    data: &Portions,
     logits: Option<&Path>,
     teachers: &[PathBuf],
 ) -> Result<Vec<String>> {
@@ -68,7 +69,7 @@ pub(crate) fn classes(
     };
     // A file that is not there is named as it is for labelled pictures.
     sha256(first).map_err(|error| unusable(error.into()))?;
-    classes_of(first, recipe.run.teacher_model).map_err(unusable)
+    classes_of(first, recipe.run.teacher_model, data.input()).map_err(unusable)
 }
 
 /// What is said of a run without labels: from whom it learns what, and whether anything is measured.

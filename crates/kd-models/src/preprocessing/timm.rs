@@ -144,6 +144,16 @@ impl TimmConfig {
         }
     }
 
+    /// The preprocessing that the config says of a network that is none here, with timm's defaults where it says nothing.
+    ///
+    /// # Errors
+    /// When it says what can't be done.
+    pub fn preprocessing(&self) -> Result<Preprocessing> {
+        let timms =
+            Preprocessing { resize: 256, square_first: false, ..Preprocessing::whole_square(224) };
+        self.over(&timms)
+    }
+
     /// The preprocessing that the config says, with the family's where it says nothing. As timm's `transforms_imagenet_eval`: the
     /// shorter side is `floor(size / crop_pct)`.
     pub(super) fn over(&self, family: &Preprocessing) -> Result<Preprocessing> {

@@ -14,7 +14,7 @@ use crate::resolve::{
     Choices, class_choice, fill_in_places, logits_path, teacher_paths, with_choices,
 };
 use crate::run::{ResolvedRun, network_for};
-use crate::teacher::{Pretrained, StoredLogits};
+use crate::teacher::{Pretrained, StoredLogits, classes_of, is_onnx};
 use crate::{Error, Result, device, unlabelled};
 
 /// A run whose weights are fresh ones, its teacher's, too: it is as large and takes as long as the run itself.
@@ -44,7 +44,7 @@ pub fn outline(recipe: &Recipe, run: &RunConfig, choices: &Choices) -> Result<Ou
         let logits = logits_path(&resolved.run, choices);
         let out = choices.out.clone().unwrap_or_else(|| Path::new("runs").join(&recipe.name));
         let teachers = teacher_paths(recipe, &resolved.run, choices, &out)?;
-        data.classes = unlabelled::classes(&resolved, logits.as_deref(), &teachers)?;
+        data.classes = unlabelled::classes(&resolved, &data, logits.as_deref(), &teachers)?;
     }
     let data = data.for_run(&resolved.run.name, part, select_on)?;
     let stored = teacher_logits(&mut resolved, choices, &data, &mut notes)?;
@@ -98,6 +98,13 @@ fn teacher(
     let named = |name: &str| recipe.runs.iter().find(|other| other.name == name);
     let mut fresh_of = |path: Option<PathBuf>, run_of: Option<&RunConfig>| {
         let network = match (&path, run_of) {
+            (Some(path), _) if path.exists() && is_onnx(path) => {
+                let classes = classes_of(path, None, data.input())?.len();
+                return Err(Error::Choice(format!(
+                    "{}: what a teacher in an ONNX file ({classes} classes) takes is not known beforehand; plan with --teacher of a weights file, or with --teacher-logits",
+                    path.display()
+                )));
+            }
             (Some(path), _) if path.exists() => {
                 let count = Some(data.classes.len());
                 let found = weights::peek(path)?.config(run.teacher_model, count)?;
@@ -154,6 +161,7 @@ fn fresh(
         path: Path::new("").to_owned(),
         sha256: String::new(),
         config,
+        foreign: None,
         parts: vec![tensors.clone(); parts.unwrap_or(0)],
         members: Vec::new(),
         combination: Combination::default(),

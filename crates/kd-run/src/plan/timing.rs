@@ -52,8 +52,7 @@ pub fn time(run: &ResolvedRun, task: Supervised) -> Result<Timing> {
     let teacher = run.teacher.as_ref().filter(|_| needs.any_teacher());
     let answers = teacher.map(|teacher| {
         let config = cache_config(run, Path::new(""));
-        let Division { cached, .. } =
-            division(&teacher.config, &needs, run.data.train.len(), &config)?;
+        let Division { cached, .. } = division(teacher, &needs, run.data.train.len(), &config)?;
         let asked: Box<dyn Teacher> = match cached.is_empty() {
             true => answering(teacher, &needs, &run.device)?,
             false => {

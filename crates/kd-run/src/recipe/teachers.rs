@@ -94,6 +94,7 @@ impl RunConfig {
         for (key, set) in [
             ("teacher", self.teacher.is_some()),
             ("teacher_model", self.teacher_model.is_some()),
+            ("teacher_output", self.teacher_output.is_some()),
             ("teacher_mean", self.teacher_mean.is_some()),
             ("cross_fit", self.cross_fit.is_some()),
             ("keep", self.keep.is_some()),

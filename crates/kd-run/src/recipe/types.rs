@@ -270,6 +270,10 @@ pub struct RunConfig {
     /// The teacher's network, for a weights file that doesn't say it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub teacher_model: Option<Architecture>,
+    /// The output of a teacher in an ONNX file that holds the logits: its name, or its number from 0. Without it, the only one of two
+    /// dimensions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub teacher_output: Option<String>,
     /// SHA-256 of the teacher's weights file; of several teachers, that of their files' SHA-256s. With this given, another file is an error.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub teacher_sha256: Option<String>,
@@ -501,6 +505,7 @@ impl RunConfig {
             teacher_logits: None,
             combine: None,
             teacher_model: None,
+            teacher_output: None,
             teacher_sha256: None,
             cross_fit: None,
             keep: None,

@@ -91,6 +91,23 @@ pub(super) fn load_logits(
     Ok(Some(stored))
 }
 
+/// The places of the teacher that the run's methods name in their options: of an ONNX file tensors, which have to be asked for when it is
+/// opened.
+fn named_places(run: &RunConfig) -> Vec<String> {
+    let options = run.methods.iter().filter_map(|term| toml::Value::try_from(&term.method).ok());
+    let mut found: Vec<String> = options
+        .filter_map(|options| options.get("teacher").cloned())
+        .flat_map(|named| match named {
+            toml::Value::Array(names) => names,
+            name => vec![name],
+        })
+        .filter_map(|name| name.as_str().map(str::to_owned))
+        .collect();
+    found.sort();
+    found.dedup();
+    found
+}
+
 /// Loads the run's teacher, with `cross_fit` the teacher of each part, or several teachers that answer as one, and records it in the
 /// recipe.
 pub(super) fn load(
@@ -104,6 +121,8 @@ pub(super) fn load(
     let folder = OutFolder::new(out).run(&resolved.run.name);
     let run = &mut resolved.run;
     let choice = class_choice(run);
+    let places = named_places(run);
+    let output = run.teacher_output.clone();
     let config = PretrainedConfig {
         architecture: run.teacher_model,
         classes: &data.classes,
@@ -111,6 +130,8 @@ pub(super) fn load(
         choice: &choice,
         normalization,
         stated: run.teacher_normalization(),
+        output: output.as_deref(),
+        places: &places,
         scaling,
     };
     let load = |path: &Path| {
@@ -151,7 +172,7 @@ pub(super) fn load(
     });
     run.teacher = Some(TeacherNames::new(recorded.collect::<Result<_>>()?));
     // Several teachers are of networks of their own, which their files name.
-    if teacher.members.is_empty() {
+    if teacher.members.is_empty() && teacher.foreign.is_none() {
         run.teacher_model = Some(teacher.config.architecture);
     }
     run.teacher_sha256 = Some(teacher.sha256.clone());

@@ -68,8 +68,7 @@ impl Supervised {
         }
         let layers = Layers::of(&config, recipe, run.initial.as_ref())?;
         let frozen = layers.frozen_in(0);
-        let teacher = run.teacher.as_ref().map(|teacher| &teacher.config);
-        let shapes = shapes(&config, teacher, &run.data.train_labels()?)?;
+        let shapes = shapes(&config, run.teacher.as_ref(), &run.data.train_labels()?)?;
         add_helpers(run, &shapes, &mut parameters)?;
         let variables = kd_models::partly_frozen(&parameters, |name| frozen.contains(name));
         let network = kd_models::build(&config, variables.clone())?;

@@ -122,6 +122,7 @@ mod tests {
             path: "teacher.safetensors".into(),
             sha256: String::new(),
             config: network,
+            foreign: None,
             tensors: tensors(0),
             left_out: None,
             parts: (0..3).map(tensors).collect(),

@@ -83,6 +83,7 @@ impl Pretrained {
             path: first.path.clone(),
             sha256: hex(hash),
             config: first.config,
+            foreign: first.foreign.clone(),
             tensors: first.tensors.clone(),
             left_out: None,
             parts: Vec::new(),

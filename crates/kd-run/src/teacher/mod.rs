@@ -5,6 +5,7 @@ mod cross_fitted;
 mod ensemble;
 mod kept;
 mod network;
+mod onnx;
 mod pretrained;
 mod stored;
 
@@ -16,7 +17,6 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 use kd_data::{Batch, Portions};
 use kd_loss::Needs;
-use kd_models::ModelConfig;
 use kd_record::event::TeacherQuality;
 use kd_record::teacher_outputs::{self, Origin, TeacherOutput};
 use kd_record::{Keep, KeptViews};
@@ -26,6 +26,7 @@ pub use cross_fitted::CrossFitted;
 pub use ensemble::Ensemble;
 pub use kept::{Kept, Used};
 pub use network::NetworkTeacher;
+pub(crate) use onnx::is_onnx;
 pub use pretrained::{Network, Pretrained, PretrainedConfig, classes_of};
 pub use stored::{StoredLogits, names_of};
 
@@ -144,7 +145,7 @@ pub(crate) struct Division {
 /// With augmentation nothing is cached: each view of an image is new. Where logits of counted views are [kept](Kept), they are looked
 /// up in their file as steps ask for them.
 pub(crate) fn division(
-    network: &ModelConfig,
+    teacher: &Pretrained,
     needs: &Needs,
     images: usize,
     config: &CacheConfig<'_>,
@@ -153,12 +154,9 @@ pub(crate) fn division(
         return Ok(Division { cached: Vec::new(), computed: vec![LOGITS.to_string()] });
     }
     // Cached even if no method needs them: they tell how well the teacher knows the images.
-    let mut wanted = vec![(LOGITS.to_string(), vec![network.classes])];
-    for place in network.graph()?.places() {
-        if needs.teacher.contains(&place.name) {
-            wanted.push((place.name, place.shape));
-        }
-    }
+    let mut wanted = vec![(LOGITS.to_string(), vec![teacher.config.classes])];
+    let places = teacher.places()?.into_iter();
+    wanted.extend(places.filter(|(name, _)| needs.teacher.contains(name)));
     let mut division = Division { cached: Vec::new(), computed: Vec::new() };
     let mut budget = config.memory;
     for (output, shape) in wanted {
@@ -198,8 +196,7 @@ pub(crate) fn prepare(
         return Ok(ControlFlow::Continue(prepared));
     }
     let (behind, parts) = asked(pretrained, needs, data, device)?;
-    let Division { cached, computed } =
-        division(&pretrained.config, needs, data.train.len(), config)?;
+    let Division { cached, computed } = division(pretrained, needs, data.train.len(), config)?;
     let mut outputs = BTreeMap::new();
     let mut missing = Vec::new();
     for (output, shape) in cached {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use kd_data::{Normalization, Portions, Renormalize, Scaling};
@@ -12,6 +13,7 @@ use kd_models::weights::{self, LeftOut, Loaded, Scaled};
 use kd_models::{Architecture, Classifier, ModelConfig};
 use sha2::{Digest, Sha256};
 
+use super::onnx;
 use crate::error::other;
 use crate::{Error, Result};
 use kd_record::hash::{hex, sha256};
@@ -25,8 +27,11 @@ pub struct Pretrained {
     pub path: PathBuf,
     /// SHA-256 of the file, in hexadecimal digits.
     pub sha256: String,
-    /// The teacher's network, without its weights.
+    /// The teacher's network, without its weights. Of one that is [foreign](Self::foreign) only the number of classes and the images' shape
+    /// mean anything.
     pub config: ModelConfig,
+    /// The network itself, where it is none of kd's: it is in an ONNX file.
+    pub foreign: Option<Arc<dyn Classifier + Send + Sync>>,
     /// The weights by name, on the CPU.
     pub tensors: BTreeMap<String, Tensor>,
     /// The part of the training images that the network has not seen, if its file names one.
@@ -64,6 +69,10 @@ pub struct PretrainedConfig<'a> {
     pub normalization: Normalization,
     /// How those were normalised that it was trained on, for a file that doesn't say. Not given: like those that it is given.
     pub stated: Option<Normalization>,
+    /// The output of an ONNX file that holds the logits, by name or number.
+    pub output: Option<&'a str>,
+    /// The tensors of an ONNX file that methods learn from, by name.
+    pub places: &'a [String],
     /// How the data's pictures are brought to the size of `input`; `None` where they are not scaled, or nothing is to be said of it.
     pub scaling: Option<Scaling>,
 }
@@ -79,6 +88,8 @@ impl<'a> PretrainedConfig<'a> {
             choice: NOTHING,
             normalization,
             stated: None,
+            output: None,
+            places: &[],
             scaling: None,
         }
     }
@@ -86,7 +97,7 @@ impl<'a> PretrainedConfig<'a> {
 
 /// The normalisation of a network's own images: what its file says, what is stated for it, what is known of its family (and in which
 /// words), or that of the images it is given.
-fn own_normalization(
+pub(super) fn own_normalization(
     path: &Path,
     said: Option<Normalization>,
     stated: Option<Normalization>,
@@ -132,11 +143,19 @@ fn own_normalization(
     Ok(own)
 }
 
-/// The names of the classes of a weights file; the numbers of those of a file that names none.
+/// The names of the classes of a weights file; the numbers of those of a file that names none. An ONNX file is opened for images of the shape
+/// `input`, `[C, H, W]`.
 ///
 /// # Errors
 /// When the file is missing, damaged, or of a network that is not known and that `architecture` does not say.
-pub fn classes_of(path: &Path, architecture: Option<Architecture>) -> Result<Vec<String>> {
+pub fn classes_of(
+    path: &Path,
+    architecture: Option<Architecture>,
+    input: [usize; 3],
+) -> Result<Vec<String>> {
+    if onnx::is_onnx(path) {
+        return onnx::classes_of(path, input);
+    }
     let header = weights::peek(path)?;
     let (timm, _) = timm::beside(path, header.metadata.as_ref())?;
     let known = architecture.or(timm.as_ref().and_then(|timm| timm.architecture));
@@ -156,6 +175,9 @@ impl Pretrained {
     /// # Errors
     /// When the file is missing, damaged, of another network or for other classes, or contradicts `stated`.
     pub fn load(path: &Path, config: &PretrainedConfig<'_>) -> Result<Self> {
+        if onnx::is_onnx(path) {
+            return Self::load_onnx(path, config);
+        }
         let PretrainedConfig {
             architecture,
             classes,
@@ -164,6 +186,7 @@ impl Pretrained {
             normalization,
             stated,
             scaling,
+            ..
         } = *config;
         let sha256 = sha256(path)?;
         // A class map may choose among more classes than the data's.
@@ -202,6 +225,7 @@ impl Pretrained {
             path: path.to_owned(),
             sha256,
             config: network,
+            foreign: None,
             tensors,
             left_out: metadata.and_then(|metadata| metadata.left_out),
             parts: Vec::new(),
@@ -288,6 +312,7 @@ impl Pretrained {
             path: path.to_owned(),
             sha256: hex(hash),
             config,
+            foreign: None,
             tensors: parts[0].clone(),
             left_out: None,
             parts,
@@ -298,6 +323,18 @@ impl Pretrained {
             identity: hex(identity),
             notes,
         })
+    }
+
+    /// The feature places of the network from input to output, each with the shape of one image's values.
+    ///
+    /// # Errors
+    /// When the network does not take the images.
+    pub fn places(&self) -> Result<Vec<(String, Vec<usize>)>> {
+        let places = match &self.foreign {
+            Some(network) => network.places(),
+            None => self.config.graph()?.places(),
+        };
+        Ok(places.into_iter().map(|place| (place.name, place.shape)).collect())
     }
 
     /// The network, which no gradient reaches.
@@ -317,7 +354,10 @@ impl Pretrained {
         let tensors = tensors.iter();
         let tensors = tensors.map(|(name, tensor)| Ok((name.clone(), tensor.to_device(device)?)));
         let tensors = tensors.collect::<candle_core::Result<BTreeMap<_, _>>>()?;
-        let network = kd_models::build(&self.config, kd_models::frozen(&tensors))?;
+        let network: Network = match &self.foreign {
+            Some(network) => Box::new(Arc::clone(network)),
+            None => kd_models::build(&self.config, kd_models::frozen(&tensors))?,
+        };
         match self.renormalize {
             None => Ok(network),
             Some(Renormalize { scale, shift }) => {

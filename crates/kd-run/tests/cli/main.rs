@@ -17,6 +17,8 @@ mod kept;
 mod kills;
 mod methods;
 mod networks;
+#[cfg(feature = "onnx")]
+mod onnx;
 mod own;
 mod pictures;
 mod plan;

@@ -19,10 +19,12 @@ Examples:
   kd distill --method kd --out runs/mine                   the teacher is runs/mine/teacher.safetensors
   kd distill --method kd --teacher a.safetensors --teacher b.safetensors      both teach
   kd distill --method kd --temperature 4 --alpha 0.5 --teacher teacher.safetensors
+  kd distill --method kd --teacher teacher.onnx --size 224 --dataset folder --data pictures
   kd distill --method kd --teacher-logits answers.safetensors --dataset folder --data pictures
   kd distill --recipe recipes/methods/dkd.toml --run dkd --out runs/dkd
 
-A run that was stopped goes on when the same command is given again; with more --epochs a finished run is trained on.";
+A run that was stopped goes on when the same command is given again; with more --epochs a finished run is trained on.
+A teacher in an ONNX file needs kd with the feature onnx, and ONNX Runtime: ORT_DYLIB_PATH names its library.";
 
 #[derive(Debug, Args)]
 #[command(after_help = HELP)]
@@ -31,7 +33,7 @@ pub(crate) struct Distill {
     #[arg(long, value_name = "FILE")]
     teacher: Vec<PathBuf>,
     /// In place of a teacher a file of its logits by picture, as `kd eval --on train --logits FILE` writes it: each picture is taught by its row
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["teacher", "combine", "teacher_model", "teacher_mean"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["teacher", "combine", "teacher_model", "teacher_output", "teacher_mean"])]
     teacher_logits: Option<PathBuf>,
     /// How several teachers' logits become those of one: "logits" (their mean), "probabilities" (the mean of these, softened), "confidence" (weighted by how well each knows an image's label) or "choice" (of each image the best one's) [default: logits]
     #[arg(long, value_name = "HOW", value_parser = Combination::from_name)]
@@ -39,6 +41,9 @@ pub(crate) struct Distill {
     /// The teacher's network, if its weights file doesn't name it [default: teacher]
     #[arg(long, value_name = "MODEL", value_parser = architecture)]
     teacher_model: Option<Architecture>,
+    /// The output of a teacher in an ONNX file that holds the logits, by its name or its number from 0 [default: the only one of two dimensions]
+    #[arg(long, value_name = "OUTPUT")]
+    teacher_output: Option<String>,
     /// The mean of the images that the teacher was trained on, where its weights file doesn't say, for red, green and blue: "0.5,0.5,0.5" [default: the data's]
     #[arg(long, value_name = "MEAN", value_parser = channels, requires = "teacher_std", allow_hyphen_values = true)]
     teacher_mean: Option<[f32; 3]>,
@@ -81,6 +86,7 @@ pub(super) fn meant(flags: &Distill) -> Result<(Recipe, RunConfig, Choices), Fai
         teacher_logits: flags.teacher_logits.clone(),
         combine: flags.combine,
         teacher_model: flags.teacher_model,
+        teacher_output: flags.teacher_output.clone(),
         teacher_mean: flags.teacher_mean,
         teacher_std: flags.teacher_std,
         model: flags.model,

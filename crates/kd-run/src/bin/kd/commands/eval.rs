@@ -108,7 +108,7 @@ pub(crate) fn run(flags: &Eval) -> Result<(), Failure> {
     }
     let mut data = load(flags, &mut config, on_train)?;
     if data.classes.is_empty() {
-        data.classes = classes_of(&flags.weights, flags.model)?;
+        data.classes = classes_of(&flags.weights, flags.model, data.input())?;
     }
     // Those of the classes are about the test images.
     let of_classes = if on_train { &[][..] } else { &data.class_warnings };
@@ -155,7 +155,10 @@ pub(crate) fn run(flags: &Eval) -> Result<(), Failure> {
         return Ok(print(&table(&evaluation, kind))?);
     }
     let printed = Printed {
-        model: weights.config.architecture.name(),
+        model: match &weights.foreign {
+            Some(_) => "onnx",
+            None => weights.config.architecture.name(),
+        },
         weights: flags.weights.display().to_string(),
         sha256: &weights.sha256,
         dataset: Dataset {
@@ -220,6 +223,9 @@ pub(super) fn as_in_training(
     model: Option<Architecture>,
     config: &mut DataConfig,
 ) -> anyhow::Result<()> {
+    if path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("onnx")) {
+        return Ok(());
+    }
     File::open(path).with_context(|| format!("{}: can't be read", path.display()))?;
     let header = peek(path)?;
     let metadata = header.metadata.as_ref();
