@@ -1,6 +1,6 @@
 """What `kd quantize` writes, checked by onnx and run in onnxruntime beside kd's own computation of the same network.
 
-    .venv/bin/python parity/quantized.py --kd target/release/kd --weights runs/tutorial/student.safetensors --data data [--dataset cifar10]
+    .venv/bin/python parity/quantized.py --kd target/release/kd --weights runs/tutorial/student.safetensors --data data
 """
 
 import argparse
