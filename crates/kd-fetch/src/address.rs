@@ -61,6 +61,9 @@ impl FromStr for Address {
         if parts.len() < 2 || !parts.iter().all(|part| is_file_name(part)) {
             return wrong("it names no file");
         }
+        if parts[0].contains('@') {
+            return wrong("a name or password in an address would be kept and shown");
+        }
         let host = parts[0].rsplit_once(':').map_or(parts[0].as_str(), |(host, _)| host);
         let here = ["127.0.0.1", "localhost", "[::1]"].contains(&host);
         if !question.is_empty() {
@@ -137,6 +140,7 @@ mod tests {
             "https://a.org",
             "https://a.org/",
             "https://a.org/../x",
+            "https://me:secret@a.org/x",
             "https:///x",
             "hf://timm",
             "hf://timm/",

@@ -94,8 +94,11 @@ fn from_hub(
 ) -> anyhow::Result<Vec<PathBuf>> {
     let [owner, name] = &address.repository;
     let repository = config.cache.join("hub").join(owner).join(name);
-    // What a revision stood for when it was last asked about, for a machine without a network.
-    let known = repository.join("revisions").join(&address.revision);
+    // What was meant when it was last asked about, for a machine without a network: by the revision alone, and by revision and file.
+    let known = match &address.file {
+        None => repository.join("revisions").join(&address.revision),
+        Some(file) => repository.join("files").join(&address.revision).join(file),
+    };
     let endpoint = config.endpoint.trim_end_matches('/');
     let listing = match hub::listing(endpoint, address, &config.patience, USER_AGENT) {
         Ok(listing) => listing,
@@ -106,6 +109,16 @@ fn from_hub(
                     "cannot reach {why}. Without a network: bring the files here otherwise and name them, or name a mirror with HF_ENDPOINT"
                 );
             };
+            if let (Some(expected), [path]) = (config.sha256.as_deref(), &files[..]) {
+                let there = Wanted { url: "", path, bytes: None, sha256: Some(expected) };
+                if let Some(how) = there.differs()? {
+                    bail!("{}: {how}, and cannot reach {why}", path.display());
+                }
+            }
+            ensure!(
+                config.sha256.is_none() || files.len() == 1,
+                "--sha256 is of one file; name it: hf://{owner}/{name}/FILE"
+            );
             watch(Seen::Said(format!(
                 "cannot reach {why}; what was fetched earlier of {} is taken",
                 address.revision
@@ -134,15 +147,13 @@ fn from_hub(
         Wanted { url: &url, path: &path, bytes: file.size, sha256 }.bring(config, watch)?;
         paths.push(path);
     }
-    fs::create_dir_all(repository.join("revisions"))
-        .with_context(|| format!("cannot make {}", repository.display()))?;
+    let folder = known.parent().unwrap_or(&repository);
+    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let names: Vec<_> = paths
         .iter()
         .map(|path| path.strip_prefix(&repository).unwrap_or(path).to_string_lossy())
         .collect();
-    if address.file.is_none() {
-        write_whole(&known, names.join("\n").as_bytes())?;
-    }
+    write_whole(&known, names.join("\n").as_bytes())?;
     Ok(paths)
 }
 
@@ -180,6 +191,10 @@ impl Wanted<'_> {
         let mut part = self.path.as_os_str().to_owned();
         part.push(".part");
         let part = PathBuf::from(part);
+        // Nothing would show that what is there and what comes are of one file.
+        if self.bytes.is_none() && self.sha256.is_none() && part.exists() {
+            fs::remove_file(&part).with_context(|| format!("cannot remove {}", part.display()))?;
+        }
         let request = Request {
             url: self.url,
             bytes: self.bytes,

@@ -90,6 +90,15 @@ pub fn quantize(
             expected: "7 or 8".into(),
         });
     }
+    if let Calibration::Percentile(percent) = config.calibration
+        && !(50.0..=100.0).contains(&percent)
+    {
+        return Err(Error::Config {
+            field: "percentile",
+            found: percent.to_string(),
+            expected: "a number from 50 to 100".into(),
+        });
+    }
     let known: Vec<&str> = layers(graph).map(|node| node.name.as_str()).collect();
     if let Some(name) = config.float_layers.iter().find(|name| !known.contains(&name.as_str())) {
         return Err(Error::Config {
@@ -104,7 +113,7 @@ pub fn quantize(
     let mut made = Maker { graph, nodes: Vec::new(), raw: Vec::new(), quantized: Vec::new() };
     let mut new_tensors = tensors.clone();
     let mut scales = BTreeMap::new();
-    let readers = graph.readers();
+    let is_read = read_as_bytes(graph, &config.float_layers);
     for (index, node) in graph.nodes().iter().enumerate() {
         let is_float = config.float_layers.contains(&node.name);
         if matches!(node.op, Op::Dropout { .. }) {
@@ -121,7 +130,7 @@ pub fn quantize(
             scales.insert(node.name.clone(), LayerScales { weight: found, input: scale });
         }
         made.push(node, is_float || is_activation(&node.op))?;
-        let is_read = reads_bytes(graph, index, &readers, &config.float_layers);
+        let is_read = is_read[index];
         let levels = match passes_levels_on(&node.op) {
             true => made.quantized[node.inputs[0].index()].map(|(_, levels)| levels),
             false => seen.histogram(index).map(|seen| ranges::choose(seen, config.calibration)),
@@ -166,20 +175,37 @@ fn has_levels(graph: &Graph, index: usize, readers: &[Vec<usize>]) -> bool {
     !(passes_levels_on(&graph.nodes()[index].op) || is_head || is_followed)
 }
 
-/// Whether something reads the values of a node as bytes: all but activations and layers that stay f32, dropout for its readers.
-fn reads_bytes(
-    graph: &Graph,
-    index: usize,
-    readers: &[Vec<usize>],
-    float_layers: &BTreeSet<String>,
-) -> bool {
-    readers[index].iter().any(|&reader| {
-        let node = &graph.nodes()[reader];
-        match &node.op {
-            Op::Dropout { .. } => reads_bytes(graph, reader, readers, float_layers),
-            op => !(is_activation(op) || float_layers.contains(&node.name)),
+/// Of each node, whether something reads its values as bytes: a quantised layer, directly or through operations that pass bytes on; or
+/// a sum, a mean or the like that stands between quantised layers. Where no layer is quantised, nothing is.
+fn read_as_bytes(graph: &Graph, float_layers: &BTreeSet<String>) -> Vec<bool> {
+    let nodes = graph.nodes();
+    let readers = graph.readers();
+    let is_quantized = |node: &Node| is_layer(node) && !float_layers.contains(&node.name);
+    // Whether a quantised layer's values are among what a node makes its own of, with no other layer in between.
+    let mut stems = vec![false; nodes.len()];
+    for (index, node) in nodes.iter().enumerate() {
+        stems[index] = match is_layer(node) {
+            true => is_quantized(node),
+            false => node.inputs.iter().any(|id| stems[id.index()]),
+        };
+    }
+    // Whether a quantised layer reads what is made of a node's values, with no other layer in between.
+    let mut leads = vec![false; nodes.len()];
+    let mut read = vec![false; nodes.len()];
+    for index in (0..nodes.len()).rev() {
+        for &reader in &readers[index] {
+            let node = &nodes[reader];
+            leads[index] |= if is_layer(node) { is_quantized(node) } else { leads[reader] };
+            read[index] |= match &node.op {
+                Op::Conv(_) | Op::Linear { .. } => is_quantized(node),
+                // What comes out of them is quantised in their place.
+                Op::Relu | Op::Relu6 => false,
+                op if passes_levels_on(op) => read[reader],
+                _ => leads[reader] && stems[index],
+            };
         }
-    })
+    }
+    read
 }
 
 /// The new graph while it is made.

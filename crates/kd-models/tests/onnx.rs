@@ -318,6 +318,44 @@ fn a_quantised_network_computes_in_a_file_what_it_computes_here() {
     }
 }
 
+/// One layer alone in bytes, between sums, pools and rearranged channels that are not.
+#[test]
+fn what_stays_f32_is_not_rounded() {
+    for name in ["student", "resnet8", "shufflenetv2"] {
+        let graph = config(common::named(name)).graph().unwrap();
+        let weights = tensors(&common::trained(&graph));
+        let (bytes, _) = expected(&graph, &weights);
+        let images = normalized(&bytes);
+        let (graph, weights) = graph.fold(&weights).unwrap();
+        let seen = observe(&graph, &weights, std::slice::from_ref(&images)).unwrap();
+        let names: Vec<String> = layers(&graph).map(|node| node.name.clone()).collect();
+        let made = |float: &[String]| {
+            let float_layers = float.iter().cloned().collect();
+            let config = QuantizeConfig { float_layers, ..QuantizeConfig::default() };
+            quantize(&graph, &weights, &seen, &config).unwrap()
+        };
+        let logits = |graph: &Graph, weights: &Tensors| {
+            let network = GraphNetwork::new(graph.clone(), frozen(weights)).unwrap();
+            values(&network.forward_t(&images, Mode::Eval, &[]).unwrap().logits)
+        };
+        let whole = made(&names);
+        assert_eq!(logits(&whole.graph, &whole.tensors), logits(&graph, &weights), "{name}");
+        for alone in [0, names.len() / 2, names.len() - 1] {
+            let others = [&names[..alone], &names[alone + 1..]].concat();
+            let made = made(&others);
+            let rounded: Vec<&Op> = made
+                .graph
+                .nodes()
+                .iter()
+                .map(|node| &node.op)
+                .filter(|op| matches!(op, Op::Quantize(_)))
+                .collect();
+            // Behind what gives the values, and again behind each pool or shuffle that passes them on: the same levels.
+            assert!(!rounded.is_empty() && rounded.iter().all(|op| *op == rounded[0]), "{name}: {rounded:?}");
+        }
+    }
+}
+
 #[test]
 fn what_can_not_be_quantised_is_said() {
     let graph = config(Architecture::TUTORIAL_STUDENT).graph().unwrap();
@@ -332,6 +370,9 @@ fn what_can_not_be_quantised_is_said() {
     let with = |config| message(quantize(&graph, &weights, &seen, &config).unwrap_err());
     let config = QuantizeConfig { weight_bits: 4, ..QuantizeConfig::default() };
     assert!(with(config).contains("weight_bits is 4; expected 7 or 8"));
+    let calibration = Calibration::Percentile(5.0);
+    let config = QuantizeConfig { calibration, ..QuantizeConfig::default() };
+    assert!(with(config).contains("percentile is 5; expected a number from 50 to 100"));
     let float_layers = ["features.9".to_owned()].into();
     let config = QuantizeConfig { float_layers, ..QuantizeConfig::default() };
     assert!(with(config).contains("which are features.0, features.3, classifier.0, classifier.3"));

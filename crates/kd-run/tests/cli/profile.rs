@@ -35,6 +35,14 @@ fn networks_stand_side_by_side_and_the_report_shows_them() {
     assert_eq!(student["accuracy"]["share"], evaluation["accuracy"]);
     assert_eq!((&teacher["network"], teacher.get("accuracy")), (&"teacher".into(), None));
 
+    // Other weights under the run's name are not what its folder is about.
+    weights(&dir.path("out/copy.safetensors"), Architecture::TUTORIAL_STUDENT, 10, 3, true);
+    let of_the_run = dir.read("out/student.safetensors");
+    fs::rename(dir.path("out/copy.safetensors"), dir.path("out/student.safetensors")).unwrap();
+    let text = dir.stdout(&format!("profile out/student.safetensors {SHORT}"));
+    assert!(text.contains("not known"), "{text}");
+    fs::write(dir.path("out/student.safetensors"), of_the_run).unwrap();
+
     dir.stdout("report out");
     let page = String::from_utf8(dir.read("out/report.html")).unwrap();
     assert!(page.contains("Accuracy over latency") && page.contains("foreign.safetensors"));
@@ -54,6 +62,13 @@ fn what_can_not_be_profiled_is_said() {
     assert!(message.contains("none.safetensors"), "{message}");
     let message = dir.fails("profile w.safetensors --accuracy 101", 2);
     assert!(message.contains("expected a number from 0 to 100"), "{message}");
+    for (flags, expected) in [
+        ("--seconds 1e20", "at most 3600"),
+        ("--batch 10000000000000", "from 1 to 1000000"),
+    ] {
+        let message = dir.fails(&format!("profile w.safetensors {flags}"), 2);
+        assert!(message.contains(expected), "{message}");
+    }
     fs::create_dir(dir.path("out")).unwrap();
     fs::write(dir.path("out/profile.json"), "{\"mine\": 1}").unwrap();
     let message = dir.fails(&format!("profile w.safetensors --out out {SHORT}"), 1);

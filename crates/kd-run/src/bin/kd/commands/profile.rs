@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Args;
 use kd_models::latency::{Latency, latency};
 use kd_models::memory::{self, Pass};
@@ -11,13 +11,15 @@ use kd_models::preprocessing::Stated;
 use kd_models::{Architecture, Graph, GraphNetwork};
 use kd_record::own::{self, Output};
 use kd_record::profile::{self, Accuracy, NetworkProfile, PassProfile};
+use kd_record::hash::sha256;
 use kd_record::write::{create_folder, write_whole};
-use kd_record::{Evaluation, Events, OutFolder, Profile as Record, RunFolder};
+use kd_record::{Evaluation, Events, OutFolder, Profile as Record, RunFolder, TestOutputs};
+use kd_report::format::memory as in_words;
 use kd_report::profile::table;
 use kd_run::device::machine;
 
 use super::{print, weights};
-use crate::args::{architecture, at_least_one, percent};
+use crate::args::{architecture, at_least_one, percent, positive};
 use crate::failure::Failure;
 
 const HELP: &str = "\
@@ -40,13 +42,13 @@ pub(crate) struct Profile {
     #[arg(long, value_name = "MODEL", value_parser = architecture)]
     model: Option<Architecture>,
     /// Images of a batch
-    #[arg(long, value_name = "IMAGES", value_delimiter = ',', default_values_t = [1, 32], value_parser = at_least_one)]
+    #[arg(long, value_name = "IMAGES", value_delimiter = ',', default_values_t = [1, 32], value_parser = up_to_a_million)]
     batch: Vec<usize>,
     /// Threads that compute [default: 1, and one for each core]
     #[arg(long, value_name = "N", value_delimiter = ',', value_parser = at_least_one)]
     threads: Vec<usize>,
     /// About how long each pass is timed
-    #[arg(long, value_name = "S", default_value_t = 2.0, value_parser = crate::args::positive)]
+    #[arg(long, value_name = "S", default_value_t = 2.0, value_parser = up_to_an_hour)]
     seconds: f64,
     /// Accuracies in percent, one for each file, where no run's folder says it; the images are not known then
     #[arg(long, value_name = "PERCENT", value_delimiter = ',', value_parser = percent)]
@@ -57,6 +59,18 @@ pub(crate) struct Profile {
     /// Write profile.json into this folder, which its report then shows
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+}
+
+fn up_to_a_million(text: &str) -> Result<usize, String> {
+    at_least_one(text).ok().filter(|images| *images <= 1_000_000).ok_or_else(|| {
+        "expected a whole number of images from 1 to 1000000".to_owned()
+    })
+}
+
+fn up_to_an_hour(text: &str) -> Result<f64, String> {
+    positive(text).ok().filter(|seconds| *seconds <= 3600.0).ok_or_else(|| {
+        "expected a number of seconds above 0, at most 3600".to_owned()
+    })
 }
 
 pub(crate) fn run(flags: &Profile) -> Result<(), Failure> {
@@ -133,12 +147,20 @@ fn pass(
     threads: usize,
     seconds: f64,
 ) -> anyhow::Result<PassProfile> {
+    let pass = memory::evaluation(graph, &Pass { batch, threads, places: &[] })?.total();
+    let images = 4 * (batch * graph.input().iter().product::<usize>()) as u64;
+    let peak_bytes = memory::weights(graph) + images + pass;
+    if let Some(limit) = kd_ops::memory_limit().filter(|limit| peak_bytes > *limit) {
+        bail!(
+            "a pass of {batch} images takes {} and {} are free; give a smaller --batch",
+            in_words(peak_bytes),
+            in_words(limit)
+        );
+    }
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     let pool = pool.with_context(|| format!("{threads} threads can't be started"))?;
     let budget = Duration::from_secs_f64(seconds);
     let Latency { timed, median, p90 } = pool.install(|| latency(network, batch, budget))?;
-    let pass = memory::evaluation(graph, &Pass { batch, threads, places: &[] })?.total();
-    let images = 4 * (batch * graph.input().iter().product::<usize>()) as u64;
     let milliseconds = |time: Duration| 1e3 * time.as_secs_f64();
     Ok(PassProfile {
         batch,
@@ -146,14 +168,18 @@ fn pass(
         timed,
         median_ms: milliseconds(median),
         p90_ms: milliseconds(p90),
-        peak_bytes: memory::weights(graph) + images + pass,
+        peak_bytes,
     })
 }
 
-/// The accuracy of the run that left these weights; `None` where no finished run's folder lies beside them.
+/// The accuracy of the run that left these weights; `None` where no finished run's folder lies beside them, or it evaluated others.
 fn accuracy_of_run(file: &Path) -> anyhow::Result<Option<Accuracy>> {
     let folder = RunFolder::of_weights(file);
-    if !(folder.has_begun() && folder.evaluation().exists()) {
+    let of_these = match TestOutputs::read(&folder.test_outputs())? {
+        Some(outputs) => outputs.weights_sha256 == sha256(file)?,
+        None => false,
+    };
+    if !(of_these && folder.has_begun() && folder.evaluation().exists()) {
         return Ok(None);
     }
     let evaluation = Evaluation::read(&folder.evaluation())?;
