@@ -217,6 +217,29 @@ fn a_repository_gives_its_weights_and_the_config_beside_them() {
     let (same, said) = offline.fetch("hf://o/n").unwrap();
     assert!(same == paths && said[0].contains("fetched earlier"), "{said:?}");
     assert!(offline.fails("hf://o/m").contains("HF_ENDPOINT"));
+    // A file that was named is that file, or none, and what its SHA-256 says.
+    assert_eq!(offline.fetch("hf://o/n@main/config.json").unwrap().0, one);
+    assert!(offline.fails("hf://o/n/README.md").contains("HF_ENDPOINT"));
+    let mut config = offline.config.clone();
+    config.sha256 = Some(hash(b"another"));
+    let offline = Case { config, ..offline };
+    let message = offline.fails("hf://o/n/config.json");
+    assert!(message.contains("its SHA-256 is") && message.contains("cannot reach"), "{message}");
+}
+
+#[test]
+fn a_part_of_which_nothing_is_known_is_not_gone_on_from() {
+    let case = Case::new();
+    case.server.put("/w.pth", &content(1), &[]);
+    let part = case.config.cache.join("web").join(case.server.address.replace("http://", ""));
+    std::fs::create_dir_all(&part).unwrap();
+    std::fs::write(part.join("w.pth.part"), &content(0)[..30_000]).unwrap();
+    let (paths, _) = case.fetch(&format!("{}/w.pth", case.server.address)).unwrap();
+    assert_eq!(
+        std::fs::read(&paths[0]).unwrap(),
+        content(1),
+        "not one file's head and another's tail"
+    );
 }
 
 #[test]

@@ -351,7 +351,10 @@ fn what_stays_f32_is_not_rounded() {
                 .filter(|op| matches!(op, Op::Quantize(_)))
                 .collect();
             // Behind what gives the values, and again behind each pool or shuffle that passes them on: the same levels.
-            assert!(!rounded.is_empty() && rounded.iter().all(|op| *op == rounded[0]), "{name}: {rounded:?}");
+            assert!(
+                !rounded.is_empty() && rounded.iter().all(|op| *op == rounded[0]),
+                "{name}: {rounded:?}"
+            );
         }
     }
 }

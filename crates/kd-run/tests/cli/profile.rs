@@ -62,10 +62,9 @@ fn what_can_not_be_profiled_is_said() {
     assert!(message.contains("none.safetensors"), "{message}");
     let message = dir.fails("profile w.safetensors --accuracy 101", 2);
     assert!(message.contains("expected a number from 0 to 100"), "{message}");
-    for (flags, expected) in [
-        ("--seconds 1e20", "at most 3600"),
-        ("--batch 10000000000000", "from 1 to 1000000"),
-    ] {
+    for (flags, expected) in
+        [("--seconds 1e20", "at most 3600"), ("--batch 10000000000000", "from 1 to 1000000")]
+    {
         let message = dir.fails(&format!("profile w.safetensors {flags}"), 2);
         assert!(message.contains(expected), "{message}");
     }

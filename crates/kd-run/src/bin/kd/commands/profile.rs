@@ -9,9 +9,9 @@ use kd_models::latency::{Latency, latency};
 use kd_models::memory::{self, Pass};
 use kd_models::preprocessing::Stated;
 use kd_models::{Architecture, Graph, GraphNetwork};
+use kd_record::hash::sha256;
 use kd_record::own::{self, Output};
 use kd_record::profile::{self, Accuracy, NetworkProfile, PassProfile};
-use kd_record::hash::sha256;
 use kd_record::write::{create_folder, write_whole};
 use kd_record::{Evaluation, Events, OutFolder, Profile as Record, RunFolder, TestOutputs};
 use kd_report::format::memory as in_words;
@@ -62,15 +62,17 @@ pub(crate) struct Profile {
 }
 
 fn up_to_a_million(text: &str) -> Result<usize, String> {
-    at_least_one(text).ok().filter(|images| *images <= 1_000_000).ok_or_else(|| {
-        "expected a whole number of images from 1 to 1000000".to_owned()
-    })
+    at_least_one(text)
+        .ok()
+        .filter(|images| *images <= 1_000_000)
+        .ok_or_else(|| "expected a whole number of images from 1 to 1000000".to_owned())
 }
 
 fn up_to_an_hour(text: &str) -> Result<f64, String> {
-    positive(text).ok().filter(|seconds| *seconds <= 3600.0).ok_or_else(|| {
-        "expected a number of seconds above 0, at most 3600".to_owned()
-    })
+    positive(text)
+        .ok()
+        .filter(|seconds| *seconds <= 3600.0)
+        .ok_or_else(|| "expected a number of seconds above 0, at most 3600".to_owned())
 }
 
 pub(crate) fn run(flags: &Profile) -> Result<(), Failure> {
