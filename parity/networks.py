@@ -62,14 +62,18 @@ class Block(nn.Module):
                 nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
             )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def sum(self, x: Tensor) -> Tensor:
+        """The block's output before its ReLU."""
         shortcut = x
         if hasattr(self, "downsample"):
             shortcut = self.downsample(x)
         elif self.padding:
             shortcut = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.padding, self.padding))
         x = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(x)) + shortcut)
+        return self.bn2(self.conv2(x)) + shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.sum(x))
 
 
 class ResNet(nn.Module):
@@ -96,15 +100,15 @@ class ResNet(nn.Module):
 
     def places(self, images: Tensor) -> dict[str, Tensor]:
         """The values at every feature place, and the logits."""
-        stem = F.relu(self.bn1(self.conv1(images)))
-        layer1 = self.layer1(stem)
-        layer2 = self.layer2(layer1)
-        layer3 = self.layer3(layer2)
-        pool = layer3.mean((2, 3))
-        return {
-            "stem": stem, "layer1": layer1, "layer2": layer2, "layer3": layer3, "pool": pool,
-            "logits": self.logits(pool),
-        }
+        x = F.relu(self.bn1(self.conv1(images)))
+        places = {"stem": x}
+        for number in (1, 2, 3):
+            stage = getattr(self, f"layer{number}")
+            before = stage[-1].sum(stage[:-1](x))
+            x = F.relu(before)
+            places |= {f"layer{number}.pre": before, f"layer{number}": x}
+        pool = x.mean((2, 3))
+        return places | {"pool": pool, "logits": self.logits(pool)}
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits, and the last feature map."""

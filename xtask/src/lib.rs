@@ -11,6 +11,7 @@ pub mod data;
 pub mod doctor;
 pub mod download;
 pub mod emulated_gpu;
+pub mod pairs;
 pub mod process;
 pub mod progress;
 pub mod published;

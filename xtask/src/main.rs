@@ -1,6 +1,6 @@
 use clap::Parser;
 
-use xtask::{bench, ci, compare, data, doctor, emulated_gpu, process, reproduce, soak};
+use xtask::{bench, ci, compare, data, doctor, emulated_gpu, pairs, process, reproduce, soak};
 
 /// The project's own commands.
 #[derive(Parser)]
@@ -16,6 +16,8 @@ enum Command {
     Bench(bench::Args),
     /// Say what this machine has for kd, and whether the experiment can run on it
     Doctor(doctor::Args),
+    /// Write the recipes of the published CIFAR-100 pairs, and their page, from recipes/cifar100/pairs.toml
+    Pairs(pairs::Args),
     /// Run the tests that need a GPU on one that is emulated on the host; no timing comes from it
     EmulatedGpu(emulated_gpu::Args),
     /// Do what continuous integration does
@@ -31,6 +33,7 @@ fn main() {
         Command::Compare(args) => compare::command(&args),
         Command::Bench(args) => bench::command(&args),
         Command::Doctor(args) => doctor::command(&args),
+        Command::Pairs(args) => pairs::command(&args),
         Command::EmulatedGpu(args) => emulated_gpu::command(&args),
         Command::Ci(args) => ci::command(&args),
         Command::Soak(args) => soak::command(&args),

@@ -1,6 +1,9 @@
 //! `cargo xtask soak`: the checks of reliability that take minutes. docs/reliability.md says what each one shows.
 
+mod pairs;
+
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Instant;
 
@@ -17,6 +20,12 @@ pub struct Args {
     /// Seconds that each fuzz target runs
     #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..))]
     fuzz_seconds: u64,
+    /// The program kd that `pairs` starts [default: the release build, which it makes]
+    #[arg(long, value_name = "FILE")]
+    kd: Option<PathBuf>,
+    /// A Python with PyTorch, which writes checkpoints for `pairs`
+    #[arg(long, value_name = "PYTHON")]
+    python: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -39,6 +48,8 @@ enum Step {
     Release,
     /// The tests that need a GPU in a build without the feature `cudnn`, on the emulated one
     WithoutCudnn,
+    /// A training step of every run of the published CIFAR-100 pairs, on drawn pixels in CIFAR-100's format
+    Pairs,
 }
 
 /// In `fuzz/fuzz_targets`, each with the longest input that makes sense and where more seeds lie.
@@ -70,14 +81,14 @@ pub fn command(args: &Args) -> anyhow::Result<()> {
         let name = step.to_possible_value().map_or_else(String::new, |v| v.get_name().to_owned());
         println!("\n==== soak: {name}");
         let start = Instant::now();
-        step.run(args.fuzz_seconds).with_context(|| format!("soak step `{name}`"))?;
+        step.run(args).with_context(|| format!("soak step `{name}`"))?;
         println!("{name}: {:.0} s", start.elapsed().as_secs_f64());
     }
     Ok(())
 }
 
 impl Step {
-    fn run(self, fuzz_seconds: u64) -> anyhow::Result<()> {
+    fn run(self, args: &Args) -> anyhow::Result<()> {
         match self {
             Self::Kills => ignored_test("fifty_kills"),
             Self::Disk => ignored_test("a_full_disk"),
@@ -117,8 +128,9 @@ impl Step {
                 without_cudnn: true,
                 ..Default::default()
             }),
+            Self::Pairs => pairs::run(args.kd.as_deref(), args.python.as_deref()),
             Self::Package => process::run(workspace::cargo().args(ci::PACKAGE)),
-            Self::Fuzz => TARGETS.iter().try_for_each(|target| fuzz(*target, fuzz_seconds)),
+            Self::Fuzz => TARGETS.iter().try_for_each(|target| fuzz(*target, args.fuzz_seconds)),
         }
     }
 }

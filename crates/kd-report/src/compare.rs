@@ -5,6 +5,7 @@ pub mod document;
 mod figure;
 pub mod jobs;
 pub mod plan;
+mod published;
 pub mod statistics;
 pub mod table;
 
@@ -12,4 +13,5 @@ pub use document::{Arm, Figures};
 pub use figure::Figure;
 pub use jobs::Job;
 pub use plan::{Overrides, Planned, PlannedTeacher};
+pub use published::{Published, PublishedEpoch};
 pub use table::Baselines;

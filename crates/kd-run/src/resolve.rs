@@ -325,8 +325,10 @@ pub(crate) fn with_choices(
     data.train_limit = choices.train_limit.or(data.train_limit);
     data.test_limit = choices.test_limit.or(data.test_limit);
     data.held_out = choices.held_out.or(data.held_out);
-    // From here on the run's own number stands where training looks for it.
-    let own_epochs = run.epochs.take();
+    // From here on the run's own numbers stand where training looks for them.
+    let (own_epochs, own_lr) = (run.epochs.take(), run.lr.take());
+    // What others published changes nothing of a run, and so is no part of its record.
+    run.published = None;
     training.epochs = choices.epochs.or(own_epochs).unwrap_or(training.epochs);
     training.batch_size = choices.batch_size.unwrap_or(training.batch_size);
     training.accumulate = choices.accumulate.or(training.accumulate);
@@ -334,7 +336,7 @@ pub(crate) fn with_choices(
     training.seed = choices.seed.unwrap_or(training.seed);
     training.clip_grad_norm = choices.clip_grad_norm.or(training.clip_grad_norm);
     training.precision = choices.precision.unwrap_or(training.precision);
-    *optimizer.lr_mut() = choices.lr.unwrap_or(optimizer.lr());
+    *optimizer.lr_mut() = choices.lr.or(own_lr).unwrap_or(optimizer.lr());
 
     if let Some(model) = choices.model {
         run.set_model(model);

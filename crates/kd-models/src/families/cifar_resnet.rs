@@ -53,7 +53,8 @@ impl CifarResNetConfig {
 /// Names are those of the usual PyTorch code for each option: `conv1`, `bn1`, `layer1.0.conv1`, ..., and `linear` with option A
 /// (akamaster's pytorch_resnet_cifar10, `resnet.py`), `layer2.0.downsample.0`, `layer2.0.downsample.1` and `fc` with option B
 /// (RepDistiller, `models/resnet.py`; chenyaofo's pytorch-cifar-models, `resnet.py`). Feature places are `stem`, `layer1`,
-/// `layer2`, `layer3` (each stage's output) and `pool` (what the linear layer sees).
+/// `layer2`, `layer3` (each stage's output), the same before their ReLU, `layer1.pre` to `layer3.pre`, and `pool` (what the linear
+/// layer sees).
 ///
 /// # Errors
 /// When a number makes no sense, or option A would have to change the channels of the first stage.
@@ -78,7 +79,12 @@ pub fn cifar_resnet(config: &CifarResNetConfig) -> Result<Graph> {
             let stride = if index > 0 && block_index == 0 { 2 } else { 1 };
             let changes = stride != 1 || channels != inputs;
             let block = Block { channels, stride, shortcut: changes.then_some(config.shortcut) };
-            x = residual(&mut g, &format!("{stage}.{block_index}"), x, &block)?;
+            let name = format!("{stage}.{block_index}");
+            x = residual(&mut g, &name, x, &block)?;
+            if block_index + 1 == config.blocks {
+                g.place(&format!("{stage}.pre"), x)?;
+            }
+            x = g.relu(&name, x)?;
             inputs = channels;
         }
         g.place(&stage, x)?;
@@ -102,7 +108,7 @@ struct Block {
     shortcut: Option<Shortcut>,
 }
 
-/// Two convolutions and the shortcut around them.
+/// Two convolutions and the shortcut around them, without the ReLU of their sum.
 fn residual(g: &mut GraphBuilder, name: &str, x: NodeId, block: &Block) -> Result<NodeId> {
     let Block { channels, stride, .. } = *block;
     let mut shortcut = x;
@@ -117,8 +123,7 @@ fn residual(g: &mut GraphBuilder, name: &str, x: NodeId, block: &Block) -> Resul
         let z = g.conv(&format!("{name}.downsample.0"), x, conv)?;
         shortcut = g.batch_norm(&format!("{name}.downsample.1"), z)?;
     }
-    let sum = g.sum(&format!("{name}.sum"), y, shortcut)?;
-    g.relu(name, sum)
+    g.sum(&format!("{name}.sum"), y, shortcut)
 }
 
 /// A 3x3 convolution without bias and the batch normalisation behind it, whose name has `bn` for `conv`.

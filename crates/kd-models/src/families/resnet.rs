@@ -29,7 +29,8 @@ const EXPANSION: usize = 4;
 /// start normal by their fan-out, no normalisation starts at zero: torchvision's defaults.
 ///
 /// Names are torchvision's: `conv1`, `bn1`, `layer1.0.conv1`, ..., `layer2.0.downsample.0`, `fc`. Feature places are `stem`
-/// (what the first stage sees), `layer1` to `layer4` and `pool` (what the linear layer sees).
+/// (what the first stage sees), `layer1` to `layer4`, the same before their ReLU, `layer1.pre` to `layer4.pre`, and `pool` (what the
+/// linear layer sees).
 ///
 /// # Errors
 /// When a number makes no sense.
@@ -68,10 +69,10 @@ fn stages(
     let expansion = if config.bottleneck { EXPANSION } else { 1 };
     let mut inputs = 64;
     for (stage, blocks) in config.blocks.into_iter().enumerate() {
-        let (name, channels) = (format!("layer{}", stage + 1), 64 << stage);
+        let (stage_name, channels) = (format!("layer{}", stage + 1), 64 << stage);
         for block in 0..blocks {
             let stride = if stage > 0 && block == 0 { 2 } else { 1 };
-            let name = format!("{name}.{block}");
+            let name = format!("{stage_name}.{block}");
             let before = x;
             x = match config.bottleneck {
                 true => bottleneck(&mut g, &name, x, channels, stride)?,
@@ -86,10 +87,13 @@ fn stages(
                 }
             };
             x = g.sum(&format!("{name}.sum"), x, shortcut)?;
+            if block + 1 == blocks {
+                g.place(&format!("{stage_name}.pre"), x)?;
+            }
             x = g.relu(&name, x)?;
             inputs = outputs;
         }
-        g.place(&name, x)?;
+        g.place(&stage_name, x)?;
     }
     x = g.global_average_pool("avgpool", x)?;
     g.place("pool", x)?;

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::figure::Figure;
 use super::plan::{Planned, stem};
+use super::published::Published;
 use crate::{Error, Result};
 
 const FORMAT: u32 = 1;
@@ -63,6 +64,9 @@ pub struct Arm {
     pub method: Option<String>,
     /// All that the runs' results depend on, except the seed.
     pub settings: Value,
+    /// What others published of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub published: Option<Published>,
 }
 
 /// One trained network.
@@ -122,6 +126,7 @@ impl Arm {
             model: run["model"].as_str().unwrap_or_default().to_owned(),
             method: (!methods.is_empty()).then(|| methods.join("+")),
             settings: planned.settings.clone(),
+            published: planned.published.clone(),
         }
     }
 }
@@ -198,6 +203,14 @@ impl Figures {
             if !figures.arms.iter().any(|arm| arm.name == run.arm) {
                 return bad(format!("a run of {:?}, which is no arm", run.arm));
             }
+            if let Some(epoch) =
+                run.test_accuracy.iter().find(|value| !(0.0..=1.0).contains(*value))
+            {
+                let (arm, seed) = (&run.arm, run.seed);
+                return bad(format!(
+                    "{arm} with seed {seed} has an epoch of accuracy {epoch}; expected 0 to 1"
+                ));
+            }
             for figure in Figure::ALL {
                 let value = figure.of(run).filter(|value| !(0.0..=1.0).contains(value));
                 if let Some(value) = value {
@@ -242,7 +255,8 @@ impl Figures {
         Ok(write_whole(path, text.as_bytes())?)
     }
 
-    /// Adds an arm, or checks that the one of its name is the same; `path` is the file's, for the message.
+    /// Adds an arm, or checks that the one of its name has the same settings, and takes over its published figure; `path` is the
+    /// file's, for the message.
     ///
     /// # Errors
     /// When the document has an arm of that name with other settings; they are named.
@@ -262,6 +276,7 @@ impl Figures {
             )));
         }
         there.teaches |= arm.teaches;
+        there.published = arm.published.or(there.published.take());
         Ok(())
     }
 
@@ -336,6 +351,7 @@ pub(super) mod tests {
             model: if teaches { "teacher" } else { "student" }.into(),
             method: method.map(str::to_owned),
             settings: json!({"training": {"epochs": 10}}),
+            published: None,
         }
     }
 

@@ -160,6 +160,7 @@ mod tests {
             teaches: false,
             cross_fit,
             settings: Value::Null,
+            published: None,
         }
     }
 

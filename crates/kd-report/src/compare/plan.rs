@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::published::Published;
 use crate::{Error, Result};
 
 /// Changes to every recipe, as flags of `kd` and in the settings that are recorded.
@@ -104,6 +105,8 @@ pub struct Planned {
     pub cross_fit: Option<usize>,
     /// All that the run's result depends on, except the seed: the recipe's tables, and the run without its name.
     pub settings: Value,
+    /// What others published of it, which is no setting.
+    pub published: Option<Published>,
 }
 
 /// The arms of all recipes, each given with its file and as JSON with every default filled in (what `kd recipe --json` prints).
@@ -147,6 +150,15 @@ pub fn plan(recipes: &[(PathBuf, Value)], overrides: &Overrides) -> Result<Vec<P
             let init = text(&run, "init").and_then(|init| planned_name(&init));
             let taught = |other: &Value| named(other, "teacher").any(|name| name == own_name);
             let settings = settings(&resolved, &run, &teachers, init.as_deref());
+            let published = match &run["published"] {
+                Value::Null => None,
+                found => match serde_json::from_value(found.clone()) {
+                    Ok(published) => Some(published),
+                    Err(error) => {
+                        return Err(wrong(&format!("published of run {own_name}: {error}")));
+                    }
+                },
+            };
             let mut one = Planned {
                 name: own_name.clone(),
                 recipe: path.clone(),
@@ -157,6 +169,7 @@ pub fn plan(recipes: &[(PathBuf, Value)], overrides: &Overrides) -> Result<Vec<P
                 init,
                 cross_fit: run["cross_fit"].as_u64().map(|parts| parts as usize),
                 settings,
+                published,
             };
             if planned.iter().any(|other| other.name == one.name && other.settings != one.settings)
             {
@@ -164,7 +177,10 @@ pub fn plan(recipes: &[(PathBuf, Value)], overrides: &Overrides) -> Result<Vec<P
             }
             names.push((own_name, one.name.clone()));
             match planned.iter_mut().find(|other| other.name == one.name) {
-                Some(same) if same.settings == one.settings => same.teaches |= one.teaches,
+                Some(same) if same.settings == one.settings => {
+                    same.teaches |= one.teaches;
+                    same.published = same.published.take().or(one.published);
+                }
                 Some(other) => {
                     return Err(Error::Comparison(format!(
                         "{} and {}: two different runs would be called {}; rename one",
@@ -200,9 +216,10 @@ fn settings(recipe: &Value, run: &Value, teachers: &[PlannedTeacher], init: Opti
         1 => names.pop(),
         _ => Some(Value::Array(names)),
     };
-    let mut training = recipe["training"].clone();
+    let (mut training, mut optimizer) = (recipe["training"].clone(), recipe["optimizer"].clone());
     if let Some(fields) = run.as_object_mut() {
         fields.remove("name");
+        fields.remove("published");
         for (key, name) in [("teacher", teacher), ("init", init.map(Value::from))] {
             if let Some(name) = name {
                 fields.insert(key.into(), name);
@@ -211,12 +228,15 @@ fn settings(recipe: &Value, run: &Value, teachers: &[PlannedTeacher], init: Opti
         if let Some(epochs) = fields.remove("epochs") {
             training["epochs"] = epochs;
         }
+        if let Some(lr) = fields.remove("lr") {
+            optimizer["lr"] = lr;
+        }
     }
     if let Some(fields) = training.as_object_mut() {
         fields.remove("seed");
     }
     serde_json::json!({
-        "data": recipe["data"], "training": training, "optimizer": recipe["optimizer"], "run": run,
+        "data": recipe["data"], "training": training, "optimizer": optimizer, "run": run,
     })
 }
 
@@ -323,6 +343,32 @@ mod tests {
         };
         assert_eq!(epochs(&Overrides::default()), [4, 10]);
         assert_eq!(epochs(&Overrides { epochs: Some(2), ..Overrides::default() }), [2, 2]);
+    }
+
+    #[test]
+    fn a_runs_own_learning_rate_is_recorded_and_a_published_figure_is_no_setting() {
+        let published = json!({"accuracy": 70.66, "source": "paper", "epoch": "last"});
+        let runs = json!([{"name": "slow", "lr": 0.01}, {"name": "kd", "published": published}]);
+        let plain = json!([{"name": "kd"}]);
+        let recipes = [("a.toml".into(), recipe(10, plain)), ("b.toml".into(), recipe(10, runs))];
+        let plan = plan(&recipes, &Overrides::default()).unwrap();
+        // The run with and that without the figure are one arm.
+        let names: Vec<_> = plan.iter().map(|one| one.name.as_str()).collect();
+        assert_eq!(names, ["kd", "slow"]);
+        assert_eq!(plan[0].settings["run"], json!({}));
+        assert_eq!(plan[0].published.as_ref().unwrap().accuracy, 70.66);
+        assert_eq!(
+            (&plan[1].settings["run"], &plan[1].settings["optimizer"]["lr"]),
+            (&json!({}), &json!(0.01))
+        );
+        let wrong =
+            json!([{"name": "kd", "published": {"accuracy": 1, "source": "s", "epoch": "first"}}]);
+        let error = super::plan(&[("c.toml".into(), recipe(1, wrong))], &Overrides::default());
+        let message = error.unwrap_err().to_string();
+        assert!(
+            message.contains("c.toml: published of run kd") && message.contains("best-on-test"),
+            "{message}"
+        );
     }
 
     #[test]

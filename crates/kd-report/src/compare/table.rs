@@ -4,6 +4,7 @@ use kd_record::Comparison;
 
 use super::document::{Arm, Figures};
 use super::figure::Figure;
+use super::published::Published;
 use super::statistics::{Sample, gap_closed, sample, sign_flip_p};
 use crate::{Error, Result};
 
@@ -19,6 +20,9 @@ pub struct Baselines<'a> {
 }
 
 /// Makes the table of one figure of the runs. Arms come in the document's order, teachers first.
+///
+/// Where figures were published of arms, the table of the accuracy has two columns more: the best epoch on the test images, and the
+/// published figure; an arm with one that was not run has a row that says so.
 ///
 /// # Errors
 /// When a baseline that was asked for is no arm, or a run has no such figure.
@@ -67,16 +71,22 @@ pub fn table(figures: &Figures, baselines: &Baselines<'_>, figure: Figure) -> Re
     let mut arms: Vec<&Arm> = figures.arms.iter().collect();
     arms.sort_by_key(|arm| !arm.teaches);
     let says = figures.runs.iter().any(|run| run.teacher.is_some());
+    let shows =
+        figure == Figure::Accuracy && figures.arms.iter().any(|arm| arm.published.is_some());
     for arm in arms {
         let values = by_seed(&arm.name);
         let accuracies: Vec<f64> = values.iter().map(|(_, value)| *value).collect();
-        let Some(all) = sample(&accuracies) else { continue };
-        let mut row = vec![arm.name.clone(), all.count.to_string()];
-        row.push(match all.deviation {
-            Some(deviation) => format!("{:.2} ± {deviation:.2}", all.mean),
-            None => format!("{:.2}", all.mean),
-        });
-        row.push(interval(&all, false));
+        let Some(all) = sample(&accuracies) else {
+            if let Some(published) = arm.published.as_ref().filter(|_| shows) {
+                rows.push(not_run(&arm.name, published, says));
+            }
+            continue;
+        };
+        let mut row =
+            vec![arm.name.clone(), all.count.to_string(), mean(&all), interval(&all, false)];
+        if shows {
+            row.extend([best_epochs(figures, &arm.name), published_cell(arm)]);
+        }
         for other in [&alone, &kd] {
             let beside = other.as_deref().filter(|other| *other != arm.name && !arm.teaches);
             let differences: Vec<f64> = beside.map_or_else(Vec::new, |other| {
@@ -115,12 +125,81 @@ pub fn table(figures: &Figures, baselines: &Baselines<'_>, figure: Figure) -> Re
     let (alone_title, kd_title) = (beside(&alone, "labels alone"), beside(&kd, "kd"));
     let value = format!("{}, %", figure.title());
     let mut head: Vec<String> = ["arm", "seeds", &value, "95 % interval"].map(str::to_owned).into();
+    if shows {
+        head.extend([format!("best epoch on {}, %", images(figures)), "published, %".into()]);
+    }
     head.extend([format!("− {alone_title}"), "p".into(), format!("− {kd_title}"), "p".into()]);
     head.push("gap closed".into());
     if says {
         head.push("teacher right, entropy".into());
     }
-    Ok(Comparison { title: title(figures), head, rows, notes: notes(figures, figure, says) })
+    let mut notes = notes(figures, figure, says);
+    if shows {
+        notes.extend(notes_on_published(figures));
+    }
+    Ok(Comparison { title: title(figures), head, rows, notes })
+}
+
+/// `69.57 ± 0.41`, or of one value the value alone.
+fn mean(sample: &Sample) -> String {
+    match sample.deviation {
+        Some(deviation) => format!("{:.2} ± {deviation:.2}", sample.mean),
+        None => format!("{:.2}", sample.mean),
+    }
+}
+
+/// What the runs were tested on.
+fn images(figures: &Figures) -> &'static str {
+    match figures.dataset.as_ref().is_some_and(|dataset| dataset.held_out) {
+        true => "the held-out images",
+        false => "the test images",
+    }
+}
+
+/// The mean over an arm's seeds of the highest accuracy that an epoch had.
+fn best_epochs(figures: &Figures, arm: &str) -> String {
+    let runs = figures.runs.iter().filter(|run| run.arm == arm);
+    let best = runs.filter_map(|run| run.test_accuracy.iter().copied().reduce(f64::max));
+    let best: Vec<f64> = best.map(|share| 100.0 * share).collect();
+    sample(&best).map_or_else(String::new, |best| mean(&best))
+}
+
+fn published_cell(arm: &Arm) -> String {
+    arm.published.as_ref().map_or_else(String::new, Published::cell)
+}
+
+/// The row of an arm that has a published figure and none of ours.
+fn not_run(name: &str, published: &Published, says: bool) -> Vec<String> {
+    let mut row = vec![name.to_owned(), "0".into(), "not run".into()];
+    // No interval, no best epoch.
+    row.extend([String::new(), String::new()]);
+    row.push(published.cell());
+    // No differences and p-values, no share of the gap, nothing of its teacher.
+    row.resize(row.len() + if says { 6 } else { 5 }, String::new());
+    row
+}
+
+/// Sentences on the two columns: what the best epoch is worth, and where the published figures stand.
+fn notes_on_published(figures: &Figures) -> Vec<String> {
+    let images = images(figures);
+    let mut notes = vec![format!(
+        "Best epoch on {images}: the highest accuracy among a run's epochs, mean and standard deviation over the seeds. The epoch is chosen on the images that it is measured on, so this figure reads too high and is there only to be set beside published figures of that kind; the one that counts is the accuracy of the last epoch."
+    )];
+    let mut sources: Vec<(&str, Vec<&str>)> = Vec::new();
+    for arm in &figures.arms {
+        let Some(published) = &arm.published else { continue };
+        match sources.iter_mut().find(|(source, _)| *source == published.source) {
+            Some((_, arms)) => arms.push(&arm.name),
+            None => sources.push((&published.source, vec![&arm.name])),
+        }
+    }
+    let sources = sources.iter().map(|(source, arms)| format!("{source} ({})", arms.join(", ")));
+    let sources: Vec<String> = sources.collect();
+    notes.push(format!(
+        "Published: {}. In parentheses the epoch that the figure is of, where its source or the code says so.",
+        sources.join("; ")
+    ));
+    notes
 }
 
 /// `[69.12, 70.02]`
@@ -225,6 +304,7 @@ pub fn markdown(table: &Comparison) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::document::tests::{arm, dataset, run};
+    use super::super::published::PublishedEpoch;
     use super::*;
 
     /// Three seeds: KD 0.5, 0.7, 0.9 points over labels alone, and one arm that is half done.
@@ -277,6 +357,40 @@ mod tests {
             assert!(text.contains(line), "{line}\n{text}");
         }
         assert!(text.contains("say nothing about CIFAR-10"), "{text}");
+    }
+
+    #[test]
+    fn published_figures_stand_beside_the_last_and_the_best_epoch() {
+        let mut figures = figures();
+        let published = |accuracy, epoch| Published { accuracy, source: "README".into(), epoch };
+        for (arm, epoch) in [(1, Some(PublishedEpoch::Last)), (2, Some(PublishedEpoch::BestOnTest))]
+        {
+            figures.arms[arm].published = Some(published(70.66, epoch));
+        }
+        let mut ofd = arm("ofd", false, Some("ofd"));
+        ofd.published = Some(published(70.98, None));
+        figures.add_arm(ofd, std::path::Path::new("f")).unwrap();
+        figures.add_arm(arm("nst", false, Some("nst")), std::path::Path::new("f")).unwrap();
+        for run in figures.runs.iter_mut().filter(|run| run.arm == "kd") {
+            run.test_accuracy = vec![0.1, run.accuracy + 0.01, run.accuracy];
+        }
+        let table_of = |figure| table(&figures, &Baselines::default(), figure);
+        let text = markdown(&table_of(Figure::Accuracy).unwrap());
+        for line in [
+            "| 95 % interval | best epoch on the test images, % | published, % | − student |",
+            "| kd | 3 | 68.80 ± 0.30 | [68.05, 69.55] | 69.80 ± 0.30 | 70.66 (last epoch) | +0.70",
+            "| dkd | 1 | 69.00 |  | 69.00 | 70.66 (best epoch on test) | +0.90  |",
+            "| student | 3 | 68.10 ± 0.10 | [67.85, 68.35] | 68.10 ± 0.10 |  |",
+            // An arm that was not run is a row where there is a published figure, and none where there is not.
+            "| ofd | 0 | not run |  |  | 70.98 |  |  |  |  |  |",
+            "The epoch is chosen on the images that it is measured on",
+            "Published: README (kd, dkd, ofd).",
+        ] {
+            assert!(text.contains(line), "{line}\n{text}");
+        }
+        assert!(!text.contains("| nst |"), "{text}");
+        // Published figures are accuracies.
+        assert!(!markdown(&table_of(Figure::BalancedAccuracy).unwrap()).contains("published"));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use kd_ops::adam::AdamConfig;
 use kd_ops::average::AverageConfig;
 use kd_ops::schedule::LrSchedule;
 use kd_ops::sgd::SgdConfig;
+use kd_report::compare::Published;
 
 use super::invalid::{Invalid, Step, require};
 use super::optimizer::OptimizerConfig;
@@ -215,6 +216,12 @@ impl RunConfig {
         })?;
         let epochs = self.epochs.unwrap_or(1);
         require((1..=MOST).contains(&epochs), &[Step::Key("epochs")], epochs, AT_LEAST_ONE)?;
+        let lr = self.lr.unwrap_or(1.0);
+        require(lr > 0.0 && lr.is_finite(), &[Step::Key("lr")], lr, "a number above 0")?;
+        if let Some((field, found, expected)) = self.published.as_ref().and_then(Published::mistake)
+        {
+            require(false, &[Step::Key("published"), Step::Key(field)], found, expected)?;
+        }
         if let Some(dropout) = self.dropout {
             let path = [Step::Key("dropout")];
             require((0.0..1.0).contains(&dropout), &path, dropout, "a number from 0 to below 1")?;

@@ -16,6 +16,7 @@ use super::teachers::TeacherNames;
 use kd_ops::average::AverageConfig;
 use kd_ops::schedule::LrSchedule;
 use kd_record::{Keep, Precision};
+use kd_report::compare::Published;
 
 /// The recipe format that this version reads and writes.
 pub const FORMAT: u32 = 1;
@@ -299,6 +300,9 @@ pub struct RunConfig {
     /// trains longer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub epochs: Option<usize>,
+    /// The learning rate, in place of that of `[optimizer]`: for a student that trains at another rate than its teacher.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lr: Option<f64>,
     /// Train without this many of the training images, and end with the weights of the epoch that has the highest accuracy on them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub select_on: Option<usize>,
@@ -339,6 +343,9 @@ pub struct RunConfig {
     /// The methods, whose weighted losses are added to it.
     #[serde(default, rename = "method", skip_serializing_if = "Vec::is_empty")]
     pub methods: Vec<Term>,
+    /// What others published of such a run, which `kd compare` shows beside ours. It is no setting, and a run's folder does not record it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub published: Option<Published>,
 }
 
 fn is_false(value: &bool) -> bool {
@@ -513,6 +520,7 @@ impl RunConfig {
             teacher_std: None,
             part: None,
             epochs: None,
+            lr: None,
             select_on: None,
             init: None,
             init_sha256: None,
@@ -525,6 +533,7 @@ impl RunConfig {
             init_class_map: None,
             ignore_class_names: false,
             methods: Vec::new(),
+            published: None,
         }
     }
 

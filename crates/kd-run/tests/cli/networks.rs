@@ -397,7 +397,7 @@ fn networks_are_listed_with_their_sizes_and_places() {
         "teacher: family tutorial, images 3x32x32, 10 classes, 1,186,986 parameters, ",
         "resnet20: family cifar_resnet, images 3x32x32, 10 classes, 269,722 parameters, ",
         "mobilenet_v2_035: family mobilenet_v2, images 3x224x224, 1,000 classes, 1,677,128 parameters, ",
-        "    places: stem 16x32x32, layer1 16x32x32, layer2 32x16x16, layer3 64x8x8, pool 64\n",
+        "    places: stem 16x32x32, layer1.pre 16x32x32, layer1 16x32x32, layer2.pre 32x16x16, layer2 32x16x16, layer3.pre 64x8x8, layer3 64x8x8, pool 64\n",
     ] {
         assert!(text.contains(expected), "{expected} is not in {text}");
     }

@@ -26,6 +26,7 @@ Examples:
   kd compare mine.toml                                     six seeds of every run of a recipe
   kd compare a.toml b.toml --seeds 3 --jobs 2              the runs of both, two at a time
   kd compare mine.toml --held-out 5000                     choose settings without the test images
+  kd compare pair.toml --arms kd,crd                       two arms of a recipe, and what they learn from
   kd compare --from runs/compare/figures.json --kd dkd     another table of the same figures
 
 The same command goes on where it was stopped: what is recorded in --json is not trained again. The report of all
@@ -40,8 +41,11 @@ pub(crate) struct Compare {
     /// Number of seeds, from 0 up; six are the fewest whose p-value can come below 0.05
     #[arg(long, default_value_t = 6, value_parser = seeds())]
     seeds: u64,
+    /// Train these arms alone, and those whose weights they need: "kd,crd" [default: all]
+    #[arg(long, value_name = "ARMS", value_delimiter = ',')]
+    arms: Vec<String>,
     /// Make the table from raw figures alone; nothing is trained
-    #[arg(long, value_name = "FILE", conflicts_with = "recipes")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["recipes", "arms"])]
     from: Option<PathBuf>,
     /// The folder for runs and report [default: runs/compare, or runs/compare-held-out with --held-out]
     #[arg(long, value_name = "DIR")]
@@ -147,7 +151,15 @@ fn train_and_compare(flags: &Compare, kd: &Path) -> Result<(), Failure> {
         figures.add_arm(Arm::of(planned), &json)?;
     }
 
-    let recorded = |arm: &str, seed| figures.has(arm, seed);
+    let known = || plan.iter().map(|planned| planned.name.as_str()).collect::<Vec<_>>().join(", ");
+    if let Some(arm) = flags.arms.iter().find(|arm| plan.iter().all(|one| one.name != **arm)) {
+        return Err(Failure::Usage(format!(
+            "--arms: there is no arm {arm:?}; the recipes have {}",
+            known()
+        )));
+    }
+    let asked = |arm: &str| flags.arms.is_empty() || flags.arms.iter().any(|name| name == arm);
+    let recorded = |arm: &str, seed| !asked(arm) || figures.has(arm, seed);
     let jobs = jobs::jobs(&plan, flags.seeds, recorded, |name, seed| work.at_hand(name, seed));
     // How many jobs of each seed are still to do.
     let left = |seed| jobs.iter().filter(|job| job.seed == seed).count();

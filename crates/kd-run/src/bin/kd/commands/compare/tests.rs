@@ -199,6 +199,44 @@ fn the_table_can_be_made_again_from_the_figures_without_kd() {
 }
 
 #[test]
+fn chosen_arms_are_trained_with_their_teacher_and_the_others_shown_as_not_run() {
+    let stage = Stage::new();
+    let published =
+        "published = { accuracy = 74.92, source = \"README\", epoch = \"last\" }\nmodel";
+    let named = |name: &str| format!("name = \"{name}\"\nmodel");
+    let mut recipe = RECIPE.to_owned();
+    for name in ["kd", "cross"] {
+        let with = named(name).replace("model", published);
+        recipe = recipe.replace(&named(name), &with);
+    }
+    fs::write(stage.path("methods.toml"), &recipe).unwrap();
+    stage.run(&format!("{LINE} --arms kd")).unwrap();
+    let log = stage.log();
+    assert_eq!(log.len(), 4, "teacher and kd of two seeds: {log:#?}");
+    let markdown = stage.read("out/comparison.md");
+    for line in [
+        "| kd | 2 | 60.00 ± 0.00 | [60.00, 60.00] | 60.00 ± 0.00 | 74.92 (last epoch) |",
+        "| cross | 0 | not run |  |  | 74.92 (last epoch) |",
+    ] {
+        assert!(markdown.contains(line), "{line}\n{markdown}");
+    }
+    let page = stage.read("out/report.html");
+    assert!(
+        page.contains("published, %") && page.contains("not run"),
+        "the page has the columns, too"
+    );
+    // Without the figures the recipe's arms have the same settings.
+    fs::write(stage.path("methods.toml"), RECIPE).unwrap();
+    stage.run(&format!("{LINE} --arms kd")).unwrap();
+    assert_eq!(stage.log().len(), 4);
+    let error = stage.run(&format!("{LINE} --arms kdd")).unwrap_err();
+    assert!(
+        error.to_string().contains("no arm \"kdd\"; the recipes have teacher, student, kd, cross"),
+        "{error}"
+    );
+}
+
+#[test]
 fn other_settings_do_not_mix_with_recorded_figures() {
     let stage = Stage::new();
     stage.run(LINE).unwrap();
