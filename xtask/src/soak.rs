@@ -23,6 +23,9 @@ pub struct Args {
     /// The program kd that `pairs` starts [default: the release build, which it makes]
     #[arg(long, value_name = "FILE")]
     kd: Option<PathBuf>,
+    /// Only these of the pairs, by their recipes' names: "resnet56-to-resnet20,vgg13-to-vgg8" [default: all]
+    #[arg(long, value_name = "PAIRS", value_delimiter = ',')]
+    pairs: Vec<String>,
     /// A Python with PyTorch, which writes checkpoints for `pairs`
     #[arg(long, value_name = "PYTHON")]
     python: Option<PathBuf>,
@@ -128,7 +131,7 @@ impl Step {
                 without_cudnn: true,
                 ..Default::default()
             }),
-            Self::Pairs => pairs::run(args.kd.as_deref(), args.python.as_deref()),
+            Self::Pairs => pairs::run(args.kd.as_deref(), &args.pairs, args.python.as_deref()),
             Self::Package => process::run(workspace::cargo().args(ci::PACKAGE)),
             Self::Fuzz => TARGETS.iter().try_for_each(|target| fuzz(*target, args.fuzz_seconds)),
         }

@@ -19,9 +19,17 @@ const FILES: [(&str, usize); 2] = [("train.bin", 50_000), ("test.bin", 10_000)];
 const ONE_STEP: [&str; 8] =
     ["--epochs", "1", "--batch-size", "8", "--train-limit", "8", "--test-limit", "8"];
 
-/// Trains a step of all runs with the program `kd`, or that which is built for it, and where there is a Python with PyTorch also takes teachers
+/// Trains a step of all runs of these pairs, or of all where none is named, with the program `kd`, or that which is built for it, and where there is a Python with PyTorch also takes teachers
 /// from checkpoints that it writes.
-pub(super) fn run(kd: Option<&Path>, python: Option<&Path>) -> anyhow::Result<()> {
+pub(super) fn run(kd: Option<&Path>, only: &[String], python: Option<&Path>) -> anyhow::Result<()> {
+    let table = pairs::read()?;
+    let is_asked = |pair: &&Pair| only.is_empty() || only.contains(&pair.name());
+    let chosen: Vec<&Pair> = table.pairs.iter().filter(is_asked).collect();
+    ensure!(
+        only.is_empty() || chosen.len() == only.len(),
+        "--pairs {}: expected names of recipes in recipes/cifar100, each once",
+        only.join(",")
+    );
     let kd = match kd {
         Some(kd) => kd.to_owned(),
         None => workspace::build("kd-run", "kd", &[])?,
@@ -32,8 +40,7 @@ pub(super) fn run(kd: Option<&Path>, python: Option<&Path>) -> anyhow::Result<()
     }
     let data = out.join("cifar-100-binary");
     write_images(&data)?;
-    let table = pairs::read()?;
-    for pair in &table.pairs {
+    for pair in chosen {
         step_of_every_run(&kd, &table, pair, &data, &out)?;
     }
     match python {
