@@ -71,14 +71,14 @@ fn figures(table: &Table, pairs: &[&Pair]) -> String {
         ));
         rows[1].push("---:".into());
     }
-    let alone: [(&str, fn(&Pair) -> &str); 2] =
-        [("teacher", |pair| &pair.teacher), ("student alone", |pair| &pair.student)];
     let epoch = table.alone.epoch.as_deref();
-    for (what, id) in alone {
-        let networks = pairs.iter().filter_map(|pair| table.network(id(pair)).ok());
+    let alone = |what: &str, ids: Vec<&String>| -> Vec<String> {
+        let networks = ids.into_iter().filter_map(|id| table.network(id).ok());
         let cells = networks.map(|found| cell(Some((found.alone, epoch)), found.ours.as_deref()));
-        rows.push(std::iter::once(what.to_owned()).chain(cells).collect());
-    }
+        std::iter::once(what.to_owned()).chain(cells).collect()
+    };
+    rows.push(alone("teacher", pairs.iter().map(|pair| &pair.teacher).collect()));
+    rows.push(alone("student alone", pairs.iter().map(|pair| &pair.student).collect()));
     for method in &table.methods {
         let mut row = vec![method.title.clone()];
         for pair in pairs {
