@@ -102,7 +102,7 @@ fn weights(given: Given<'_>, index: usize) -> Result<(Tensor, Option<Tensor>)> {
     Ok((aligned(&tensors[0])?, tensors.get(1).map(aligned).transpose()?))
 }
 
-/// A convolution's products; the bias and what follows them is [`finish`]'s or a max-pool's.
+/// Computes a unit. What a max-pool makes of a convolution's products is left to that pool, the bias included.
 fn compute(given: Given<'_>, (index, unit): (usize, &Unit)) -> Result<()> {
     let Given { gpu, plan, memory, .. } = given;
     let values = &plan.units.values;
@@ -172,6 +172,7 @@ fn compute(given: Given<'_>, (index, unit): (usize, &Unit)) -> Result<()> {
     }
 }
 
+/// Where a tensor lies that may be missing.
 fn span<'a>(given: Given<'a>, tensor: &'a Option<Tensor>) -> Result<Option<Span<'a>>> {
     tensor.as_ref().map(|tensor| Span::of(given.gpu, tensor)).transpose()
 }

@@ -21,7 +21,7 @@ pub(crate) struct Memory {
     z: Room,
     columns: Room,
     sums: Room,
-    /// Of each normalisation.
+    /// The state of each normalisation.
     norms: Vec<Room>,
     /// Of each unit the weight and bias of a convolution with a folded normalisation.
     folded: Vec<(Room, Room)>,

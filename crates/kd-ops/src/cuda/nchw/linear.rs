@@ -14,11 +14,11 @@ const FILE: &str = "kd-ops linear";
 /// The sizes of a linear layer on a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Linear {
-    /// Images.
+    /// How many images the batch has.
     pub batch: usize,
-    /// Numbers of an image's input.
+    /// How many numbers the input of an image has.
     pub inputs: usize,
-    /// Numbers of an image's output.
+    /// How many numbers the output of an image has.
     pub outputs: usize,
 }
 
@@ -61,7 +61,7 @@ impl Linear {
         unsafe { launch(args, (batch, 1), (threads_over(outputs), 1)) }
     }
 
-    /// The gradient of x from that of y before the activation.
+    /// The gradient of x from that of y before the activation; errors as for [`forward`](Self::forward).
     pub fn data_gradient(
         &self,
         gpu: &Gpu,
@@ -77,7 +77,7 @@ impl Linear {
         unsafe { product(gpu, (batch, inputs, outputs), dy, weight, dx) }
     }
 
-    /// The gradients of weight and bias.
+    /// The gradients of weight and bias, to those two spans; errors as for [`forward`](Self::forward).
     pub fn weight_gradients(
         &self,
         gpu: &Gpu,

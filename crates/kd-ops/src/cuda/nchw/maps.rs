@@ -17,28 +17,28 @@ pub(super) const FILE: &str = "kd-ops planned";
 /// The size of a batch's map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Size {
-    /// Images.
+    /// How many images the batch has.
     pub batch: usize,
-    /// Channels of an image.
+    /// How many channels an image has.
     pub channels: usize,
-    /// Rows of pixels.
+    /// How many rows of pixels a plane has.
     pub height: usize,
-    /// Pixels of a row.
+    /// How many pixels a row of a plane has.
     pub width: usize,
 }
 
 impl Size {
-    /// Pixels of a plane.
+    /// How many pixels a plane has.
     pub fn pixels(&self) -> usize {
         self.height * self.width
     }
 
-    /// Planes of the batch.
+    /// How many planes the batch has, one a channel of each image.
     pub fn planes(&self) -> usize {
         self.batch * self.channels
     }
 
-    /// Numbers of the batch.
+    /// How many numbers the batch has.
     pub fn len(&self) -> usize {
         self.planes() * self.pixels()
     }
@@ -202,9 +202,9 @@ impl Gpu {
 pub struct DropoutLayer {
     /// The share of the numbers that become zero.
     pub share: f64,
-    /// The step's key.
+    /// The key of the step, from which the mask follows.
     pub key: DropoutKey,
-    /// The layer's number.
+    /// The number of the layer in its network, from which the mask follows, too.
     pub layer: u64,
 }
 

@@ -128,7 +128,7 @@ impl<'a> Span<'a> {
         Ok(Self { address, len: tensor.elem_count(), memory: PhantomData })
     }
 
-    /// How many numbers.
+    /// How many numbers the span has.
     pub fn len(&self) -> usize {
         self.len
     }

@@ -14,7 +14,7 @@ const FILE: &str = "kd-ops batch_norm";
 /// A batch normalisation of a batch's map.
 #[derive(Clone, Copy, Debug)]
 pub struct Norm {
-    /// What it normalises.
+    /// The size of the map that it normalises.
     pub size: Size,
     /// What is added to the variance.
     pub eps: f64,
@@ -23,13 +23,13 @@ pub struct Norm {
 /// The tensors of a batch normalisation, a number a channel each.
 #[derive(Clone, Copy, Debug)]
 pub struct Parameters<'a> {
-    /// The factor.
+    /// What each normalised value is multiplied by.
     pub weight: Span<'a>,
-    /// What is added.
+    /// What is added to each product.
     pub bias: Span<'a>,
-    /// The running mean.
+    /// The running mean of what is normalised.
     pub mean: Span<'a>,
-    /// The running variance.
+    /// The running variance of what is normalised.
     pub var: Span<'a>,
 }
 
