@@ -13,6 +13,9 @@ use crate::{Classifier, Error, Mode, Output, Place, Result};
 /// The variable that names ONNX Runtime's library.
 pub const LIBRARY_VARIABLE: &str = "ORT_DYLIB_PATH";
 
+/// The most images that a file may take at a time where it says a number.
+const MOST_AT_ONCE: usize = 4096;
+
 /// How an ONNX file is opened.
 #[derive(Clone, Debug, Default)]
 pub struct OnnxFileConfig {
@@ -69,18 +72,20 @@ impl OnnxNetwork {
         let bytes =
             std::fs::read(path).map_err(|error| wrong(format!("can't be read: {error}")))?;
         let environment = environment()?;
-        let failed =
-            |error: ort::Error| wrong(format!("ONNX Runtime refuses it: {}", one_line(&error)));
+        let failed = |error: ort::Error| {
+            let said = one_line(&error);
+            let cure = match said.to_lowercase().contains("external") {
+                true => {
+                    "; write weights that lie in other files into it: onnx.save(onnx.load(FILE), FILE) in Python"
+                }
+                false => "",
+            };
+            wrong(format!("ONNX Runtime refuses it: {said}{cure}"))
+        };
         let session = |bytes: &[u8]| -> std::result::Result<Session, ort::Error> {
             let builder = Session::builder(environment)?;
-            let mut builder = builder.with_intra_threads(config.threads.max(1))?;
-            // Weights of a file of more than 2 GiB lie in others beside it.
-            if let Some(folder) = path.parent().and_then(Path::to_str) {
-                let folder = if folder.is_empty() { "." } else { folder };
-                const BESIDE: &str = "session.model_external_initializers_file_folder_path";
-                builder = builder.with_config_entry(BESIDE, folder)?;
-            }
-            builder.commit_from_memory(bytes)
+            // From memory: of weights in files beside it, which the file's hash does not cover, ONNX Runtime finds none.
+            builder.with_intra_threads(config.threads.max(1))?.commit_from_memory(bytes)
         };
         let mut opened = session(&bytes).map_err(failed)?;
         let own: Vec<String> = opened.outputs().iter().map(|output| output.name().into()).collect();
@@ -142,7 +147,12 @@ impl OnnxNetwork {
         let wrong = |reason: String| Error::Onnx { path: self.path.clone(), reason };
         let names: Vec<String> = {
             let session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
-            session.outputs().iter().map(|output| output.name().to_owned()).collect()
+            // Labels, scores as maps and the like are of no use to a student.
+            let is_f32 = |kind: &ValueType| {
+                matches!(kind, ValueType::Tensor { ty: TensorElementType::Float32, .. })
+            };
+            let outputs = session.outputs().iter().filter(|output| is_f32(output.dtype()));
+            outputs.map(|output| output.name().to_owned()).collect()
         };
         // Grey, so that probabilities show themselves.
         let image = vec![0.0; self.shape.iter().product()];
@@ -355,7 +365,13 @@ fn image_input(
             ));
         }
     };
-    Ok((name, channels_last, usize::try_from(*batch).ok().filter(|batch| *batch > 0)))
+    let batch = usize::try_from(*batch).ok().filter(|batch| *batch > 0);
+    if let Some(batch) = batch.filter(|batch| *batch > MOST_AT_ONCE) {
+        return Err(format!(
+            "its input {name} takes {batch} images at a time; expected at most {MOST_AT_ONCE}, or any number"
+        ));
+    }
+    Ok((name, channels_last, batch))
 }
 
 /// Whether a row of values is a probability for each class.
@@ -397,9 +413,11 @@ fn environment() -> Result<&'static Environment> {
         let named = std::env::var_os(LIBRARY_VARIABLE).filter(|path| !path.is_empty());
         let prefix = std::env::consts::DLL_PREFIX;
         let system = format!("{prefix}onnxruntime{}", std::env::consts::DLL_SUFFIX);
-        let path = named.map_or_else(|| PathBuf::from(system), PathBuf::from);
-        // A path is meant from the working folder, wherever the program lies.
-        let path = path.canonicalize().unwrap_or(path);
+        // A path is meant from the working folder, wherever the program lies; the name alone from where the system looks.
+        let path = match named.map(PathBuf::from) {
+            Some(path) => path.canonicalize().unwrap_or(path),
+            None => PathBuf::from(system),
+        };
         let builder = ort::init_from(&path).map_err(|error| error.to_string())?;
         builder.with_name("kd").with_telemetry(false).build().map_err(|error| one_line(&error))
     });

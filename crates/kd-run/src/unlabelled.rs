@@ -7,7 +7,7 @@ use kd_models::classes::shortened;
 use kd_record::PictureLogits;
 use kd_record::hash::sha256;
 
-use crate::recipe::RunRecipe;
+use crate::recipe::{RunConfig, RunRecipe};
 use crate::teacher::classes_of;
 use crate::{Error, Result};
 
@@ -69,7 +69,8 @@ pub(crate) fn classes(
     };
     // A file that is not there is named as it is for labelled pictures.
     sha256(first).map_err(|error| unusable(error.into()))?;
-    classes_of(first, recipe.run.teacher_model, data.input()).map_err(unusable)
+    let RunConfig { teacher_model, teacher_output, .. } = &recipe.run;
+    classes_of(first, *teacher_model, teacher_output.as_deref(), data.input()).map_err(unusable)
 }
 
 /// What is said of a run without labels: from whom it learns what, and whether anything is measured.

@@ -121,8 +121,8 @@ fn read_all(file: File, each: Each<'_>) -> std::result::Result<Option<Vec<String
         let group = reader.get_row_group(group).map_err(damaged)?;
         let rows = group.metadata().num_rows() as usize;
         let labels = match columns.label {
-            Some(column) => labels(&*group, column, rows)?,
-            None => vec![None; rows],
+            Some(column) => Some(labels(&*group, column, rows)?),
+            None => None,
         };
         let ColumnReader::ByteArrayColumnReader(mut images) =
             group.get_column_reader(columns.image).map_err(damaged)?
@@ -131,7 +131,7 @@ fn read_all(file: File, each: Each<'_>) -> std::result::Result<Option<Vec<String
         };
         let deepest =
             reader.metadata().file_metadata().schema_descr().column(columns.image).max_def_level();
-        let mut labels = labels.into_iter();
+        let mut labels = labels.map(Vec::into_iter);
         loop {
             let (mut levels, mut values) = (Vec::new(), Vec::new());
             let (count, ..) = images
@@ -149,14 +149,17 @@ fn read_all(file: File, each: Each<'_>) -> std::result::Result<Option<Vec<String
                         "the picture's file itself in each row",
                     )
                 })?;
-                let label = labels.next().ok_or_else(|| {
-                    Wrong::Found(format!("more pictures than labels at row {row}"), A_FILE)
-                })?;
+                let label = match &mut labels {
+                    Some(labels) => labels.next().ok_or_else(|| {
+                        Wrong::Found(format!("more pictures than labels at row {row}"), A_FILE)
+                    })?,
+                    None => None,
+                };
                 each(label, bytes.data())?;
                 row += 1;
             }
         }
-        if labels.next().is_some() {
+        if labels.is_some_and(|mut labels| labels.next().is_some()) {
             return Err(Wrong::Found(format!("fewer pictures than labels at row {row}"), A_FILE));
         }
     }

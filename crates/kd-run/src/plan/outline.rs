@@ -99,7 +99,8 @@ fn teacher(
     let mut fresh_of = |path: Option<PathBuf>, run_of: Option<&RunConfig>| {
         let network = match (&path, run_of) {
             (Some(path), _) if path.exists() && is_onnx(path) => {
-                let classes = classes_of(path, None, data.input())?.len();
+                let classes =
+                    classes_of(path, None, run.teacher_output.as_deref(), data.input())?.len();
                 return Err(Error::Choice(format!(
                     "{}: what a teacher in an ONNX file ({classes} classes) takes is not known beforehand; plan with --teacher of a weights file, or with --teacher-logits",
                     path.display()

@@ -13,19 +13,22 @@ pub struct NetworkTeacher {
     network: Network,
     /// Whether the network changes the normalisation of its images first.
     renormalizes: bool,
+    /// Whether another program's library computes it, from and to the host's memory.
+    is_foreign: bool,
 }
 
 impl NetworkTeacher {
     /// A teacher of this network, whose weights should be [frozen](kd_models::frozen): a forward pass then keeps nothing for a
     /// gradient.
     pub fn new(network: Network) -> Self {
-        Self { network, renormalizes: false }
+        Self { network, renormalizes: false, is_foreign: false }
     }
 
     /// The teacher of a weights file.
     pub(super) fn of(pretrained: &Pretrained, device: &Device) -> Result<Self> {
         let network = pretrained.network(device)?;
-        Ok(Self { network, renormalizes: pretrained.renormalize.is_some() })
+        let is_foreign = pretrained.foreign.is_some();
+        Ok(Self { network, renormalizes: pretrained.renormalize.is_some(), is_foreign })
     }
 }
 
@@ -40,6 +43,9 @@ impl Teacher for NetworkTeacher {
     }
 
     fn not_to_be_captured(&self, _: &Needs) -> Option<&'static str> {
+        if self.is_foreign {
+            return Some("the teacher is an ONNX file, which is computed on the host");
+        }
         // Channel by channel operations of candle upload their strides.
         self.renormalizes.then_some("the teacher changes the normalisation of its images")
     }

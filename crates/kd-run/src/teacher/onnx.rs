@@ -22,7 +22,7 @@ fn without_feature<T>(path: &Path) -> Result<T> {
 
 /// The names of the classes of an ONNX file, or their numbers.
 #[cfg(not(feature = "onnx"))]
-pub(super) fn classes_of(path: &Path, _: [usize; 3]) -> Result<Vec<String>> {
+pub(super) fn classes_of(path: &Path, _: Option<&str>, _: [usize; 3]) -> Result<Vec<String>> {
     without_feature(path)
 }
 
@@ -70,8 +70,12 @@ mod loaded {
     }
 
     /// The names of the classes of an ONNX file, or their numbers.
-    pub(in crate::teacher) fn classes_of(path: &Path, input: [usize; 3]) -> Result<Vec<String>> {
-        let network = open(path, input, None, &[])?;
+    pub(in crate::teacher) fn classes_of(
+        path: &Path,
+        output: Option<&str>,
+        input: [usize; 3],
+    ) -> Result<Vec<String>> {
+        let network = open(path, input, output, &[])?;
         let (timm, _) = timm::beside(path, None)?;
         let count = network.num_classes();
         let of_timm = timm.as_ref().map(|timm| timm.names(count)).transpose()?.flatten();

@@ -143,18 +143,19 @@ pub(super) fn own_normalization(
     Ok(own)
 }
 
-/// The names of the classes of a weights file; the numbers of those of a file that names none. An ONNX file is opened for images of the shape
-/// `input`, `[C, H, W]`.
+/// The names of the classes of a weights file; the numbers of those of a file that names none. An ONNX file, whose logits are
+/// its output `output`, is opened for images of the shape `input`, `[C, H, W]`.
 ///
 /// # Errors
 /// When the file is missing, damaged, or of a network that is not known and that `architecture` does not say.
 pub fn classes_of(
     path: &Path,
     architecture: Option<Architecture>,
+    output: Option<&str>,
     input: [usize; 3],
 ) -> Result<Vec<String>> {
     if onnx::is_onnx(path) {
-        return onnx::classes_of(path, input);
+        return onnx::classes_of(path, output, input);
     }
     let header = weights::peek(path)?;
     let (timm, _) = timm::beside(path, header.metadata.as_ref())?;

@@ -108,7 +108,7 @@ pub(crate) fn run(flags: &Eval) -> Result<(), Failure> {
     }
     let mut data = load(flags, &mut config, on_train)?;
     if data.classes.is_empty() {
-        data.classes = classes_of(&flags.weights, flags.model, data.input())?;
+        data.classes = classes_of(&flags.weights, flags.model, None, data.input())?;
     }
     // Those of the classes are about the test images.
     let of_classes = if on_train { &[][..] } else { &data.class_warnings };
