@@ -276,7 +276,11 @@ fn a_folder_that_is_laid_out_otherwise_is_named() {
         let text = message(image_folder(dir.path(), SIDE), &dir.path().join(at));
         assert!(text.contains(expected), "{text}");
     };
-    broken(|dir| fs::rename(dir.join("test"), dir.join("val")).unwrap(), "test", "test/CLASS/*");
+    // Where there is no `test`, the pictures of `val` are tested on.
+    let dir = picture_folder(&FILES);
+    let tested = image_folder(dir.path(), SIDE).unwrap().test.len();
+    fs::rename(dir.path().join("test"), dir.path().join("val")).unwrap();
+    assert_eq!(image_folder(dir.path(), SIDE).unwrap().test.len(), tested);
     broken(|dir| fs::remove_dir_all(dir.join("test/ant")).unwrap(), "test/ant", "no such folder");
     broken(|dir| fs::create_dir(dir.join("test/bee")).unwrap(), "test/bee", "that train lacks");
     broken(|dir| fs::remove_dir_all(dir.join("train/ant")).unwrap(), "train", "found 1 folders");

@@ -101,7 +101,7 @@ mod tests {
         // x = torch.tensor([-2., -.5, -.13, 0., .1, .125, .375, .4, 30., 31.9, 70.], requires_grad=True)
         // y = torch.fake_quantize_per_tensor_affine(x, 0.25, 4, 0, 255); (y * torch.arange(1., 12.)).sum().backward()
         // 0.125 and 0.375 lie between two levels and go to the even one.
-        let x = [-2., -0.5, -0.13, 0., 0.1, 0.125, 0.375, 0.4, 30., 31.9, 70.];
+        let x = [-2f32, -0.5, -0.13, 0., 0.1, 0.125, 0.375, 0.4, 30., 31.9, 70.];
         let levels = Levels { scale: 0.25, zero_point: 4 };
         let x = Var::from_vec(x.to_vec(), 11, &Device::Cpu).unwrap();
         let y = fake_quantize(x.as_tensor(), levels).unwrap();

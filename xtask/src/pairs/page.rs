@@ -36,7 +36,7 @@ const INTRODUCTION: &str = "\
 
 Papers on distillation since 2020 compare their methods on thirteen pairs of teacher and student, trained on CIFAR-100 in the protocol of RepDistiller. `recipes/cifar100/` has a recipe for each: the teacher, the
 student on the labels alone, and the student by every method of kd that has settings of its authors for CIFAR-100. **kd's own figures are missing**: each says \"not run\". What is tested is that each recipe names places that its
-networks have and that shapes fit (`cargo test`), and that each run takes a training step on files in CIFAR-100's format (`cargo xtask soak pairs`).
+networks have and that shapes fit (`cargo test`). `cargo xtask soak pairs` takes a training step of each run on files in CIFAR-100's format; it has not been run to its end yet.
 
 ```
 cargo xtask data --dataset cifar100                                                   # 161 MB
