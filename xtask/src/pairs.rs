@@ -24,7 +24,7 @@ pub fn folder() -> PathBuf {
     workspace::root().join("recipes/cifar100")
 }
 
-/// The table.
+/// The table of networks, pairs and methods, as its file has it.
 ///
 /// # Errors
 /// When it can't be read or makes no sense.

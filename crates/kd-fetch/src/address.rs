@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 pub enum Address {
     /// A file on the web: `https://HOST/PATH`, or `http://HOST/PATH`.
     Web {
-        /// The address.
+        /// The address as it was given.
         url: String,
         /// The parts of its path in a cache: the host, and each part of the path. Where the address asks for something (`?id=1`), the
         /// question's hash is a folder above the file, so that two questions to one path are two files.

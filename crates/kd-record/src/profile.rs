@@ -17,7 +17,7 @@ const MAX_BYTES: u64 = 64 << 20;
 pub struct Profile {
     /// The version of this description: [`FORMAT`].
     pub format: u32,
-    /// kd's version.
+    /// The version of kd that measured them.
     pub version: String,
     /// The processor, where the system names it.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -114,7 +114,7 @@ pub struct Method {
     /// Other settings of single pairs.
     #[serde(default)]
     pub settings: BTreeMap<String, toml::Table>,
-    /// Published figures.
+    /// The figures that others published, by pair.
     #[serde(default)]
     pub published: Vec<Figures>,
     /// kd's figures by pair, as the page shows them.

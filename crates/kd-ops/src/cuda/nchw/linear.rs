@@ -1,4 +1,4 @@
-//! Linear layers.
+//! Linear layers of a plan on a GPU: products, biases and their gradients.
 
 use candle_core::Result;
 use candle_core::cuda_backend::cudarc::driver::PushKernelArg;
