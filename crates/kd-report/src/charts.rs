@@ -142,6 +142,29 @@ fn open(text: &mut String, width: f64, height: f64, description: &str) {
     );
 }
 
+/// The ticks of both axes, and a line across for each of the vertical one's, in a frame from `left` to `right` that ends at `bottom`.
+fn axes(text: &mut String, x: &Axis, y: &Axis, [left, right, bottom]: [f64; 3]) {
+    for tick in y.ticks() {
+        let at = y.at(tick);
+        let _ = write!(
+            text,
+            "<path class=\"grid\" d=\"M{left} {at:.1}L{right} {at:.1}\"/><text class=\"tick end\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
+            left - 7.0,
+            at + 4.0,
+            y.label(tick)
+        );
+    }
+    for tick in x.ticks() {
+        let _ = write!(
+            text,
+            "<text class=\"tick mid\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
+            x.at(tick),
+            bottom + 17.0,
+            x.label(tick)
+        );
+    }
+}
+
 fn shortened(text: &str, most: usize) -> String {
     if text.chars().count() <= most {
         return text.to_owned();

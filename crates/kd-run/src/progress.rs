@@ -30,7 +30,7 @@ pub enum Progress<'a> {
     },
     /// The teacher computes its outputs for the training images, which are then cached.
     TeacherPass {
-        /// Images done.
+        /// The images whose outputs are there.
         done: usize,
         /// Images in all.
         images: usize,
@@ -62,7 +62,7 @@ pub enum Outcome {
     AlreadyFinished(Option<Evaluation>),
     /// The observer stopped the run; a checkpoint is written, and the same run can go on.
     Stopped {
-        /// Steps done.
+        /// The steps that the checkpoint is after.
         step: u64,
     },
 }

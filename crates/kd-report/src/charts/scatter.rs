@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use minijinja::HtmlEscape;
 
-use super::{Axis, mark, open};
+use super::{Axis, axes, mark, open};
 
 /// A point with its name.
 pub(crate) struct Marked {
@@ -27,25 +27,7 @@ pub(crate) fn scatter(description: &str, across: &str, up: &str, points: &[Marke
 
     let mut svg = String::new();
     open(&mut svg, width, height, description);
-    for tick in y.ticks() {
-        let at = y.at(tick);
-        let _ = write!(
-            svg,
-            "<path class=\"grid\" d=\"M{left} {at:.1}L{right} {at:.1}\"/><text class=\"tick end\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
-            left - 7.0,
-            at + 4.0,
-            y.label(tick)
-        );
-    }
-    for tick in x.ticks() {
-        let _ = write!(
-            svg,
-            "<text class=\"tick mid\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
-            x.at(tick),
-            bottom + 17.0,
-            x.label(tick)
-        );
-    }
+    axes(&mut svg, &x, &y, [left, right, bottom]);
     let _ = write!(
         svg,
         "<text class=\"tick\" x=\"2\" y=\"12\">{}</text><text class=\"tick end\" x=\"{right}\" y=\"{:.1}\">{}</text>",
